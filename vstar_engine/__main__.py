@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m vstar_engine`."""
+
+from .cli import main
+
+raise SystemExit(main())

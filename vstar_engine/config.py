@@ -1,0 +1,183 @@
+"""Settings as frozen dataclasses, each default once, and the tables of models and TAR presets."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MAX_FRAMES = 512
+MAX_SIDE = 4096
+TRAINING_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """The video UNet's architecture.
+
+    Level `i` works at the latent size divided by 2**i and has `model_channels * channel_mult[i]` channels.
+    """
+
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    head_dim: int = 64
+    context_dim: int = 1024
+    transformer_depth: int = 1
+    in_channels: int = 4
+    out_channels: int = 4
+    use_linear: bool = True
+    temporal_conv: bool = True
+    init_attention: bool = True
+    fps_condition: bool = True
+
+    @property
+    def levels(self) -> int:
+        return len(self.channel_mult)
+
+
+@dataclass(frozen=True)
+class VaeSpec:
+    """The KL autoencoder's architecture; pixels per latent cell and side: `factor`."""
+
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 4
+    embed_dim: int = 4
+    in_channels: int = 3
+    out_channels: int = 3
+    scale_factor: float = 0.18215
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The OpenCLIP text tower's architecture."""
+
+    width: int = 1024
+    heads: int = 16
+    layers: int = 24
+    vocab_size: int = 49408
+    context_length: int = 77
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole model: three networks and the size in pixels (height, width) that it was made for."""
+
+    name: str
+    unet: UNetSpec
+    vae: VaeSpec
+    text: TextSpec
+    size: tuple[int, int]
+
+    @property
+    def multiple(self) -> int:
+        """Both sides of a video must be multiples of this many pixels."""
+        return self.vae.factor * 2 ** (self.unet.levels - 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless the network can take a `height` x `width` video."""
+        wanted = f"a size is HEIGHTxWIDTH with both sides multiples of {self.multiple} from {self.multiple} to {MAX_SIDE}"
+        for side in (height, width):
+            if not self.multiple <= side <= MAX_SIDE or side % self.multiple:
+                raise ValueError(f"{wanted} for model {self.name}, got {height}x{width}")
+
+
+@dataclass(frozen=True)
+class Tar:
+    """Temporal attention regularisation: sigma in frames per UNet level (arXiv 2403.13501, eq. 3-4).
+
+    Active while `step_index <= until_step`; smaller sigma means more motion.
+    """
+
+    sigma: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 8.0})
+    strength: float = 1.0
+    until_step: int = 13
+
+    def __post_init__(self) -> None:
+        for level, sigma in self.sigma.items():
+            if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+                raise ValueError(f"a TAR level is a whole number from 0 up, got {level!r}")
+            if not (math.isfinite(sigma) and sigma > 0):
+                raise ValueError(f"sigma is a finite number of frames above 0, got {sigma} for level {level}")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"TAR strength must be a finite number, got {self.strength}")
+
+    def check_levels(self, levels: int) -> None:
+        """Raises ValueError when a level is named that a UNet of `levels` levels does not have."""
+        for level in self.sigma:
+            if level >= levels:
+                raise ValueError(f"TAR level {level} does not exist: this network has levels 0 to {levels - 1}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """DDIM and guidance settings; the published defaults.
+
+    `fps_condition` is the frame rate the network is told, not the one the file plays at.
+    `batch_guidance` runs both guidance branches in one batch instead of two passes.
+    """
+
+    steps: int = 25
+    eta: float = 1.0
+    guidance: float = 12.0
+    fps_condition: int = 28
+    batch_guidance: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= TRAINING_STEPS:
+            raise ValueError(f"steps must be 1 to {TRAINING_STEPS}, got {self.steps}")
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta must be 0 to 1, got {self.eta}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a finite number, got {self.guidance}")
+        if self.fps_condition < 1:
+            raise ValueError(f"the fps condition must be at least 1, got {self.fps_condition}")
+
+
+def check_frames(frames: int) -> None:
+    """Raises ValueError unless `frames` is a length the engine makes in one pass."""
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {frames}")
+
+
+TAR_PRESETS: dict[str, Tar | None] = {
+    "none": None,
+    "64D1": Tar({0: 1.0}),
+    "64D4": Tar({0: 4.0}),
+    "64D8": Tar({0: 8.0}),
+    "64D1_32D1": Tar({0: 1.0, 1: 1.0}),
+    "64D1_32D8": Tar({0: 1.0, 1: 8.0}),
+    "64D1_32D12": Tar({0: 1.0, 1: 12.0}),
+    "64D4_32D8": Tar({0: 4.0, 1: 8.0}),
+    "64D4_32D12": Tar({0: 4.0, 1: 12.0}),
+}
+
+MODELS: dict[str, Spec] = {
+    "videocrafter2": Spec("videocrafter2", UNetSpec(), VaeSpec(), TextSpec(), size=(320, 512)),
+    "mini": Spec(
+        "mini",
+        UNetSpec(model_channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, head_dim=16, context_dim=64),
+        VaeSpec(channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1),
+        TextSpec(width=64, heads=4, layers=4),
+        size=(96, 128),
+    ),
+}
+
+
+def model(name: str) -> Spec:
+    """Looks a model up by name; ValueError lists the known ones."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def tar_preset(name: str) -> Tar | None:
+    """Looks a TAR preset up by name; ValueError lists the known ones."""
+    if name not in TAR_PRESETS:
+        raise ValueError(f"unknown TAR preset {name!r}; known presets: {', '.join(TAR_PRESETS)}")
+    return TAR_PRESETS[name]

@@ -1,0 +1,37 @@
+"""The ways a request can fail, each with the exit code the command line gives it."""
+
+
+class VstarError(Exception):
+    """Any failure that has an answer; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class CheckpointError(VstarError, ValueError):
+    """A weight file is damaged, incomplete, unsafe or made for another network."""
+
+    exit_code = 3
+
+
+class OutputError(VstarError, OSError):
+    """A result cannot be written where it was asked for."""
+
+    exit_code = 4
+
+
+class MemoryShortage(VstarError, RuntimeError):
+    """The request needs more memory than the device has free."""
+
+    exit_code = 5
+
+
+class DeviceError(VstarError, RuntimeError):
+    """The device is absent, or cannot compute in the dtype asked for."""
+
+    exit_code = 6
+
+
+class MissingLibrary(VstarError, ImportError):
+    """An optional library that this request needs is not installed."""
+
+    exit_code = 7

@@ -1,0 +1,48 @@
+"""DDIM with classifier-free guidance, as a generator that yields each step."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .schedule import Schedule
+
+# (latents, timestep (B,) int64, step index) -> the conditional and the unconditional noise prediction, like latents;
+# the second is None where guidance is 1
+Denoise = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
+
+
+def sample(
+    denoise: Denoise,
+    schedule: Schedule,
+    latents: Tensor,
+    *,
+    guidance: float | Tensor,
+    noise: Tensor | Callable[[int], Tensor] | None = None,
+    start: int = 0,
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Denoises `latents` (B, C, T, H, W) float32, yielding (index, timestep, latents, pred_x0) after every step.
+
+    guidance is a number or (B,), used as e_u + w (e_c - e_u); noise is the tape (steps, *latents.shape), a function of the
+    step's index, or None to draw it on the CPU; `start` skips that many of the noisiest steps. The index counts from 0.
+    Each step: x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale, then
+    sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
+    """
+    if not 0 <= start < len(schedule):
+        raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
+    weight = torch.as_tensor(guidance, dtype=latents.dtype, device=latents.device).reshape(-1, *[1] * (latents.dim() - 1))
+    for index, i in enumerate(reversed(range(len(schedule) - start))):
+        timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=latents.device)
+        conditional, unconditional = denoise(latents, timestep, index)
+        eps = conditional if unconditional is None else unconditional + weight * (conditional - unconditional)
+        alpha, alpha_prev, sigma = float(schedule.alpha[i]), float(schedule.alpha_prev[i]), float(schedule.sigma[i])
+        pred_x0 = (latents - (1 - alpha) ** 0.5 * eps) / alpha**0.5 / float(schedule.scale[i])
+        direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
+        latents = alpha_prev**0.5 * float(schedule.scale_prev[i]) * pred_x0 + direction
+        if sigma > 0:
+            if noise is None:
+                drawn = torch.randn(latents.shape)
+            else:
+                drawn = noise(index) if callable(noise) else noise[index]
+            latents = latents + sigma * drawn.to(latents)
+        yield index, int(timestep[0]), latents, pred_x0

@@ -1,0 +1,70 @@
+"""The noise schedule: betas, alpha_bar, the dynamic rescale and DDIM's timesteps, all in float64."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import TRAINING_STEPS
+
+BETA_START, BETA_END = 0.00085, 0.012
+SCALE_END, SCALE_STEPS, SCALE_ENTRIES = 0.7, 400, 1400
+
+
+def betas() -> np.ndarray:
+    """Gives the 1000 training betas: linear in their square roots, float64."""
+    return np.linspace(BETA_START**0.5, BETA_END**0.5, TRAINING_STEPS) ** 2
+
+
+def alpha_bar() -> np.ndarray:
+    """Gives the cumulative products of 1 - beta, (1000,) float64."""
+    return np.cumprod(1.0 - betas())
+
+
+def scale_arr() -> np.ndarray:
+    """Gives the dynamic rescale: 1 falling to 0.7 over 400 entries, then 0.7; (1400,) float64."""
+    return np.concatenate([np.linspace(1.0, SCALE_END, SCALE_STEPS), np.full(SCALE_ENTRIES - SCALE_STEPS, SCALE_END)])
+
+
+def ddim_timesteps(steps: int) -> np.ndarray:
+    """Gives exactly `steps` ascending timesteps in 0..999; for divisors of 1000 the published 1, 1 + 1000/steps, ..."""
+    if not 1 <= steps <= TRAINING_STEPS:
+        raise ValueError(f"steps must be 1 to {TRAINING_STEPS}, got {steps}")
+    offset = min(1, TRAINING_STEPS - steps)  # all thousand only fit without the published shift by one
+    return np.arange(steps) * TRAINING_STEPS // steps + offset
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One sampling run's constants, (steps,) float64 in ascending timestep order; sampling walks them backwards."""
+
+    timesteps: np.ndarray
+    alpha: np.ndarray
+    alpha_prev: np.ndarray
+    sigma: np.ndarray
+    scale: np.ndarray
+    scale_prev: np.ndarray
+
+    @staticmethod
+    def ddim(steps: int | None = None, timesteps: Sequence[int] | np.ndarray | None = None, eta: float = 1.0) -> "Schedule":
+        """Builds a DDIM schedule (arXiv 2010.02502, eq. 16) from a number of steps or from explicit timesteps.
+
+        Raises ValueError unless exactly one of both is given and the timesteps ascend within 0..999.
+        """
+        if (steps is None) == (timesteps is None):
+            raise ValueError("give either steps or timesteps, not both and not neither")
+        if steps is not None:
+            taken = ddim_timesteps(steps)
+        else:
+            taken = np.asarray(timesteps, dtype=np.int64)
+            if taken.ndim != 1 or not len(taken) or taken[0] < 0 or taken[-1] >= TRAINING_STEPS or (np.diff(taken) <= 0).any():
+                raise ValueError(f"timesteps must ascend within 0..{TRAINING_STEPS - 1}, got {taken.tolist()}")
+        every_alpha, every_scale = alpha_bar(), scale_arr()
+        alpha, scale = every_alpha[taken], every_scale[taken]
+        alpha_prev = np.append(every_alpha[0], alpha[:-1])
+        scale_prev = np.append(every_scale[0], scale[:-1])
+        sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * np.maximum(1 - alpha / alpha_prev, 0.0))
+        return Schedule(taken, alpha, alpha_prev, sigma, scale, scale_prev)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)

@@ -1,0 +1,33 @@
+"""Temporal attention regularisation as data: the rows `g` that the network takes at each step."""
+
+import torch
+from torch import Tensor
+
+from .config import Tar
+
+
+def toeplitz(frames: int, sigma: float, strength: float = 1.0) -> Tensor:
+    """Gives g[d] = strength * exp(-d^2 / (2 sigma^2)) for frame distances d = 0 .. frames-1.
+
+    (frames,) float32, computed in float64 (arXiv 2403.13501, eq. 4). Raises ValueError for a bad length or sigma.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    Tar({0: sigma}, strength)
+    distance = torch.arange(frames, dtype=torch.float64)
+    return (strength * torch.exp(-(distance**2) / (2.0 * sigma**2))).float()
+
+
+def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
+    """Gives the (1, levels, frames) float32 rows of one sampling step; zeros are plain attention.
+
+    Raises ValueError when `tar` names a level the network does not have.
+    """
+    rows = torch.zeros(1, levels, frames)
+    if tar is None:
+        return rows
+    tar.check_levels(levels)
+    if step <= tar.until_step:
+        for level, sigma in tar.sigma.items():
+            rows[0, level] = toeplitz(frames, sigma, tar.strength)
+    return rows

@@ -1,0 +1,171 @@
+"""Prompts to conditioning: CLIP tokens, the OpenCLIP text tower, and anchors spread over the frames (VSP)."""
+
+import gzip
+import html
+import logging
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TextSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+START, END = 49406, 49407
+CONTEXT_LENGTH = 77
+
+
+@cache
+def _tokenizer() -> "Tokenizer":
+    """Builds CLIP's byte-pair tokenizer from the merges table that lies in the package."""
+    from tokenizers import AddedToken, Regex, Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    table = gzip.decompress(files("vstar_engine").joinpath("data/clip_merges.txt.gz").read_bytes()).decode()
+    size = END + 1 - 2 - 2 * 256
+    merges = [tuple(line.split()) for line in table.split("\n")[1 : size + 1]]
+    letters = _byte_letters()
+    words = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges]
+    vocabulary = {word: i for i, word in enumerate([*words, "<start_of_text>", "<end_of_text>"])}
+    tokenizer = Tokenizer(BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(Regex(pattern), "removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in ("<start_of_text>", "<end_of_text>")])
+    return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """Lists the 256 printable stand-ins for bytes in CLIP's vocabulary order: printable bytes first."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def clean(prompt: str) -> str:
+    """Mends broken text, undoes HTML escapes twice, folds white space and lower-cases, as CLIP's tokenizer does."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
+    return " ".join(text.split()).strip().lower()
+
+
+def tokenize(prompts: Sequence[str]) -> Tensor:
+    """Gives CLIP's byte-pair tokens, (n, 77) int64: 49406, the words, 49407, zeros; a long prompt keeps its end token."""
+    tokens = torch.zeros(len(prompts), CONTEXT_LENGTH, dtype=torch.int64)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        words = _tokenizer().encode(clean(prompt)).ids
+        if len(words) > CONTEXT_LENGTH - 2:
+            log.warning("a prompt has more than %d tokens; the rest is not read: %.60s...", CONTEXT_LENGTH - 2, prompt)
+            words = words[: CONTEXT_LENGTH - 2]
+        row[: len(words) + 2] = torch.tensor([START, *words, END])
+    return tokens
+
+
+class Attention(nn.Module):
+    """Causal self-attention with OpenCLIP's parameter names."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (n, heads, 77, head_dim)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class ResidualAttentionBlock(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(width), Attention(width, heads)
+        self.ln_2, self.mlp = nn.LayerNorm(width), Mlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, spec: TextSpec):
+        super().__init__()
+        # the penultimate layer's output is wanted, so the last block is never built
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(spec.width, spec.heads) for _ in range(spec.layers - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
+class TextTower(nn.Module):
+    """OpenCLIP's text transformer up to its penultimate layer, then the final norm; no projection."""
+
+    def __init__(self, spec: TextSpec):
+        super().__init__()
+        self.spec = spec
+        # keys of the official tower that text-to-video does not need
+        self.unused = (f"transformer.resblocks.{spec.layers - 1}.", "text_projection", "logit_scale")
+        self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.positional_embedding = nn.Parameter(torch.empty(spec.context_length, spec.width))
+        self.transformer = Transformer(spec)
+        self.ln_final = nn.LayerNorm(spec.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, 77) int -> (n, 77, width)."""
+        return self.ln_final(self.transformer(self.token_embedding(tokens) + self.positional_embedding))
+
+
+def anchor_frames(anchors: int, frames: int) -> list[int]:
+    """Gives the frame each anchor sits at: trunc(linspace(0, frames-1, anchors)), counted from the nearer end."""
+    if anchors == 1:
+        return [0]
+    step = (frames - 1) / (anchors - 1)
+    return [int(step * i) if i < anchors // 2 else int((frames - 1) - step * (anchors - 1 - i)) for i in range(anchors)]
+
+
+def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int] | None = None) -> Tensor:
+    """Spreads K state embeddings (K, 77, C) over the frames (VSP): (frames, 77, C).
+
+    `linear` interpolates between neighbours; `hold` keeps each anchor until the next one's frame. `at` names the anchors'
+    frames: ascending, from 0 to frames-1. Raises ValueError for more anchors than frames, a bad `at` or mode.
+    """
+    count = len(anchors)
+    if not 1 <= count <= frames:
+        raise ValueError(f"there must be 1 to {frames} states for {frames} frames, got {count}")
+    if mode not in ("linear", "hold"):
+        raise ValueError(f"mode must be 'linear' or 'hold', got {mode!r}")
+    where = anchor_frames(count, frames) if at is None else list(at)
+    if at is not None:
+        ascending = all(a < b for a, b in zip(where, where[1:], strict=False))
+        if len(where) != count or not ascending or where[0] != 0 or (count > 1 and where[-1] != frames - 1):
+            raise ValueError(f"the {count} anchors' frames must ascend from 0 to {frames - 1}, got {where}")
+    if count == 1:
+        return anchors.expand(frames, *anchors.shape[1:])
+    rows = []
+    for i, (start, end) in enumerate(zip(where, where[1:], strict=False)):
+        weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[:-1]
+        if mode == "hold":
+            weight = torch.zeros_like(weight)
+        weight = weight.to(anchors.dtype)[:, None, None]
+        rows.append(anchors[i] * (1 - weight) + anchors[i + 1] * weight)
+    return torch.cat([*rows, anchors[-1:]])

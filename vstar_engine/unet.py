@@ -1,0 +1,371 @@
+"""The video UNet: spatial residual blocks and transformers, with temporal convolutions and temporal attention.
+
+Hidden states are (B*T, C, H, W). In channels-last memory every reshape here is a view: frames, positions and
+channels are then the same bytes read as (B, T, P, C) by the temporal layers. Parameters keep the official names.
+"""
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import UNetSpec
+from .errors import MissingLibrary
+from .kernels.temporal_attention import temporal_attention, temporal_attention_dense
+
+GROUPS = 32
+INIT_ATTENTION_HEADS = 8
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attends through PyTorch: (N, L, heads, head_dim) in and out."""
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
+def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Gives xformers' memory-efficient attention, which has `sdpa`'s layout."""
+    try:
+        return import_module("xformers.ops").memory_efficient_attention
+    except ImportError as error:
+        raise MissingLibrary(f"spatial attention 'xformers' needs the xformers package ({error}); install it or use 'sdpa'") from error
+
+
+SPATIAL_ATTENTION: dict[str, Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    "sdpa": lambda: sdpa,
+    "xformers": xformers_attention,
+}
+
+
+def sinusoid(values: Tensor, width: int) -> Tensor:
+    """Embeds numbers (...) as (..., width) float32: cosines of all frequencies first, then sines."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angle = values.float()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class Pointwise(nn.Linear):
+    """A linear layer over the last axis whose stored weight is (out, in, 1, ...), `ones` ones, as for a convolution."""
+
+    def __init__(self, in_features: int, out_features: int, ones: int):
+        super().__init__(in_features, out_features)
+        self.weight = nn.Parameter(self.weight.detach()[(..., *[None] * ones)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class FrameConv(nn.Conv3d):
+    """A 3x1x1 convolution over frames, zero-padded at the clip's ends, run on (B, C, T, P) as a 2-D one."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, (3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.squeeze(-1), self.bias, padding=(1, 0))
+
+
+class TemporalConvBlock(nn.Module):
+    """Four times (norm over the whole clip, SiLU, convolution over frames), added to its input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+        def layer(*between: nn.Module) -> nn.Sequential:
+            return nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), *between, FrameConv(channels))
+
+        # the identity stands where training has its dropout, which numbers the official keys
+        self.conv1 = layer()
+        self.conv2, self.conv3, self.conv4 = (layer(nn.Identity()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) in and out."""
+        h = x.flatten(3)
+        return x + self.conv4(self.conv3(self.conv2(self.conv1(h)))).unflatten(3, x.shape[3:])
+
+
+class ResBlock(nn.Module):
+    """Residual block per frame, then its temporal convolutions over the clip."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, temporal_conv: bool = True):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.temporal_conv = TemporalConvBlock(out_channels) if temporal_conv else None
+
+    def forward(self, x: Tensor, emb: Tensor, frames: int) -> Tensor:
+        """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W)."""
+        emb = self.emb_layers(emb)
+        emb = emb.repeat_interleave(x.shape[0] // emb.shape[0], dim=0)[:, :, None, None]
+        h = self.skip_connection(x) + self.out_layers(self.in_layers(x) + emb)
+        return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
+
+
+def to_clip(x: Tensor, frames: int) -> Tensor:
+    """(B*T, C, H, W) -> (B, C, T, H, W), a view."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def to_frames(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B*T, C, H, W), a view in channels-last memory."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+class GEGLU(nn.Module):
+    """Projects to value and gate halves and gates with the exact GELU."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class SelfAttention(nn.Module):
+    """One fused, bias-free q, k, v projection, an attention given by the caller, and the output projection."""
+
+    def __init__(self, width: int, heads: int, head_dim: int):
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """x (..., width); `attend` sees q, k, v as (..., heads, head_dim) views of the projection."""
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        return self.to_out(attend(q, k, v).flatten(-2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of positions to text; frames that share a text share its keys and values."""
+
+    def __init__(self, width: int, context_dim: int, heads: int, head_dim: int):
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.to_q = nn.Linear(width, heads * head_dim, bias=False)
+        self.to_kv = nn.Linear(context_dim, 2 * heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
+
+    def forward(self, x: Tensor, context: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
+        k, v = self.to_kv(context.flatten(0, 1)).unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
+        q = self.to_q(x).reshape(k.shape[0], -1, self.heads, self.head_dim)
+        return self.to_out(attend(q, k, v).reshape(*x.shape[:2], -1))
+
+
+class SpatialBlock(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int, context_dim: int, attention: str):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1 = SelfAttention(width, heads, head_dim)
+        self.attn2 = CrossAttention(width, context_dim, heads, head_dim)
+        self.ff = FeedForward(width)
+        self.attend = SPATIAL_ATTENTION[attention]()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x), self.attend)
+        x = x + self.attn2(self.norm2(x), context, self.attend)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention within each frame and attention to its text."""
+
+    def __init__(self, channels: int, spec: UNetSpec, attention: str):
+        super().__init__()
+        ones = 0 if spec.use_linear else 2
+        heads = channels // spec.head_dim
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.proj_in = Pointwise(channels, channels, ones)
+        self.transformer_blocks = nn.ModuleList(
+            SpatialBlock(channels, heads, spec.head_dim, spec.context_dim, attention) for _ in range(spec.transformer_depth)
+        )
+        self.proj_out = Pointwise(channels, channels, ones)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B*T, C, H, W), context (B, 1 or T, L, context_dim) -> like x."""
+        h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        return x + self.proj_out(h).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class TemporalBlock(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1, self.attn2 = (SelfAttention(width, heads, head_dim) for _ in range(2))
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        """x (B, T, P, width); g (1 or B, T), or dense (1 or B, T, T)."""
+        op = temporal_attention if g.dim() == 2 else temporal_attention_dense
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return op(q, k, v, g)
+
+        x = x + self.attn1(self.norm1(x), attend)
+        x = x + self.attn2(self.norm2(x), attend)
+        return x + self.ff(self.norm3(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Two regularised self-attentions over the frames of each position; the group norm spans the whole clip."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, depth: int = 1, use_linear: bool = True):
+        super().__init__()
+        ones, inner = 0 if use_linear else 1, heads * head_dim
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.proj_in = Pointwise(channels, inner, ones)
+        self.transformer_blocks = nn.ModuleList(TemporalBlock(inner, heads, head_dim) for _ in range(depth))
+        self.proj_out = Pointwise(inner, channels, ones)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        """x (B, C, T, H, W), g (1 or B, T) or dense (1 or B, T, T) float32 -> like x."""
+        h = self.proj_in(self.norm(x).permute(0, 2, 3, 4, 1).flatten(2, 3))
+        for block in self.transformer_blocks:
+            h = block(h, g)
+        return x + self.proj_out(h).unflatten(2, x.shape[3:]).permute(0, 4, 1, 2, 3)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stage(nn.ModuleList):
+    """The layers of one official block, in order, and the level whose row of `tar` they take."""
+
+    def __init__(self, level: int, *layers: nn.Module):
+        super().__init__(layers)
+        self.level = level
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, tar: Tensor, frames: int) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb, frames)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            elif isinstance(layer, TemporalTransformer):
+                x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a video's latents; `spatial_attention` is a key of `SPATIAL_ATTENTION`."""
+
+    def __init__(self, spec: UNetSpec, spatial_attention: str = "sdpa"):
+        super().__init__()
+        if spatial_attention not in SPATIAL_ATTENTION:
+            raise ValueError(f"spatial attention must be one of {', '.join(SPATIAL_ATTENTION)}, got {spatial_attention!r}")
+        self.spec = spec
+        width, emb = spec.model_channels, 4 * spec.model_channels
+
+        def res(in_channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(in_channels, out_channels, emb, spec.temporal_conv)
+
+        def transformers(channels: int) -> list[nn.Module]:
+            heads = channels // spec.head_dim
+            return [
+                SpatialTransformer(channels, spec, spatial_attention),
+                TemporalTransformer(channels, heads, spec.head_dim, spec.transformer_depth, spec.use_linear),
+            ]
+
+        self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if spec.fps_condition:
+            self.fps_embedding = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if spec.init_attention:
+            stem = TemporalTransformer(width, INIT_ATTENTION_HEADS, spec.head_dim, spec.transformer_depth, use_linear=False)
+            self.init_attn = nn.ModuleList([stem])
+
+        self.input_blocks = nn.ModuleList([Stage(0, nn.Conv2d(spec.in_channels, width, 3, padding=1))])
+        channels, skips = width, [width]
+        for level, mult in enumerate(spec.channel_mult):
+            for _ in range(spec.num_res_blocks):
+                layers: list[nn.Module] = [res(channels, width * mult)]
+                channels = width * mult
+                if level in spec.attention_levels:
+                    layers += transformers(channels)
+                self.input_blocks.append(Stage(level, *layers))
+                skips.append(channels)
+            if level < spec.levels - 1:
+                self.input_blocks.append(Stage(level, Downsample(channels)))
+                skips.append(channels)
+
+        self.middle_block = Stage(spec.levels - 1, res(channels, channels), *transformers(channels), res(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(spec.channel_mult))):
+            for i in range(spec.num_res_blocks + 1):
+                layers = [res(channels + skips.pop(), width * mult)]
+                channels = width * mult
+                if level in spec.attention_levels:
+                    layers += transformers(channels)
+                if level and i == spec.num_res_blocks:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(Stage(level, *layers))
+
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, spec.out_channels, 3, padding=1))
+
+    def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
+        """timestep (B, 1 or T), fps (B,) -> (B or B*T, E)."""
+        width, dtype = self.spec.model_channels, self.out[2].weight.dtype
+        emb = self.time_embed(sinusoid(timestep, width).to(dtype))
+        if self.spec.fps_condition:
+            emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
+        return emb.flatten(0, 1)
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        """Predicts the noise, shaped and typed like `latents`.
+
+        latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
+        fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
+        """
+        frames = latents.shape[2]
+        emb = self.embed(timestep, fps)
+        x = to_frames(latents)
+        skips = []
+        for i, stage in enumerate(self.input_blocks):
+            x = stage(x, emb, context, tar, frames)
+            if i == 0 and self.spec.init_attention:
+                x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
+            skips.append(x)
+        x = self.middle_block(x, emb, context, tar, frames)
+        for stage in self.output_blocks:
+            x = stage(torch.cat([x, skips.pop()], dim=1), emb, context, tar, frames)
+        return to_clip(self.out(x), frames).contiguous()
