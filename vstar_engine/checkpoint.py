@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from . import schedule
 from .artifacts import read_manifest
 from .config import Spec, TextSpec, UNetSpec, VaeSpec
 from .errors import CheckpointError
@@ -26,14 +27,6 @@ TABLE = {
     "temporal_conv": ("temopral_conv",),
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
-}
-SCHEDULE_BUFFERS = {
-    **dict.fromkeys(("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"), (1000,)),
-    **dict.fromkeys(("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"), (1000,)),
-    **dict.fromkeys(("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"), (1000,)),
-    **dict.fromkeys(("posterior_variance", "posterior_log_variance_clipped"), (1000,)),
-    **dict.fromkeys(("posterior_mean_coef1", "posterior_mean_coef2"), (1000,)),
-    "scale_arr": (1400,),
 }
 # mapped pages stay resident while a file is open, so it is reopened after this much
 REOPEN_BYTES = 256 * 2**20
@@ -66,7 +59,7 @@ def official_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     tower = module_shapes(text)
     tower |= {last + name.removeprefix(first): shape for name, shape in tower.items() if name.startswith(first)}
     tower |= {"text_projection": (spec.text.width, spec.text.width), "logit_scale": ()}
-    shapes: dict[str, tuple[int, ...]] = dict(SCHEDULE_BUFFERS)
+    shapes: dict[str, tuple[int, ...]] = {name: values.shape for name, values in schedule.buffers().items()}
     for prefix, part in ((UNET, module_shapes(unet)), (VAE, module_shapes(vae)), (TEXT, tower)):
         shapes |= {prefix + name: shape for name, shape in part.items()}
     return shapes
@@ -86,7 +79,7 @@ class Weights(Mapping[str, Tensor]):
         else:
             raise CheckpointError(f"no weights at {self.path}; give a folder made by `vstar-engine convert`")
         self._open: dict[Path, tuple[Any, int]] = {}
-        self._where = {name: file for file in files for name in self._file(file).keys()}
+        self._where = {name: file for file in files for name in self._file(file).offset_keys()}
 
     def _file(self, path: Path) -> Any:
         file, read = self._open.get(path, (None, REOPEN_BYTES))
@@ -170,7 +163,12 @@ def load(
 
 
 def _place(
-    module: nn.Module, name: str, old: nn.Parameter, parts: list[Tensor], device: torch.device | str | None, dtype: torch.dtype | None
+    module: nn.Module,
+    name: str,
+    old: nn.Parameter,
+    parts: list[Tensor],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
 ) -> None:
     where = torch.device("cpu") if device is None and old.is_meta else (device or old.device)
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.dim(), torch.contiguous_format)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MAX_FRAMES = 512
 MAX_SIDE = 4096
 TRAINING_STEPS = 1000
+SPREAD_MODES = ("linear", "hold")
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,44 @@ class Sampling:
             raise ValueError(f"the fps condition must be at least 1, got {self.fps_condition}")
 
 
-def check_frames(frames: int) -> None:
-    """Raises ValueError unless `frames` is a length the engine makes in one pass."""
-    if not 1 <= frames <= MAX_FRAMES:
-        raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {frames}")
+@dataclass(frozen=True)
+class Request:
+    """One video to make: everything that decides its frames, and the rate its file plays at.
+
+    `size` is (height, width) in pixels, None for the model's own; `mode` is how states spread over frames (`text.spread`).
+    """
+
+    states: tuple[str, ...]
+    frames: int = 64
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    tar: Tar | None = field(default_factory=Tar)
+    negative: str = ""
+    mode: str = "linear"
+    fps: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.frames <= MAX_FRAMES:
+            raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {self.frames}")
+        if not self.states:
+            raise ValueError("there are no states to show; give a prompt or at least one state")
+        if len(self.states) > self.frames:
+            raise ValueError(f"{len(self.states)} states need at least {len(self.states)} frames, got {self.frames}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"a seed is a whole number from 0 to 2**64 - 1, got {self.seed}")
+        if self.mode not in SPREAD_MODES:
+            raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {self.mode!r}")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
+
+    def fitted(self, spec: Spec) -> "Request":
+        """Gives the request with its size filled in; ValueError when `spec` has no such size or TAR level."""
+        size = self.size or spec.size
+        spec.check_size(*size)
+        if self.tar is not None:
+            self.tar.check_levels(spec.unet.levels)
+        return replace(self, size=size)
 
 
 TAR_PRESETS: dict[str, Tar | None] = {
@@ -169,14 +204,14 @@ MODELS: dict[str, Spec] = {
 }
 
 
-def model(name: str) -> Spec:
+def model_named(name: str) -> Spec:
     """Looks a model up by name; ValueError lists the known ones."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
     return MODELS[name]
 
 
-def tar_preset(name: str) -> Tar | None:
+def tar_named(name: str) -> Tar | None:
     """Looks a TAR preset up by name; ValueError lists the known ones."""
     if name not in TAR_PRESETS:
         raise ValueError(f"unknown TAR preset {name!r}; known presets: {', '.join(TAR_PRESETS)}")

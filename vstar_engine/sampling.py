@@ -30,6 +30,8 @@ def sample(
     """
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
+    shape = latents.shape
+    draw = noise if callable(noise) else lambda i: torch.randn(shape) if noise is None else noise[i]
     weight = torch.as_tensor(guidance, dtype=latents.dtype, device=latents.device).reshape(-1, *[1] * (latents.dim() - 1))
     for index, i in enumerate(reversed(range(len(schedule) - start))):
         timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=latents.device)
@@ -40,9 +42,5 @@ def sample(
         direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
         latents = alpha_prev**0.5 * float(schedule.scale_prev[i]) * pred_x0 + direction
         if sigma > 0:
-            if noise is None:
-                drawn = torch.randn(latents.shape)
-            else:
-                drawn = noise(index) if callable(noise) else noise[index]
-            latents = latents + sigma * drawn.to(latents)
+            latents = latents + sigma * draw(index).to(latents)
         yield index, int(timestep[0]), latents, pred_x0

@@ -26,6 +26,28 @@ def scale_arr() -> np.ndarray:
     return np.concatenate([np.linspace(1.0, SCALE_END, SCALE_STEPS), np.full(SCALE_ENTRIES - SCALE_STEPS, SCALE_END)])
 
 
+def buffers() -> dict[str, np.ndarray]:
+    """Gives the thirteen schedule arrays that an official checkpoint carries, under their names there."""
+    beta, alpha = betas(), alpha_bar()
+    previous = np.append(1.0, alpha[:-1])
+    variance = beta * (1 - previous) / (1 - alpha)
+    return {
+        "betas": beta,
+        "alphas_cumprod": alpha,
+        "alphas_cumprod_prev": previous,
+        "sqrt_alphas_cumprod": np.sqrt(alpha),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alpha),
+        "log_one_minus_alphas_cumprod": np.log(1 - alpha),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alpha),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alpha - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.append(variance[1], variance[1:])),
+        "posterior_mean_coef1": beta * np.sqrt(previous) / (1 - alpha),
+        "posterior_mean_coef2": (1 - previous) * np.sqrt(1 - beta) / (1 - alpha),
+        "scale_arr": scale_arr(),
+    }
+
+
 def ddim_timesteps(steps: int) -> np.ndarray:
     """Gives exactly `steps` ascending timesteps in 0..999; for divisors of 1000 the published 1, 1 + 1000/steps, ..."""
     if not 1 <= steps <= TRAINING_STEPS:

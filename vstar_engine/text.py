@@ -6,13 +6,15 @@ import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TextSpec
+from .config import SPREAD_MODES, TextSpec
+from .errors import MissingLibrary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,13 +28,16 @@ CONTEXT_LENGTH = 77
 @cache
 def _tokenizer() -> "Tokenizer":
     """Builds CLIP's byte-pair tokenizer from the merges table that lies in the package."""
-    from tokenizers import AddedToken, Regex, Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    try:
+        from tokenizers import AddedToken, Regex, Tokenizer
+        from tokenizers.models import BPE
+        from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    except ImportError as error:
+        raise MissingLibrary(f"reading prompts needs the tokenizers package ({error})") from error
 
     table = gzip.decompress(files("vstar_engine").joinpath("data/clip_merges.txt.gz").read_bytes()).decode()
     size = END + 1 - 2 - 2 * 256
-    merges = [tuple(line.split()) for line in table.split("\n")[1 : size + 1]]
+    merges = [(a, b) for a, b in (line.split() for line in table.split("\n")[1 : size + 1])]
     letters = _byte_letters()
     words = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges]
     vocabulary = {word: i for i, word in enumerate([*words, "<start_of_text>", "<end_of_text>"])}
@@ -152,17 +157,17 @@ def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int]
     count = len(anchors)
     if not 1 <= count <= frames:
         raise ValueError(f"there must be 1 to {frames} states for {frames} frames, got {count}")
-    if mode not in ("linear", "hold"):
-        raise ValueError(f"mode must be 'linear' or 'hold', got {mode!r}")
+    if mode not in SPREAD_MODES:
+        raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {mode!r}")
     where = anchor_frames(count, frames) if at is None else list(at)
     if at is not None:
-        ascending = all(a < b for a, b in zip(where, where[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(where))
         if len(where) != count or not ascending or where[0] != 0 or (count > 1 and where[-1] != frames - 1):
             raise ValueError(f"the {count} anchors' frames must ascend from 0 to {frames - 1}, got {where}")
     if count == 1:
         return anchors.expand(frames, *anchors.shape[1:])
     rows = []
-    for i, (start, end) in enumerate(zip(where, where[1:], strict=False)):
+    for i, (start, end) in enumerate(pairwise(where)):
         weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[:-1]
         if mode == "hold":
             weight = torch.zeros_like(weight)

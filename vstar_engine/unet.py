@@ -30,7 +30,9 @@ def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     try:
         return import_module("xformers.ops").memory_efficient_attention
     except ImportError as error:
-        raise MissingLibrary(f"spatial attention 'xformers' needs the xformers package ({error}); install it or use 'sdpa'") from error
+        raise MissingLibrary(
+            f"spatial attention 'xformers' needs the xformers package ({error}); install it or use 'sdpa'"
+        ) from error
 
 
 SPATIAL_ATTENTION: dict[str, Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
@@ -344,7 +346,7 @@ class UNet(nn.Module):
 
     def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
         """timestep (B, 1 or T), fps (B,) -> (B or B*T, E)."""
-        width, dtype = self.spec.model_channels, self.out[2].weight.dtype
+        width, dtype = self.spec.model_channels, next(self.out.parameters()).dtype
         emb = self.time_embed(sinusoid(timestep, width).to(dtype))
         if self.spec.fps_condition:
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]

@@ -1,6 +1,7 @@
 """The first-stage KL autoencoder, frame by frame: latents to pixels and back."""
 
-import torch
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blocks: int, **resample: nn.Module):
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
         for name, module in resample.items():
             self.add_module(name, module)
 

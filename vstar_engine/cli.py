@@ -1,0 +1,166 @@
+"""The command line: generate, inspect, convert, verify and doctor.
+
+Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
+memory; 6 no such device or dtype; 7 an optional library is missing; 130 interrupted, 143 terminated.
+"""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+from . import __version__, doctor, generate
+from .config import MODELS
+from .convert import SHARD_BYTES, convert
+from .device import DTYPES, device_named
+from .errors import MemoryShortage, VstarError
+from .golden import Golden
+from .options import Parser, layered, to_toml
+from .verify import Row, verify
+from .video import read_provenance
+
+BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
+MIB = 2**20
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Builds the parser and gives its subcommands' parsers by name."""
+    assert __doc__ is not None
+    parser = Parser(
+        prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers: dict[str, Parser] = {}
+
+    def command(name: str, run: Any, help: str) -> Parser:
+        parsers[name] = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        parsers[name].set_defaults(run=run)
+        parsers[name].add_argument("-v", "--verbose", action="store_true", help="log more, and show where an error arose")
+        return parsers[name]
+
+    generate.add_options(command("generate", generate.run, "make a video from a prompt or a sequence of states"))
+
+    inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")
+    inspect.add_argument("file", type=Path)
+
+    into = command("convert", run_convert, "convert an official checkpoint to safetensors, without running code from it")
+    into.add_argument("source", type=Path, help="model.ckpt, .pt or .safetensors in the official key naming")
+    into.add_argument("out", type=Path, help="folder to make")
+    into.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
+    into.add_argument("--dtype", default="float16", help=f"stored as one of {', '.join(DTYPES)} (default %(default)s)")
+    into.add_argument(
+        "--shard-size", type=int, default=SHARD_BYTES // MIB, metavar="MIB", help="largest file (default %(default)s)"
+    )
+    into.add_argument("--memory-limit", type=int, metavar="MIB", help="most memory the reading process may hold")
+    into.add_argument("--force", action="store_true", help="replace the folder if it exists")
+
+    check = command("verify", run_verify, "run golden cases against this installation")
+    check.add_argument(
+        "golden_dir", nargs="?", type=Path, help="folder with a manifest.json (default: tests/golden of the checkout)"
+    )
+    check.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
+    check.add_argument("--json", action="store_true", help="print a JSON object per case")
+
+    has = command("doctor", run_doctor, "say what this machine has and what is missing")
+    has.add_argument("--json", action="store_true", help="print a JSON list")
+    return parser, parsers
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    provenance = read_provenance(args.file)
+    print(json.dumps(provenance, indent=2))
+    print(generate.command_for(provenance))
+    return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    limit = None if args.memory_limit is None else args.memory_limit * MIB
+    with tqdm(desc="convert", unit="tensor", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        convert(args.source, args.out, args.model, args.dtype, args.shard_size * MIB, args.force, limit, progress)
+    files = sorted(args.out.iterdir())
+    print(f"wrote {args.out}: {len(files)} files, {sum(file.stat().st_size for file in files) / MIB:.0f} MiB in {args.dtype}")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    folder = args.golden_dir or Path(__file__).parent.parent / "tests" / "golden"
+    golden = Golden(folder)
+    device = device_named(args.device, torch.float32)
+    failed = passed = 0
+    for row in verify(golden, str(device)):
+        print(json.dumps(asdict(row)) if args.json else _line(row), flush=True)
+        passed, failed = passed + row.ok, failed + (not row.ok)
+    if not args.json:
+        print(f"{passed} of {passed + failed} cases agree with {folder}")
+    return 1 if failed or not passed else 0
+
+
+def _line(row: Row) -> str:
+    verdict = "ok" if row.ok else "FAILED"
+    numbers = f"{row.worst.error:9.2e} <= {row.worst.tolerance:.1e} {row.worst.output}" if row.worst else row.note
+    if row.worst and not row.ok:
+        numbers = numbers.replace("<=", "> ")
+    return f"{row.kind:24} {row.name:34} {verdict:6} {numbers}"
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    facts = doctor.examine()
+    if args.json:
+        print(json.dumps([asdict(fact) for fact in facts]))
+        return 0
+    for fact in facts:
+        print(f"{'-' if fact.ok is False else ' '} {fact.name:20} {fact.value}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and gives its exit code; one sentence on stderr says what went wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in words or "--verbose" in words
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        parser, parsers = build_parser()
+        if words and words[0] == "generate" and not {"-h", "--help"} & set(words):
+            args = layered(parsers["generate"], words[1:])
+            if args.print_config:
+                print(to_toml(args), end="")
+                return 0
+        else:
+            args = parser.parse_args(words)
+        return args.run(args)
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing half-written is left", INTERRUPTED)
+    except torch.OutOfMemoryError as error:
+        return _say(f"the device ran out of memory: {str(error).splitlines()[0]}", MemoryShortage.exit_code)
+    except (VstarError, ValueError) as error:
+        if verbose:
+            logging.getLogger(__name__).info("where it arose:", exc_info=error)
+        return _say(str(error), error.exit_code if isinstance(error, VstarError) else BAD_SETTING)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"vstar-engine: {sentence}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,36 @@
+"""Devices and dtypes by name, tried before they are trusted."""
+
+import torch
+import torch.nn.functional as F
+
+from .errors import DeviceError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Looks a dtype up; ValueError lists the known ones."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def device_named(name: str, dtype: torch.dtype) -> torch.device:
+    """Finds a device; DeviceError unless it is here and computes in `dtype`."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {name!r}; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"there is no device {name}: PyTorch {torch.__version__} sees no CUDA device here; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"there is no device {name}: the last one is cuda:{torch.cuda.device_count() - 1}")
+    try:
+        x, weight = torch.ones(1, 32, 4, 4, device=device, dtype=dtype), torch.ones(32, 32, 3, 3, device=device, dtype=dtype)
+        h = F.gelu(F.group_norm(F.conv2d(x, weight), 32)).flatten(2).mT[:, None]
+        F.scaled_dot_product_attention(h, h, h) @ weight[:, :, 0, 0]
+    except (RuntimeError, NotImplementedError) as error:
+        raise DeviceError(f"device {name} cannot compute in {dtype}: {str(error).splitlines()[0]}") from error
+    return device

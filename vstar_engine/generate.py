@@ -1,0 +1,215 @@
+"""The `generate` command: options to a request, the request to files, and back from a file to its command."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from . import memory
+from .artifacts import check_writable
+from .backends import BACKENDS
+from .bundled import SEEDED
+from .config import MODELS, SPREAD_MODES, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, tar_named
+from .device import DTYPES, device_named, dtype_named
+from .engine import Engine
+from .options import add_config_options
+from .synopsis import read_synopses
+from .unet import SPATIAL_ATTENTION
+from .video import Video, check_ending
+
+DEFAULT_TAR = "64D1_32D8"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, x, width = text.lower().partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"a size is HEIGHTxWIDTH, such as 320x512, got {text!r}")
+    return int(height), int(width)
+
+
+def parse_sigma(text: str) -> tuple[int, float]:
+    level, _, sigma = text.partition("=")
+    try:
+        return int(level), float(sigma)
+    except ValueError as error:
+        raise ValueError(f"a sigma is LEVEL=VALUE, such as 0=1.5, got {text!r}") from error
+
+
+def parse_until(text: str) -> tuple[int | None, float | None]:
+    """Reads `13` as a step and `56%` as a share of the steps."""
+    try:
+        return (None, float(text[:-1]) / 100) if text.endswith("%") else (int(text), None)
+    except ValueError as error:
+        raise ValueError(f"until is a step such as 13 or a share of the steps such as 56%, got {text!r}") from error
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Makes an option type that checks text but keeps it, so that settings print as they were given."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return check
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
+    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
+    parser.add_argument("--backend", default="eager", help=f"one of {', '.join(BACKENDS)} (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
+    parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default %(default)s)")
+    parser.add_argument(
+        "--spatial-attention", default="sdpa", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `generate`; defaults come from the dataclasses they fill."""
+    parser.add_argument("prompt", nargs="?", help="one description for the whole video")
+    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
+    parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
+    parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
+    parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps (default %(default)s)")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale (default %(default)s)")
+    parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
+    parser.add_argument(
+        "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
+    )
+    parser.add_argument("--fps", type=float, default=Request.fps, help="frame rate of the file (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=Request.seed, help="seed of all noise (default %(default)s)")
+    parser.add_argument("--tar", default=DEFAULT_TAR, help=f"preset: {', '.join(TAR_PRESETS)} (default %(default)s)")
+    parser.add_argument(
+        "--sigma",
+        action="extend",
+        nargs="+",
+        type=_checked(parse_sigma),
+        metavar="LEVEL=VALUE",
+        help="sets a level's sigma; repeatable",
+    )
+    parser.add_argument("--strength", type=float, default=Tar.strength, help="TAR strength (default %(default)s)")
+    parser.add_argument(
+        "--until",
+        type=_checked(parse_until),
+        metavar="STEP",
+        default=str(Tar.until_step),
+        help="last regularised step, counted from 0, or a share such as 56%% (default %(default)s)",
+    )
+    parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
+    parser.add_argument(
+        "--mode", default=Request.mode, help=f"how states spread: {' or '.join(SPREAD_MODES)} (default %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-guidance",
+        action=argparse.BooleanOptionalAction,
+        default=Sampling.batch_guidance,
+        help="both guidance branches in one batch (faster) or in two passes (less memory)",
+    )
+    add_model_options(parser)
+    parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
+    parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_config_options(parser)
+
+
+def state_lists(args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Gives the states of each video asked for."""
+    given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of PROMPT, --states and --synopsis, got {', '.join(given) or 'none'}")
+    if args.synopsis is not None:
+        return [synopsis.states for synopsis in read_synopses(args.synopsis)]
+    return [tuple(args.states) if args.states is not None else (args.prompt,)]
+
+
+def tar_from(args: argparse.Namespace) -> Tar | None:
+    """Gives the preset with single settings on top of it."""
+    preset = tar_named(args.tar)
+    sigma = {**(preset.sigma if preset else {}), **dict(parse_sigma(text) for text in args.sigma or [])}
+    step, share = parse_until(args.until)
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"until, as a share of the steps, must be 0% to 100%, got {args.until}")
+    until = step if step is not None else round((share or 0.0) * args.steps) - 1
+    return Tar(sigma, args.strength, until) if sigma else None
+
+
+def requests_from(args: argparse.Namespace, spec: Spec) -> list[Request]:
+    """Builds and checks a request for every video asked for."""
+    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance)
+    size, tar = parse_size(args.size) if args.size else None, tar_from(args)
+    return [
+        Request(states, args.frames, args.seed, size, sampling, tar, args.negative, args.mode, args.fps).fitted(spec)
+        for states in state_lists(args)
+    ]
+
+
+def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
+    """Names the files of each video and checks that each can be written."""
+    out = Path(args.out)
+    check_ending(out)
+    named = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
+    files = [[path, path.with_suffix(".gif")] if args.gif and path.suffix.lower() != ".gif" else [path] for path in named]
+    for path in (path for group in files for path in group):
+        check_writable(path, args.force)
+    return files
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `generate`: everything is checked before the weights are read."""
+    spec = model_named(args.model)
+    requests = requests_from(args, spec)
+    files = outputs(args, len(requests))
+    dtype = dtype_named(args.dtype)
+    device = device_named(args.device, dtype)
+    for request in requests:
+        memory.check(memory.Footprint.of(request, spec, dtype), device, loaded=False)
+    engine = Engine.load(args.model, args.weights, args.backend, args.device, args.dtype, args.spatial_attention)
+    for request, paths in zip(requests, files, strict=True):
+        with tqdm(total=request.sampling.steps, desc="denoise", unit="step", file=sys.stderr, disable=None) as bar:
+            video = engine.run(request, lambda done, total, bar=bar: bar.update())  # type: ignore[misc]
+        for path in paths:
+            video.save(path)
+        _report(video, paths, args.json)
+    return 0
+
+
+def _report(video: Video, paths: list[Path], as_json: bool) -> None:
+    frames, height, width, _ = video.frames.shape
+    if as_json:
+        seconds = {stage: round(value, 3) for stage, value in video.seconds.items()}
+        print(json.dumps({"files": [str(path) for path in paths], "seconds": seconds, **video.provenance}))
+        return
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in video.seconds.items())
+    print(f"wrote {', '.join(map(str, paths))}: {frames} frames of {height}x{width}\n{stages}")
+
+
+def command_for(provenance: dict[str, Any]) -> str:
+    """Gives the shell command that makes a video again; DIR stands for the weights whose source has the stated sha256."""
+    request, words = provenance["request"], ["vstar-engine", "generate"]
+    words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
+    if provenance["model"] not in SEEDED:
+        words += ["--weights", "DIR"]
+    words += [f"--states={state}" for state in request["states"]]
+    height, width = request["size"]
+    words += ["--frames", str(request["frames"]), "--size", f"{height}x{width}", "--seed", str(request["seed"])]
+    sampling = request["sampling"]
+    for name in ("steps", "guidance", "eta", "fps_condition"):
+        words.append(f"--{name.replace('_', '-')}={sampling[name]}")
+    if not sampling["batch_guidance"]:
+        words.append("--no-batch-guidance")
+    words += ["--tar", "none"]
+    if tar := request["tar"]:
+        words += [f"--sigma={level}={sigma}" for level, sigma in tar["sigma"].items()]
+        words += [f"--strength={tar['strength']}", f"--until={tar['until_step']}"]
+    words += [f"--negative={request['negative']}", "--mode", request["mode"], f"--fps={request['fps']}"]
+    return shlex.join(words)

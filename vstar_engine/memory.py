@@ -1,0 +1,168 @@
+"""How much memory a generation will take, found by running its networks without data, and how much there is."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .config import Request, Spec
+from .errors import MemoryShortage
+from .text import TextTower
+from .unet import UNet
+from .vae import Vae
+
+# beyond the tensors seen from outside: logits inside temporal attention, convolution scratch, the allocator's slack
+WORKSPACE = 384 * 2**20
+MARGIN = 1.1
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the bytes of the tensors that operators make while they are alive, and their peak."""
+
+    def __init__(self, *modules: nn.Module):
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What decides a generation's memory: the model, the clip in pixels, the dtype and the rows of a denoising batch."""
+
+    spec: Spec
+    frames: int
+    height: int
+    width: int
+    dtype: torch.dtype
+    batch: int
+
+    @staticmethod
+    def of(request: Request, spec: Spec, dtype: torch.dtype) -> "Footprint":
+        """Reads a request whose size is filled in."""
+        assert request.size is not None
+        batched = request.sampling.batch_guidance and request.sampling.guidance != 1.0
+        return Footprint(spec, request.frames, *request.size, dtype, 2 if batched else 1)
+
+
+@contextmanager
+def _without_data(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@lru_cache(maxsize=64)
+def weight_bytes(spec: Spec, dtype: torch.dtype) -> int:
+    """Counts the bytes of every weight that text-to-video keeps."""
+    with torch.device("meta"):
+        parts = (UNet(spec.unet), Vae(spec.vae, encoder=False), TextTower(spec.text))
+    return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
+
+
+@lru_cache(maxsize=64)
+def activation_bytes(request: Footprint) -> int:
+    """Finds the peak of everything but the weights, over one denoising step and one decoding, in bytes."""
+    spec, frames = request.spec, request.frames
+    h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
+    with _without_data(request.dtype):
+        unet, vae = UNet(spec.unet), Vae(spec.vae, encoder=False)
+        with LiveBytes(unet) as denoising:
+            unet(
+                torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
+                torch.empty(request.batch, 1, dtype=torch.int64),
+                torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim),
+                torch.empty(request.batch, dtype=torch.int64),
+                torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
+            )
+        with LiveBytes(vae) as decoding:
+            vae.decode(torch.empty(1, spec.unet.out_channels, frames, h, w))
+    return int(MARGIN * max(denoising.peak, decoding.peak)) + WORKSPACE
+
+
+def available_bytes(device: torch.device) -> int:
+    """Reads the device's free memory; on the CPU, what can be had within the process's control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
+        free = min(free, int(allowed) - int(used.read_text()))
+    return free
+
+
+def check(request: Footprint, device: torch.device, loaded: bool) -> None:
+    """Raises MemoryShortage, naming the nearest setting that fits, unless the request fits; `loaded`: weights are there."""
+    weights = 0 if loaded else weight_bytes(request.spec, request.dtype)
+    needed, free = weights + activation_bytes(request), available_bytes(device)
+    if needed > free:
+        raise MemoryShortage(
+            f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
+            f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
+        )
+
+
+def _nearest(request: Footprint, free: int, loaded: bool) -> str:
+    def fits(candidate: Footprint) -> bool:
+        weights = 0 if loaded else weight_bytes(candidate.spec, candidate.dtype)
+        return weights + activation_bytes(candidate) <= free
+
+    if request.batch > 1:
+        request = replace(request, batch=1)
+        if fits(request):
+            return "it fits with --no-batch-guidance"
+    if request.dtype == torch.float32 and not loaded:
+        half = replace(request, dtype=torch.float16)
+        if fits(half):
+            return "it fits with --no-batch-guidance --dtype float16"
+    shorter = _most_frames(request, free, loaded)
+    while shorter and not fits(replace(request, frames=shorter)):
+        shorter -= max(1, shorter // 16)
+    if shorter:
+        return f"{shorter} frames fit with --no-batch-guidance"
+    small = request.spec.multiple
+    if fits(replace(request, frames=1, height=small, width=small)):
+        return "not even one frame of this size fits: choose a smaller --size"
+    return "the model itself does not fit"
+
+
+def _most_frames(request: Footprint, free: int, loaded: bool) -> int:
+    """Guesses the longest clip that fits, memory being nearly a line in the number of frames."""
+    one, all_ = (activation_bytes(replace(request, frames=n)) for n in (1, request.frames))
+    weights = 0 if loaded else weight_bytes(request.spec, request.dtype)
+    if request.frames == 1 or all_ == one:
+        return 0
+    return max(0, min(request.frames - 1, 1 + int((free - weights - one) * (request.frames - 1) / (all_ - one))))

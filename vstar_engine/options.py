@@ -1,0 +1,102 @@
+"""Where an option's value comes from: a flag, else the environment, else the configuration file, else its default."""
+
+import argparse
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+PREFIX = "VSTAR_"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence, raised as ValueError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and --print-config."""
+    parser.add_argument("--config", type=Path, help="TOML file of these options' names and values; below VSTAR_* and flags")
+    parser.add_argument("--print-config", action="store_true", help="print the settings in force as TOML and stop")
+
+
+def layered(
+    parser: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str] = os.environ
+) -> argparse.Namespace:
+    """Parses `argv` over the environment over the configuration file; ValueError names the source of a bad value."""
+    early = Parser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    path = early.parse_known_args(argv)[0].config or environ.get(PREFIX + "CONFIG")
+    actions = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config", "print_config")}
+    below: dict[str, Any] = {}
+    if path:
+        for key, value in _read_toml(Path(path)).items():
+            dest = key.replace("-", "_")
+            if dest not in actions:
+                raise ValueError(f"{path}: unknown setting {key!r}; known ones: {', '.join(sorted(actions))}")
+            below[dest] = _value(actions[dest], value, f"{path}: {key}")
+    for dest, action in actions.items():
+        if (text := environ.get(PREFIX + dest.upper())) is not None:
+            below[dest] = _value(action, text.splitlines() if _is_list(action) else text, PREFIX + dest.upper())
+    lists = {dest: value for dest, value in below.items() if _is_list(actions[dest])}
+    parser.set_defaults(**{dest: value for dest, value in below.items() if dest not in lists})
+    args = parser.parse_args(argv)
+    for dest, value in lists.items():
+        if getattr(args, dest) is None:  # argparse would add a flag's values to a default list
+            setattr(args, dest, value)
+    return args
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from error
+
+
+def _is_list(action: argparse.Action) -> bool:
+    return isinstance(action, argparse._ExtendAction | argparse._AppendAction)
+
+
+def _value(action: argparse.Action, value: Any, where: str) -> Any:
+    if _is_list(action):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return [_scalar(action, item, where) for item in value]
+    if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(value).lower() not in known:
+            raise ValueError(f"{where} must be true or false, got {value!r}")
+        return known[str(value).lower()]
+    return _scalar(action, value, where)
+
+
+def _scalar(action: argparse.Action, value: Any, where: str) -> Any:
+    if isinstance(value, bool | list | dict):
+        raise ValueError(f"{where} must be a single value, got {value!r}")
+    try:
+        converted = action.type(str(value)) if callable(action.type) else str(value)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    if action.choices is not None and converted not in action.choices:
+        raise ValueError(f"{where} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+    return converted
+
+
+def to_toml(args: argparse.Namespace) -> str:
+    """Writes settings as TOML that `--config` reads back; unset ones are left out."""
+    skipped = ("command", "run", "config", "print_config", "prompt", "verbose")
+    lines = []
+    for name, value in vars(args).items():
+        if name not in skipped and value is not None:
+            plain = value if isinstance(value, bool | int | float | str) else _plain(value)
+            lines.append(f"{name.replace('_', '-')} = {json.dumps(plain)}\n")
+    return "".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list) else str(value)

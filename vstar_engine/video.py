@@ -1,0 +1,111 @@
+"""Frames to mp4 or gif files that carry the settings that made them."""
+
+import json
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .artifacts import write_aside
+from .errors import OutputError
+
+CRF = 18
+
+
+def to_bytes(pixels: Tensor) -> np.ndarray:
+    """(3, T, H, W) in about [-1, 1] -> (T, H, W, 3) uint8: clamped, scaled to 0..255 and truncated."""
+    scaled = (pixels.float().clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0
+    return scaled.to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Video:
+    """A finished video: frames (T, H, W, 3) uint8, the rate it plays at, what made it, and seconds spent per stage."""
+
+    frames: np.ndarray
+    fps: float
+    provenance: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes an .mp4 (H.264) or a .gif, whole or not at all; ValueError for another ending, OutputError if it cannot."""
+        path = Path(path)
+        writer = check_ending(path)
+        with write_aside(path) as aside:
+            writer(self, aside)
+        return path
+
+
+def _save_mp4(video: Video, path: Path) -> None:
+    import av
+
+    _, height, width, _ = video.frames.shape
+    try:
+        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            container.metadata["comment"] = json.dumps(video.provenance)
+            stream = container.add_stream(
+                "libx264", rate=Fraction(video.fps).limit_denominator(1001), options={"crf": str(CRF)}
+            )
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for frame in video.frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+    except av.FFmpegError as error:
+        raise OutputError(f"cannot write {path.name}: {error.strerror}") from error
+
+
+def _save_gif(video: Video, path: Path) -> None:
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(frame) for frame in video.frames)
+    comment = json.dumps(video.provenance)
+    first.save(path, save_all=True, append_images=rest, duration=1000 / video.fps, loop=0, comment=comment.encode())
+
+
+WRITERS = {".mp4": _save_mp4, ".gif": _save_gif}
+
+
+def check_ending(path: Path) -> Any:
+    """Gives the writer for a file name's ending; ValueError names the endings there are."""
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"a video file ends in {' or '.join(WRITERS)}, got {path.name!r}")
+    return WRITERS[path.suffix.lower()]
+
+
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """Reads back the settings that made a file; ValueError when it is no video of this engine."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no file at {path}")
+    try:
+        comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
+        provenance = json.loads(comment)
+    except ValueError as error:
+        raise ValueError(f"{path} carries no settings of this engine") from error
+    if not isinstance(provenance, dict) or provenance.get("engine") != "vstar-engine":
+        raise ValueError(f"{path} carries no settings of this engine")
+    return provenance
+
+
+def _mp4_comment(path: Path) -> str:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment", "")
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} is no readable video ({error.strerror})") from error
+
+
+def _gif_comment(path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("comment", b"").decode()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no readable gif") from error
