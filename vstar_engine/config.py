@@ -164,8 +164,8 @@ class Request:
             raise ValueError("there are no states to show; give a prompt or at least one state")
         if len(self.states) > self.frames:
             raise ValueError(f"{len(self.states)} states need at least {len(self.states)} frames, got {self.frames}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"a seed is a whole number from 0 to 2**64 - 1, got {self.seed}")
+        if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
+            raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if self.mode not in SPREAD_MODES:
             raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {self.mode!r}")
         if not 0 < self.fps <= 1000:

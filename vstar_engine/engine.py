@@ -15,6 +15,7 @@ from . import tar as tar_rows
 from .backends import Denoiser, load_backend
 from .config import Request, Sampling, Spec, Tar, model_named
 from .device import device_named, dtype_named
+from .errors import CheckpointError
 from .sampling import Denoise, sample
 from .schedule import Schedule
 from .text import TextTower, spread, tokenize
@@ -30,10 +31,18 @@ class Engine:
     """A loaded model; make one with `Engine.load`, then call `generate` as often as you like."""
 
     def __init__(
-        self, spec: Spec, text: TextTower, denoiser: Denoiser, vae: Vae, device: torch.device, dtype: torch.dtype, weights: str
+        self,
+        spec: Spec,
+        text: TextTower,
+        denoiser: Denoiser,
+        vae: Vae,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: str,
+        unused: list[str],
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
-        self.device, self.dtype, self.weights = device, dtype, weights
+        self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
 
     @staticmethod
     def load(
@@ -55,16 +64,17 @@ class Engine:
         tensors = checkpoint.Weights(weights or bundled.weights(spec))
         made_for = tensors.manifest.get("model", model)
         if made_for != model:
-            raise ValueError(f"the weights in {tensors.path} are for model {made_for}, not {model}")
+            raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {model}")
         with torch.device("meta"):
             text, vae = TextTower(spec.text), Vae(spec.vae, encoder=False)
         unused = checkpoint.load(text, tensors, checkpoint.TEXT, device=where, dtype=kind)
         unused += checkpoint.load(vae, tensors, checkpoint.VAE, device=where, dtype=kind)
         denoiser = load_denoiser(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention)
         unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
-        log.info("%s: %d tensors used; %d not needed: %s", model, len(tensors) - len(unused), len(unused), ", ".join(unused))
+        log.info("%s: %d tensors used, %d not needed", model, len(tensors) - len(unused), len(unused))
+        log.debug("not needed: %s", ", ".join(unused))
         source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
-        return Engine(spec, text.eval(), denoiser, vae.eval(), where, kind, source)
+        return Engine(spec, text.eval(), denoiser, vae.eval(), where, kind, source, unused)
 
     def generate(
         self,

@@ -22,7 +22,7 @@ def tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Draws one weight in float32: matrices and convolutions keep their input's scale, norms are near one, biases small."""
     if not shape:
         return torch.tensor(math.log(1 / 0.07))  # logit_scale
-    generator = torch.Generator().manual_seed(seed << 32 | zlib.crc32(name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     values = torch.randn(shape, generator=generator)
     if len(shape) > 1:
         return values / math.prod(shape[1:]) ** 0.5
@@ -35,15 +35,16 @@ def write(spec: Spec, path: Path, seed: int = 0, dtype: torch.dtype = torch.floa
     with FakeTensorMode():
         empty = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
     with write_aside(path) as aside:
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save({"state_dict": empty}, aside)
+        # through an open file, since a file's name would become part of its content
+        with torch.serialization.skip_data(materialize_fake_tensors=True), aside.open("wb") as file:
+            torch.save({"state_dict": empty}, file)
         with FakeTensorMode():
             written = torch.load(aside, weights_only=True)["state_dict"]
-        with aside.open("r+b") as file:
+        with aside.open("r+b") as holes:
             for name, shape in shapes.items():
                 values = torch.from_numpy(buffers[name]) if name in buffers else tensor(name, shape, seed)
-                file.seek(written[name].untyped_storage()._checkpoint_offset)
-                file.write(values.to(dtype).numpy().tobytes())
+                holes.seek(written[name].untyped_storage()._checkpoint_offset)
+                holes.write(values.to(dtype).numpy().tobytes())
 
 
 def main() -> None:

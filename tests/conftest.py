@@ -1,0 +1,40 @@
+"""Fixtures shared by the tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vstar_engine import Engine, bundled
+from vstar_engine.config import MODELS
+from vstar_engine.golden import Golden
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return Golden(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A cache of this test run's own, so that the seeded weights are made anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VSTAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def mini_weights(cache):
+    return bundled.weights(MODELS["mini"])
+
+
+@pytest.fixture(scope="session")
+def mini(mini_weights):
+    return Engine.load("mini", weights=mini_weights)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,187 @@
+"""Conversion reads what the official world has, runs no code from it, and leaves a whole folder or nothing."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vstar_engine import Engine, synthetic
+from vstar_engine.cli import main
+from vstar_engine.config import MODELS
+from vstar_engine.convert import convert
+from vstar_engine.errors import CheckpointError, OutputError
+
+KEY = "model.diffusion_model.out.0.weight"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("official") / "model.ckpt"
+    synthetic.write(MODELS["mini"], path, seed=7)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tensors(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def nothing_left(folder):
+    return [path.name for path in folder.iterdir() if path.name != "in.ckpt"] == []
+
+
+def wrapped(tensors, how):
+    if how == "module":
+        return {"module": {"_forward_module." + name: value for name, value in tensors.items()}}
+    if how == "lightning":
+        return {"epoch": 3, "global_step": 5, "state_dict": tensors, "lr_schedulers": [], "loops": {"a": 1}}
+    return tensors
+
+
+@pytest.mark.parametrize("how", ["bare", "lightning", "module"])
+def test_every_wrapper_gives_the_same_weights(tensors, tmp_path, how):
+    torch.save(wrapped(tensors, how), tmp_path / "in.ckpt")
+    convert(tmp_path / "in.ckpt", tmp_path / "out", "mini")
+    converted = load_file(tmp_path / "out" / "model.safetensors")
+    assert converted.keys() == tensors.keys()
+    assert all(torch.equal(converted[name], tensors[name]) for name in tensors)
+
+
+def test_old_style_pickles_and_safetensors_are_read(tensors, tmp_path):
+    torch.save(tensors, tmp_path / "in.ckpt", _use_new_zipfile_serialization=False)
+    convert(tmp_path / "in.ckpt", tmp_path / "a", "mini")
+    save_file(tensors, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "b", "mini")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_shards_and_dtype_and_manifest(checkpoint, tmp_path):
+    out = convert(checkpoint, tmp_path / "out", "mini", "bfloat16", shard_bytes=4 * 2**20)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["model"] == "mini"
+    assert manifest["dtype"] == "bfloat16"
+    assert manifest["source"]["bytes"] == checkpoint.stat().st_size
+    names = [entry["name"] for entry in manifest["files"]]
+    assert len(names) > 4
+    assert sorted(path.name for path in out.iterdir()) == sorted([*names, "manifest.json"])
+    largest = max(max(t.nbytes for t in load_file(out / name).values()) for name in names)
+    assert all((out / name).stat().st_size <= max(4 * 2**20, largest) + 2**17 for name in names)
+    loaded = Engine.load("mini", out, dtype="bfloat16")
+    assert loaded.denoiser.out[2].weight.dtype == torch.bfloat16
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.touch, (Path("code-was-run"),)
+
+
+def damaged(tensors, fault, path):
+    if fault == "missing":
+        torch.save({name: value for name, value in tensors.items() if name != KEY}, path)
+    elif fault == "unknown":
+        torch.save({**tensors, "model_ema.decay": torch.ones(1)}, path)
+    elif fault == "misshapen":
+        torch.save({**tensors, KEY: torch.ones(3)}, path)
+    elif fault == "nan":
+        torch.save({**tensors, KEY: torch.full_like(tensors[KEY], torch.nan)}, path)
+    elif fault == "code":
+        torch.save({"state_dict": tensors, "callbacks": Hostile()}, path)
+    elif fault == "code, old style":
+        path.write_bytes(pickle.dumps(Hostile()))
+    elif fault == "truncated":
+        torch.save(tensors, path)
+        path.write_bytes(path.read_bytes()[:-100_000])
+    elif fault == "truncated, old style":
+        torch.save(tensors, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-100_000])
+    elif fault == "html":
+        path.write_text("\n<!DOCTYPE html><html><title>Sign in</title></html>")
+    elif fault == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "list":
+        torch.save([1, 2], path)
+    elif fault == "no tensors":
+        torch.save({"a": 1}, path)
+    elif fault == "noise":
+        path.write_bytes(bytes(range(256)) * 40)
+
+
+FAULTS = {
+    "missing": f"1 tensors are missing.*{KEY}",
+    "unknown": "unknown.*model_ema.decay",
+    "misshapen": rf"{KEY} is \(3,\), wanted \(32,\)",
+    "nan": f"{KEY} holds NaN",
+    "code": "never executed",
+    "code, old style": "never executed",
+    "truncated": "cut short",
+    "truncated, old style": "damaged or cut short",
+    "html": "web page",
+    "pointer": "Git LFS pointer",
+    "empty": "empty",
+    "list": "no state dict but list",
+    "no tensors": "no tensors, such as a",
+    "noise": "in.ckpt",
+    "absent": "no checkpoint at",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_files_get_one_sentence_and_leave_nothing(tensors, tmp_path, monkeypatch, capsys, fault):
+    monkeypatch.chdir(tmp_path)
+    damaged(tensors, fault, tmp_path / "in.ckpt")
+    assert main(["convert", "in.ckpt", "out", "--model", "mini"]) == 3
+    sentence = capsys.readouterr().err.strip()
+    assert "\n" not in sentence
+    import re
+
+    assert re.search(FAULTS[fault], sentence), sentence
+    assert nothing_left(tmp_path)
+
+
+def test_float16_overflow_is_refused(tensors, tmp_path):
+    torch.save({**tensors, KEY: torch.full((32,), 1e6)}, tmp_path / "in.ckpt")
+    with pytest.raises(CheckpointError, match="infinite values in torch.float16"):
+        convert(tmp_path / "in.ckpt", tmp_path / "out", "mini")
+
+
+def test_another_noise_schedule_is_noticed(tensors, tmp_path, caplog):
+    torch.save({**tensors, "alphas_cumprod": tensors["alphas_cumprod"] * 0.9}, tmp_path / "in.ckpt")
+    convert(tmp_path / "in.ckpt", tmp_path / "out", "mini")
+    assert "alphas_cumprod differs" in caplog.text
+
+
+def test_a_reader_that_takes_too_much_memory_is_stopped(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="MiB should do"):
+        convert(checkpoint, tmp_path / "out", "mini", memory_limit=40 * 2**20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_unless_forced(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--force"):
+        convert(checkpoint, tmp_path / "out", "mini")
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / "nothing", tmp_path / "out", "mini", force=True)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    convert(checkpoint, tmp_path / "out", "mini", force=True)
+    assert not (tmp_path / "out" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("options", [{"model": "maxi"}, {"dtype": "int8"}, {"shard_bytes": 1}], ids=str)
+def test_bad_settings(checkpoint, tmp_path, options):
+    with pytest.raises(ValueError, match="known models|dtype must be|a shard must"):
+        convert(checkpoint, tmp_path / "out", **{"model": "mini", **options})
+
+
+def test_synthetic_weights_depend_on_the_seed_and_on_nothing_else(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        synthetic.write(MODELS["mini"], tmp_path / name, seed)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b
+    assert a != c

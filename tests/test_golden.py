@@ -1,0 +1,21 @@
+"""Every golden case agrees with ground truth to its tolerance."""
+
+import pytest
+from conftest import GOLDEN
+
+from vstar_engine.golden import Golden
+from vstar_engine.verify import KINDS, NOT_JUDGED, verify
+
+CASES = Golden(GOLDEN).cases
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['kind']}-{case['name']}" for case in CASES])
+def test_case(golden, case):
+    golden_of_one = Golden(GOLDEN)
+    golden_of_one.cases = [case]
+    (row,) = verify(golden_of_one)
+    assert row.ok, row
+
+
+def test_every_kind_is_covered():
+    assert {case["kind"] for case in CASES} == {*KINDS, *NOT_JUDGED}
