@@ -94,8 +94,8 @@ def to_toml(args: argparse.Namespace) -> str:
     for name, value in vars(args).items():
         if name not in skipped and value is not None:
             plain = value if isinstance(value, bool | int | float | str) else _plain(value)
-            lines.append(f"{name.replace('_', '-')} = {json.dumps(plain)}\n")
-    return "".join(lines)
+            lines.append(f"{name.replace('_', '-')} = {json.dumps(plain, ensure_ascii=False)}\n")
+    return "".join(lines).replace("\x7f", "\\u007f")  # the one character that JSON may hold and TOML may not
 
 
 def _plain(value: Any) -> Any:

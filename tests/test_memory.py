@@ -1,0 +1,102 @@
+"""The plan follows the architecture, is near what a run really takes, and its advice fits."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vstar_engine import memory
+from vstar_engine.config import MODELS, Request, Sampling
+from vstar_engine.errors import MemoryShortage
+from vstar_engine.memory import Footprint, activation_bytes, check, weight_bytes
+
+MINI = MODELS["mini"]
+CPU = torch.device("cpu")
+
+MEASURE = """
+import resource, sys, torch
+from vstar_engine.config import MODELS
+from vstar_engine.unet import UNet
+spec, frames = MODELS["mini"], int(sys.argv[1])
+torch.set_grad_enabled(False)
+net = UNet(spec.unet).eval()
+def run(t):
+    net(torch.randn(2, 4, t, 24, 32), torch.ones(2, 1), torch.randn(2, t, 77, 64), torch.ones(2), torch.rand(1, 3, t))
+run(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(frames)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def footprint(frames=64, size=(96, 128), dtype=torch.float32, batch=2):
+    return Footprint(MINI, frames, *size, dtype, batch)
+
+
+def test_weights_are_counted_exactly():
+    spec = MODELS["videocrafter2"]
+    # the official file less encoder, quant_conv, last text block, projection, logit scale and schedule buffers
+    assert weight_bytes(spec, torch.float16) == 2 * sum(
+        p.numel() for module in memory_modules(spec) for p in module.parameters()
+    )
+    assert 3.5e9 < weight_bytes(spec, torch.float16) < 3.7e9
+
+
+def memory_modules(spec):
+    from vstar_engine.text import TextTower
+    from vstar_engine.unet import UNet
+    from vstar_engine.vae import Vae
+
+    with torch.device("meta"):
+        return UNet(spec.unet), Vae(spec.vae, encoder=False), TextTower(spec.text)
+
+
+def test_memory_grows_with_frames_size_dtype_and_batch():
+    base = activation_bytes(footprint())
+    assert activation_bytes(footprint(frames=128)) > base
+    assert activation_bytes(footprint(size=(192, 128))) > base
+    assert activation_bytes(footprint(batch=1)) < base
+    assert activation_bytes(footprint(dtype=torch.float16)) < base
+
+
+def test_a_run_takes_no_more_than_planned_and_not_far_less():
+    frames = 96
+    out = subprocess.run([sys.executable, "-c", MEASURE, str(frames)], capture_output=True, text=True, check=True)
+    measured, planned = int(out.stdout), activation_bytes(footprint(frames=frames, size=(192, 256)))
+    assert measured < planned < 2 * measured + memory.WORKSPACE
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["weights there", "weights to come"])
+@pytest.mark.parametrize("free", [500, 620, 900, 1500], ids=lambda mib: f"{mib} MiB")
+def test_advice_fits(monkeypatch, free, loaded):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free * 2**20)
+    asked = footprint(frames=512, size=(192, 256))
+    with pytest.raises(MemoryShortage) as shortage:
+        check(asked, CPU, loaded)
+    advice = str(shortage.value).rpartition("; ")[2]
+    frames = int(match[1]) if (match := re.search(r"(\d+) frames", advice)) else 512
+    if "choose a smaller" in advice:
+        frames, size = 1, (32, 32)
+    else:
+        size = (192, 256)
+    dtype = torch.float16 if "float16" in advice else torch.float32
+    check(footprint(frames=frames, size=size, dtype=dtype, batch=1), CPU, loaded)
+
+
+def test_a_model_that_cannot_fit_at_all(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    with pytest.raises(MemoryShortage, match="the model itself does not fit"):
+        check(footprint(), CPU, loaded=False)
+
+
+def test_guidance_one_needs_one_row():
+    request = Request(("a",), size=(96, 128), sampling=Sampling(guidance=1.0))
+    assert Footprint.of(request, MINI, torch.float32).batch == 1
+    assert Footprint.of(Request(("a",), size=(96, 128)), MINI, torch.float32).batch == 2
+
+
+def test_planning_leaves_the_default_dtype_alone():
+    activation_bytes(footprint(frames=3, dtype=torch.bfloat16))
+    assert torch.get_default_dtype() == torch.float32

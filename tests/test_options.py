@@ -1,0 +1,69 @@
+"""Flags over environment over configuration file over defaults, each complaint naming its source."""
+
+import tomllib
+
+import pytest
+
+from vstar_engine import generate
+from vstar_engine.options import Parser, layered, to_toml
+
+
+def settings(argv=(), environ=None, toml=None, tmp_path=None):
+    parser = Parser(allow_abbrev=False)
+    generate.add_options(parser)
+    if toml is not None:
+        (tmp_path / "v.toml").write_text(toml)
+        argv = ["--config", str(tmp_path / "v.toml"), *argv]
+    return layered(parser, argv, environ or {})
+
+
+def test_each_layer_covers_the_one_below(tmp_path):
+    toml = 'steps = 5\nguidance = 3.5\neta = 0.5\nstates = ["a", "b"]\nbatch-guidance = false\n'
+    args = settings(["--steps", "7"], {"VSTAR_STEPS": "6", "VSTAR_GUIDANCE": "4"}, toml, tmp_path)
+    assert (args.steps, args.guidance, args.eta, args.frames) == (7, 4.0, 0.5, 64)
+    assert args.states == ["a", "b"]
+    assert args.batch_guidance is False
+
+
+def test_flags_replace_lists_instead_of_adding_to_them(tmp_path):
+    args = settings(["--states", "x", "--states", "y", "z"], {"VSTAR_SIGMA": "0=2\n1=3"}, 'states = ["a"]', tmp_path)
+    assert args.states == ["x", "y", "z"]
+    assert args.sigma == ["0=2", "1=3"]
+
+
+def test_the_configuration_file_can_come_from_the_environment(tmp_path):
+    (tmp_path / "c.toml").write_text("steps = 3")
+    assert settings(environ={"VSTAR_CONFIG": str(tmp_path / "c.toml")}).steps == 3
+
+
+def test_printed_settings_read_back_the_same(tmp_path):
+    args = settings(["--sigma", "0=2", "--size", "96x128", "--states", 'a "b"', "ü 🚀", "--until", "50%", "--gif"])
+    printed = to_toml(args)
+    tomllib.loads(printed)
+    again = settings(toml=printed, tmp_path=tmp_path)
+    skipped = ("config", "print_config")
+    assert {k: v for k, v in vars(args).items() if k not in skipped} == {k: v for k, v in vars(again).items() if k not in skipped}
+
+
+@pytest.mark.parametrize(
+    ("toml", "environ", "complaint"),
+    [
+        ("colour = 1", {}, "unknown setting 'colour'"),
+        ("steps = 'many'", {}, "v.toml: steps"),
+        ("steps = [1]", {}, "single value"),
+        ("states = 'one'", {}, "must be a list"),
+        ("gif = 'maybe'", {}, "true or false"),
+        ("steps = ", {}, "cannot read the configuration"),
+        ("size = '96'", {}, "HEIGHTxWIDTH"),
+        ("", {"VSTAR_STEPS": "x"}, "VSTAR_STEPS"),
+        ("", {"VSTAR_BATCH_GUIDANCE": "perhaps"}, "VSTAR_BATCH_GUIDANCE must be true or false"),
+    ],
+)
+def test_bad_values_name_their_source(tmp_path, toml, environ, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        settings(environ=environ, toml=toml, tmp_path=tmp_path)
+
+
+def test_a_configuration_file_that_is_not_there():
+    with pytest.raises(ValueError, match="cannot read the configuration nowhere"):
+        settings(["--config", "nowhere.toml"])

@@ -1,0 +1,96 @@
+"""Files hold the frames and what made them, appear whole or not at all, and say so when they cannot be written."""
+
+import resource
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vstar_engine.errors import OutputError
+from vstar_engine.video import Video, read_provenance, to_bytes
+
+PROVENANCE = {"engine": "vstar-engine", "request": {"states": ["ein Fluß 🚀", "lone \ud800", 'a "quote"']}}
+
+
+def made(frames=9, height=32, width=48):
+    ramp = np.linspace(0, 255, width, dtype=np.uint8)
+    clip = np.broadcast_to(ramp[None, None, :, None], (frames, height, width, 3)).copy()
+    clip[:, :4] = np.arange(frames, dtype=np.uint8)[:, None, None, None] * 20
+    return Video(clip, 8.0, PROVENANCE)
+
+
+def test_bytes_are_clamped_scaled_and_truncated():
+    pixels = torch.tensor([-3.0, -1.0, 0.0, 0.999, 1.0, 2.0]).reshape(1, 1, 1, 6).expand(3, -1, -1, -1)
+    assert to_bytes(pixels)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_mp4_is_h264_and_shows_the_frames(tmp_path):
+    video = made()
+    with av.open(str(video.save(tmp_path / "a.mp4"))) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate == 8
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert decoded.shape == video.frames.shape
+    assert np.abs(decoded.astype(int) - video.frames.astype(int)).mean() < 4
+
+
+def test_gif_loops_at_its_rate(tmp_path):
+    with Image.open(made().save(tmp_path / "a.gif")) as image:
+        assert image.n_frames == 9
+        assert image.info["duration"] == 120  # hundredths of a second are all a gif has
+        assert image.info["loop"] == 0
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_provenance_survives_the_file(tmp_path, name):
+    assert read_provenance(made().save(tmp_path / name)) == PROVENANCE
+
+
+def test_long_prompts_survive_the_file(tmp_path):
+    long = {**PROVENANCE, "request": {"states": ["snow " * 20_000]}}
+    for name in ("a.mp4", "a.gif"):
+        assert read_provenance(Video(made().frames, 8.0, long).save(tmp_path / name)) == long
+
+
+def test_a_file_is_the_same_bytes_when_made_again(tmp_path):
+    a, b = made().save(tmp_path / "a.mp4"), made().save(tmp_path / "b.mp4")
+    assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a", "a.mp4.txt"])
+def test_other_endings_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"ends in \.mp4 or \.gif"):
+        made().save(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_a_full_disk_leaves_nothing(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 256, 256, 3), dtype=np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OutputError, match=f"cannot write .*{name}"):
+            Video(noise, 8.0, PROVENANCE).save(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"):
+        made().save(tmp_path / "no" / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_files_of_others_have_no_provenance(tmp_path, name):
+    with pytest.raises(ValueError, match="no file"):
+        read_provenance(tmp_path / name)
+    (tmp_path / name).write_text("hello")
+    with pytest.raises(ValueError, match=name):
+        read_provenance(tmp_path / name)
+    Video(made().frames, 8.0, {"engine": "another"}).save(tmp_path / name)
+    with pytest.raises(ValueError, match="no settings of this engine"):
+        read_provenance(tmp_path / name)
