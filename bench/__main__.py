@@ -3,6 +3,8 @@
 import argparse
 from importlib import import_module
 
+from vstar_engine.errors import VstarError
+
 COMMANDS = {
     "unet": "one forward of the UNet: time, FLOP/s, peak memory and where the time goes",
 }
@@ -16,7 +18,11 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(f"vstar_engine.bench.{name}")
         module.add_arguments(commands.add_parser(name, help=words, description=module.__doc__))
     args = parser.parse_args(argv)
-    return import_module(f"vstar_engine.bench.{args.command}").run(args)
+    try:
+        return import_module(f"vstar_engine.bench.{args.command}").run(args)
+    except (VstarError, ValueError) as error:
+        print(f"error: {error}")
+        return error.exit_code if isinstance(error, VstarError) else 2
 
 
 if __name__ == "__main__":

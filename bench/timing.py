@@ -68,7 +68,8 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup
 def summarise(seconds: list[float]) -> Timing:
     """Reduces rounds to their median and 20th and 80th percentiles."""
     quantiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64))
-    return Timing(*quantiles.tolist(), rounds=len(seconds))
+    median, p20, p80 = quantiles.tolist()
+    return Timing(median, p20, p80, len(seconds))
 
 
 def machine() -> dict[str, object]:
