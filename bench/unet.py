@@ -13,6 +13,7 @@ from vstar_engine.errors import DeviceError
 
 from .forward import DTYPES, FULL, REHEARSAL, ForwardBench, Settings
 from .rows import Rows
+from .seeded import LAYOUTS
 
 
 def exact_float32() -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help=f"default {FULL.rounds}")
     parser.add_argument("--warmup", type=int, help=f"default {FULL.warmup}")
     parser.add_argument("--compiler", help=f"the back end of torch.compile, default {FULL.compiler}")
+    parser.add_argument("--compiled", choices=LAYOUTS, nargs="*", help="layouts to compile, default all")
     parser.add_argument("--matrix", type=int, help=f"side of the ceiling's matrix product, default {FULL.matrix}")
     parser.add_argument("--first-compile", type=float, metavar="SECONDS", help=f"default {FULL.first_compile:g}")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"default {FULL.budget:g}")
