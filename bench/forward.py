@@ -19,9 +19,9 @@ from .timing import Timing, interleave, synchronize
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
-# relative L2 against the same weights in WIDER: a right forward of the mini model shows 3e-3, 2.5e-2 and 2e-6, and one
-# without the regulariser 0.18
-ERROR_BUDGET = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 2e-5}
+# relative L2 against the same weights in WIDER. On a CPU a right forward shows 3e-3 in float16 (mini and full width),
+# 2.3e-2 in bfloat16 and up to 6e-6 in float32; one without the regulariser 0.08 (full width, 2 frames) to 0.18 (mini, 4)
+ERROR_BUDGET = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float32: 2e-5}
 # what an allocation, a compiler or a kernel launch raises; anything else is this program's own fault and rises
 FAILURES = (RuntimeError, OSError)
 
