@@ -20,7 +20,7 @@ SMALL = "unet_tar_both_perframe_step13"
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 # two orders of the same float32 sums: the golden cases' rounding probes are 3e-6 to 5e-6
 ROUNDING = 2e-5
-# on the CPU the tiny networks show 6e-3 to 8e-3 in fp16, where no sum is narrower than float32; a GPU may reduce in fp16
+# on the CPU fp16 shows 6e-3 to 1e-2, 6e-3 of it from rounding the weights; leaving out the regulariser shows 0.6
 FP16_BUDGET = 2e-2
 # float32 sums over 64 products and 64 keys; fp16 adds the rounding of its output, 2**-11, and of the probabilities
 ATTENTION_BUDGET = {torch.float32: 5e-6, torch.float16: 1e-3}
@@ -55,12 +55,15 @@ def load_case(name: str, device: str, dtype: torch.dtype = torch.float32) -> tup
 
 
 def error_to_golden(out: Tensor, tensors: dict[str, Tensor]) -> float:
+    """Gives the worst relative L2 error over what the case stored: the output, or some frames and every frame's square."""
     out = out.cpu().double()
     if "out" in tensors:
         return relative_error(out, tensors["out"].double())
     squares = out.square().sum(dim=(0, 1, 3, 4))
-    assert relative_error(squares, tensors["out_frame_sq"].double()) < 1e-4
-    return relative_error(out[:, :, tensors["frames_idx"]], tensors["out_frames"].double())
+    frames = out[:, :, tensors["frames_idx"]]
+    return max(
+        relative_error(squares, tensors["out_frame_sq"].double()), relative_error(frames, tensors["out_frames"].double())
+    )
 
 
 @pytest.mark.parametrize(
