@@ -12,6 +12,14 @@ from vstar_engine.golden import Golden
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, PyTorch finds none here"))
+
+
 @pytest.fixture(scope="session")
 def golden():
     return Golden(GOLDEN)

@@ -1,13 +1,11 @@
 """Weights: the official naming, strict loading, and conversion of whatever a user may have."""
 
-import pickle
-
 import pytest
 import torch
 from conftest import GOLDEN
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from vstar_engine import Engine, checkpoint
+from vstar_engine import Engine
 from vstar_engine.checkpoint import TEXT, UNET, VAE, Weights, load, module_shapes, official_shapes, spec_from_official
 from vstar_engine.config import MODELS, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.errors import CheckpointError
@@ -58,7 +56,10 @@ def test_the_official_key_count():
 def test_official_configurations_become_specs():
     assert spec_from_official(OFFICIAL) == UNetSpec()
     dd = {"double_z": True, "z_channels": 4, "resolution": 512, "in_channels": 3, "out_ch": 3, "ch": 128}
-    assert spec_from_official({**dd, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}) == VaeSpec()
+    assert (
+        spec_from_official({**dd, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0})
+        == VaeSpec()
+    )
     clip = {"context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24}
     assert spec_from_official(clip) == TextSpec()
 

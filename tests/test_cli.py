@@ -36,7 +36,7 @@ def test_generate_writes_mp4_and_gif_and_says_where(here, capsys):
 
 
 def test_inspect_prints_a_command_that_makes_the_file_again(here, capsys):
-    assert main([*TINY, "snow's \"end\" 🚀", "--seed", "9", "--until", "50%", "--sigma", "0=2", "--no-batch-guidance"]) == 0
+    assert main([*TINY, 'snow\'s "end" 🚀', "--seed", "9", "--until", "50%", "--sigma", "0=2", "--no-batch-guidance"]) == 0
     capsys.readouterr()
     assert main(["inspect", "vstar.mp4"]) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
@@ -125,7 +125,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "complaint"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_bad_settings_get_a_sentence_and_a_code_and_leave_nothing(here, capsys, words, code, complaint):
     assert main([*TINY, *words]) == code
     captured = capsys.readouterr()
@@ -135,7 +137,9 @@ def test_bad_settings_get_a_sentence_and_a_code_and_leave_nothing(here, capsys, 
     assert names(here) == []
 
 
-@pytest.mark.parametrize("prompt", ["snow " * 20_000, "a\0b", "lone \udcff byte", "🚀"], ids=["100 kB", "NUL", "surrogate", "emoji"])
+@pytest.mark.parametrize(
+    "prompt", ["snow " * 20_000, "a\0b", "lone \udcff byte", "🚀"], ids=["100 kB", "NUL", "surrogate", "emoji"]
+)
 def test_odd_prompts_make_videos(here, prompt):
     assert main([*TINY, "--states", prompt]) == 0
     assert main(["inspect", "vstar.mp4"]) == 0
@@ -167,7 +171,9 @@ def test_missing_library(here, monkeypatch, capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminated"])
 def test_interruption_leaves_nothing(here, number, code):
     command = [sys.executable, "-m", "vstar_engine", "generate", "x", "--model", "mini", "--steps", "900", "--size", "32x32"]
-    child = subprocess.Popen([*command, "-v"], cwd=here, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    child = subprocess.Popen(
+        [*command, "-v"], cwd=here, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT}
+    )
     assert child.stderr is not None
     for line in child.stderr:
         if "tensors used" in line:

@@ -42,7 +42,9 @@ def test_printed_settings_read_back_the_same(tmp_path):
     tomllib.loads(printed)
     again = settings(toml=printed, tmp_path=tmp_path)
     skipped = ("config", "print_config")
-    assert {k: v for k, v in vars(args).items() if k not in skipped} == {k: v for k, v in vars(again).items() if k not in skipped}
+    assert {k: v for k, v in vars(args).items() if k not in skipped} == {
+        k: v for k, v in vars(again).items() if k not in skipped
+    }
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,11 @@ def test_shared_conditioning_equals_its_repetition():
     net, given = made(), inputs(batch=2)
     given["context"] = given["context"][:, :1]
     frames = given["latents"].shape[2]
-    repeated = {**given, "context": given["context"].expand(-1, frames, -1, -1), "timestep": given["timestep"].expand(-1, frames)}
+    repeated = {
+        **given,
+        "context": given["context"].expand(-1, frames, -1, -1),
+        "timestep": given["timestep"].expand(-1, frames),
+    }
     assert torch.allclose(net(**given), net(**repeated), **SAME)
 
 

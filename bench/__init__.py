@@ -1,0 +1,1 @@
+"""Measurements: one timer, one row format, and a command per thing measured."""

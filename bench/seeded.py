@@ -1,0 +1,56 @@
+"""A full-size UNet and one sampling step's inputs, made from seeds on the device: speed needs no trained weights."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vstar_engine.config import TAR_PRESETS, Sampling, Spec, UNetSpec
+from vstar_engine.tar import table
+from vstar_engine.unet import UNet
+
+GUIDANCE_BRANCHES = 2
+LAYOUTS = ("channels_last", "contiguous")
+
+
+def seeded_unet(spec: UNetSpec, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> UNet:
+    """Builds a UNet on `device`: weights are normals of variance 1 / fan-in, norms 1, biases 0."""
+    with torch.device("meta"):
+        unet = UNet(spec)
+    unet = unet.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in unet.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, math.prod(parameter.shape[1:]) ** -0.5, generator=generator)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    return unet
+
+
+def lay_out(unet: UNet, layout: str) -> UNet:
+    """Puts the convolutions' weights into one of LAYOUTS, which the hidden states then follow."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if layout == "channels_last" else {}
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.contiguous(memory_format=formats.get(parameter.dim(), torch.contiguous_format))
+    return unet
+
+
+def step_inputs(spec: Spec, size: tuple[int, ...], frames: int, device: torch.device | str, dtype: torch.dtype) -> list[Tensor]:
+    """Makes what one sampling step gives the UNet: both guidance branches, a text per frame, TAR as by default."""
+    generator = torch.Generator(device).manual_seed(frames)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    height, width = (side // spec.vae.factor for side in size)
+    latents = normal(GUIDANCE_BRANCHES, spec.unet.in_channels, frames, height, width)
+    context = normal(GUIDANCE_BRANCHES, frames, spec.text.context_length, spec.unet.context_dim)
+    timestep = torch.full((GUIDANCE_BRANCHES, 1), 481, device=device)
+    fps = torch.full((GUIDANCE_BRANCHES,), Sampling.fps_condition, device=device)
+    tar = table(TAR_PRESETS["64D1_32D8"], spec.unet.levels, frames, step=0).to(device)
+    return [latents, timestep, context, fps, tar]
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Gives ||got - wanted|| / ||wanted||, in `wanted`'s dtype; not a number where `got` is none."""
+    return float(torch.linalg.vector_norm(got.to(wanted.dtype) - wanted) / torch.linalg.vector_norm(wanted))
