@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vstar_engine.config import model
+from vstar_engine.config import model_named
+from vstar_engine.device import dtype_named
 from vstar_engine.unet import UNet
 
 from .blocks import count_flops, profile
@@ -17,7 +18,6 @@ from .rows import Rows, sentence
 from .seeded import GUIDANCE_BRANCHES, LAYOUTS, lay_out, relative_error, seeded_unet, step_inputs
 from .timing import Timing, interleave, synchronize
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 # relative L2 against the same weights in WIDER. On a CPU a right forward shows 3e-3 in float16 (mini and full width),
 # 2.3e-2 in bfloat16 and up to 6e-6 in float32; one without the regulariser 0.08 (full width, 2 frames) to 0.18 (mini, 4)
@@ -76,7 +76,7 @@ class ForwardBench:
 
     def __init__(self, settings: Settings, rows: Rows):
         self.settings, self.rows = settings, rows
-        self.spec, self.dtype = model(settings.model), DTYPES[settings.dtype]
+        self.spec, self.dtype = model_named(settings.model), dtype_named(settings.dtype)
         self.started = time.monotonic()
         self.unets: dict[str, UNet] = {}
         self.inputs: dict[int, list[Tensor]] = {}

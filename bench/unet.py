@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine.config import model
+from vstar_engine.config import model_named, parse_size
+from vstar_engine.device import DTYPES
 from vstar_engine.errors import DeviceError
 
-from .forward import DTYPES, FULL, REHEARSAL, ForwardBench, Settings
+from .forward import FULL, REHEARSAL, ForwardBench, Settings
 from .rows import Rows
 from .seeded import LAYOUTS
 
@@ -40,18 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"default {FULL.budget:g}")
 
 
-def parse_size(text: str) -> tuple[int, ...]:
-    """Reads HEIGHTxWIDTH."""
-    height, width = text.split("x")
-    return int(height), int(width)
-
-
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Measures what the flags say; 1 if a variant failed."""
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     settings = replace(REHEARSAL if args.rehearse else FULL, **{name: x for name, x in given.items() if x is not None})
-    model(settings.model).check_size(*settings.size)
+    model_named(settings.model).check_size(*settings.size)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"device {settings.device} is not here: PyTorch finds no GPU; use --device cpu")
     exact_float32()

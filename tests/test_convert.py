@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -137,15 +138,13 @@ def test_bad_files_get_one_sentence_and_leave_nothing(tensors, tmp_path, monkeyp
     assert main(["convert", "in.ckpt", "out", "--model", "mini"]) == 3
     sentence = capsys.readouterr().err.strip()
     assert "\n" not in sentence
-    import re
-
     assert re.search(FAULTS[fault], sentence), sentence
     assert nothing_left(tmp_path)
 
 
 def test_float16_overflow_is_refused(tensors, tmp_path):
     torch.save({**tensors, KEY: torch.full((32,), 1e6)}, tmp_path / "in.ckpt")
-    with pytest.raises(CheckpointError, match="infinite values in torch.float16"):
+    with pytest.raises(CheckpointError, match=r"infinite values in torch\.float16"):
         convert(tmp_path / "in.ckpt", tmp_path / "out", "mini")
 
 
@@ -175,7 +174,7 @@ def test_an_existing_folder_is_kept_unless_forced(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("options", [{"model": "maxi"}, {"dtype": "int8"}, {"shard_bytes": 1}], ids=str)
 def test_bad_settings(checkpoint, tmp_path, options):
-    with pytest.raises(ValueError, match="known models|dtype must be|a shard must"):
+    with pytest.raises(ValueError, match=r"known models|dtype must be|a shard must"):
         convert(checkpoint, tmp_path / "out", **{"model": "mini", **options})
 
 

@@ -204,6 +204,14 @@ MODELS: dict[str, Spec] = {
 }
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads HEIGHTxWIDTH in pixels."""
+    height, x, width = text.lower().partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"a size is HEIGHTxWIDTH, such as 320x512, got {text!r}")
+    return int(height), int(width)
+
+
 def model_named(name: str) -> Spec:
     """Looks a model up by name; ValueError lists the known ones."""
     if name not in MODELS:

@@ -14,7 +14,7 @@ from . import memory
 from .artifacts import check_writable
 from .backends import BACKENDS
 from .bundled import SEEDED
-from .config import MODELS, SPREAD_MODES, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, tar_named
+from .config import MODELS, SPREAD_MODES, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
 from .device import DTYPES, device_named, dtype_named
 from .engine import Engine
 from .options import add_config_options
@@ -23,13 +23,6 @@ from .unet import SPATIAL_ATTENTION
 from .video import Video, check_ending
 
 DEFAULT_TAR = "64D1_32D8"
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    height, x, width = text.lower().partition("x")
-    if not (x and height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"a size is HEIGHTxWIDTH, such as 320x512, got {text!r}")
-    return int(height), int(width)
 
 
 def parse_sigma(text: str) -> tuple[int, float]:
