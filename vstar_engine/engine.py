@@ -74,7 +74,9 @@ class Engine:
         log.info("%s: %d tensors used, %d not needed", model, len(tensors) - len(unused), len(unused))
         log.debug("not needed: %s", ", ".join(unused))
         source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
-        return Engine(spec, text.eval(), denoiser, vae.eval(), where, kind, source, unused)
+        return Engine(
+            spec, text.eval().requires_grad_(False), denoiser, vae.eval().requires_grad_(False), where, kind, source, unused
+        )
 
     def generate(
         self,

@@ -17,4 +17,4 @@ def load(
     with torch.device("meta"):
         unet = UNet(spec.unet, spatial_attention)
     checkpoint.load(unet, weights, checkpoint.UNET, device=device, dtype=dtype)
-    return unet.eval()
+    return unet.eval().requires_grad_(False)
