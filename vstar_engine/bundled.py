@@ -29,6 +29,7 @@ def weights(spec: Spec) -> Path:
             f"model {spec.name} comes without weights; convert its checkpoint (`vstar-engine convert model.ckpt DIR`) "
             "and give the folder (--weights DIR)"
         )
+    log.warning("the weights of %s are seeded, not trained: its videos show that the path works, not a scene", spec.name)
     folder = cache_folder() / f"{spec.name}-{__version__}"
     if (folder / MANIFEST).is_file():
         return folder
