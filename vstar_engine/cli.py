@@ -97,7 +97,10 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    folder = args.golden_dir or Path(__file__).parent.parent / "tests" / "golden"
+    shipped = Path(__file__).parent.parent / "tests" / "golden"
+    if args.golden_dir is None and not shipped.is_dir():
+        raise ValueError("no golden cases lie beside this installation; give a folder: vstar-engine verify FOLDER")
+    folder = args.golden_dir or shipped
     golden = Golden(folder)
     device = device_named(args.device, torch.float32)
     failed = passed = 0
