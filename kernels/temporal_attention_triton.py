@@ -84,7 +84,7 @@ def tile_kernel(
         if not EVEN:
             s = tl.where(j[None, :] < Tk, s, float("-inf"))
         s += tl.max(s, 1)[:, None] * tile
-        e = tl.exp2(s * scale - (tl.max(s, 1) * scale)[:, None])
+        e = tl.exp2((s - tl.max(s, 1)[:, None]) * scale)
         o = _dot(e.to(v.dtype.element_ty), vi, WIDEN) / tl.sum(e, 1)[:, None]
         tl.store(o_tile, o.to(out.dtype.element_ty), mask=query)
         q_tile += tl.cast(qsp, tl.int64) * UNIT
@@ -137,11 +137,11 @@ def sweep_kernel(
         s = _dot(qi, tl.trans(ki), WIDEN)
         if not EVEN:
             s = tl.where(start + j[None, :] < Tk, s, float("-inf"))
-        if (start - block * M < reach + M) & (block * M - start < reach + N):
+        if (reach > 0) & (start - block * M < reach + M) & (block * M - start < reach + N):
             s += row_max[:, None] * _bias_tile(bias, bsi, bsj, i[:, None], start + j[None, :], T, Tk, DENSE, EVEN)
-        higher = tl.maximum(top, tl.max(s, 1) * scale)
-        e = tl.exp2(s * scale - higher[:, None])
-        shrink = tl.exp2(top - higher)
+        higher = tl.maximum(top, tl.max(s, 1))
+        e = tl.exp2((s - higher[:, None]) * scale)
+        shrink = tl.exp2((top - higher) * scale)
         total = total * shrink + tl.sum(e, 1)
         o = o * shrink[:, None] + _dot(e.to(v.dtype.element_ty), vi, WIDEN)
         top = higher
