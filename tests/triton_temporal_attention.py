@@ -10,6 +10,7 @@ import torch
 from accuracy import assert_as_accurate, relative_l2
 from golden.load_golden import Golden
 from pairwise import pairwise
+from peak_memory import PeakMemory
 from torch import Tensor
 from vstar_engine.kernels.temporal_attention import (
     temporal_attention,
@@ -210,3 +211,13 @@ def test_golden(case):
     out = temporal_attention(q, k, v, g.to(DEVICE))[0].transpose(0, 1).flatten(-2).cpu()
     probe = case.get("rounding_probe", {}).get("rel_l2")
     assert relative_l2(out, stored["out"]) <= (min(1e-4, max(1e-5, 20 * probe)) if probe else 1e-5)
+
+
+@pytest.mark.parametrize("frames", [16, 64, 256, 512])
+def test_only_the_output_is_allocated(frames):
+    q, k, v = tensors("fused", 1, frames, 2, 1, 16).to(DEVICE)
+    g = torch.randn(1, frames, device=DEVICE)
+    with PeakMemory() as memory:
+        out = temporal_attention_triton(q, k, v, g)
+    # beside it the interpreter keeps a few numbers of the launch
+    assert memory.peak <= out.nbytes + 256
