@@ -94,6 +94,12 @@ def compile_entry(entry: Entry) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options={"num_warps": entry.config.warps})
 
 
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_suffix(f".{os.getpid()}.partial")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)
+
+
 def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -194,9 +200,7 @@ def build(entry: Entry, out: Path) -> dict[str, Any]:
         "cubin_sha256": hashlib.sha256(cubin.read_bytes()).hexdigest(),
         **inspect_cubin(cubin),
     }
-    aside = stem.with_suffix(f".{os.getpid()}.partial")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(record_path)
+    _write_json(record_path, record)
     return record
 
 
@@ -224,6 +228,10 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [*(set(chosen.arch) - set(ARCHITECTURES)), *(set(chosen.dtype) - set(DTYPES))]
     if unknown:
         parser.error(f"unknown {unknown}; architectures are {ARCHITECTURES}, dtypes {tuple(DTYPES)}")
+    if not all(1 <= head_dim <= max(HEAD_DIMS) for head_dim in chosen.head_dim):
+        parser.error(f"head widths lie between 1 and {max(HEAD_DIMS)}, got {chosen.head_dim}")
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
     wanted = entries(chosen.arch, chosen.head_dim, chosen.dtype)
     chosen.out.mkdir(parents=True, exist_ok=True)
     # spawned: a forked copy of Triton's compiler threads would hang
@@ -235,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         if entry.name in records:
             sentences += faults(entry, records[entry.name])
     manifest = {"kind": "kernels", "triton": triton.__version__, "entries": list(records.values()), "faults": sentences}
-    (chosen.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    _write_json(chosen.out / "manifest.json", manifest)
     sys.stdout.write(f"{len(records)} of {len(wanted)} kernels in {chosen.out}, {len(sentences)} faults\n")
     sys.stderr.writelines(f"{sentence}\n" for sentence in sentences)
     return 1 if sentences else 0

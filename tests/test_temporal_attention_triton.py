@@ -1,6 +1,6 @@
 """The launch arithmetic, exhaustively; and the kernels' own tests, in Triton's interpreter and on a GPU.
 
-TRITON_INTERPRET is read when a kernel is defined, so those tests, in triton_temporal_attention.py, run in a process of their own.
+TRITON_INTERPRET is read when a kernel is defined, so those, in triton_temporal_attention.py, run in a process of their own.
 """
 
 import os
