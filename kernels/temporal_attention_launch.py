@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-HEAD_DIMS = (8, 16, 40, 64, 80, 128)
+HEAD_DIMS = (8, 16, 32, 40, 64, 80, 128)
 TILES = (16, 32, 64, 128)
 # bytes of shared memory that one program may have
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -62,8 +62,15 @@ def nearest(arch: int) -> int:
     return max(known for known in ARCHITECTURES if known <= arch)
 
 
-# frames -> row, by the width of the dtype and of the padded head; the last row of each serves every longer problem
-_HALF = {
+Rows = dict[int, Config]
+
+
+def _swept(rows: Rows, *tiles: int) -> Rows:
+    return {**rows, **dict.fromkeys(tiles, rows[0])}
+
+
+# frames -> row; row 0 serves every longer problem
+_HALF: Rows = {
     16: Config(16, 16, warps=1),
     32: Config(32, 32, warps=2),
     64: Config(64, 64, warps=4, stages=2),
@@ -74,40 +81,50 @@ _HALF = {
 _HALF_90 = {**_HALF, 32: Config(32, 32, warps=1), 64: Config(64, 64, warps=4), 0: Config(128, 64, warps=8, sweep=True)}
 # two stages double the loop's code on sm_100, where the pipeline covers the tensor cores too
 _HALF_100 = {**_HALF_90, 128: Config(128, 128, warps=8)}
-# a whole tile of 128 frames spills on sm_120
-_HALF_120 = {**_HALF, 32: Config(32, 32, warps=1), 128: _HALF[0]}
-_WIDE_HALF = {
+_HALF_120 = {**_HALF, 32: Config(32, 32, warps=1), 0: Config(64, 32, warps=4, sweep=True)}
+_HALF_BY_ARCH = {80: _HALF, 86: _HALF, 89: _HALF, 90: _HALF_90, 100: _HALF_100, 120: _HALF_120}
+# of narrow heads the larger sweeps spill, or have too few bytes for 128 bits a thread
+_NARROW_SWEEP = {16: Config(32, 64, warps=4, sweep=True), 32: Config(64, 32, warps=4, sweep=True)}
+_WIDE_HALF: Rows = {
     16: Config(16, 16, warps=2),
     32: Config(32, 32, warps=4),
     64: Config(64, 64, warps=8),
-    128: Config(64, 32, warps=8, sweep=True),
     0: Config(64, 32, warps=8, sweep=True),
 }
 _WIDE_HALF_90 = {**_WIDE_HALF, 64: Config(64, 64, warps=4)}
-_SINGLE = {
-    16: Config(16, 16, warps=4),
-    32: Config(32, 32, warps=4),
-    64: Config(64, 64, warps=16),
-    128: Config(32, 32, warps=8, sweep=True),
-    0: Config(32, 32, warps=8, sweep=True),
+_SINGLE: dict[int, Rows] = {
+    16: {
+        16: Config(16, 16, warps=2),
+        32: Config(32, 32, warps=4),
+        64: Config(64, 64, warps=8),
+        0: Config(32, 32, warps=4, sweep=True),
+    },
+    64: {
+        16: Config(16, 16, warps=4),
+        32: Config(32, 32, warps=4),
+        64: Config(64, 64, warps=16),
+        0: Config(32, 32, warps=8, sweep=True),
+    },
+    128: {
+        16: Config(16, 16, warps=4),
+        32: Config(32, 32, warps=8),
+        0: Config(32, 16, warps=8, sweep=True),
+    },
 }
-_WIDE_SINGLE = {
-    16: Config(16, 16, warps=4),
-    32: Config(32, 32, warps=8),
-    64: Config(32, 16, warps=8, sweep=True),
-    128: Config(32, 16, warps=8, sweep=True),
-    0: Config(32, 16, warps=8, sweep=True),
-}
-_NARROW_HEAD = {80: _HALF, 86: _HALF, 89: _HALF, 90: _HALF_90, 100: _HALF_100, 120: _HALF_120}
+_SINGLE[32] = _SINGLE[64]
 
 
-def _rows(head_dim: int, dtype: str, arch: int) -> dict[int, Config]:
-    wide = padded(head_dim) > 64
+def _rows(head_dim: int, dtype: str, arch: int) -> Rows:
+    width = padded(head_dim)
     if DTYPES[dtype].bytes == 4:
-        return _WIDE_SINGLE if wide else _SINGLE
-    if wide:
-        return _WIDE_HALF_90 if arch in (90, 100) else _WIDE_HALF
-    return _NARROW_HEAD[arch]
+        # the largest tiles spill where a program of many warps has the fewest registers
+        largest = {64: 64, 128: 32}.get(width, 128) if arch in (86, 89) else 128
+        return _swept(_SINGLE[width], *(tile for tile in TILES if tile >= largest or tile not in _SINGLE[width]))
+    if width == 128:
+        return _swept(_WIDE_HALF_90 if arch in (90, 100) else _WIDE_HALF, 128)
+    rows = {**_HALF_BY_ARCH[arch], **({0: _NARROW_SWEEP[width]} if width in _NARROW_SWEEP else {})}
+    # a whole tile of 128 frames spills on sm_120
+    return _swept(rows, 128) if arch == 120 else rows
 
 
 def configs(head_dim: int, dtype: str, arch: int) -> Iterator[Config]:

@@ -49,7 +49,7 @@ def _bias_tile(bias, bsi, bsj, i, j, T, Tk, DENSE: tl.constexpr, EVEN: tl.conste
     distance = tl.abs(i - j)
     if EVEN:
         return tl.load(bias + distance)
-    return tl.load(bias + distance, mask=(distance < T) & (j < T), other=0.0)
+    return tl.load(bias + distance, mask=(i < T) & (j < T), other=0.0)
 
 
 @triton.jit
@@ -93,6 +93,23 @@ def tile_kernel(
         o_tile += tl.cast(osp, tl.int64) * UNIT
 
 
+@triton.jit
+def _logits(qi, ki, j, Tk, EVEN: tl.constexpr, WIDEN: tl.constexpr):
+    s = _dot(qi, tl.trans(ki), WIDEN)
+    if EVEN:
+        return s
+    return tl.where(j[None, :] < Tk, s, float("-inf"))
+
+
+@triton.jit
+def _softmax_step(s, vi, scale, top, total, o, WIDEN: tl.constexpr):
+    """Adds a tile to an online softmax: the maximum, the sum and the weighted values so far."""
+    higher = tl.maximum(top, tl.max(s, 1))
+    e = tl.exp2((s - higher[:, None]) * scale)
+    shrink = tl.exp2((top - higher) * scale)
+    return higher, total * shrink + tl.sum(e, 1), o * shrink[:, None] + _dot(e.to(vi.dtype), vi, WIDEN)
+
+
 @triton.jit(do_not_specialize=SCALARS)
 def sweep_kernel(
     q, k, v, bias, out, T, Tk, P, heads, groups, run, scale,
@@ -110,7 +127,7 @@ def sweep_kernel(
     qi = _load(q + (b * qsb + h * qsh + p * qsp + i.to(tl.int64)[:, None] * qst) * UNIT + d, query, EVEN)
     k_first = k + (b * ksb + h * ksh + p * ksp + j.to(tl.int64)[:, None] * kst) * UNIT + d
     v_first = v + (b * vsb + h * vsh + p * vsp + j.to(tl.int64)[:, None] * vst) * UNIT + d
-    # the distance at which the bias ends: tiles farther apart load none of it, and without any the first sweep is not needed
+    # the distance at which the bias ends; without any the first sweep is not needed
     if DENSE:
         reach = T + Tk
     else:
@@ -119,34 +136,32 @@ def sweep_kernel(
             a = nearest + tl.arange(0, SCAN)
             reach = tl.maximum(reach, tl.max(tl.where(tl.load(bias + a, mask=a < T, other=0.0) != 0, a + 1, 0), 0))
     row_max = tl.full((M,), float("-inf"), tl.float32)
-    k_tile = k_first
     for start in tl.range(0, tl.where(reach > 0, Tk, 0), N, num_stages=STAGES):
-        ki = _load(k_tile, (start + j[:, None] < Tk) & (d < D), EVEN)
-        s = _dot(qi, tl.trans(ki), WIDEN)
-        if not EVEN:
-            s = tl.where(start + j[None, :] < Tk, s, float("-inf"))
-        row_max = tl.maximum(row_max, tl.max(s, 1))
-        k_tile += tl.cast(kst, tl.int64) * (N * UNIT)
+        key = (start + j[:, None] < Tk) & (d < D)
+        ki = _load(k_first + tl.cast(start, tl.int64) * kst * UNIT, key, EVEN)
+        row_max = tl.maximum(row_max, tl.max(_logits(qi, ki, start + j, Tk, EVEN, WIDEN), 1))
+    # tiles of keys from `near` to `far` hold the bias; the others come first, without it
+    end = tl.cdiv(Tk, N) * N
+    near = tl.minimum(tl.maximum(block * M - reach + 1, 0) // N * N, end)
+    far = tl.minimum(tl.cdiv(block * M + M - 1 + reach, N) * N, end)
+    band = tl.where(reach > 0, tl.maximum(far - near, 0), 0)
     top = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     o = tl.zeros((M, BD), tl.float32)
-    k_tile, v_tile = k_first, v_first
-    for start in tl.range(0, Tk, N, num_stages=STAGES):
+    for rest in tl.range(0, end - band, N, num_stages=STAGES):
+        start = rest + tl.where(rest < near, 0, band)
         key = (start + j[:, None] < Tk) & (d < D)
-        ki, vi = _load(k_tile, key, EVEN), _load(v_tile, key, EVEN)
-        s = _dot(qi, tl.trans(ki), WIDEN)
-        if not EVEN:
-            s = tl.where(start + j[None, :] < Tk, s, float("-inf"))
-        if (reach > 0) & (start - block * M < reach + M) & (block * M - start < reach + N):
-            s += row_max[:, None] * _bias_tile(bias, bsi, bsj, i[:, None], start + j[None, :], T, Tk, DENSE, EVEN)
-        higher = tl.maximum(top, tl.max(s, 1))
-        e = tl.exp2((s - higher[:, None]) * scale)
-        shrink = tl.exp2((top - higher) * scale)
-        total = total * shrink + tl.sum(e, 1)
-        o = o * shrink[:, None] + _dot(e.to(v.dtype.element_ty), vi, WIDEN)
-        top = higher
-        k_tile += tl.cast(kst, tl.int64) * (N * UNIT)
-        v_tile += tl.cast(vst, tl.int64) * (N * UNIT)
+        ki = _load(k_first + tl.cast(start, tl.int64) * kst * UNIT, key, EVEN)
+        vi = _load(v_first + tl.cast(start, tl.int64) * vst * UNIT, key, EVEN)
+        s = _logits(qi, ki, start + j, Tk, EVEN, WIDEN)
+        top, total, o = _softmax_step(s, vi, scale, top, total, o, WIDEN)
+    for start in tl.range(near, near + band, N, num_stages=STAGES):
+        key = (start + j[:, None] < Tk) & (d < D)
+        ki = _load(k_first + tl.cast(start, tl.int64) * kst * UNIT, key, EVEN)
+        vi = _load(v_first + tl.cast(start, tl.int64) * vst * UNIT, key, EVEN)
+        s = _logits(qi, ki, start + j, Tk, EVEN, WIDEN)
+        s += row_max[:, None] * _bias_tile(bias, bsi, bsj, i[:, None], start + j[None, :], T, Tk, DENSE, EVEN)
+        top, total, o = _softmax_step(s, vi, scale, top, total, o, WIDEN)
     o = o / total[:, None]
     o_tile = out + (b * osb + h * osh + p * osp + i.to(tl.int64)[:, None] * ost) * UNIT + d
     tl.store(o_tile, o.to(out.dtype.element_ty), mask=query)
