@@ -3,8 +3,10 @@
 phi = q @ k.mT * head_dim**-0.5 and rowmax is its signed maximum over keys before any bias (arXiv 2403.13501, eq. 3-4).
 q is (B, T, P, heads, head_dim); k and v are (B, Tk, P, heads, head_dim); strides are free but the last is 1.
 Keys j >= T are extra guide keys and carry no bias. The softmax runs in float32 whatever the inputs' dtype.
+On CUDA the Triton kernels compute it with nothing N x N in memory; here are the reference, the checks and the registration.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,9 @@ from torch import Tensor
 
 # a run of positions whose logits fill 64 MiB keeps memory linear in P and stays near the CPU's caches
 LOGITS_BYTES = 64 * 2**20
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_FRAMES = 4096
+MAX_HEAD_DIM = 128
 
 
 def toeplitz_bias(g: Tensor, frames: int, keys: int) -> Tensor:
@@ -49,8 +54,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, bias_shape: tuple[int,
         raise ValueError(f"q, k, v must agree but for the frames, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if 0 in q.shape or 0 in k.shape:
         raise ValueError(f"q, k, v must not be empty, got {tuple(q.shape)}, {tuple(k.shape)}")
-    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
-        raise ValueError(f"q, k, v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.shape[1] > MAX_FRAMES or k.shape[1] > MAX_FRAMES:
+        raise ValueError(f"q, k, v must have at most {MAX_FRAMES} frames, got {q.shape[1]}, {k.shape[1]}")
+    if q.shape[-1] > MAX_HEAD_DIM:
+        raise ValueError(f"the head width of q, k, v must be at most {MAX_HEAD_DIM}, got {q.shape[-1]}")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+        raise ValueError(f"q, k, v must share one dtype of {DTYPES}, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not q.device == k.device == v.device == bias.device:
         raise ValueError(f"q, k, v and {name} must be on one device, got {q.device}, {k.device}, {v.device}, {bias.device}")
     if any(x.stride(-1) != 1 and x.shape[-1] > 1 for x in (q, k, v)):
@@ -73,10 +82,32 @@ def _by_positions(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
+def _by_triton(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    # imported here: a machine without Triton computes on its CPU
+    from .temporal_attention_triton import temporal_attention_triton
+
+    return temporal_attention_triton(q, k, v, bias)
+
+
+def _interpreting(q: Tensor) -> bool:
+    """True where Triton runs on the CPU, to be tested; the kernels have no float64."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and q.dtype != torch.float64
+
+
 @torch.library.custom_op("vstar::temporal_attention", mutates_args=())
 def _temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     _check(q, k, v, g, (q.shape[0], q.shape[1]), "g")
+    if _interpreting(q):
+        return _by_triton(q, k, v, g)
     return _by_positions(q, k, v, toeplitz_bias(g, q.shape[1], k.shape[1]))
+
+
+@_temporal_attention.register_kernel("cuda")
+def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    _check(q, k, v, g, (q.shape[0], q.shape[1]), "g")
+    if q.dtype == torch.float64:
+        return _by_positions(q, k, v, toeplitz_bias(g, q.shape[1], k.shape[1]))
+    return _by_triton(q, k, v, g)
 
 
 @_temporal_attention.register_fake
@@ -88,7 +119,17 @@ def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 @torch.library.custom_op("vstar::temporal_attention_dense", mutates_args=())
 def _temporal_attention_dense(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
     _check(q, k, v, G, (q.shape[0], q.shape[1], k.shape[1]), "G")
+    if _interpreting(q):
+        return _by_triton(q, k, v, G)
     return _by_positions(q, k, v, G)
+
+
+@_temporal_attention_dense.register_kernel("cuda")
+def _(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
+    _check(q, k, v, G, (q.shape[0], q.shape[1], k.shape[1]), "G")
+    if q.dtype == torch.float64:
+        return _by_positions(q, k, v, G)
+    return _by_triton(q, k, v, G)
 
 
 @_temporal_attention_dense.register_fake
@@ -139,5 +180,13 @@ def temporal_attention_probs(q: Tensor, k: Tensor, g: Tensor, positions: list[in
     g = torch.atleast_2d(g)
     _check(q, k, k, g, (q.shape[0], q.shape[1]), "g")
     chosen = torch.as_tensor(positions, device=q.device)
-    bias = toeplitz_bias(g, q.shape[1], k.shape[1])
-    return _regularised_probs(q[:, :, chosen].float(), k[:, :, chosen].float(), bias).mean(dim=2)
+    (batch, frames, _, heads, _), keys = q.shape, k.shape[1]
+    bias = toeplitz_bias(g, frames, keys)
+    out = torch.zeros(batch, len(chosen), frames, keys, device=q.device)
+    # one head of a run of positions at a time: the working memory is bounded, and but for that only the result is N x N
+    run = max(1, LOGITS_BYTES // (4 * batch * frames * keys))
+    for here, mean in zip(chosen.split(run), out.split(run, dim=1), strict=True):
+        for head in range(heads):
+            one = (slice(None), slice(None), here, slice(head, head + 1))
+            mean += _regularised_probs(q[one].float(), k[one].float(), bias)[:, :, 0] / heads
+    return out

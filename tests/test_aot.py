@@ -1,0 +1,118 @@
+"""Every launch-table entry compiles for every architecture without a GPU, and what would run badly is refused."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs Triton")
+
+from vstar_engine.kernels.aot import Entry, attempt, entries, faults
+from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
+
+ROOT = Path(__file__).parent.parent
+
+
+def compile_table(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vstar_engine.kernels.aot", "--out", str(out), *options]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The folder of all architectures at head_dim 64 in fp16."""
+    out = tmp_path_factory.mktemp("aot")
+    done = compile_table(out, "--head-dim", "64", "--dtype", "fp16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_every_entry_has_its_artifact(compiled):
+    manifest = json.loads((compiled / "manifest.json").read_text())
+    records = {record["name"]: record for record in manifest["entries"]}
+    wanted = entries(list(ARCHITECTURES), [64], ["fp16"])
+    assert manifest["faults"] == []
+    assert set(records) == {entry.name for entry in wanted}
+    for record in records.values():
+        cubin = (compiled / record["cubin"]).read_bytes()
+        assert cubin[:4] == b"\x7fELF"
+        assert hashlib.sha256(cubin).hexdigest() == record["cubin_sha256"]
+        assert f".target {record['target']}" in (compiled / record["ptx"]).read_text()
+        assert record["registers"] <= 255
+        assert record["warps"] == record["config"]["warps"]
+
+
+@pytest.mark.slow
+def test_the_whole_table(tmp_path):
+    done = compile_table(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_whole_records_are_reused_and_damaged_ones_are_not(compiled):
+    options = ("--arch", "80", "--head-dim", "64", "--dtype", "fp16")
+    first, second = sorted(compiled.glob("*_sm80_*.cubin"))[:2]
+    first.write_bytes(b"damaged")
+    before = second.stat().st_mtime_ns
+    done = compile_table(compiled, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert first.read_bytes()[:4] == b"\x7fELF"
+    assert second.stat().st_mtime_ns == before
+
+
+SOUND = Entry(90, "fp16", 64, config(64, 64, 64, "fp16", 90), even=True, dense=False)
+FAULTS = {
+    "spills": ({"spills": 3, "stack": 16}, "spills: 3 local loads and stores, 16 bytes of stack"),
+    "shared": ({"shared": 240_000}, "needs 240000 bytes of shared memory where sm_90 has 232448"),
+    "scratch": ({"scratch": 64}, "64 bytes of scratch"),
+    "parameters": ({"hidden_parameters": -1}, "the launcher gives none"),
+    "no tensor core": ({"tensor_core": []}, "claims HGMMA but holds no tensor-core instruction"),
+    "lesser tensor core": ({"tensor_core": ["HMMA"]}, r"claims HGMMA but holds \['HMMA'\]"),
+    "narrow loads": ({"loads_128": 8, "loads_32": 48}, "less than 128 bits at a time: 8 of 128 bits, 48 of 32"),
+    "16-bit loads": ({"loads_other": ["LDG.E.U16"]}, "less than 128 bits at a time"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_sentence(fault, compiled):
+    record = json.loads(next(compiled.glob(f"{SOUND.name}_*.json")).read_text())
+    assert faults(SOUND, record) == []
+    change, sentence = FAULTS[fault]
+    (said,) = faults(SOUND, {**record, **change})
+    assert said.startswith(SOUND.name)
+    assert re.search(sentence, said)
+
+
+def test_a_spilling_row_is_found(tmp_path):
+    """128 frames in a single stage of eight warps: more than an sm_80's registers."""
+    entry = Entry(80, "fp16", 64, Config(128, 128, warps=8), even=False, dense=False)
+    record = attempt(entry, tmp_path)
+    assert isinstance(record, dict)
+    assert any("spills" in sentence for sentence in faults(entry, record))
+
+
+def test_what_does_not_compile_has_no_artifact(tmp_path):
+    entry = Entry(80, "fp16", 64, Config(48, 48, warps=4), even=False, dense=False)
+    said = attempt(entry, tmp_path)
+    assert isinstance(said, str)
+    assert said.startswith(f"{entry.name} has no artifact: CompilationError")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [(("--arch", "75"), "unknown [75]"), (("--dtype", "fp8"), "unknown ['fp8']"), (("--head-dim", "200"), "between 1 and 128")],
+)
+def test_unknown_options_are_refused(options, sentence, tmp_path):
+    done = compile_table(tmp_path, *options)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+def test_names_tell_entries_apart():
+    names = [entry.name for entry in entries(list(ARCHITECTURES), list(HEAD_DIMS), list(DTYPES))]
+    assert len(names) == len(set(names))
