@@ -1,6 +1,6 @@
 """How the Triton kernels of temporal attention are launched: the table chosen ahead of time, and the launch arithmetic.
 
-Plain Python: nothing here needs a GPU or Triton. Up to MAX_TILE frames one tile holds a whole (T, Tk) problem; more are swept.
+Plain Python: nothing here needs a GPU or Triton. Up to 128 frames one tile may hold a whole (T, Tk) problem; more are swept.
 The rows were chosen from compiled code (no spills, shared memory within limits, tensor cores where the dtype has them);
 no row was timed on a GPU.
 """
