@@ -97,7 +97,7 @@ _SINGLE: dict[int, Rows] = {
         16: Config(16, 16, warps=2),
         32: Config(32, 32, warps=4),
         64: Config(64, 64, warps=8),
-        0: Config(32, 32, warps=4, sweep=True),
+        0: Config(16, 32, warps=4, sweep=True),
     },
     64: {
         16: Config(16, 16, warps=4),
