@@ -155,10 +155,13 @@ def faults(entry: Entry, record: dict[str, Any]) -> list[str]:
         found.append(f"claims {claimed} but holds {record['tensor_core'] or 'no tensor-core instruction'}")
     if not entry.dense:
         threads = 32 * config.warps
+        row_bytes = padded(entry.head_dim) * DTYPES[entry.dtype].bytes
         # the bias comes as 32-bit words: its own tile, and for a sweep the scan of g for where it ends
         bias = -(-config.rows * config.keys // threads) + (-(-kernels.SCAN.value // threads) if config.sweep else 0)
-        tile = (config.rows + (3 if config.sweep else 2) * config.keys) * padded(entry.head_dim) * DTYPES[entry.dtype].bytes
-        if record["loads_other"] or record["loads_32"] > bias or record["loads_128"] * 16 * threads < tile:
+        # a sweep loads keys in three places and values in two; its queries, once a program, may be too few for 128 bits
+        tile = (5 * config.keys if config.sweep else config.rows + 2 * config.keys) * row_bytes
+        others = record["loads_other"] if not config.sweep or config.rows * row_bytes >= 16 * threads else []
+        if others or record["loads_32"] > bias or record["loads_128"] * 16 * threads < tile:
             loads = f"{record['loads_128']} of 128 bits, {record['loads_32']} of 32, others {record['loads_other']}"
             found.append(f"loads its tiles through less than 128 bits at a time: {loads}")
     return [f"{entry.name} {sentence}" for sentence in found]

@@ -1,6 +1,6 @@
 """How the Triton kernels of temporal attention are launched: the table chosen ahead of time, and the launch arithmetic.
 
-Plain Python: nothing here needs a GPU or Triton. Up to MAX_TILE frames one tile holds a whole (T, Tk) problem; more are swept.
+Plain Python: nothing here needs a GPU or Triton. Up to 128 frames one tile may hold a whole (T, Tk) problem; more are swept.
 The rows were chosen from compiled code (no spills, shared memory within limits, tensor cores where the dtype has them);
 no row was timed on a GPU.
 """
@@ -97,7 +97,7 @@ _SINGLE: dict[int, Rows] = {
         16: Config(16, 16, warps=2),
         32: Config(32, 32, warps=4),
         64: Config(64, 64, warps=8),
-        0: Config(32, 32, warps=4, sweep=True),
+        0: Config(16, 32, warps=4, sweep=True),
     },
     64: {
         16: Config(16, 16, warps=4),
