@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peak_memory import PeakMemory
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
 from vstar_engine.kernels import temporal_attention as module
 from vstar_engine.kernels.temporal_attention import (
     MAX_FRAMES,
@@ -21,7 +22,6 @@ from vstar_engine.kernels.temporal_attention import (
     temporal_attention_ref,
     toeplitz_bias,
 )
-
 from vstar_engine.tar import toeplitz
 
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))

@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 import numpy as np
+
 from vstar_engine.kernels.temporal_attention_launch import (
     ARCHITECTURES,
     DTYPES,

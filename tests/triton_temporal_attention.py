@@ -12,6 +12,7 @@ from golden.load_golden import Golden
 from pairwise import pairwise
 from peak_memory import PeakMemory
 from torch import Tensor
+
 from vstar_engine.kernels.temporal_attention import (
     temporal_attention,
     temporal_attention_dense,
@@ -21,7 +22,6 @@ from vstar_engine.kernels.temporal_attention import (
 )
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
 from vstar_engine.kernels.temporal_attention_triton import Device, temporal_attention_triton
-
 from vstar_engine.tar import toeplitz
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
