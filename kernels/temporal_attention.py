@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vstar_engine.kernels import native
+
 # a run of positions whose logits fill 64 MiB keeps memory linear in P and stays near the CPU's caches
 LOGITS_BYTES = 64 * 2**20
 
@@ -76,6 +78,8 @@ def _by_positions(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 @torch.library.custom_op("vstar::temporal_attention", mutates_args=())
 def _temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     _check(q, k, v, g, (q.shape[0], q.shape[1]), "g")
+    if native.serves(q):
+        return native.attend(q, k, v, g)
     return _by_positions(q, k, v, toeplitz_bias(g, q.shape[1], k.shape[1]))
 
 
@@ -88,6 +92,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 @torch.library.custom_op("vstar::temporal_attention_dense", mutates_args=())
 def _temporal_attention_dense(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
     _check(q, k, v, G, (q.shape[0], q.shape[1], k.shape[1]), "G")
+    if native.serves(q):
+        return native.attend(q, k, v, G)
     return _by_positions(q, k, v, G)
 
 

@@ -29,8 +29,10 @@ struct Bias {
   int64_t step, keys;
 };
 
+// One thread's memory: float32 rows of q, k and v for `heads` heads, a panel of transposed queries, a panel of scores.
 struct Scratch {
-  float *k, *v, *q, *scores;
+  float *q_rows, *q_panel, *scores;
+  int64_t row_width, heads;
 };
 
 using Attend = void (*)(const vstar_attention&, const Bias*, int64_t begin, int64_t end, Scratch);

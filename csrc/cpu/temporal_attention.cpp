@@ -69,6 +69,27 @@ struct Free {
   void operator()(float* p) const { std::free(p); }
 };
 
+// As many heads are staged together as fill half of a common second-level cache: the rows of several heads are one stretch
+// of memory. With 128 KiB instead T = 64 takes 9 % longer, T = 128 15 %.
+constexpr int64_t kStageBytes = 512 * 1024;
+
+struct ScratchPlan {
+  int64_t width, heads, row_width, rows, scores;
+
+  explicit ScratchPlan(const vstar_attention& a) : width(round_up(a.head_dim, kMaxLanes)), rows(a.frames + 2 * a.keys), scores(a.keys * kMaxPanel) {
+    heads = std::clamp<int64_t>(kStageBytes / (rows * width * int64_t(sizeof(float))), 1, a.heads);
+    // an odd number of cache lines spreads the rows over the cache's sets
+    row_width = heads * width / kMaxLanes % 2 ? heads * width : heads * width + kMaxLanes;
+  }
+
+  int64_t floats() const { return rows * row_width + width * kMaxPanel + scores; }
+
+  Scratch at(float* p) const {
+    float* q_panel = p + rows * row_width;
+    return {p, q_panel, q_panel + width * kMaxPanel, row_width, heads};
+  }
+};
+
 struct Work {
   const vstar_attention& a;
   const Bias* biases;
@@ -78,12 +99,10 @@ struct Work {
   std::atomic<bool> out_of_memory{false};
 
   void run() {
-    const int64_t width = round_up(a.head_dim, kMaxLanes), rows = a.keys * width;
-    const int64_t floats = 2 * rows + (width + a.keys) * kMaxPanel;
-    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))));
+    const ScratchPlan plan(a);
+    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, size_t(plan.floats()) * sizeof(float))));
     if (!memory) return out_of_memory.store(true);
-    float* p = memory.get();
-    const Scratch scratch = {p, p + rows, p + 2 * rows, p + 2 * rows + width * kMaxPanel};
+    const Scratch scratch = plan.at(memory.get());
     for (int64_t begin; (begin = next.fetch_add(chunk)) < units;)
       attend(a, biases, begin, std::min(begin + chunk, units), scratch);
   }

@@ -1,0 +1,241 @@
+"""The C++ kernel against float64: forms, lengths, widths, dtypes, strides and every instruction set this machine runs."""
+
+import itertools
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accuracy import assert_as_accurate, relative_error
+from golden.load_golden import Golden
+from torch import Tensor
+
+from vstar_engine.kernels import native, temporal_attention as module
+from vstar_engine.tar import toeplitz
+
+PRESENT, WHY = native.status()
+ISAS = native._load().isas if PRESENT else ()
+needs_library = pytest.mark.skipif(not PRESENT, reason=WHY)
+GOLDEN = Golden(str(Path(__file__).parent / "golden"))
+
+FRAMES = (1, 2, 7, 16, 17, 31, 48, 64, 65, 100, 127, 128, 129, 200, 256, 300, 512)
+AXES = {
+    "frames": FRAMES,
+    "head_dim": (8, 16, 40, 64, 80, 128),
+    "dtype": (torch.float32, torch.bfloat16, torch.float16),
+    "isa": ISAS,
+    "logits": ("ordinary", "negative", "mixed", "thousands"),
+    "g": ("gaussian", "zero", "negative", "noise", "per item"),
+    "keys": ("same", "more", "fewer", "dense"),
+    "layout": ("fused", "separate", "frames last"),
+}
+
+
+def pairwise(axes: dict[str, tuple], seed: int = 0) -> list[tuple]:
+    """Chooses rows in which every pair of values of two axes meets at least once."""
+    rng, names = random.Random(seed), list(axes)
+    pairs = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
+    rows = []
+    while pairs:
+        (a, x), (b, y) = min(pairs, key=str)
+        candidates = [{n: rng.choice(axes[n]) for n in names} | {a: x, b: y} for _ in range(20)]
+        covered = [{p for p in pairs if all(row[n] == value for n, value in p)} for row in candidates]
+        best = max(range(20), key=lambda i: len(covered[i]))
+        pairs -= covered[best]
+        rows.append(tuple(candidates[best].values()))
+    return rows
+
+
+def make(frames: int, head_dim: int, dtype: torch.dtype, logits: str, g: str, keys: str, layout: str) -> tuple[Tensor, ...]:
+    """Builds q, k, v and the bias of one row of the table: two batch items, three positions, two heads."""
+    gen = torch.Generator().manual_seed(frames * 131 + head_dim)
+    batch, positions, heads = 2, 3, 2
+    n_keys = {"more": frames + 3, "fewer": (frames + 1) // 2}.get(keys, frames)
+    if layout == "fused" and n_keys == frames:
+        q, k, v = torch.randn(batch, frames, positions, 3, heads, head_dim, generator=gen).to(dtype).unbind(3)
+    elif layout == "frames last":
+        q, k, v = (
+            torch.randn(batch, positions, heads, n, head_dim, generator=gen).to(dtype).permute(0, 3, 1, 2, 4)
+            for n in (frames, n_keys, n_keys)
+        )
+    else:
+        q, k, v = (
+            torch.randn(batch, n, positions, heads, head_dim, generator=gen).to(dtype) for n in (frames, n_keys, n_keys)
+        )
+    if logits == "negative":
+        q, k = q.abs(), -k.abs()
+    elif logits == "mixed":
+        q[:, ::2] = q[:, ::2].abs()
+        k = -k.abs()
+        q[:, 1::2] *= -1
+    elif logits == "thousands":
+        q = q * 60
+        k = k * 30
+    if keys == "dense":
+        return q, k, v, torch.randn(1 if g != "per item" else batch, frames, n_keys, generator=gen)
+    sigma = {
+        "gaussian": lambda: toeplitz(frames, 4.0)[None],
+        "zero": lambda: torch.zeros(1, frames),
+        "negative": lambda: -toeplitz(frames, 2.0)[None],
+        "noise": lambda: torch.randn(1, frames, generator=gen),
+        "per item": lambda: torch.stack([toeplitz(frames, 1.0), 0.5 * toeplitz(frames, 8.0)]),
+    }[g]
+    return q, k, v, sigma()
+
+
+def check(monkeypatch, frames, head_dim, dtype, isa, logits, g, keys, layout) -> None:
+    monkeypatch.setenv("VSTAR_CPU_ISA", isa)
+    q, k, v, bias = make(frames, head_dim, dtype, logits, g, keys, layout)
+    dense = bias if bias.dim() == 3 else module.toeplitz_bias(bias, frames, k.shape[1])
+    exact = module.temporal_attention_dense_ref(q.double(), k.double(), v.double(), dense)
+    eager = module.temporal_attention_dense_ref(q, k, v, dense)
+    ours = (module.temporal_attention_dense if bias.dim() == 3 else module.temporal_attention)(q, k, v, bias)
+    assert ours.is_contiguous()
+    assert_as_accurate(ours, eager, exact)
+
+
+def row_id(row: tuple) -> str:
+    return "-".join(str(x).removeprefix("torch.").replace(" ", "_") for x in row)
+
+
+@needs_library
+@pytest.mark.parametrize("row", pairwise(AXES), ids=row_id)
+def test_as_accurate_as_eager(row, monkeypatch):
+    check(monkeypatch, *row)
+
+
+@needs_library
+@pytest.mark.slow
+@pytest.mark.parametrize("frames", FRAMES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_as_accurate_as_eager_everywhere(isa, frames, monkeypatch):
+    for row in itertools.product(*(AXES[name] for name in AXES if name not in ("frames", "isa"))):
+        head_dim, dtype, *rest = row
+        check(monkeypatch, frames, head_dim, dtype, isa, *rest)
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_dim", [1, 3, 33, 127])
+def test_odd_head_widths(isa, head_dim, monkeypatch):
+    check(monkeypatch, 19, head_dim, torch.float32, isa, "ordinary", "gaussian", "same", "fused")
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=row_id)
+@pytest.mark.parametrize("frames", [5, 65])
+def test_nan_query_spoils_its_row_only(frames, dtype, isa, monkeypatch):
+    monkeypatch.setenv("VSTAR_CPU_ISA", isa)
+    q, k, v, g = make(frames, 16, dtype, "ordinary", "gaussian", "same", "fused")
+    clean = module.temporal_attention(q, k, v, g)
+    q[1, 3, 2, 1, 5] = float("nan")
+    spoiled = module.temporal_attention(q, k, v, g)
+    row = torch.zeros_like(clean, dtype=torch.bool)
+    row[1, 3, 2, 1] = True
+    assert spoiled[row].isnan().all()
+    assert torch.equal(spoiled[~row], clean[~row])
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=row_id)
+def test_every_output_is_written_and_nothing_else(dtype, monkeypatch):
+    """The output sits in NaN-filled memory with a margin on both sides."""
+    q, k, v, g = make(31, 40, dtype, "ordinary", "gaussian", "same", "fused")
+    margin = 256
+    memory = torch.full((q.numel() + 2 * margin,), float("nan"), dtype=dtype)
+    monkeypatch.setattr(native.torch, "empty", lambda shape, dtype: memory[margin:-margin].view(shape))
+    native.attend(q, k, v, g)
+    assert not memory[margin:-margin].isnan().any()
+    assert memory[:margin].isnan().all()
+    assert memory[-margin:].isnan().all()
+
+
+@needs_library
+def test_half_precision_is_rounded_as_torch_rounds():
+    """With one key the output is v, scaled by 1: subnormals, infinities and ties must pass unchanged."""
+    for dtype in (torch.float16, torch.bfloat16):
+        bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+        v = bits.view(dtype)
+        v = v[v.isfinite()].view(1, 1, -1, 1, 64)
+        q = torch.zeros_like(v)
+        assert torch.equal(module.temporal_attention(q, q, v, torch.zeros(1)), v)
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_bits(threads):
+    before = torch.get_num_threads()
+    q, k, v = torch.randn(1, 33, 300, 3, 2, 64, generator=torch.Generator().manual_seed(0)).unbind(3)
+    g = toeplitz(33, 2.0)
+    try:
+        torch.set_num_threads(1)
+        alone = module.temporal_attention(q, k, v, g)
+        torch.set_num_threads(threads)
+        assert torch.equal(module.temporal_attention(q, k, v, g), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", GOLDEN.cases("tar_attention") + GOLDEN.cases("tar_attention_generated"), ids=lambda c: c["name"])
+def test_golden(case, isa, monkeypatch):
+    monkeypatch.setenv("VSTAR_CPU_ISA", isa)
+    tensors = {name: torch.from_numpy(x) for name, x in GOLDEN.inputs(case).items()}
+    ours, golden = golden_output(case, tensors)
+    probe = (case.get("rounding_probe") or {}).get("rel_l2", 0.0)
+    assert relative_error(ours, golden.double()) <= min(1e-4, max(1e-5, 20 * probe))
+
+
+MEMORY = """
+import resource, torch
+from vstar_engine.kernels.temporal_attention import temporal_attention
+torch.set_num_threads(1)
+x = torch.randn(1, {frames}, 64, 1, 64)
+g = torch.ones(1, {frames})
+temporal_attention(x[:, :1, :1], x[:, :1, :1], x[:, :1, :1], g[:, :1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+temporal_attention(x, x, x, g)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+# the allocator and the page cache of the interpreter move by this much between runs
+NOISE_KIB = 1024
+
+
+@needs_library
+def test_memory_grows_linearly_with_frames():
+    """Peak memory of a call: the output, one group of staged rows and one panel of scores; an N x N tensor would show at 512."""
+    peaks = {}
+    for frames in (16, 64, 256, 512):
+        run = subprocess.run([sys.executable, "-c", MEMORY.format(frames=frames)], capture_output=True, text=True, check=True)
+        peaks[frames] = int(run.stdout)
+    output_kib = {frames: frames * 64 * 64 * 4 / 1024 for frames in peaks}
+    # per frame: its output row, three staged rows and its row of a 64-wide panel
+    allowed = {frames: output_kib[frames] + frames * 5 * 64 * 4 / 1024 + NOISE_KIB for frames in peaks}
+    assert all(peaks[frames] <= allowed[frames] for frames in peaks), (peaks, allowed)
+    assert peaks[512] < 64 * 512 * 512 * 4 / 1024 / 4
+
+
+def test_missing_library_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(native, "_load", lambda: "no compiler")
+    native._warn.cache_clear()
+    q, k, v, g = make(5, 8, torch.float32, "ordinary", "gaussian", "same", "fused")
+    with pytest.warns(RuntimeWarning, match="no compiler") as caught:
+        first = module.temporal_attention(q, k, v, g)
+        module.temporal_attention(q, k, v, g)
+    assert len(caught) == 1
+    assert "no compiler" in caplog.text
+    assert native.status() == (False, "no compiler")
+    assert torch.equal(first, module.temporal_attention_ref(q, k, v, g))
+    native._warn.cache_clear()
+
+
+@needs_library
+def test_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("VSTAR_CPU_ISA", "altivec")
+    with pytest.raises(ValueError, match="VSTAR_CPU_ISA must be one of"):
+        native.status()
