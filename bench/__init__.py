@@ -1,0 +1,1 @@
+"""Benchmarks: one timer, one file a subject."""
