@@ -85,6 +85,20 @@ def make(frames: int, head_dim: int, dtype: torch.dtype, logits: str, g: str, ke
     return q, k, v, g_of()
 
 
+def near_tie_slack(q: Tensor, k: Tensor, v: Tensor, dense: Tensor, exact: Tensor) -> float:
+    """What one float32 rounding of the largest logit of each row can move the output, relative to it.
+
+    With logits in the thousands almost every row is one-hot, and the error is that of the few rows with two nearly equal keys:
+    one sample each of rounding luck, for us and for PyTorch.
+    """
+    phi = q.double().permute(0, 2, 3, 1, 4) @ k.double().permute(0, 2, 3, 4, 1) * q.shape[-1] ** -0.5
+    phi = phi + phi.amax(dim=-1, keepdim=True) * dense[:, None, None]
+    step = torch.finfo(torch.float32).eps * phi.abs().amax(dim=-1)
+    probs = phi.softmax(dim=-1)
+    moved = (step * (probs * (1 - probs)).sum(dim=-1))[..., None] * v.double().permute(0, 2, 3, 1, 4).abs().amax(dim=-2, keepdim=True)
+    return float(moved.norm() / exact.norm())
+
+
 def check(monkeypatch, frames, head_dim, dtype, isa, logits, g, keys, layout) -> None:
     monkeypatch.setenv("VSTAR_CPU_ISA", isa)
     q, k, v, bias = make(frames, head_dim, dtype, logits, g, keys, layout)
@@ -93,7 +107,8 @@ def check(monkeypatch, frames, head_dim, dtype, isa, logits, g, keys, layout) ->
     eager = module.temporal_attention_dense_ref(q, k, v, dense)
     ours = (module.temporal_attention_dense if bias.dim() == 3 else module.temporal_attention)(q, k, v, bias)
     assert ours.is_contiguous()
-    assert_as_accurate(ours, eager, exact)
+    slack = near_tie_slack(q, k, v, dense, exact) if logits == "thousands" else 0.0
+    assert_as_accurate(ours, eager, exact, slack)
 
 
 def row_id(row: tuple) -> str:
@@ -108,12 +123,15 @@ def test_as_accurate_as_eager(row, monkeypatch):
 
 @needs_library
 @pytest.mark.slow
+@pytest.mark.parametrize("logits", AXES["logits"])
 @pytest.mark.parametrize("frames", FRAMES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_as_accurate_as_eager_everywhere(isa, frames, monkeypatch):
-    for row in itertools.product(*(AXES[name] for name in AXES if name not in ("frames", "isa"))):
-        head_dim, dtype, *rest = row
-        check(monkeypatch, frames, head_dim, dtype, isa, *rest)
+def test_as_accurate_as_eager_everywhere(isa, frames, logits, monkeypatch):
+    """Every length, width, dtype, instruction set and kind of logits; the biases, key counts and layouts in turn."""
+    turns = itertools.cycle(itertools.product(AXES["g"], AXES["keys"], AXES["layout"]))
+    for head_dim, dtype in itertools.product(AXES["head_dim"], AXES["dtype"]):
+        for g, keys, layout in itertools.islice(turns, 2):
+            check(monkeypatch, frames, head_dim, dtype, isa, logits, g, keys, layout)
 
 
 @needs_library
@@ -188,38 +206,43 @@ def test_golden(case, isa, monkeypatch):
     q, k, v, golden = (
         tensors[name].float().unflatten(-1, (config["heads"], -1)).transpose(0, 1)[None] for name in ("q", "k", "v", "out")
     )
+    stored = tensors.get("pos", torch.arange(config["positions"]))
     frames = config["frames"]
     g = toeplitz(frames, config["std"], config["scale"]) if config["regularised"] else torch.zeros(frames)
-    assert relative_error(module.temporal_attention(q, k, v, g), golden.double()) <= 1e-5
+    assert relative_error(module.temporal_attention(q, k, v, g)[:, :, stored], golden.double()) <= 1e-5
 
 
 MEMORY = """
-import resource, torch
+import torch
 from vstar_engine.kernels.temporal_attention import temporal_attention
+
+def kib(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+def peak(frames):
+    x, g = torch.randn(1, frames, 64, 1, 64), torch.ones(1, frames)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = kib("VmRSS")
+    temporal_attention(x, x, x, g)
+    return kib("VmHWM") - before
+
 torch.set_num_threads(1)
-x = torch.randn(1, {frames}, 64, 1, 64)
-g = torch.ones(1, {frames})
-temporal_attention(x[:, :1, :1], x[:, :1, :1], x[:, :1, :1], g[:, :1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-temporal_attention(x, x, x, g)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+peak(8)
+print(*(peak(frames) for frames in (16, 64, 256, 512)))
 """
-# the allocator and the page cache of the interpreter move by this much between runs
+# kilobytes that the interpreter and its allocator move by in such a call
 NOISE_KIB = 1024
 
 
 @needs_library
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resetting a process's peak memory needs Linux")
 def test_memory_grows_linearly_with_frames():
-    """Peak memory of a call: the output, one group of staged rows and one panel of scores; an N x N tensor would show at 512."""
-    peaks = {}
-    for frames in (16, 64, 256, 512):
-        run = subprocess.run([sys.executable, "-c", MEMORY.format(frames=frames)], capture_output=True, text=True, check=True)
-        peaks[frames] = int(run.stdout)
-    output_kib = {frames: frames * 64 * 64 * 4 / 1024 for frames in peaks}
-    # per frame: its output row, three staged rows and its row of a 64-wide panel
-    allowed = {frames: output_kib[frames] + frames * 5 * 64 * 4 / 1024 + NOISE_KIB for frames in peaks}
-    assert all(peaks[frames] <= allowed[frames] for frames in peaks), (peaks, allowed)
-    assert peaks[512] < 64 * 512 * 512 * 4 / 1024 / 4
+    """A call's peak is its output and, for each frame, three staged rows and a row of a 64-wide panel: nothing N x N."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    for frames, peak in zip((16, 64, 256, 512), map(int, run.stdout.split()), strict=True):
+        assert peak <= frames * 64 * (64 + 5) * 4 / 1024 + NOISE_KIB
 
 
 def test_missing_library_is_said_once(monkeypatch, caplog):
