@@ -7,22 +7,32 @@ float64 at a few positions before it is timed.
 """
 
 import argparse
+import ctypes
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
 from vstar_engine.kernels import native
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_ref, toeplitz_bias
+
 from vstar_engine.tar import toeplitz
 
 from .timing import Timing, interleave
 
 TOLERANCE = 1e-5
 GEMM_SIZE = 1024
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 OURS, OURS_PLAIN, PUBLISHED, PLAIN_SDPA = "ours", "ours, g = 0", "published path", "SDPA, no regulariser"
+
+
+def keep_freed_memory() -> None:
+    """Has glibc reuse what a variant frees: else each pays, or not, for pages that its predecessor gave back to the kernel."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def split_heads(x: Tensor) -> Tensor:
@@ -37,7 +47,7 @@ def merge_heads(x: Tensor, like: Tensor) -> Tensor:
 
 
 def published(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """The passes the published model makes: copies, scale, an unused softmax, row max, bias, sum, softmax, the stored head mean."""
+    """The published model's passes: copies, scale, an unused softmax, row max, bias, sum, softmax, the stored head mean."""
     heads, frames = q.shape[3], q.shape[1]
     split_q, split_k, split_v = split_heads(q), split_heads(k), split_heads(v)
     phi = torch.einsum("bid,bjd->bij", split_q, split_k) * q.shape[-1] ** -0.5
@@ -117,6 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    keep_freed_memory()
     present, where = native.status()
     print(f"torch {torch.__version__}, {args.threads} threads, fp32, {args.positions} x {args.heads} x {args.head_dim}")
     print(f"CPU kernel: {where if present else 'absent: ' + where}")

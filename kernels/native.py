@@ -1,7 +1,7 @@
 """Temporal attention on a CPU by the package's C++ library (csrc/cpu), loaded with ctypes.
 
-The library is looked for in the files of the installed distribution, not beside this module: run from a checkout, the checkout's
-modules shadow the installed ones. Without it the reference takes over, with one warning; `status` says why.
+The library is looked for in the files of the installed distribution, not beside this module: in a checkout's folder the
+checkout's modules shadow the installed ones. Without it the reference takes over, with one warning; `status` says why.
 """
 
 import ctypes
@@ -63,7 +63,7 @@ def _missing() -> str:
         return f"{DISTRIBUTION} is not installed, so the checkout has no built library: pip install ."
     origin = json.loads(distribution.read_text("direct_url.json") or "{}").get("url", "")
     where = f" from {url2pathname(urlparse(origin).path)}" if origin.startswith("file:") else ""
-    return f"{DISTRIBUTION} was installed{where} without {LIBRARY}: no C++ compiler was found; install one and reinstall"
+    return f"{DISTRIBUTION} was installed{where} without {LIBRARY}: no working C++ compiler; install one and reinstall"
 
 
 @cache

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from vstar_engine.kernels import native
 
 # a run of positions whose logits fill 64 MiB keeps memory linear in P and stays near the CPU's caches

@@ -9,7 +9,7 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
 
 
 def assert_as_accurate(ours: Tensor, eager: Tensor, exact: Tensor, slack: float = 0.0) -> None:
-    """Holds our error against float64 to twice that of PyTorch's result in the same dtype, plus one rounding step and `slack`."""
+    """Holds our error against float64 to twice PyTorch's own in the same dtype, plus one rounding step and `slack`."""
     assert ours.dtype == eager.dtype
     assert ours.shape == exact.shape
     bar = 2 * relative_error(eager, exact) + torch.finfo(ours.dtype).eps + slack

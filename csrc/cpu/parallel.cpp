@@ -1,5 +1,5 @@
-// Threads. torch runs on an OpenMP pool whose idle workers spin for milliseconds; a second pool, or fresh threads, would compete
-// with them for the same cores. So the team is taken from the runtime already in the process, by the entry every Linux OpenMP
+// Threads. torch runs on an OpenMP pool whose idle workers spin for milliseconds; a second pool, or fresh threads, would
+// compete with them for the same cores. So the team is taken from the runtime already in the process, by the entry every Linux OpenMP
 // runtime offers (libgomp, libomp, libiomp5), and this library links to none.
 #include "attention.h"
 

@@ -39,7 +39,8 @@ const std::vector<Isa>& isas() {
 
 bool valid(const vstar_attention& a) {
   return a.q && a.k && a.v && a.out && a.bias && a.batch > 0 && a.frames > 0 && a.keys > 0 && a.positions > 0 && a.heads > 0 &&
-         a.head_dim > 0 && (a.bias_batch == 1 || a.bias_batch == a.batch) && a.dtype >= VSTAR_FLOAT32 && a.dtype <= VSTAR_FLOAT16;
+         a.head_dim > 0 && (a.bias_batch == 1 || a.bias_batch == a.batch) && a.dtype >= VSTAR_FLOAT32 &&
+         a.dtype <= VSTAR_FLOAT16;
 }
 
 // One Bias per bias batch. The Toeplitz form is one row of g mirrored about distance 0; the dense form is G transposed.
@@ -103,7 +104,8 @@ struct Work {
 
   void run() {
     const ScratchPlan plan(a);
-    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, size_t(plan.floats()) * sizeof(float))));
+    const size_t bytes = size_t(plan.floats()) * sizeof(float);
+    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, bytes)));
     if (!memory) return out_of_memory.store(true);
     const Scratch scratch = plan.at(memory.get());
     for (int64_t begin; (begin = next.fetch_add(chunk)) < units;)

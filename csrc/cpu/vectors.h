@@ -1,4 +1,4 @@
-// One vector of floats in GCC/Clang vector extensions, as wide as the object's instruction set; no intrinsics, nothing exported.
+// One vector of floats in GCC/Clang vector extensions, as wide as the object's instruction set: no intrinsics, no exports.
 #pragma once
 #include <cstdint>
 
