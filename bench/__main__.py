@@ -6,6 +6,7 @@ from importlib import import_module
 from vstar_engine.errors import VstarError
 
 COMMANDS = {
+    "kernels": "temporal attention on this CPU against the published path and PyTorch's own attention",
     "unet": "one forward of the UNet: time, FLOP/s, peak memory and where the time goes",
 }
 

@@ -3,7 +3,8 @@
 phi = q @ k.mT * head_dim**-0.5 and rowmax is its signed maximum over keys before any bias (arXiv 2403.13501, eq. 3-4).
 q is (B, T, P, heads, head_dim); k and v are (B, Tk, P, heads, head_dim); strides are free but the last is 1.
 Keys j >= T are extra guide keys and carry no bias. The softmax runs in float32 whatever the inputs' dtype.
-On CUDA the Triton kernels compute it with nothing N x N in memory; here are the reference, the checks and the registration.
+Triton kernels (CUDA) and a C++ library (CPU) compute it with nothing N x N in memory; here are the reference, the checks and
+the registration. The reference serves float64, and a CPU whose installation has no library.
 """
 
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import native
 
 # a run of positions whose logits fill 64 MiB keeps memory linear in P and stays near the CPU's caches
 LOGITS_BYTES = 64 * 2**20
@@ -82,32 +85,23 @@ def _by_positions(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def _by_triton(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    # imported here: a machine without Triton computes on its CPU
-    from .temporal_attention_triton import temporal_attention_triton
+def _compute(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Chooses the implementation for checked arguments; `bias` is g (1 or B, T) or the matrix G (1 or B, T, Tk)."""
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"  # Triton on the CPU, to be tested
+    if q.dtype != torch.float64 and (q.is_cuda or interpreting):
+        # imported here: a machine without Triton computes on its CPU
+        from .temporal_attention_triton import temporal_attention_triton
 
-    return temporal_attention_triton(q, k, v, bias)
-
-
-def _interpreting(q: Tensor) -> bool:
-    """True where Triton runs on the CPU, to be tested; the kernels have no float64."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and q.dtype != torch.float64
+        return temporal_attention_triton(q, k, v, bias)
+    if native.serves(q):
+        return native.attend(q, k, v, bias)
+    return _by_positions(q, k, v, bias if bias.dim() == 3 else toeplitz_bias(bias, q.shape[1], k.shape[1]))
 
 
 @torch.library.custom_op("vstar::temporal_attention", mutates_args=())
 def _temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     _check(q, k, v, g, (q.shape[0], q.shape[1]), "g")
-    if _interpreting(q):
-        return _by_triton(q, k, v, g)
-    return _by_positions(q, k, v, toeplitz_bias(g, q.shape[1], k.shape[1]))
-
-
-@_temporal_attention.register_kernel("cuda")
-def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    _check(q, k, v, g, (q.shape[0], q.shape[1]), "g")
-    if q.dtype == torch.float64:
-        return _by_positions(q, k, v, toeplitz_bias(g, q.shape[1], k.shape[1]))
-    return _by_triton(q, k, v, g)
+    return _compute(q, k, v, g)
 
 
 @_temporal_attention.register_fake
@@ -119,17 +113,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 @torch.library.custom_op("vstar::temporal_attention_dense", mutates_args=())
 def _temporal_attention_dense(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
     _check(q, k, v, G, (q.shape[0], q.shape[1], k.shape[1]), "G")
-    if _interpreting(q):
-        return _by_triton(q, k, v, G)
-    return _by_positions(q, k, v, G)
-
-
-@_temporal_attention_dense.register_kernel("cuda")
-def _(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
-    _check(q, k, v, G, (q.shape[0], q.shape[1], k.shape[1]), "G")
-    if q.dtype == torch.float64:
-        return _by_positions(q, k, v, G)
-    return _by_triton(q, k, v, G)
+    return _compute(q, k, v, G)
 
 
 @_temporal_attention_dense.register_fake

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import relative_l2
+from accuracy import relative_error
 from golden.load_golden import Golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,11 +67,11 @@ def test_golden(case):
     out = temporal_attention(q, k, v, g)[0].transpose(0, 1).flatten(-2)
     probe = case.get("rounding_probe", {}).get("rel_l2")
     bar = min(1e-4, max(1e-5, 20 * probe)) if probe else 1e-5
-    assert relative_l2(out, stored["out"]) <= bar
+    assert relative_error(out, stored["out"]) <= bar
     if "probs" in stored:
         # (positions * heads, frames, frames) -> head mean
         mean = stored["probs"].unflatten(0, (-1, config["heads"])).mean(1)
-        assert relative_l2(temporal_attention_probs(q, k, g, list(range(len(chosen))))[0], mean) <= bar
+        assert relative_error(temporal_attention_probs(q, k, g, list(range(len(chosen))))[0], mean) <= bar
 
 
 def one_row_at_a_time(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

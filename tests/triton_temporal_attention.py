@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, relative_l2
+from accuracy import assert_as_accurate, relative_error
 from golden.load_golden import Golden
 from pairwise import pairwise
 from peak_memory import PeakMemory
@@ -215,7 +215,7 @@ def test_golden(case):
         g = toeplitz(q.shape[1], config["std"], config["scale"])
     out = temporal_attention(q, k, v, g.to(DEVICE))[0].transpose(0, 1).flatten(-2).cpu()
     probe = case.get("rounding_probe", {}).get("rel_l2")
-    assert relative_l2(out, stored["out"]) <= (min(1e-4, max(1e-5, 20 * probe)) if probe else 1e-5)
+    assert relative_error(out, stored["out"]) <= (min(1e-4, max(1e-5, 20 * probe)) if probe else 1e-5)
 
 
 @pytest.mark.parametrize("frames", [16, 64, 256, 512])

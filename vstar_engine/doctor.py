@@ -8,9 +8,10 @@ from importlib import import_module, metadata
 import torch
 
 from . import __version__, memory
+from .kernels import native
 
 OPTIONAL = {
-    "triton": "the fused kernel on NVIDIA GPUs",
+    "triton": "the fused kernels on NVIDIA GPUs",
     "xformers": "--spatial-attention xformers",
     "tokenizers": "prompts",
     "ftfy": "prompts",
@@ -45,7 +46,10 @@ def examine() -> list[Fact]:
         free = memory.available_bytes(torch.device("cuda", i)) / 2**30
         size = f"{free:.1f} of {properties.total_memory / 2**30:.1f} GiB free"
         facts.append(Fact(f"cuda:{i}", f"{properties.name}, sm_{properties.major}{properties.minor}, {size}", True))
-    facts.append(Fact("temporal attention", "cpu: reference in PyTorch; cuda: reference in PyTorch"))
+    native_there, native_says = native.status()
+    facts.append(
+        Fact("cpu kernel", native_says if native_there else f"missing, the reference serves: {native_says}", native_there)
+    )
     return facts + [_library(name, use) for name, use in OPTIONAL.items()]
 
 

@@ -1,0 +1,134 @@
+"""Temporal attention on a CPU by the package's C++ library (csrc/cpu), loaded with ctypes.
+
+The library is looked for in the files of the installed distribution, not beside this module: in a checkout's folder the
+checkout's modules shadow the installed ones. Without it the reference takes over, with one warning; `status` says why.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import torch
+from torch import Tensor
+
+DISTRIBUTION = "vstar-engine"
+LIBRARY = "libvstar_cpu.so"
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+STATUS = {1: "an argument is out of range", 2: "out of memory", 3: "this machine lacks that instruction set"}
+
+log = logging.getLogger(__name__)
+
+
+class Arguments(ctypes.Structure):
+    """`struct vstar_attention` of csrc/cpu/attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "bias")),
+        *((name, ctypes.c_int64) for name in ("batch", "frames", "keys", "positions", "heads", "head_dim", "bias_batch")),
+        *((name, ctypes.c_int64 * 4) for name in ("q_stride", "k_stride", "v_stride", "out_stride")),
+        *((name, ctypes.c_int32) for name in ("dtype", "dense", "isa", "threads")),
+    )
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library and the instruction sets it runs on this machine, plainest first."""
+
+    path: Path
+    handle: ctypes.CDLL
+    isas: tuple[str, ...]
+
+
+def _installed() -> list[Path]:
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return []
+    files = distribution.files or []
+    return [Path(str(distribution.locate_file(file))) for file in files if file.name == LIBRARY]
+
+
+def _missing() -> str:
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return f"{DISTRIBUTION} is not installed, so the checkout has no built library: pip install ."
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}").get("url", "")
+    where = f" from {url2pathname(urlparse(origin).path)}" if origin.startswith("file:") else ""
+    return f"{DISTRIBUTION} was installed{where} without {LIBRARY}: no working C++ compiler; install one and reinstall"
+
+
+@cache
+def _load() -> Library | str:
+    """Gives the library, or the sentence that says why there is none."""
+    paths = [path for path in _installed() if path.exists()]
+    if not paths:
+        return _missing()
+    try:
+        handle = ctypes.CDLL(str(paths[0]))
+    except OSError as error:
+        return f"{paths[0]} does not load: {error}"
+    handle.vstar_temporal_attention.argtypes = (ctypes.POINTER(Arguments),)
+    handle.vstar_isa_name.restype = ctypes.c_char_p
+    names = [handle.vstar_isa_name(i) for i in range(3)]
+    return Library(paths[0], handle, tuple(name.decode() for name in names if name))
+
+
+@cache
+def _warn(reason: str) -> None:
+    message = f"temporal attention runs by the slow PyTorch reference: {reason}"
+    log.warning(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def status() -> tuple[bool, str]:
+    """Says whether the native CPU kernel is there, and which one or why not."""
+    library = _load()
+    if isinstance(library, str):
+        return False, library
+    return True, f"{library.path} ({library.isas[_isa(library)]})"
+
+
+def _isa(library: Library) -> int:
+    chosen = os.environ.get("VSTAR_CPU_ISA", library.isas[-1])
+    if chosen not in library.isas:
+        raise ValueError(f"VSTAR_CPU_ISA must be one of {', '.join(library.isas)} on this machine, got {chosen}")
+    return library.isas.index(chosen)
+
+
+def serves(q: Tensor) -> bool:
+    """Says whether `attend` takes q: its dtype, its device, and the library being there; warns once if only that fails."""
+    if q.device.type != "cpu" or q.dtype not in DTYPES:
+        return False
+    library = _load()
+    if isinstance(library, str):
+        _warn(library)
+        return False
+    return True
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Runs checked arguments of `temporal_attention` (bias = g) or `temporal_attention_dense` (bias = G, three axes)."""
+    library = _load()
+    assert isinstance(library, Library)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    bias = bias.contiguous()
+    batch, frames, positions, heads, head_dim = q.shape
+    arguments = Arguments(
+        *(x.data_ptr() for x in (q, k, v, out, bias)),
+        *(batch, frames, k.shape[1], positions, heads, head_dim, bias.shape[0]),
+        *(x.stride()[:4] for x in (q, k, v, out)),
+        *(DTYPES[q.dtype], bias.dim() == 3, _isa(library), torch.get_num_threads()),
+    )
+    failure = library.handle.vstar_temporal_attention(ctypes.byref(arguments))
+    if failure:
+        raise MemoryError(STATUS[failure]) if failure == 2 else RuntimeError(STATUS[failure])
+    return out
