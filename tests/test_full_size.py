@@ -11,12 +11,11 @@ from vstar_engine.checkpoint import official_shapes
 from vstar_engine.config import MODELS
 
 FORWARD = """
-import json, resource, sys, threading, time
-import psutil, torch
+import json, sys, time, torch
 from vstar_engine import Engine
-process, peaks = psutil.Process(), {}
+peaks = {}
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 peaks["before"], start = peak(), time.perf_counter()
 engine = Engine.load("videocrafter2", sys.argv[1], dtype="float16")
 peaks["loaded"], peaks["seconds"] = peak(), time.perf_counter() - start

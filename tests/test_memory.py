@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ MINI = MODELS["mini"]
 CPU = torch.device("cpu")
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from vstar_engine.config import MODELS
 from vstar_engine.unet import UNet
 spec, frames = MODELS["mini"], int(sys.argv[1])
@@ -24,10 +25,12 @@ torch.set_grad_enabled(False)
 net = UNet(spec.unet).eval()
 def run(t):
     net(torch.randn(2, 4, t, 24, 32), torch.ones(2, 1), torch.randn(2, t, 77, 64), torch.ones(2), torch.rand(1, 3, t))
+def kib(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 run(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = kib("VmRSS")
 run(frames)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print((kib("VmHWM") - before) * 1024)
 """
 
 
@@ -61,6 +64,7 @@ def test_memory_grows_with_frames_size_dtype_and_batch():
     assert activation_bytes(footprint(dtype=torch.float16)) < base
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's peak memory is read from Linux")
 def test_a_run_takes_no_more_than_planned_and_not_far_less():
     frames = 96
     out = subprocess.run([sys.executable, "-c", MEASURE, str(frames)], capture_output=True, text=True, check=True)

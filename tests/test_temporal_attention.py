@@ -9,7 +9,6 @@ from accuracy import relative_error
 from golden.load_golden import Golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peak_memory import PeakMemory
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -22,6 +21,7 @@ from vstar_engine.kernels.temporal_attention import (
     temporal_attention_ref,
     toeplitz_bias,
 )
+from vstar_engine.memory import LiveBytes
 from vstar_engine.tar import toeplitz
 
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))
@@ -113,7 +113,7 @@ def test_memory_grows_with_frames_not_their_square(frames, monkeypatch):
     # one position's logits at 512 frames
     monkeypatch.setattr(module, "LOGITS_BYTES", 2 * 4 * 512 * 512)
     q, k, v, g = draw(frames, batch=1, positions=64, head_dim=16)
-    with PeakMemory() as memory:
+    with LiveBytes() as memory:
         module._by_positions(q, k, v, toeplitz_bias(g, frames, frames))
     assert memory.peak <= 5 * module.LOGITS_BYTES + 2 * q.numel() * q.element_size()
 
@@ -121,7 +121,7 @@ def test_memory_grows_with_frames_not_their_square(frames, monkeypatch):
 def test_probs_memory_is_its_result_and_a_bounded_rest(monkeypatch):
     monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 64 * 64)
     q, k, _, g = draw(64, batch=1, positions=40, heads=8)
-    with PeakMemory() as memory:
+    with LiveBytes() as memory:
         out = temporal_attention_probs(q, k, g, list(range(40)))
     assert memory.peak <= out.nbytes + 8 * module.LOGITS_BYTES + q.numel() * q.element_size()
 

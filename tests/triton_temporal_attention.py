@@ -10,7 +10,6 @@ import torch
 from accuracy import assert_as_accurate, relative_error
 from golden.load_golden import Golden
 from pairwise import pairwise
-from peak_memory import PeakMemory
 from torch import Tensor
 
 from vstar_engine.kernels.temporal_attention import (
@@ -22,6 +21,7 @@ from vstar_engine.kernels.temporal_attention import (
 )
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
 from vstar_engine.kernels.temporal_attention_triton import Device, temporal_attention_triton
+from vstar_engine.memory import LiveBytes
 from vstar_engine.tar import toeplitz
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -222,7 +222,7 @@ def test_golden(case):
 def test_only_the_output_is_allocated(frames):
     q, k, v = tensors("fused", 1, frames, 2, 1, 16).to(DEVICE)
     g = torch.randn(1, frames, device=DEVICE)
-    with PeakMemory() as memory:
+    with LiveBytes() as memory:
         out = temporal_attention_triton(q, k, v, g)
     # beside it the interpreter keeps a few numbers of the launch
     assert memory.peak <= out.nbytes + 256

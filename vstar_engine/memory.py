@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,31 +25,26 @@ MARGIN = 1.1
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the bytes of the tensors that operators make while they are alive, and their peak."""
+    """Follows the bytes of the tensors that operators make while they are alive, and their peak; inputs are not counted."""
 
-    def __init__(self, *modules: nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
-        self.seen = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+        self.live: dict[int, int] = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_storage(x)._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor | torch.UntypedStorage)}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
+        for storage in [_storage(x) for x in tree_leaves(out) if isinstance(x, torch.Tensor)]:
+            if storage._cdata not in given and storage._cdata not in self.live:
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.live.values()))
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._drop, key, size)
 
-    def _drop(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.live -= size
+def _storage(x: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
+    return x.untyped_storage() if isinstance(x, torch.Tensor) else x
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ def activation_bytes(request: Footprint) -> int:
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     with _without_data(request.dtype):
         unet, vae = UNet(spec.unet), Vae(spec.vae, encoder=False)
-        with LiveBytes(unet) as denoising:
+        with LiveBytes() as denoising:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
                 torch.empty(request.batch, 1, dtype=torch.int64),
@@ -106,7 +100,7 @@ def activation_bytes(request: Footprint) -> int:
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
-        with LiveBytes(vae) as decoding:
+        with LiveBytes() as decoding:
             vae.decode(torch.empty(1, spec.unet.out_channels, frames, h, w))
     return int(MARGIN * max(denoising.peak, decoding.peak)) + WORKSPACE
 
