@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from vstar_engine import unet as unet_module
 from vstar_engine.config import model_named
 from vstar_engine.device import dtype_named
+from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 from vstar_engine.unet import UNet
 
 from .blocks import count_flops, profile
@@ -60,7 +63,7 @@ REHEARSAL = Settings(
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the forward; `mode` is eager or compile."""
+    """One way to run the forward; `mode` is eager, compile, or reference: eager without the temporal-attention kernel."""
 
     frames: int
     layout: str
@@ -69,6 +72,12 @@ class Variant:
     @property
     def name(self) -> str:
         return f"unet/{self.frames}f/{self.layout}/{self.mode}"
+
+
+def with_reference(unet: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Runs a forward whose temporal attention is the reference in plain PyTorch."""
+    with mock.patch.object(unet_module, "temporal_attention", temporal_attention_ref):
+        return unet(*inputs)
 
 
 class ForwardBench:
@@ -84,14 +93,15 @@ class ForwardBench:
         self.flops: dict[int, dict[str, float]] = {}
         self.peak: float | None = None
         # the longest first call so far by mode; a variant of that mode begins only where as much is left
-        self.longest = {"eager": 0.0, "compile": settings.first_compile}
+        self.longest = {"eager": 0.0, "reference": 0.0, "compile": settings.first_compile}
 
     def run(self) -> None:
         """Measures everything, the most telling first."""
         self.ceiling()
         for frames in self.settings.frames:
             self.reference(frames)
-            self.contest([Variant(frames, layout, "eager") for layout in LAYOUTS])
+            eager = [Variant(frames, layout, "eager") for layout in LAYOUTS]
+            self.contest([*eager, Variant(frames, LAYOUTS[0], "reference")])
             self.profile(Variant(frames, LAYOUTS[0], "eager"))
         for layout in self.settings.compiled:
             for frames in reversed(self.settings.frames):
@@ -157,6 +167,8 @@ class ForwardBench:
         unet: Callable[..., Tensor] = self.unet(variant.layout)
         if variant.mode == "compile":
             unet = torch.compile(unet, backend=self.settings.compiler, dynamic=False)
+        if variant.mode == "reference":
+            unet = partial(with_reference, unet)
         return partial(unet, *self.inputs[variant.frames])
 
     def contest(self, variants: list[Variant]) -> None:

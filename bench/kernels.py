@@ -145,11 +145,16 @@ def run(args: argparse.Namespace) -> int:
     if args.rehearse:
         args.frames, args.positions, args.rounds = [4, 20], 32, 2
     rows, started = Rows(args.out), time.monotonic()
-    _, library = native.status()
     torch.manual_seed(0)
     for frames in args.frames:
         shape = (args.batch, frames, args.positions, args.heads, args.head_dim)
-        params = {"shape": shape, "dtype": args.dtype, "device": device.type, "rounds": args.rounds, "cpu kernel": library}
+        params = {
+            "shape": shape,
+            "dtype": args.dtype,
+            "device": device.type,
+            "rounds": args.rounds,
+            "cpu kernel": native.status()[0],
+        }
         if time.monotonic() - started > args.budget:
             rows.skip(f"temporal_attention/{frames}f", params, f"the budget of {args.budget:g} s is spent")
             continue

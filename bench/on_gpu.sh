@@ -45,7 +45,7 @@ part machine 20 sh -c 'nvidia-smi || echo "no nvidia-smi: not a GPU machine"'
 
 # only these files: others import libraries that such a machine may lack
 # shellcheck disable=SC2046
-part gpu_tests 120 "$python" -m pytest -m gpu -q -rs --durations=5 -p no:cacheprovider $(grep -lE 'mark\.gpu\b' tests/test_*.py)
+part gpu_tests 120 "$python" -m pytest -m "gpu and not slow" -q -rs --durations=5 -p no:cacheprovider $(grep -lE 'mark\.gpu\b' tests/test_*.py)
 
 part unet 260 "$python" -m vstar_engine.bench unet --out "$out/unet.jsonl" --budget 240 $rehearse
 

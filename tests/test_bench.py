@@ -131,7 +131,8 @@ def test_a_spent_budget_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.
     path = tmp_path / "rows.jsonl"
     assert main(["unet", "--rehearse", "--budget", "0", "--out", str(path)]) == 0
     skipped = {row["name"] for row in read(path) if row["error"]}
-    assert skipped == {"reference/2f", "profile/2f", *(f"unet/2f/{layout}/eager" for layout in LAYOUTS), COMPILED}
+    plain = {*(f"unet/2f/{layout}/eager" for layout in LAYOUTS), f"unet/2f/{LAYOUTS[0]}/reference"}
+    assert skipped == {"reference/2f", "profile/2f", *plain, COMPILED}
     assert f"{COMPILED}: skipped: 0 s of the budget's 0 are left" in capsys.readouterr().out
 
 
@@ -161,19 +162,21 @@ def test_on_gpu_rehearsal(tmp_path: Path) -> None:
 
     rows = read(out / "unet.jsonl")
     eager = [f"unet/2f/{layout}/eager" for layout in LAYOUTS]
-    assert [row["name"] for row in rows] == ["ceiling/matmul", *eager, "profile/2f", eager[0], COMPILED]
+    plain = [*eager, f"unet/2f/{LAYOUTS[0]}/reference"]
+    assert [row["name"] for row in rows] == ["ceiling/matmul", *plain, "profile/2f", eager[0], COMPILED]
     for row in rows:
         assert row.keys() == {"name", "params", "numbers", "error", "machine"}
         assert row["error"] is None
         assert row["machine"]["torch"] == torch.__version__
-    for row in rows[1:3] + rows[4:]:
+    for row in rows[1:4] + rows[5:]:
         numbers = row["numbers"]
         assert 0 < numbers["p20"] <= numbers["median"] <= numbers["p80"]
         assert numbers["tflops"] > 0
         assert numbers["error"] <= forward.ERROR_BUDGET[torch.float32]
-    shares = dict(rows[3]["numbers"]["share"])
+    shares = dict(rows[4]["numbers"]["share"])
     assert shares.pop("whole") == 1
     assert sum(shares.values()) == pytest.approx(1, abs=0.1)
+    assert {row["error"] for row in read(out / "kernels.jsonl")} == {None}
 
 
 def test_on_gpu_reports_a_failed_part_after_running_all(tmp_path: Path) -> None:
