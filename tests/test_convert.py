@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,16 @@ def test_another_noise_schedule_is_noticed(tensors, tmp_path, caplog):
 def test_a_reader_that_takes_too_much_memory_is_stopped(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="MiB should do"):
         convert(checkpoint, tmp_path / "out", "mini", memory_limit=40 * 2**20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
+    code = "import resource, sys, vstar_engine.cli as cli; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))"
+    words = ["convert", str(checkpoint), "out", "--model", "mini"]
+    run = [sys.executable, "-c", f"{code}; sys.exit(cli.main({words!r}))"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert "cannot write model.safetensors" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, name):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OutputError, match=f"cannot write .*{name}"):
+        with pytest.raises(OutputError, match=f"cannot write {tmp_path}/{name}: "):
             Video(noise, 8.0, PROVENANCE).save(tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

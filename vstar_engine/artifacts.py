@@ -33,9 +33,7 @@ def write_aside(path: Path, folder: bool = False) -> Iterator[Path]:
         if folder:
             aside.mkdir()
         yield aside
-        if folder and path.exists():
-            shutil.rmtree(path)
-        os.replace(aside, path)
+        _take_place(aside, path)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -45,6 +43,21 @@ def write_aside(path: Path, folder: bool = False) -> Iterator[Path]:
             shutil.rmtree(aside)
         else:
             aside.unlink(missing_ok=True)
+
+
+def _take_place(aside: Path, path: Path) -> None:
+    """Renames `aside` to `path`; a folder that is there already is kept until the new one has its place."""
+    if not path.is_dir():
+        os.replace(aside, path)
+        return
+    before = path.absolute().parent / f".{path.name}.{os.getpid()}.before"
+    os.replace(path, before)
+    try:
+        os.replace(aside, path)
+    except OSError:
+        os.replace(before, path)
+        raise
+    shutil.rmtree(before)
 
 
 def sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ from . import config, schedule
 from .artifacts import check_writable, sha256, write_aside, write_manifest
 from .checkpoint import WEIGHTS, check_finite, check_keys, official_shapes
 from .device import dtype_named
-from .errors import CheckpointError
+from .errors import CheckpointError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,11 @@ def sniff(source: Path) -> None:
     """Raises CheckpointError for a file that is recognisably no checkpoint."""
     if not source.is_file():
         raise CheckpointError(f"no checkpoint at {source}")
-    with source.open("rb") as file:
-        head = file.read(512)
+    try:
+        with source.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {source}: {error.strerror}") from error
     if not head:
         raise CheckpointError(f"{source} is empty; download it again")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -137,7 +140,7 @@ def _watch(command: list[str], source: Path, limit: int, on_progress: Callable[[
     if "warning" in report:
         log.warning(report["warning"])
     if "error" in report:
-        raise CheckpointError(report["error"])
+        raise {"CheckpointError": CheckpointError, "OutputError": OutputError}[report["kind"]](report["error"])
     if child.returncode:
         last = complaint[-1].strip() if complaint else f"exit status {child.returncode}"
         raise CheckpointError(f"{source} could not be read as a checkpoint: {last}")
@@ -214,12 +217,19 @@ def write_shards(tensors: Mapping[str, Tensor], out: Path, dtype: torch.dtype, s
         check_finite(name, kept)
         if shards[0] and size + kept.nbytes > shard_bytes:
             written += 1
-            save_file(shards.pop(), out / f"model-{written:05d}.safetensors")
+            _save(shards.pop(), out / f"model-{written:05d}.safetensors")
             shards, size = [{}], 0
         shards[0][name] = kept
         size += kept.nbytes
         yield done
-    save_file(shards.pop(), out / (f"model-{written + 1:05d}.safetensors" if written else "model.safetensors"))
+    _save(shards.pop(), out / (f"model-{written + 1:05d}.safetensors" if written else "model.safetensors"))
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OutputError(f"cannot write {path.name}: {error}") from error
 
 
 def compare_schedule(tensors: Mapping[str, Tensor]) -> str | None:
@@ -241,7 +251,10 @@ def _child(source: Path, out: Path, model: str, dtype: str, shard_bytes: int) ->
         if done % 50 == 0 or done == len(tensors):
             print(json.dumps({"done": done, "total": len(tensors)}), flush=True)
     source_entry = {"name": source.name, "bytes": source.stat().st_size, "sha256": sha256(source)}
-    write_manifest(out, {"kind": WEIGHTS, "model": model, "dtype": dtype, "source": source_entry})
+    try:
+        write_manifest(out, {"kind": WEIGHTS, "model": model, "dtype": dtype, "source": source_entry})
+    except OSError as error:
+        raise OutputError(f"cannot write the manifest: {error.strerror}") from error
     if warning:
         print(json.dumps({"warning": warning}), flush=True)
 
@@ -255,8 +268,8 @@ def main() -> None:
     parser.add_argument("shard_bytes", type=int)
     try:
         _child(**vars(parser.parse_args()))
-    except CheckpointError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+    except (CheckpointError, OutputError) as error:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .artifacts import write_aside
-from .errors import OutputError
 
 CRF = 18
 
@@ -55,7 +54,7 @@ def _save_mp4(video: Video, path: Path) -> None:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
-        raise OutputError(f"cannot write {path.name}: {error.strerror}") from error
+        raise OSError(error.errno, error.strerror) from error
 
 
 def _save_gif(video: Video, path: Path) -> None:
