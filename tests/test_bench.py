@@ -193,3 +193,10 @@ def test_on_gpu_reports_a_failed_part_after_running_all(tmp_path: Path) -> None:
     assert "gpu_tests: exit code 3" in summary
     assert "unet: exit code 0" in summary
     assert "--rehearse" not in (tmp_path / "out/unet.log").read_text()
+
+
+def test_the_published_transformer_agrees_with_ours(tmp_path: Path) -> None:
+    assert main(["transformer", "--rehearse", "--out", str(tmp_path / "rows.jsonl")]) == 0
+    ours, published = read(tmp_path / "rows.jsonl")
+    assert ours["error"] is published["error"] is None
+    assert ours["numbers"]["error"] <= 1e-5

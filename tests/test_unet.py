@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vstar_engine.config import MODELS, UNetSpec
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.tar import toeplitz
-from vstar_engine.unet import UNet, sinusoid
+from vstar_engine.unet import Linear, UNet, sinusoid
 
 SPEC = UNetSpec(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0, 1), head_dim=8, context_dim=12)
 SAME = {"rtol": 1e-4, "atol": 1e-5}
@@ -138,3 +138,13 @@ def test_levels_of_the_published_architecture():
     assert levels(net.input_blocks) == {1: 0, 2: 0, 4: 1, 5: 1, 7: 2, 8: 2}
     assert levels(net.output_blocks) == {3: 2, 4: 2, 5: 2, 6: 1, 7: 1, 8: 1, 9: 0, 10: 0, 11: 0}
     assert net.middle_block.level == 3
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 32), (2, 4, 7, 32), (1, 5, 32), (5, 32), (2, 1, 32)], ids=str)
+def test_linear_is_linear_however_it_runs(shape):
+    layer, x = Linear(32, 96), torch.randn(shape)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    for given in (x, x.transpose(0, -2).contiguous().transpose(0, -2)):
+        out = layer(given)
+        assert out.is_contiguous()
+        torch.testing.assert_close(out, expected)
