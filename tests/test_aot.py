@@ -48,6 +48,11 @@ def test_every_entry_has_its_artifact(compiled):
         assert record["warps"] == record["config"]["warps"]
 
 
+def test_padded_heads_do_not_spill_on_sm_80(tmp_path):
+    done = compile_table(tmp_path, "--arch", "80", "--head-dim", "40", "--dtype", "fp16")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_the_whole_table(tmp_path):
     done = compile_table(tmp_path)
