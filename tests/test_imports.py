@@ -13,7 +13,7 @@ ORDER = [
     ["errors", "config", "kernels"],
     ["artifacts", "device", "golden"],
     ["synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
-    ["checkpoint", "sampling", "memory"],
+    ["checkpoint", "sampling", "memory", "analysis"],
     ["convert", "synthetic"],
     ["bundled", "backends"],
     ["engine", "verify", "doctor"],

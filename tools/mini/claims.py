@@ -1,0 +1,185 @@
+"""Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` prints them.
+
+Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vstar_engine import Engine, Sampling, Tar, analysis
+from vstar_engine.text import anchor_frames
+
+from . import probe
+from .render import render
+from .scenes import sample
+from .stories import STORIES, Story
+from .tables import LEVELS, PAPER, SWEEP, tables
+from .train_vae import to_network
+
+ROOT = Path(__file__).parent.parent.parent
+PROBE = Path(__file__).parent / "probe.safetensors"
+RESULTS = ROOT / "bench" / "results" / "mini-claims.jsonl"
+STEPS, GUIDANCE = 10, 6.0
+UNTIL = 5  # of 10 steps, as 13 of 25
+INTERVALS = (1, 2, 4, 8, 12, 15, 16, 24, 31, 32, 40, 47, 48, 56, 63)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video: which story told how, by `arm`: clips (the training set's kind), story (rendered), base, vsp, tar or both."""
+
+    arm: str
+    story: int
+    seed: int
+    frames: int
+    sigma: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def cases() -> Iterator[Case]:
+    """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels."""
+    paper = tuple(PAPER.items())
+    for seed in range(3):
+        for frames in (64, 16):
+            for story in range(len(STORIES)):
+                yield Case("clips", story, seed, frames)
+                yield Case("story", story, seed, frames)
+                for arm, sigma in (("base", ()), ("vsp", ()), ("tar", paper), ("both", paper)):
+                    yield Case(arm, story, seed, frames, sigma)
+        if seed == 0:
+            for levels in [{0: sigma} for sigma in SWEEP] + list(LEVELS):
+                for story in range(0, len(STORIES), 2):
+                    yield Case("both", story, seed, 64, tuple(levels.items()))
+                    yield Case("tar", story, seed, 64, tuple(levels.items()))
+            for frames in (32, 48):
+                for story in range(0, len(STORIES), 2):
+                    yield Case("clips", story, seed, frames)
+                    yield Case("story", story, seed, frames)
+                    for arm, sigma in (("base", ()), ("vsp", ()), ("tar", paper), ("both", paper)):
+                        yield Case(arm, story, seed, frames, sigma)
+
+
+def make(engine: Engine, case: Case) -> np.ndarray:
+    """The case's frames, uint8 (T, 96, 128, 3)."""
+    story = STORIES[case.story]
+    if case.arm == "clips":
+        return render(sample(20_000_000 + 100 * case.story + case.seed, case.frames))
+    if case.arm == "story":
+        return render(story.clip(case.frames, 1000 * case.story + case.seed))
+    return engine.generate(
+        story.texts if case.arm in ("vsp", "both") else story.prompt,
+        case.frames,
+        1000 * case.story + case.seed,
+        sampling=Sampling(steps=STEPS, guidance=GUIDANCE),
+        tar=Tar(dict(case.sigma), until_step=UNTIL) if case.sigma else None,
+    ).frames
+
+
+def in_order(nearest: np.ndarray, states: int) -> int:
+    """How many of the states 0, 1, ... are visited one after the other (the longest rising sequence, each state once)."""
+    best = np.zeros(states + 1, int)
+    for state in nearest:
+        best[state + 1] = max(best[state + 1], best[: state + 1].max() + 1)
+    return int(best.max())
+
+
+def measure(reader: probe.Probe, story: Story, frames: np.ndarray) -> dict[str, Any]:
+    """All numbers of one video."""
+    images = to_network(frames)
+    with torch.inference_mode():
+        read = {name: shares.exp().numpy() for name, shares in reader(images).items()}
+        features = reader.centred(images).numpy()
+    similarity = {
+        "pixels": analysis.cosine(analysis.pixels(frames)),
+        "features": analysis.cosine(features),
+        "factors": np.mean([analysis.overlap(shares) for shares in read.values()], axis=0),
+    }
+    told = [state.shares() for state in story.states]
+    # (T, K): how much of what state k says is seen in frame t
+    seen = np.stack([np.mean([np.minimum(read[n], s).sum(1) for n, s in state.items()], axis=0) for state in told], 1)
+    where = anchor_frames(len(told), len(frames))
+    weights = np.stack([np.interp(np.arange(len(frames)), where, row) for row in np.eye(len(told))], 1)
+    aligned = [np.minimum(read[name], weights @ np.stack([state[name] for state in told])).sum(1).mean() for name in told[0]]
+    nearest = seen.argmax(1)
+    numbers: dict[str, Any] = {}
+    for name, matrix in similarity.items():
+        curve = analysis.by_interval(matrix)
+        numbers[name] = {
+            "dynamics": analysis.dynamics(matrix),
+            "neighbours": analysis.neighbours(matrix),
+            "curve": {str(d): curve[d] for d in INTERVALS if d < len(curve)},
+        }
+    return rounded(
+        numbers
+        | {
+            "visited": in_order(nearest, len(told)) / len(told),
+            "at_anchors": float(np.mean(nearest[where] == np.arange(len(told)))),
+            "alignment": float(np.mean(aligned)),
+            "cuts": len(analysis.scene_cuts(frames)),
+        }
+    )
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return round(float(value), 4)
+
+
+_engine: Engine
+_reader: probe.Probe
+
+
+def start() -> None:
+    """Loads the model once per process; each process uses one core."""
+    global _engine, _reader
+    torch.set_num_threads(1)
+    _engine, _reader = Engine.load("mini"), probe.load(PROBE)
+
+
+def row(case: Case) -> dict[str, Any]:
+    numbers = measure(_reader, STORIES[case.story], make(_engine, case))
+    return {"case": asdict(case), "weights": _engine.weights, "numbers": numbers}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def run(path: Path, limit: int | None) -> None:
+    """Makes what is missing from the file."""
+    done = {json.dumps(row["case"], sort_keys=True) for row in rows(path)}
+    left = [case for case in dict.fromkeys(cases()) if case.key not in done][:limit]
+    with ProcessPoolExecutor(os.cpu_count(), initializer=start) as pool, path.open("a") as file:
+        waiting = [pool.submit(row, case) for case in left]
+        for made in tqdm(as_completed(waiting), "videos", len(waiting), mininterval=10):
+            file.write(json.dumps(made.result()) + "\n")
+            file.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.mini.claims", description=__doc__)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--limit", type=int, help="make at most this many videos")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.results, args.limit)
+    print(tables(rows(args.results)))
+
+
+if __name__ == "__main__":
+    main()

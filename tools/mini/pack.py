@@ -1,0 +1,38 @@
+"""Puts the trained parts together as an official checkpoint and converts it, as any checkpoint is, to the bundled folder."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vstar_engine import schedule
+from vstar_engine.artifacts import MANIFEST
+from vstar_engine.checkpoint import TEXT, UNET, VAE, official_names, official_shapes
+from vstar_engine.config import Spec
+from vstar_engine.convert import convert
+
+from .captions import vocabulary
+
+
+def official(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Gives a module's weights under their official names."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        names = official_names(name)
+        tensors |= {prefix + one: part.clone() for one, part in zip(names, value.chunk(len(names)), strict=True)}
+    return tensors
+
+
+def pack(spec: Spec, unet: nn.Module, vae: nn.Module, text: nn.Module, folder: Path) -> None:
+    """Writes `folder` as `vstar-engine convert` does, in float16, with the words that the model knows in its manifest."""
+    tensors = official(unet, UNET) | official(vae, VAE) | official(text, TEXT)
+    tensors |= {name: torch.from_numpy(values) for name, values in schedule.buffers().items()}
+    # what the official tower has and text-to-video never reads
+    unread = {name: torch.zeros(shape) for name, shape in official_shapes(spec).items() if name not in tensors}
+    checkpoint = folder.with_suffix(".ckpt")
+    torch.save({"state_dict": tensors | unread}, checkpoint)
+    convert(checkpoint, folder, spec.name, force=True)
+    checkpoint.unlink()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"vocabulary": vocabulary()}, indent=1) + "\n")
