@@ -30,6 +30,7 @@ class UNetSpec:
     temporal_conv: bool = True
     init_attention: bool = True
     fps_condition: bool = True
+    norm_groups: int = 32
 
     @property
     def levels(self) -> int:
@@ -48,6 +49,7 @@ class VaeSpec:
     in_channels: int = 3
     out_channels: int = 3
     scale_factor: float = 0.18215
+    norm_groups: int = 32
 
     @property
     def factor(self) -> int:
@@ -194,10 +196,11 @@ TAR_PRESETS: dict[str, Tar | None] = {
 
 MODELS: dict[str, Spec] = {
     "videocrafter2": Spec("videocrafter2", UNetSpec(), VaeSpec(), TextSpec(), size=(320, 512)),
+    # 8 groups: with one channel to a group a norm would take each frame's light and colour away
     "mini": Spec(
         "mini",
-        UNetSpec(model_channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, head_dim=16, context_dim=64),
-        VaeSpec(channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1),
+        UNetSpec(model_channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, head_dim=16, context_dim=64, norm_groups=8),
+        VaeSpec(channels=32, channel_mult=(1, 1, 2, 4), num_res_blocks=1, norm_groups=8),
         TextSpec(width=64, heads=4, layers=4),
         size=(96, 128),
     ),

@@ -16,7 +16,7 @@ from .config import UNetSpec
 from .errors import MissingLibrary
 from .kernels.temporal_attention import temporal_attention, temporal_attention_dense
 
-GROUPS = 32
+GROUPS = UNetSpec.norm_groups
 INIT_ATTENTION_HEADS = 8
 
 
@@ -88,11 +88,11 @@ class FrameConv(nn.Conv3d):
 class TemporalConvBlock(nn.Module):
     """Four times (norm over the whole clip, SiLU, convolution over frames), added to its input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int = GROUPS):
         super().__init__()
 
         def layer(*between: nn.Module) -> nn.Sequential:
-            return nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), *between, FrameConv(channels))
+            return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), *between, FrameConv(channels))
 
         # the identity stands where training has its dropout, which numbers the official keys
         self.conv1 = layer()
@@ -107,17 +107,19 @@ class TemporalConvBlock(nn.Module):
 class ResBlock(nn.Module):
     """Residual block per frame, then its temporal convolutions over the clip."""
 
-    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, temporal_conv: bool = True):
+    def __init__(
+        self, in_channels: int, out_channels: int, emb_channels: int, temporal_conv: bool = True, groups: int = GROUPS
+    ):
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1)
         )
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        self.temporal_conv = TemporalConvBlock(out_channels) if temporal_conv else None
+        self.temporal_conv = TemporalConvBlock(out_channels, groups) if temporal_conv else None
 
     def forward(self, x: Tensor, emb: Tensor, frames: int) -> Tensor:
         """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W)."""
@@ -212,7 +214,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         ones = 0 if spec.use_linear else 2
         heads = channels // spec.head_dim
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(spec.norm_groups, channels, eps=1e-6)
         self.proj_in = Pointwise(channels, channels, ones)
         self.transformer_blocks = nn.ModuleList(
             SpatialBlock(channels, heads, spec.head_dim, spec.context_dim, attention) for _ in range(spec.transformer_depth)
@@ -249,10 +251,10 @@ class TemporalBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """Two regularised self-attentions over the frames of each position; the group norm spans the whole clip."""
 
-    def __init__(self, channels: int, heads: int, head_dim: int, depth: int = 1, use_linear: bool = True):
+    def __init__(self, channels: int, heads: int, head_dim: int, depth: int = 1, use_linear: bool = True, groups: int = GROUPS):
         super().__init__()
         ones, inner = 0 if use_linear else 1, heads * head_dim
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Pointwise(channels, inner, ones)
         self.transformer_blocks = nn.ModuleList(TemporalBlock(inner, heads, head_dim) for _ in range(depth))
         self.proj_out = Pointwise(inner, channels, ones)
@@ -311,23 +313,23 @@ class UNet(nn.Module):
         if spatial_attention not in SPATIAL_ATTENTION:
             raise ValueError(f"spatial attention must be one of {', '.join(SPATIAL_ATTENTION)}, got {spatial_attention!r}")
         self.spec = spec
-        width, emb = spec.model_channels, 4 * spec.model_channels
+        width, emb, groups = spec.model_channels, 4 * spec.model_channels, spec.norm_groups
 
         def res(in_channels: int, out_channels: int) -> ResBlock:
-            return ResBlock(in_channels, out_channels, emb, spec.temporal_conv)
+            return ResBlock(in_channels, out_channels, emb, spec.temporal_conv, groups)
 
         def transformers(channels: int) -> list[nn.Module]:
             heads = channels // spec.head_dim
             return [
                 SpatialTransformer(channels, spec, spatial_attention),
-                TemporalTransformer(channels, heads, spec.head_dim, spec.transformer_depth, spec.use_linear),
+                TemporalTransformer(channels, heads, spec.head_dim, spec.transformer_depth, spec.use_linear, groups),
             ]
 
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if spec.fps_condition:
             self.fps_embedding = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if spec.init_attention:
-            stem = TemporalTransformer(width, INIT_ATTENTION_HEADS, spec.head_dim, spec.transformer_depth, use_linear=False)
+            stem = TemporalTransformer(width, INIT_ATTENTION_HEADS, spec.head_dim, spec.transformer_depth, False, groups)
             self.init_attn = nn.ModuleList([stem])
 
         self.input_blocks = nn.ModuleList([Stage(0, nn.Conv2d(spec.in_channels, width, 3, padding=1))])
@@ -357,7 +359,7 @@ class UNet(nn.Module):
                     layers.append(Upsample(channels))
                 self.output_blocks.append(Stage(level, *layers))
 
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, spec.out_channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, spec.out_channels, 3, padding=1))
 
     def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
         """timestep (B, 1 or T), fps (B,) -> (B or B*T, E)."""

@@ -8,18 +8,16 @@ from torch import Tensor, nn
 from .config import VaeSpec
 from .unet import Upsample
 
-GROUPS = 32
 
-
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1, self.conv1 = norm(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2, self.conv2 = norm(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1, self.conv1 = norm(in_channels, groups), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2, self.conv2 = norm(out_channels, groups), nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
@@ -32,9 +30,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all cells of a frame."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,11 +43,11 @@ class AttnBlock(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -67,10 +65,10 @@ class Downsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, then an optional change of resolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, **resample: nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, **resample: nn.Module):
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
         for name, module in resample.items():
             self.add_module(name, module)
 
@@ -92,10 +90,10 @@ class Encoder(nn.Module):
         channels = spec.channels
         for i, width in enumerate(widths):
             resample = {"downsample": Downsample(width)} if i < len(widths) - 1 else {}
-            self.down.append(Level(channels, width, spec.num_res_blocks, **resample))
+            self.down.append(Level(channels, width, spec.num_res_blocks, spec.norm_groups, **resample))
             channels = width
-        self.mid = Middle(channels)
-        self.norm_out = norm(channels)
+        self.mid = Middle(channels, spec.norm_groups)
+        self.norm_out = norm(channels, spec.norm_groups)
         self.conv_out = nn.Conv2d(channels, 2 * spec.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,14 +109,14 @@ class Decoder(nn.Module):
         widths = [spec.channels * mult for mult in spec.channel_mult]
         channels = widths[-1]
         self.conv_in = nn.Conv2d(spec.z_channels, channels, 3, padding=1)
-        self.mid = Middle(channels)
+        self.mid = Middle(channels, spec.norm_groups)
         levels = []
         for i, width in reversed(list(enumerate(widths))):
             resample = {"upsample": Upsample(width)} if i else {}
-            levels.append(Level(channels, width, spec.num_res_blocks + 1, **resample))
+            levels.append(Level(channels, width, spec.num_res_blocks + 1, spec.norm_groups, **resample))
             channels = width
         self.up = nn.ModuleList(reversed(levels))  # official keys count from full resolution
-        self.norm_out = norm(channels)
+        self.norm_out = norm(channels, spec.norm_groups)
         self.conv_out = nn.Conv2d(channels, spec.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
