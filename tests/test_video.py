@@ -44,14 +44,26 @@ def test_gif_loops_at_its_rate(tmp_path):
         assert image.info["loop"] == 0
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+@pytest.mark.parametrize(("frames", "shape"), [(64, (2, 4)), (16, (1, 2)), (33, (2, 4)), (1, (1, 1))], ids=str)
+def test_contact_sheet_shows_every_eighth_frame(tmp_path, frames, shape):
+    video = made(frames)
+    sheet = np.asarray(Image.open(video.save(tmp_path / "a.png")))
+    height, width = video.frames.shape[1:3]
+    rows, columns = shape
+    assert sheet.shape == (rows * (height + 4) - 4, columns * (width + 4) - 4, 3)
+    for i, frame in enumerate(video.frames[::8]):
+        top, left = i // 4 * (height + 4), i % 4 * (width + 4)
+        assert (sheet[top : top + height, left : left + width] == frame).all()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
 def test_provenance_survives_the_file(tmp_path, name):
     assert read_provenance(made().save(tmp_path / name)) == PROVENANCE
 
 
 def test_long_prompts_survive_the_file(tmp_path):
     long = {**PROVENANCE, "request": {"states": ["snow " * 20_000]}}
-    for name in ("a.mp4", "a.gif"):
+    for name in ("a.mp4", "a.gif", "a.png"):
         assert read_provenance(Video(made().frames, 8.0, long).save(tmp_path / name)) == long
 
 
@@ -62,11 +74,11 @@ def test_a_file_is_the_same_bytes_when_made_again(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.avi", "a", "a.mp4.txt"])
 def test_other_endings_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=r"ends in \.mp4 or \.gif"):
+    with pytest.raises(ValueError, match=r"ends in \.mp4, \.gif, \.png"):
         made().save(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
 def test_a_full_disk_leaves_nothing(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (30, 256, 256, 3), dtype=np.uint8)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -84,7 +96,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         made().save(tmp_path / "no" / "a.mp4")
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
 def test_files_of_others_have_no_provenance(tmp_path, name):
     with pytest.raises(ValueError, match="no file"):
         read_provenance(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Frames to mp4 or gif files that carry the settings that made them."""
+"""Frames to mp4, gif or png (a contact sheet) files that carry the settings that made them."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from torch import Tensor
 from .artifacts import write_aside
 
 CRF = 18
+SHEET_EVERY, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4
 
 
 def to_bytes(pixels: Tensor) -> np.ndarray:
@@ -31,7 +32,10 @@ class Video:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Writes an .mp4 (H.264) or a .gif, whole or not at all; ValueError for another ending, OutputError if it cannot."""
+        """Writes an .mp4 (H.264), a .gif or, as .png, a contact sheet of every eighth frame; whole or not at all.
+
+        Raises ValueError for another ending, OutputError if it cannot.
+        """
         path = Path(path)
         writer = check_ending(path)
         with write_aside(path) as aside:
@@ -65,13 +69,34 @@ def _save_gif(video: Video, path: Path) -> None:
     first.save(path, save_all=True, append_images=rest, duration=1000 / video.fps, loop=0, comment=comment.encode())
 
 
-WRITERS = {".mp4": _save_mp4, ".gif": _save_gif}
+def contact_sheet(frames: np.ndarray, every: int = SHEET_EVERY, columns: int = SHEET_COLUMNS) -> np.ndarray:
+    """Lays every `every`-th of (T, H, W, 3) uint8 frames out in rows on white: (rows, cells, 3) uint8."""
+    taken = frames[::every]
+    columns = min(columns, len(taken))
+    rows, (height, width) = -(-len(taken) // columns), frames.shape[1:3]
+    sheet = np.full((rows * (height + SHEET_GAP) - SHEET_GAP, columns * (width + SHEET_GAP) - SHEET_GAP, 3), 255, np.uint8)
+    for i, frame in enumerate(taken):
+        top, left = i // columns * (height + SHEET_GAP), i % columns * (width + SHEET_GAP)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet
+
+
+def _save_png(video: Video, path: Path) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("comment", json.dumps(video.provenance))
+    Image.fromarray(contact_sheet(video.frames)).save(path, pnginfo=info)
+
+
+WRITERS = {".mp4": _save_mp4, ".gif": _save_gif, ".png": _save_png}
 
 
 def check_ending(path: Path) -> Any:
     """Gives the writer for a file name's ending; ValueError names the endings there are."""
     if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"a video file ends in {' or '.join(WRITERS)}, got {path.name!r}")
+        raise ValueError(f"a video file ends in {', '.join(WRITERS)}, got {path.name!r}")
     return WRITERS[path.suffix.lower()]
 
 
@@ -81,7 +106,7 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no file at {path}")
     try:
-        comment = _gif_comment(path) if path.suffix.lower() == ".gif" else _mp4_comment(path)
+        comment = _mp4_comment(path) if path.suffix.lower() == ".mp4" else _image_comment(path)
         provenance = json.loads(comment)
     except ValueError as error:
         raise ValueError(f"{path} carries no settings of this engine") from error
@@ -100,11 +125,12 @@ def _mp4_comment(path: Path) -> str:
         raise ValueError(f"{path} is no readable video ({error.strerror})") from error
 
 
-def _gif_comment(path: Path) -> str:
+def _image_comment(path: Path) -> str:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return image.info.get("comment", b"").decode()
+            comment = image.info.get("comment", "")
+            return comment.decode() if isinstance(comment, bytes) else comment
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no readable gif") from error
+        raise ValueError(f"{path} is no readable image") from error
