@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vstar_engine.artifacts import write_aside
 from vstar_engine.config import Spec
 
-STEPS = {"vae": 3000, "text": 1200, "unet": 4500, "probe": 500}
+STEPS = {"vae": 2500, "text": 1200, "unet": 4000, "decoder": 1500, "probe": 500}
 KEEP_SECONDS = 120
 LOG_EVERY = 25
 WARM_UP = 100

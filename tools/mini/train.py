@@ -33,6 +33,7 @@ def main() -> None:
     vae = train_vae.train(run, clips)
     tokens, _ = train_text.kept_captions(args.out, seeds)
     unet = train_unet.train(run, train_unet.encoded(args.out, vae, clips), tokens, text)
+    vae = train_vae.refine(run, clips, vae)
     pack(run.spec, unet, vae, text, args.out / "mini")
     reader = probe.train(run, clips, vae)
     probe.save(reader, args.out / "probe.safetensors")

@@ -1,7 +1,7 @@
 """Trains the UNet to predict noise in latents: single frames first, then short windows, then whole clips.
 
 Every frame has its own noise, as in sampling. Low-noise steps count less (min-SNR weights, arXiv 2303.09556): what a scene
-is gets decided in the noisy ones.
+is gets decided in the noisy ones. There a wrong scene is a small error of the noise, so the noisiest count more.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from .train_vae import to_network
 PHASES = ((0.22, 1, 64), (0.5, 8, 8), (1.0, 16, 4))
 FPS = 28
 UNSAID = 0.1  # share of clips trained with the empty caption, for guidance
-MOST_SNR = 5.0
+MOST_SNR, LEAST_SNR = 5.0, 0.5
 TEMPORAL_RATE = 2.0
 
 
@@ -64,7 +64,8 @@ def train(run: Run, latents: Tensor, tokens: Tensor, tower: TextTower) -> UNet:
         torch.from_numpy(schedule.alpha_bar()).float(),
         torch.from_numpy(schedule.scale_arr()[:TRAINING_STEPS]).float(),
     )
-    weight = (MOST_SNR / (alpha * scale**2 / (1 - alpha))).clamp(max=1.0)
+    snr = alpha * scale**2 / (1 - alpha)
+    weight = (MOST_SNR / snr).clamp(max=1.0) * (LEAST_SNR / snr).clamp(min=1.0).sqrt()
     empty = tokenize([""])[0]
 
     def step(index: int, rng: np.random.Generator) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Trains the KL autoencoder on single frames, then whitens its latents exactly.
+"""Trains the KL autoencoder on single frames, whitens its latents exactly, and later sharpens the decoder alone.
 
 f8: the UNet then works on 12x16 cells, where two cores can train it in an hour; f4 would cost it four times as much.
 """
@@ -12,7 +12,7 @@ from vstar_engine.vae import Vae
 
 from .loop import Loop, Run
 
-PULL, JITTER = 1e-4, 0.15
+PULL, JITTER, REFINE_JITTER = 1e-4, 0.15, 0.1
 CELLS = (2, 4, 8)
 WHITEN_FRAMES = 2048
 
@@ -39,17 +39,22 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
+def distance(decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Mean absolute error of pixels, of their differences and of means over larger cells (a small object's colour)."""
+    return {
+        "pixel": F.l1_loss(decoded, images),
+        "edge": sum((F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(images), strict=True)), torch.zeros(())),
+        "cells": sum((F.l1_loss(F.avg_pool2d(decoded, s), F.avg_pool2d(images, s)) for s in CELLS), torch.zeros(())),
+    }
+
+
 def loss(vae: Vae, images: Tensor, jitter: float) -> dict[str, Tensor]:
-    """Mean absolute error of pixels, of their differences and of means over larger cells, which hold a small object's colour;
-    plus a light pull of the posterior to N(0, 1). `jitter` is noise on the codes, as a share of their deviation."""
+    """The distance, plus a light pull of the posterior to N(0, 1); `jitter` is noise on the codes in their deviations."""
     mean, logvar = vae.posterior(images)
     noise = torch.randn_like(mean) * (0.5 * logvar).exp() + torch.randn_like(mean) * jitter * mean.detach().std()
-    decoded = vae.decoder(vae.post_quant_conv(mean + noise))
-    pixel = F.l1_loss(decoded, images)
-    edge = sum(F.l1_loss(ours, true) for ours, true in zip(edges(decoded), edges(images), strict=True))
-    cells = sum(F.l1_loss(F.avg_pool2d(decoded, s), F.avg_pool2d(images, s)) for s in CELLS)
+    losses = distance(vae.decoder(vae.post_quant_conv(mean + noise)), images)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return {"loss": pixel + edge + cells + PULL * kl, "pixel": pixel, "kl": kl}
+    return {"loss": sum(losses.values(), PULL * kl), **losses, "kl": kl}
 
 
 @torch.no_grad()
@@ -88,5 +93,24 @@ def train(run: Run, clips: np.ndarray) -> Vae:
     if not loop.finished:
         vae.eval()
         whiten(vae, draw(clips, np.random.default_rng(1), WHITEN_FRAMES, (96, 128)))
+        loop.finish()
+    return vae.eval().requires_grad_(False)
+
+
+def refine(run: Run, clips: np.ndarray, vae: Vae) -> Vae:
+    """Trains the decoder on, on whole frames; what the encoder gives, and so the UNet's world, stays as it is."""
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
+    loop = Loop(run, "decoder", decoder, steps=run.steps("decoder"), rate=8e-4)
+
+    def step(index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        images = draw(clips, rng, 8, (96, 128))
+        with torch.no_grad():
+            codes = vae.posterior(images)[0]
+            codes = codes + torch.randn_like(codes) * REFINE_JITTER * codes.std()
+        losses = distance(vae.decoder(vae.post_quant_conv(codes)), images)
+        return {"loss": sum(losses.values(), torch.zeros(())), **losses}
+
+    loop.run(step)
+    if not loop.finished:
         loop.finish()
     return vae.eval().requires_grad_(False)
