@@ -32,6 +32,10 @@ class Synopsis:
     durations: tuple[float, ...] = ()
     negatives: tuple[str, ...] = ()
 
+    def unwanted(self, negative: str) -> tuple[str, tuple[str, ...]]:
+        """Gives the negative prompt of the whole video, or each state's, where `negative` stands in for those without one."""
+        return ("", tuple(own or negative for own in self.negatives)) if self.negatives else (negative, ())
+
     def entry(self) -> dict[str, Any]:
         """Gives what a synopsis file holds of it."""
         states: list[Any] = list(self.states)
@@ -48,31 +52,31 @@ def synopsize(
 ) -> Synopsis:
     """Describes the states of a prompt: `count` of them, or as many as it needs and at most `most`.
 
-    Asks `llm`; without one, or with a warning where it fails, follows the offline rules, which give a prompt that they do not
-    know as its only state. Raises EndpointError when `required` and `llm` fails.
+    Asks `llm`; without one, or with a warning where it fails, follows the offline rules. A prompt that they do not know is its
+    only state. Raises EndpointError when `required` and `llm` fails.
     """
     if count is not None and count < 1:
         raise ValueError(f"a synopsis has at least 1 state, got {count}")
     most = count or min(most, MOST)
-    if llm is not None and prompt.strip() and most > 1:
+    if most == 1:
+        return Synopsis(prompt, (prompt,), PROMPT)
+    if llm is not None and prompt.strip():
         try:
             return Synopsis(prompt, llm.states(prompt, count, most), LLM)
         except EndpointError as error:
             if required:
                 raise
-            log.warning("%s; the offline rules serve instead (synopsis_source: %s)", error, OFFLINE)
+            log.warning("%s; the offline rules serve instead", error)
     states = thin(offline.states(prompt), most)
     if count is not None and len(states) < count:
         log.warning("the offline rules know %d states for this prompt, not %d: %.60s", len(states), count, prompt)
-    return Synopsis(prompt, states, OFFLINE)
+    return Synopsis(prompt, states, PROMPT if states == (prompt,) else OFFLINE)
 
 
 def thin(states: Sequence[str], most: int) -> tuple[str, ...]:
-    """Keeps at most `most` states, evenly, the first and the last among them (the last, of one)."""
+    """Keeps at most `most` (2 or more) states, evenly, the first and the last among them."""
     if len(states) <= most:
         return tuple(states)
-    if most == 1:
-        return (states[-1],)
     return tuple(states[round(i * (len(states) - 1) / (most - 1))] for i in range(most))
 
 

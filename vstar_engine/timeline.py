@@ -33,9 +33,7 @@ def check_anchors(where: Sequence[int], count: int, frames: int, mode: str) -> N
 
     The last must be the clip's last frame, except where `mode` is hold or there is a single anchor.
     """
-    if len(where) != count:
-        raise ValueError(f"there are {len(where)} positions for {count} states; give one for each")
-    ascending = all(a < b for a, b in pairwise(where))
+    ascending = len(where) == count and all(a < b for a, b in pairwise(where))
     loose = mode == "hold" or count == 1
     if not ascending or where[0] != 0 or not 0 <= where[-1] < frames or not (loose or where[-1] == frames - 1):
         last = f"to at most {frames - 1}" if loose else f"to {frames - 1}"
@@ -54,6 +52,8 @@ def place(
     if at and durations:
         raise ValueError("give the states' positions or their durations, not both")
     if at:
+        if len(at) != count:
+            raise ValueError(f"there are {len(at)} positions for {count} states; give one for each")
         where = [_frame(position, frames) for position in at]
     elif durations:
         where = _along(count, frames, mode, durations)
