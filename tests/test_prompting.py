@@ -118,6 +118,7 @@ BAD = [
     (["embed", "p", "--model", "mini", "--batch", "0"], 2, "at least 1 text, got 0"),
     (["embed", "p", "--model", "mini", "--stored-as", "int8"], 2, "dtype must be"),
     (["embed", "p"], 3, "comes without weights"),
+    (["embed", "p", "--model", "mini", "--out", "/dev/null/bundles"], 4, "cannot write /dev/null/bundles"),
     (["embed", "p", "--model", "mini", "--out", "no/b.safetensors"], 4, "there is no folder"),
 ]
 

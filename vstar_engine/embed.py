@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -54,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if out.suffix == SUFFIX:
         check_writable(out, args.force)
         few = list(islice(given, 2))
-        if len(few) > 1:
-            raise ValueError(f"one file holds one bundle, but there are more prompts; give a folder instead of {out}")
+        if len(few) != 1:
+            number = "more prompts" if few else "no prompt"
+            raise ValueError(f"one file holds one bundle, but there are {number}; {out} can be a folder instead")
         given = iter(few)
     tensors = open_weights(spec, args.weights)
     identity = text_hash(tensors, spec.text)
@@ -75,16 +77,11 @@ def run(args: argparse.Namespace) -> int:
             bundle.save(out)
             print(f"wrote {out}: {len(bundle.anchors)} states, {out.stat().st_size / 1024:.0f} KiB")
         return 0
-    with Index(out, identity, args.stored_as, args.negative) as index, _bar() as bar:
-        for bundle in bundles(index.missing(given)):
+    with Index(out, identity, args.stored_as, args.negative) as index:
+        for bundle in tqdm(bundles(index.missing(given)), desc="embed", unit="bundle", file=sys.stderr, disable=None):
             index.add(bundle)
-            bar.update()
         print(f"wrote {out}: {index.made} new bundles, {index.kept} were there")
     return 0
-
-
-def _bar() -> tqdm:
-    return tqdm(desc="embed", unit="bundle", file=sys.stderr, disable=None)
 
 
 class Index:
@@ -93,11 +90,9 @@ class Index:
     def __init__(self, folder: Path, *shared: str):
         self.folder, self.shared = folder, shared
         self.made = self.kept = 0
-        try:
+        with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / INDEX).open("a+", encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
         self._listed = self._read()
 
     def __enter__(self) -> "Index":
@@ -142,8 +137,10 @@ class Index:
                 self._list(synopsis)
 
     def add(self, bundle: Embeddings) -> None:
+        """Writes a bundle, then lists it."""
         path = self.folder / self.name(bundle.synopsis)
-        path.parent.mkdir(exist_ok=True)
+        with _writing(path):
+            path.parent.mkdir(exist_ok=True)
         bundle.save(path)
         self.made += 1
         if _key(path.name) not in self._listed:
@@ -152,9 +149,18 @@ class Index:
     def _list(self, synopsis: Synopsis) -> None:
         name = self.name(synopsis)
         entry = {"file": name, "prompt": synopsis.prompt, "states": len(synopsis.states)}
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with _writing(self.folder / INDEX):
+            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._file.flush()
         self._listed.add(_key(name))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _key(name: str) -> bytes:
