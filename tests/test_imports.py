@@ -10,14 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # a module may import those on lines above it, or on its own line
 ORDER = [
-    ["errors", "config", "kernels"],
+    ["errors", "timeline", "config", "kernels"],
     ["artifacts", "device", "golden"],
-    ["synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
-    ["checkpoint", "sampling", "memory", "analysis"],
+    ["offline", "llm", "synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
+    ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic"],
     ["bundled", "backends"],
     ["engine", "verify", "doctor"],
-    ["options", "generate", "bench"],
+    ["options", "prompting", "plan", "provenance", "generate", "embed", "bench"],
     ["cli"],
 ]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
@@ -60,7 +60,7 @@ def test_imports_point_down(name, path):
     ("module", "absent"),
     [
         ("vstar_engine", ["torch", "numpy"]),
-        ("vstar_engine.cli", ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil"]),
+        ("vstar_engine.cli", ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil", "httpx"]),
     ],
 )
 def test_heavy_libraries_wait(module, absent):

@@ -1,5 +1,6 @@
 """Weights in the official key naming: the table official -> ours and a strict, streaming loader."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -179,6 +180,20 @@ def _place(
     check_finite(name, new)
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def text_hash(tensors: Mapping[str, Tensor], spec: TextSpec) -> str | None:
+    """Names a text tower by the sha256 of its weights rounded to float16, however they are stored; None where it is absent."""
+    with torch.device("meta"):
+        names = [TEXT + name for name in sorted(module_shapes(TextTower(spec)))]
+    if not all(name in tensors for name in names):
+        return None
+    digest = hashlib.sha256()
+    for name in names:
+        tensor = tensors[name]
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.to(torch.float16).contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 _UNET_FIXED = {

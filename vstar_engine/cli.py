@@ -1,7 +1,8 @@
-"""The command line: generate, inspect, convert, verify and doctor.
+"""The command line: generate, synopsis, embed, inspect, convert, verify and doctor.
 
 Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
-memory; 6 no such device or dtype; 7 an optional library is missing; 130 interrupted, 143 terminated.
+memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 130 interrupted, 143
+terminated.
 """
 
 import argparse
@@ -17,18 +18,21 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from . import __version__, doctor, generate
+from . import __version__, doctor, embed, generate, prompting
 from .config import MODELS
 from .convert import SHARD_BYTES, convert
 from .device import DTYPES, device_named
 from .errors import MemoryShortage, VstarError
 from .golden import Golden
 from .options import Parser, layered, to_toml
+from .provenance import command_for
 from .verify import Row, verify
 from .video import read_provenance
 
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 MIB = 2**20
+# commands whose settings also come from the environment and a file
+LAYERED = ("generate", "synopsis", "embed")
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -48,6 +52,12 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         return parsers[name]
 
     generate.add_options(command("generate", generate.run, "make a video from a prompt or a sequence of states"))
+
+    prompting.add_options(command("synopsis", prompting.run, "describe the states that prompts pass through"))
+
+    embedding = command("embed", embed.run, "encode synopses once, for `generate --embeddings`")
+    embed.add_options(embedding)
+    generate.add_text_options(embedding)
 
     inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")
     inspect.add_argument("file", type=Path)
@@ -78,7 +88,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 def run_inspect(args: argparse.Namespace) -> int:
     provenance = read_provenance(args.file)
     print(json.dumps(provenance, indent=2))
-    print(generate.command_for(provenance))
+    print(command_for(provenance))
     return 0
 
 
@@ -138,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         parser, parsers = build_parser()
-        if words and words[0] == "generate" and not {"-h", "--help"} & set(words):
-            args = layered(parsers["generate"], words[1:])
+        if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):
+            args = layered(parsers[words[0]], words[1:])
             if args.print_config:
                 print(to_toml(args), end="")
                 return 0

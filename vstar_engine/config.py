@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from .timeline import SPREAD_MODES, Position, place
+
 MAX_FRAMES = 512
 MAX_SIDE = 4096
 TRAINING_STEPS = 1000
-SPREAD_MODES = ("linear", "hold")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Sampling:
 class Request:
     """One video to make: everything that decides its frames, and the rate its file plays at.
 
-    `size` is (height, width) in pixels, None for the model's own; `mode` is how states spread over frames (`text.spread`).
+    `size` is (height, width) in pixels, None for the model's own. `mode` is how states spread over frames (`text.spread`), `at`
+    or `durations` where (`timeline.place`), both empty for evenly. `negatives`, one a state, take the place of `negative`.
     """
 
     states: tuple[str, ...]
@@ -158,6 +160,9 @@ class Request:
     negative: str = ""
     mode: str = "linear"
     fps: float = 8.0
+    at: tuple[Position, ...] = ()
+    durations: tuple[float, ...] = ()
+    negatives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames <= MAX_FRAMES:
@@ -172,6 +177,17 @@ class Request:
             raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {self.mode!r}")
         if not 0 < self.fps <= 1000:
             raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
+        if self.negatives and len(self.negatives) != len(self.states):
+            raise ValueError(
+                f"there are {len(self.negatives)} negative prompts for {len(self.states)} states; give one for each"
+            )
+        if self.negatives and self.negative:
+            raise ValueError("give one negative prompt for the whole video or one for each state, not both")
+        self.anchors()
+
+    def anchors(self) -> list[int]:
+        """Gives the frame each state sits at; ValueError where its position or duration makes no sense."""
+        return place(len(self.states), self.frames, self.mode, self.at, self.durations)
 
     def fitted(self, spec: Spec) -> "Request":
         """Gives the request with its size filled in; ValueError when `spec` has no such size or TAR level."""

@@ -15,6 +15,7 @@ OPTIONAL = {
     "xformers": "--spatial-attention xformers",
     "tokenizers": "prompts",
     "ftfy": "prompts",
+    "httpx": "synopses by a language model",
     "av": "mp4 files",
     "PIL": "gif files",
 }

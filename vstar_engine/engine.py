@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +15,12 @@ from . import tar as tar_rows
 from .backends import Denoiser, load_backend
 from .config import Request, Sampling, Spec, Tar, model_named
 from .device import device_named, dtype_named
+from .embeddings import Embeddings
 from .errors import CheckpointError
 from .sampling import Denoise, sample
 from .schedule import Schedule
 from .text import TextTower, spread, tokenize
+from .timeline import Position
 from .vae import Vae
 from .video import Video, to_bytes
 
@@ -33,16 +35,18 @@ class Engine:
     def __init__(
         self,
         spec: Spec,
-        text: TextTower,
+        text: TextTower | None,
         denoiser: Denoiser,
         vae: Vae,
         device: torch.device,
         dtype: torch.dtype,
         weights: str,
         unused: list[str],
+        text_hash: str | None,
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
+        self.text_hash = text_hash
 
     @staticmethod
     def load(
@@ -52,35 +56,36 @@ class Engine:
         device: str = "cpu",
         dtype: str = "float32",
         spatial_attention: str = "sdpa",
+        text: str | None = "weights",
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
+        `text` says where the text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`.
         Raises ValueError for an unknown name, CheckpointError for bad weights, DeviceError for a device or dtype that cannot
         compute here, MissingLibrary where an optional library is asked for and absent.
         """
         spec, load_denoiser = model_named(model), load_backend(backend)
         kind = dtype_named(dtype)
         where = device_named(device, kind)
-        tensors = checkpoint.Weights(weights or bundled.weights(spec))
-        made_for = tensors.manifest.get("model", model)
-        if made_for != model:
-            raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {model}")
+        if text not in ("weights", None):
+            raise ValueError(f"text must be 'weights' or None, got {text!r}")
+        tensors = open_weights(spec, weights)
         with torch.device("meta"):
-            text, vae = TextTower(spec.text), Vae(spec.vae, encoder=False)
-        unused = checkpoint.load(text, tensors, checkpoint.TEXT, device=where, dtype=kind)
+            vae = Vae(spec.vae, encoder=False)
+        tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
         unused += checkpoint.load(vae, tensors, checkpoint.VAE, device=where, dtype=kind)
         denoiser = load_denoiser(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention)
         unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
+        text_hash = checkpoint.text_hash(tensors, spec.text)
         log.info("%s: %d tensors used, %d not needed", model, len(tensors) - len(unused), len(unused))
         log.debug("not needed: %s", ", ".join(unused))
         source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
-        return Engine(
-            spec, text.eval().requires_grad_(False), denoiser, vae.eval().requires_grad_(False), where, kind, source, unused
-        )
+        vae = vae.eval().requires_grad_(False)
+        return Engine(spec, tower, denoiser, vae, where, kind, source, unused, text_hash)
 
     def generate(
         self,
-        states: str | Sequence[str],
+        states: str | Sequence[str] | Embeddings,
         frames: int = 64,
         seed: int = 0,
         *,
@@ -90,41 +95,82 @@ class Engine:
         negative: str = "",
         mode: str = "linear",
         fps: float = 8.0,
+        at: Sequence[Position] = (),
+        durations: Sequence[float] = (),
+        negatives: Sequence[str] = (),
         on_step: Callable[[int, int], None] | None = None,
     ) -> Video:
-        """Makes one video that passes through `states` in order; a lone string is one state. See `run`."""
-        given = (states,) if isinstance(states, str) else tuple(states)
-        return self.run(Request(given, frames, seed, size, sampling, tar, negative, mode, fps), on_step)
+        """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
+
+        `at` or `durations` place the states (`timeline.place`) and `negatives` are one for each. Embeddings bring their states,
+        places and negatives with them; other places may be given.
+        """
+        embeddings = None
+        if isinstance(states, Embeddings):
+            embeddings, given = states, states.synopsis.states
+            if negative or negatives:
+                raise ValueError("embeddings bring their negative prompt with them; give none")
+            negative, negatives = states.negative_prompt, states.synopsis.negatives
+            if not at and not durations:
+                at, durations = states.synopsis.at, states.synopsis.durations
+        else:
+            given = (states,) if isinstance(states, str) else tuple(states)
+        places = (tuple(at), tuple(durations), tuple(negatives))
+        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places)
+        return self.run(request, on_step, embeddings)
 
     @torch.inference_mode()
-    def run(self, request: Request, on_step: Callable[[int, int], None] | None = None) -> Video:
+    def run(
+        self,
+        request: Request,
+        on_step: Callable[[int, int], None] | None = None,
+        embeddings: Embeddings | None = None,
+    ) -> Video:
         """Makes the video of a request; `on_step` hears (steps done, steps in all).
 
-        A seed draws the same noise on every device and backend. Raises ValueError for a size or TAR level the model lacks,
-        MemoryShortage before starting when it would not fit.
+        `embeddings` hold the request's states and negatives and spare the text tower. A seed draws the same noise on every
+        device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
+        text tower, MemoryShortage before starting when it would not fit.
         """
         request = request.fitted(self.spec)
         memory.check(memory.Footprint.of(request, self.spec, self.dtype), self.device, loaded=True)
         seconds: dict[str, float] = {}
         with _timed(seconds, "text"):
-            anchors = self.embed(request.states)
-            context = spread(anchors.float(), request.frames, request.mode)[None].to(self.dtype)
-            unconditional = self.embed([request.negative])[None]
+            anchors, negative = self._encoded(request, embeddings)
+            where = request.anchors()
+            context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
+            unconditional = negative[None]
+            if len(negative) > 1:
+                unconditional = spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
         with _timed(seconds, "denoise"):
             latents = self._denoise(request, self.guided(request, context, unconditional), on_step)
         with _timed(seconds, "decode"):
             frames = to_bytes(self.vae.decode(latents.to(self.dtype))[0])
-        return Video(frames, request.fps, self._provenance(request), seconds)
+        return Video(frames, request.fps, self._provenance(request, embeddings), seconds)
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Encodes prompts: (n, 77, C) in the engine's dtype, on its device."""
+        """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""
+        if self.text is None:
+            raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
         return self.text(tokenize(prompts).to(self.device))
+
+    def _encoded(self, request: Request, embeddings: Embeddings | None) -> tuple[Tensor, Tensor]:
+        """Gives the states (K, 77, C) and the negative prompt (1, 77, C), or those of each state (K, 77, C)."""
+        if embeddings is None:
+            return self.embed(request.states), self.embed(request.negatives or [request.negative])
+        held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)
+        if held != (request.states, request.negatives, request.negative):
+            raise ValueError("the request's states and negative prompts are not those of the embeddings")
+        embeddings.check(self.spec, self.text_hash)
+        if self.text_hash is None:
+            log.warning("these weights hold no text tower, so that of the embeddings could not be compared")
+        return embeddings.anchors.to(self.device, self.dtype), embeddings.negative.to(self.device, self.dtype)
 
     def guided(self, request: Request, context: Tensor, unconditional: Tensor) -> Denoise:
         """Makes the function that `sample` calls: two branches in one batch or in two passes, one where guidance is 1.
 
-        context (1, 1 or T, 77, C), unconditional (1, 1, 77, C).
+        context and unconditional (1, 1 or T, 77, C).
         """
         settings, levels = request.sampling, self.spec.unet.levels
 
@@ -163,10 +209,34 @@ class Engine:
                 on_step(index + 1, settings.steps)
         return latents
 
-    def _provenance(self, request: Request) -> dict[str, object]:
+    def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
         made = {"engine": "vstar-engine", "version": __version__, "model": self.spec.name, "weights": self.weights}
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
-        return {**made, "request": asdict(request), **run}
+        held = {} if embeddings is None else {"embeddings": embeddings.file}
+        return {**made, "request": asdict(request), **held, **run}
+
+
+def open_weights(spec: Spec, weights: str | Path | None) -> checkpoint.Weights:
+    """Opens a folder of weights, or a model's own; CheckpointError where they are damaged or another model's."""
+    tensors = checkpoint.Weights(weights or bundled.weights(spec))
+    made_for = tensors.manifest.get("model", spec.name)
+    if made_for != spec.name:
+        raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {spec.name}")
+    return tensors
+
+
+def load_text(
+    spec: Spec, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> tuple[TextTower, list[str]]:
+    """Builds and fills the text tower alone; gives it with the names of the tensors it does not need."""
+    with torch.device("meta"):
+        tower = TextTower(spec.text)
+    unused = checkpoint.load(tower, tensors, checkpoint.TEXT, device=device, dtype=dtype)
+    return tower.eval().requires_grad_(False), unused
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
+    return [name for name in tensors if name.startswith(prefix)]
 
 
 @contextmanager

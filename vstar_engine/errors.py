@@ -35,3 +35,9 @@ class MissingLibrary(VstarError, ImportError):
     """An optional library that this request needs is not installed."""
 
     exit_code = 7
+
+
+class EndpointError(VstarError, RuntimeError):
+    """A language model cannot be reached, refuses, or gives no usable answer."""
+
+    exit_code = 8

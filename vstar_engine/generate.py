@@ -2,23 +2,24 @@
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from . import memory
+from . import memory, plan
 from .artifacts import check_writable
 from .backends import BACKENDS
-from .bundled import SEEDED
-from .config import MODELS, SPREAD_MODES, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
+from .config import MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
 from .device import DTYPES, device_named, dtype_named
+from .embeddings import Embeddings
 from .engine import Engine
 from .options import add_config_options
-from .synopsis import read_synopses
+from .prompting import add_llm_options, printable, synopses
+from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
+from .timeline import SPREAD_MODES, parse_position
 from .unet import SPATIAL_ATTENTION
 from .video import Video, check_ending
 
@@ -54,12 +55,17 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model runs, and where."""
     parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
     parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
-    parser.add_argument("--backend", default="eager", help=f"one of {', '.join(BACKENDS)} (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default %(default)s)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    add_text_options(parser)
+    parser.add_argument("--backend", default="eager", help=f"one of {', '.join(BACKENDS)} (default %(default)s)")
     parser.add_argument(
         "--spatial-attention", default="sdpa", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
     )
@@ -67,9 +73,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `generate`; defaults come from the dataclasses they fill."""
-    parser.add_argument("prompt", nargs="?", help="one description for the whole video")
+    parser.add_argument("prompt", nargs="?", help="what the whole video shows; it becomes a synopsis of states")
     parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
     parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
+    parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
     parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
     parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
     parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps (default %(default)s)")
@@ -98,9 +105,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="last regularised step, counted from 0, or a share such as 56%% (default %(default)s)",
     )
     parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
-    parser.add_argument(
-        "--mode", default=Request.mode, help=f"how states spread: {' or '.join(SPREAD_MODES)} (default %(default)s)"
-    )
+    add_timeline_options(parser)
     parser.add_argument(
         "--batch-guidance",
         action=argparse.BooleanOptionalAction,
@@ -112,17 +117,58 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_llm_options(parser)
     add_config_options(parser)
 
 
-def state_lists(args: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Gives the states of each video asked for."""
+def add_timeline_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say when each state is heard."""
+    parser.add_argument(
+        "--mode", default=Request.mode, help=f"how states spread: {', '.join(SPREAD_MODES)} (default %(default)s)"
+    )
+    parser.add_argument(
+        "--at",
+        action="extend",
+        nargs="+",
+        type=_checked(parse_position),
+        metavar="PLACE",
+        help="where each state sits: a frame such as 12, or a share of the clip such as 0.5 or 50%%",
+    )
+    parser.add_argument(
+        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="each state's relative length"
+    )
+    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
+    parser.add_argument("--plan", action="store_true", help="print which frame hears what, and stop")
+
+
+def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
+    """Gives the states of each video asked for; a prompt, repeated, stands in until `told` makes its synopsis."""
     given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
+    if bundle is not None:
+        if given or args.negative or args.negatives:
+            raise ValueError("--embeddings brings states and negative prompts with it; leave out PROMPT, --states and the like")
+        return [bundle.synopsis]
     if len(given) != 1:
         raise ValueError(f"give exactly one of PROMPT, --states and --synopsis, got {', '.join(given) or 'none'}")
     if args.synopsis is not None:
-        return [synopsis.states for synopsis in read_synopses(args.synopsis)]
-    return [tuple(args.states) if args.states is not None else (args.prompt,)]
+        return read_synopses(args.synopsis)
+    if args.states is not None:
+        return [Synopsis(args.states[0], tuple(args.states))]
+    return [Synopsis(args.prompt, (args.prompt,) * (_count(args) or 1))]
+
+
+def _count(args: argparse.Namespace) -> int | None:
+    """Gives how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
+    if args.no_synopsis:
+        return 1
+    if args.state_count is not None:
+        return args.state_count
+    return len(args.at or args.durations or args.negatives or ()) or None
+
+
+def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
+    """Replaces a prompt by its synopsis."""
+    return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
 
 
 def tar_from(args: argparse.Namespace) -> Tar | None:
@@ -136,14 +182,28 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
     return Tar(sigma, args.strength, until) if sigma else None
 
 
-def requests_from(args: argparse.Namespace, spec: Spec) -> list[Request]:
-    """Builds and checks a request for every video asked for."""
+def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
+    """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
     sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance)
     size, tar = parse_size(args.size) if args.size else None, tar_from(args)
-    return [
-        Request(states, args.frames, args.seed, size, sampling, tar, args.negative, args.mode, args.fps).fitted(spec)
-        for states in state_lists(args)
-    ]
+    at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
+    if not at and not durations:
+        at, durations = synopsis.at, synopsis.durations
+    negative, negatives = ("", tuple(args.negatives)) if args.negatives else synopsis.unwanted(negative)
+    return Request(
+        synopsis.states,
+        args.frames,
+        args.seed,
+        size,
+        sampling,
+        tar,
+        negative,
+        args.mode,
+        args.fps,
+        at,
+        durations,
+        negatives,
+    ).fitted(spec)
 
 
 def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
@@ -158,18 +218,37 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `generate`: everything is checked before the weights are read."""
+    """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
     spec = model_named(args.model)
-    requests = requests_from(args, spec)
+    bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
+    negative = args.negative if bundle is None else bundle.negative_prompt
+
+    def requests_for(synopses: list[Synopsis]) -> list[Request]:
+        return [request_from(args, spec, synopsis, negative) for synopsis in synopses]
+
+    given = given_synopses(args, bundle)
+    requests = requests_for(given)
+    if args.plan:
+        for request in requests_for(told(args, given)):
+            print(json.dumps(plan.as_json(request)) if args.json else printable(plan.as_text(request)))
+        return 0
     files = outputs(args, len(requests))
     dtype = dtype_named(args.dtype)
     device = device_named(args.device, dtype)
     for request in requests:
-        memory.check(memory.Footprint.of(request, spec, dtype), device, loaded=False)
-    engine = Engine.load(args.model, args.weights, args.backend, args.device, args.dtype, args.spatial_attention)
-    for request, paths in zip(requests, files, strict=True):
+        memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
+    found = told(args, given)
+    requests = requests_for(found)
+    text = "weights" if bundle is None else None
+    engine = Engine.load(args.model, args.weights, args.backend, args.device, args.dtype, args.spatial_attention, text)
+    for synopsis, request, paths in zip(found, requests, files, strict=True):
+        if args.prompt is not None and not args.json:
+            print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)
         with tqdm(total=request.sampling.steps, desc="denoise", unit="step", file=sys.stderr, disable=None) as bar:
-            video = engine.run(request, lambda done, total, bar=bar: bar.update())  # type: ignore[misc]
+            video = engine.run(request, lambda done, total, bar=bar: bar.update(), bundle)  # type: ignore[misc]
+        if synopsis.source not in (GIVEN, PROMPT):
+            about = {"prompt": synopsis.prompt, "synopsis_source": synopsis.source}
+            video = replace(video, provenance={**video.provenance, **about})
         for path in paths:
             video.save(path)
         _report(video, paths, args.json)
@@ -184,25 +263,3 @@ def _report(video: Video, paths: list[Path], as_json: bool) -> None:
         return
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in video.seconds.items())
     print(f"wrote {', '.join(map(str, paths))}: {frames} frames of {height}x{width}\n{stages}")
-
-
-def command_for(provenance: dict[str, Any]) -> str:
-    """Gives the shell command that makes a video again; DIR stands for the weights whose source has the stated sha256."""
-    request, words = provenance["request"], ["vstar-engine", "generate"]
-    words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
-    if provenance["model"] not in SEEDED:
-        words += ["--weights", "DIR"]
-    words += [f"--states={state}" for state in request["states"]]
-    height, width = request["size"]
-    words += ["--frames", str(request["frames"]), "--size", f"{height}x{width}", "--seed", str(request["seed"])]
-    sampling = request["sampling"]
-    for name in ("steps", "guidance", "eta", "fps_condition"):
-        words.append(f"--{name.replace('_', '-')}={sampling[name]}")
-    if not sampling["batch_guidance"]:
-        words.append("--no-batch-guidance")
-    words += ["--tar", "none"]
-    if tar := request["tar"]:
-        words += [f"--sigma={level}={sigma}" for level, sigma in tar["sigma"].items()]
-        words += [f"--strength={tar['strength']}", f"--until={tar['until_step']}"]
-    words += [f"--negative={request['negative']}", "--mode", request["mode"], f"--fps={request['fps']}"]
-    return shlex.join(words)

@@ -49,7 +49,9 @@ def _storage(x: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What decides a generation's memory: the model, the clip in pixels, the dtype and the rows of a denoising batch."""
+    """What decides a generation's memory: the model, the clip in pixels, the dtype, the rows of a denoising batch, and whether
+    the text tower is there.
+    """
 
     spec: Spec
     frames: int
@@ -57,13 +59,14 @@ class Footprint:
     width: int
     dtype: torch.dtype
     batch: int
+    text: bool = True
 
     @staticmethod
-    def of(request: Request, spec: Spec, dtype: torch.dtype) -> "Footprint":
+    def of(request: Request, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
         """Reads a request whose size is filled in."""
         assert request.size is not None
         batched = request.sampling.batch_guidance and request.sampling.guidance != 1.0
-        return Footprint(spec, request.frames, *request.size, dtype, 2 if batched else 1)
+        return Footprint(spec, request.frames, *request.size, dtype, 2 if batched else 1, text)
 
 
 @contextmanager
@@ -78,10 +81,10 @@ def _without_data(dtype: torch.dtype) -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def weight_bytes(spec: Spec, dtype: torch.dtype) -> int:
-    """Counts the bytes of every weight that text-to-video keeps."""
+def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
+    """Counts the bytes of every weight that text-to-video keeps, with the text tower or without it."""
     with torch.device("meta"):
-        parts = (UNet(spec.unet), Vae(spec.vae, encoder=False), TextTower(spec.text))
+        parts = [UNet(spec.unet), Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
     return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
 
 
@@ -120,7 +123,7 @@ def available_bytes(device: torch.device) -> int:
 
 def check(request: Footprint, device: torch.device, loaded: bool) -> None:
     """Raises MemoryShortage, naming the nearest setting that fits, unless the request fits; `loaded`: weights are there."""
-    weights = 0 if loaded else weight_bytes(request.spec, request.dtype)
+    weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
     needed, free = weights + activation_bytes(request), available_bytes(device)
     if needed > free:
         raise MemoryShortage(
@@ -131,7 +134,7 @@ def check(request: Footprint, device: torch.device, loaded: bool) -> None:
 
 def _nearest(request: Footprint, free: int, loaded: bool) -> str:
     def fits(candidate: Footprint) -> bool:
-        weights = 0 if loaded else weight_bytes(candidate.spec, candidate.dtype)
+        weights = 0 if loaded else weight_bytes(candidate.spec, candidate.dtype, candidate.text)
         return weights + activation_bytes(candidate) <= free
 
     if request.batch > 1:
@@ -156,7 +159,7 @@ def _nearest(request: Footprint, free: int, loaded: bool) -> str:
 def _most_frames(request: Footprint, free: int, loaded: bool) -> int:
     """Guesses the longest clip that fits, memory being nearly a line in the number of frames."""
     one, all_ = (activation_bytes(replace(request, frames=n)) for n in (1, request.frames))
-    weights = 0 if loaded else weight_bytes(request.spec, request.dtype)
+    weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
     if request.frames == 1 or all_ == one:
         return 0
     return max(0, min(request.frames - 1, 1 + int((free - weights - one) * (request.frames - 1) / (all_ - one))))

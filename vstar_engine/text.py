@@ -1,6 +1,7 @@
 """Prompts to conditioning: CLIP tokens, the OpenCLIP text tower, and anchors spread over the frames (VSP)."""
 
 import gzip
+import hashlib
 import html
 import logging
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import SPREAD_MODES, TextSpec
+from .config import TextSpec
 from .errors import MissingLibrary
+from .timeline import SPREAD_MODES, anchor_frames, check_anchors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,6 +25,16 @@ log = logging.getLogger(__name__)
 
 START, END = 49406, 49407
 CONTEXT_LENGTH = 77
+
+
+def _merges() -> str:
+    return gzip.decompress(files("vstar_engine").joinpath("data/clip_merges.txt.gz").read_bytes()).decode()
+
+
+@cache
+def tokenizer_hash() -> str:
+    """Names the tokenizer by the sha256 of its merges table."""
+    return hashlib.sha256(_merges().encode()).hexdigest()
 
 
 @cache
@@ -35,9 +47,8 @@ def _tokenizer() -> "Tokenizer":
     except ImportError as error:
         raise MissingLibrary(f"reading prompts needs the tokenizers package ({error})") from error
 
-    table = gzip.decompress(files("vstar_engine").joinpath("data/clip_merges.txt.gz").read_bytes()).decode()
     size = END + 1 - 2 - 2 * 256
-    merges = [(a, b) for a, b in (line.split() for line in table.split("\n")[1 : size + 1])]
+    merges = [(a, b) for a, b in (line.split() for line in _merges().split("\n")[1 : size + 1])]
     letters = _byte_letters()
     words = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges]
     vocabulary = {word: i for i, word in enumerate([*words, "<start_of_text>", "<end_of_text>"])}
@@ -70,7 +81,8 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
     for row, prompt in zip(tokens, prompts, strict=True):
         words = _tokenizer().encode(clean(prompt)).ids
         if len(words) > CONTEXT_LENGTH - 2:
-            log.warning("a prompt has more than %d tokens; the rest is not read: %.60s...", CONTEXT_LENGTH - 2, prompt)
+            cut = len(words) - (CONTEXT_LENGTH - 2)
+            log.warning("a prompt has more than %d tokens; its last %d are not read: %.60s...", CONTEXT_LENGTH - 2, cut, prompt)
             words = words[: CONTEXT_LENGTH - 2]
         row[: len(words) + 2] = torch.tensor([START, *words, END])
     return tokens
@@ -140,19 +152,12 @@ class TextTower(nn.Module):
         return self.ln_final(self.transformer(self.token_embedding(tokens) + self.positional_embedding))
 
 
-def anchor_frames(anchors: int, frames: int) -> list[int]:
-    """Gives the frame each anchor sits at: trunc(linspace(0, frames-1, anchors)), counted from the nearer end."""
-    if anchors == 1:
-        return [0]
-    step = (frames - 1) / (anchors - 1)
-    return [int(step * i) if i < anchors // 2 else int((frames - 1) - step * (anchors - 1 - i)) for i in range(anchors)]
-
-
 def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int] | None = None) -> Tensor:
     """Spreads K state embeddings (K, 77, C) over the frames (VSP): (frames, 77, C).
 
-    `linear` interpolates between neighbours; `hold` keeps each anchor until the next one's frame. `at` names the anchors'
-    frames: ascending, from 0 to frames-1. Raises ValueError for more anchors than frames, a bad `at` or mode.
+    `linear` interpolates between neighbours; `ease` leaves and reaches each anchor gently (3 w^2 - 2 w^3); `hold` keeps each
+    anchor until the next one's frame, the last to the end. `at` names the anchors' frames: ascending from 0, the last being
+    frames-1 unless they hold. Raises ValueError for more anchors than frames, a bad `at` or mode.
     """
     count = len(anchors)
     if not 1 <= count <= frames:
@@ -160,17 +165,14 @@ def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int]
     if mode not in SPREAD_MODES:
         raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {mode!r}")
     where = anchor_frames(count, frames) if at is None else list(at)
-    if at is not None:
-        ascending = all(a < b for a, b in pairwise(where))
-        if len(where) != count or not ascending or where[0] != 0 or (count > 1 and where[-1] != frames - 1):
-            raise ValueError(f"the {count} anchors' frames must ascend from 0 to {frames - 1}, got {where}")
-    if count == 1:
-        return anchors.expand(frames, *anchors.shape[1:])
+    check_anchors(where, count, frames, mode)
     rows = []
     for i, (start, end) in enumerate(pairwise(where)):
         weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[:-1]
         if mode == "hold":
             weight = torch.zeros_like(weight)
+        elif mode == "ease":
+            weight = weight * weight * (3 - 2 * weight)
         weight = weight.to(anchors.dtype)[:, None, None]
         rows.append(anchors[i] * (1 - weight) + anchors[i + 1] * weight)
-    return torch.cat([*rows, anchors[-1:]])
+    return torch.cat([*rows, anchors[-1:].expand(frames - where[-1], *anchors.shape[1:])])

@@ -1,0 +1,90 @@
+"""When each state is heard: positions and durations of states turned into frames (video synopsis prompting)."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+SPREAD_MODES = ("linear", "ease", "hold")
+
+# a frame number, or a share of the clip
+Position = int | float
+
+
+def parse_position(text: str) -> Position:
+    """Reads `12` as a frame, `0.5` and `50%` as shares of the clip."""
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError as error:
+        raise ValueError(f"a position is a frame such as 12, or a share such as 0.5 or 50%, got {text!r}") from error
+
+
+def anchor_frames(anchors: int, frames: int) -> list[int]:
+    """Gives the frame each anchor sits at: trunc(linspace(0, frames-1, anchors)), counted from the nearer end."""
+    if anchors == 1:
+        return [0]
+    step = (frames - 1) / (anchors - 1)
+    return [int(step * i) if i < anchors // 2 else int((frames - 1) - step * (anchors - 1 - i)) for i in range(anchors)]
+
+
+def check_anchors(where: Sequence[int], count: int, frames: int, mode: str) -> None:
+    """Raises ValueError unless `where` names a frame for each of `count` anchors, ascending from 0.
+
+    The last must be the clip's last frame, except where `mode` is hold or there is a single anchor.
+    """
+    ascending = len(where) == count and all(a < b for a, b in pairwise(where))
+    loose = mode == "hold" or count == 1
+    if not ascending or where[0] != 0 or not 0 <= where[-1] < frames or not (loose or where[-1] == frames - 1):
+        last = f"to at most {frames - 1}" if loose else f"to {frames - 1}"
+        raise ValueError(f"the {count} anchors' frames must ascend from 0 {last} ({mode}), got {list(where)}")
+
+
+def place(
+    count: int, frames: int, mode: str = "linear", at: Sequence[Position] = (), durations: Sequence[float] = ()
+) -> list[int]:
+    """Gives the frame each of `count` states sits at: evenly spread, or by its position, or by durations.
+
+    A position is a frame (int) or a share of the clip (float). Durations are relative: with hold how long each state stays;
+    else the way from each state to the next, so that the last one's does not count and may be left out.
+    Raises ValueError for a wrong number of them, or places that do not ascend from the first frame as `check_anchors` says.
+    """
+    if at and durations:
+        raise ValueError("give the states' positions or their durations, not both")
+    if at:
+        if len(at) != count:
+            raise ValueError(f"there are {len(at)} positions for {count} states; give one for each")
+        where = [_frame(position, frames) for position in at]
+    elif durations:
+        where = _along(count, frames, mode, durations)
+    else:
+        where = anchor_frames(count, frames)
+    check_anchors(where, count, frames, mode)
+    return where
+
+
+def _frame(position: Position, frames: int) -> int:
+    if isinstance(position, int):
+        return position
+    if not 0.0 <= position <= 1.0:
+        raise ValueError(f"a position, as a share of the clip, must be 0 to 1, got {position}")
+    return round(position * (frames - 1))
+
+
+def _along(count: int, frames: int, mode: str, durations: Sequence[float]) -> list[int]:
+    wanted = (count,) if mode == "hold" else (count - 1, count)
+    if len(durations) not in wanted:
+        raise ValueError(f"there are {len(durations)} durations for {count} states; give {' or '.join(map(str, wanted))}")
+    for duration in durations:
+        if not (math.isfinite(duration) and duration > 0):
+            raise ValueError(f"a duration is a finite number above 0, got {duration}")
+    if count == 1:
+        return [0]
+    if mode == "hold":
+        ends, whole = list(accumulate(durations)), frames
+    else:
+        ends, whole = list(accumulate(durations[: count - 1])), frames - 1
+    where = [0, *(round(end / ends[-1] * whole) for end in ends)][:count]
+    if any(a >= b for a, b in pairwise(where)) or where[-1] >= frames:
+        raise ValueError(f"{frames} frames are too few for the durations {list(durations)}: states would fall on one frame")
+    return where
