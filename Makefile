@@ -8,7 +8,7 @@ DEMO_STATES = "a landscape covered in thick snow, bare trees" "the snow melts, p
 .PHONY: demo test test-slow check clean
 
 demo: .venv/demo
-	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --out out/demo.mp4 --gif --force
+	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
 
 test: .venv/test check
 	.venv/bin/python -m pytest -q -m "not slow"

@@ -1,8 +1,6 @@
-"""Draws docs/attention.png: a temporal attention of 64 frames without and with TAR, by the op the engine runs.
+"""Makes pictures with the mini model in docs/gallery: `python docs/gallery.py`, a few minutes on two cores.
 
-    python docs/attention_picture.py
-
-Queries and keys drift slowly over the frames, as a trained model's do, and differ a little from frame to frame.
+Contact sheets of one prompt and of VSTAR, similarity matrices of their frames, and temporal attention without and with TAR.
 """
 
 import sys
@@ -14,47 +12,89 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from vstar_engine.kernels.temporal_attention import temporal_attention_probs
-from vstar_engine.tar import toeplitz
+from vstar_engine import Engine, Sampling, Tar, analysis
+from vstar_engine.video import contact_sheet
 
-FRAMES, POSITIONS, HEADS, HEAD_DIM, CELL, GAP, TITLE = 64, 32, 5, 64, 4, 24, 26
+FOLDER = Path(__file__).parent / "gallery"
+FRAMES, SEED, SAMPLING, PAPER = 64, 0, Sampling(guidance=6.0), Tar()
+STORIES = {
+    "winter_to_spring": (
+        "a landscape transitioning from winter to spring",
+        [
+            "a landscape covered in thick snow, bare trees",
+            "the snow melts, patches of brown grass",
+            "green shoots and small buds",
+            "flowers bloom, trees adorned with fresh leaves",
+            "a lush green meadow in full spring",
+        ],
+    ),
+    "day_to_night": (
+        "a landscape transitioning from day to night, a white house",
+        ["a landscape by day, a white house", "a landscape at sunset, a white house", "a landscape at night, a white house"],
+    ),
+    "red_to_blue": (
+        "a landscape, a red balloon turning blue",
+        ["a landscape, a red balloon in the sky", "a landscape, a blue balloon in the sky"],
+    ),
+}
+PASS, POSITIONS = 4, range(0, 192, 24)
+CELL, GAP, TITLE = 4, 16, 22
+STOPS = np.array([[13, 20, 48], [178, 70, 60], [247, 178, 70], [255, 250, 230]], dtype=float)
 
 
-def drifting(generator: torch.Generator) -> torch.Tensor:
-    """Makes (1, FRAMES, POSITIONS, HEADS, HEAD_DIM) features: a common part and a small walk through time."""
-    common = torch.randn(1, 1, POSITIONS, HEADS, HEAD_DIM, generator=generator)
-    steps = torch.randn(1, FRAMES, POSITIONS, HEADS, HEAD_DIM, generator=generator) * 0.04
-    return common + steps.cumsum(dim=1)
+def heat(values: np.ndarray, low: float, high: float) -> Image.Image:
+    """Colours a matrix from dark blue (`low`) over orange to white (`high`)."""
+    index = np.clip((values - low) / (high - low) * 3, 0, 2.999)[..., None]
+    below = index.astype(int)[..., 0]
+    colours = STOPS[below] * (1 - index + below[..., None]) + STOPS[below + 1] * (index - below[..., None])
+    size = (values.shape[1] * CELL, values.shape[0] * CELL)
+    return Image.fromarray(colours.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
-def heat(probs: torch.Tensor) -> Image.Image:
-    """Colours a (FRAMES, FRAMES) attention matrix from dark blue over orange to white by its square root."""
-    level = np.sqrt(probs.numpy() / probs.numpy().max())[..., None]
-    stops = np.array([[13, 20, 48], [178, 70, 60], [247, 178, 70], [255, 250, 230]], dtype=float)
-    index = np.clip(level * 3, 0, 2.999)
-    low = index.astype(int)
-    colours = stops[low[..., 0]] * (1 - index + low) + stops[low[..., 0] + 1] * (index - low)
-    return Image.fromarray(colours.astype(np.uint8)).resize((FRAMES * CELL, FRAMES * CELL), Image.Resampling.NEAREST)
+def beside(panels: dict[str, Image.Image]) -> Image.Image:
+    """Puts titled pictures side by side on white."""
+    width = sum(panel.width + GAP for panel in panels.values()) + GAP
+    sheet = Image.new("RGB", (width, max(panel.height for panel in panels.values()) + TITLE + GAP), "white")
+    left = GAP
+    for title, panel in panels.items():
+        ImageDraw.Draw(sheet).text((left, 6), title, fill="black")
+        sheet.paste(panel, (left, TITLE))
+        left += panel.width + GAP
+    return sheet
+
+
+def watched(engine: Engine, told: str | list[str], tar: Tar | None) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Makes a video; gives its frames and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
+    with analysis.recorded(engine.denoiser, POSITIONS) as recording:
+        frames = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar).frames
+    seen = [one for one in recording.attentions if one.step == PASS]
+    levels = {level: [one.probs[0].mean(0) for one in seen if one.level == level] for level in range(engine.spec.unet.levels)}
+    return frames, {level: torch.stack(maps).mean(0).numpy() for level, maps in levels.items()}
 
 
 def main() -> None:
-    generator = torch.Generator().manual_seed(2)
-    q = drifting(generator)
-    k = q + torch.randn(q.shape, generator=generator) * 0.1
-    panels = {
-        "without TAR": torch.zeros(FRAMES),
-        "TAR, sigma 8": toeplitz(FRAMES, 8.0),
-        "TAR, sigma 1": toeplitz(FRAMES, 1.0),
-    }
-    side = FRAMES * CELL
-    picture = Image.new("RGB", (len(panels) * (side + GAP) + GAP, side + TITLE + GAP), "white")
-    pen = ImageDraw.Draw(picture)
-    for i, (title, g) in enumerate(panels.items()):
-        probs = temporal_attention_probs(q, k, g, list(range(POSITIONS)))[0].mean(dim=0)
-        left = GAP + i * (side + GAP)
-        picture.paste(heat(probs), (left, TITLE))
-        pen.text((left, 8), title, fill="black")
-    picture.save(Path(__file__).parent / "attention.png", optimize=True)
+    FOLDER.mkdir(exist_ok=True)
+    engine = Engine.load("mini")
+    for name, (prompt, states) in STORIES.items():
+        arms = {
+            "one prompt": (prompt, None),
+            "one prompt, TAR": (prompt, PAPER),
+            "states (VSP)": (states, None),
+            "states and TAR (VSTAR)": (states, PAPER),
+        }
+        made = {title: watched(engine, told, tar) for title, (told, tar) in arms.items()}
+        sheets = {title: Image.fromarray(contact_sheet(frames)) for title, (frames, _) in made.items()}
+        beside({title: sheets[title] for title in ("one prompt", "states and TAR (VSTAR)")}).save(
+            FOLDER / f"{name}.png", optimize=True
+        )
+        similarity = {title: analysis.cosine(analysis.pixels(frames)) for title, (frames, _) in made.items()}
+        beside({title: heat(matrix, 0.0, 1.0) for title, matrix in similarity.items()}).save(
+            FOLDER / f"{name}_similarity.png", optimize=True
+        )
+        for level in (0, 1):
+            maps = {title: np.sqrt(levels[level] / levels[level].max()) for title, (_, levels) in made.items()}
+            panels = {title: heat(matrix, 0.0, 1.0) for title, matrix in maps.items()}
+            beside(panels).save(FOLDER / f"{name}_attention_{level}.png", optimize=True)
 
 
 if __name__ == "__main__":

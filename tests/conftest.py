@@ -26,15 +26,7 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """A cache of this test run's own, so that the seeded weights are made anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VSTAR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session")
-def mini_weights(cache):
+def mini_weights():
     return bundled.weights(MODELS["mini"])
 
 

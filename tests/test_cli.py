@@ -16,9 +16,9 @@ TINY = ["generate", "--model", "mini", "--frames", "4", "--size", "32x32", "--st
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, cache):
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("VSTAR_") and name != "VSTAR_CACHE"]:
+    for name in [name for name in os.environ if name.startswith("VSTAR_")]:
         monkeypatch.delenv(name)
     return tmp_path
 
@@ -27,11 +27,11 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_generate_writes_mp4_and_gif_and_says_where(here, capsys):
-    assert main([*TINY, "--states", "snow", "flowers", "--out", "a.mp4", "--gif"]) == 0
-    assert names(here) == ["a.gif", "a.mp4"]
+def test_generate_writes_mp4_gif_and_sheet_and_says_where(here, capsys):
+    assert main([*TINY, "--states", "snow", "flowers", "--out", "a.mp4", "--gif", "--sheet"]) == 0
+    assert names(here) == ["a.gif", "a.mp4", "a.png"]
     out = capsys.readouterr().out
-    assert "wrote a.mp4, a.gif: 4 frames of 32x32" in out
+    assert "wrote a.mp4, a.gif, a.png: 4 frames of 32x32" in out
     assert all(stage in out for stage in ("text", "denoise", "decode"))
 
 
@@ -114,7 +114,7 @@ BAD = [
     (["x", "--synopsis", "nowhere"], 2, "exactly one"),
     (["--synopsis", "nowhere"], 2, "cannot read the synopsis"),
     (["--states", *"abcde"], 2, "5 states need at least 5 frames"),
-    (["x", "--out", "a.avi"], 2, "ends in .mp4 or .gif"),
+    (["x", "--out", "a.avi"], 2, "ends in .mp4, .gif, .png"),
     (["x", "--riddle"], 2, "unrecognized arguments: --riddle"),
     (["x", "--weights", "nowhere"], 3, "no weights at nowhere"),
     (["x", "--out", "no/a.mp4"], 4, "there is no folder"),

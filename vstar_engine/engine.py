@@ -1,10 +1,12 @@
 """The engine: owns the text tower, the denoiser and the autoencoder, and takes states to a video."""
 
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,10 +45,12 @@ class Engine:
         weights: str,
         unused: list[str],
         text_hash: str | None,
+        vocabulary: Set[str] = frozenset(),
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
         self.text_hash = text_hash
+        self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
     @staticmethod
     def load(
@@ -81,7 +85,8 @@ class Engine:
         log.debug("not needed: %s", ", ".join(unused))
         source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
         vae = vae.eval().requires_grad_(False)
-        return Engine(spec, tower, denoiser, vae, where, kind, source, unused, text_hash)
+        vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
+        return Engine(spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary)
 
     def generate(
         self,
@@ -134,6 +139,7 @@ class Engine:
         """
         request = request.fitted(self.spec)
         memory.check(memory.Footprint.of(request, self.spec, self.dtype), self.device, loaded=True)
+        self._remark(request)
         seconds: dict[str, float] = {}
         with _timed(seconds, "text"):
             anchors, negative = self._encoded(request, embeddings)
@@ -147,6 +153,20 @@ class Engine:
         with _timed(seconds, "decode"):
             frames = to_bytes(self.vae.decode(latents.to(self.dtype))[0])
         return Video(frames, request.fps, self._provenance(request, embeddings), seconds)
+
+    def _remark(self, request: Request) -> None:
+        """Says once what this model was not trained for: words outside its vocabulary, another size than its own."""
+        if not self.vocabulary:
+            return
+        words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", " ".join([*request.states, request.negative, *request.negatives]).lower())
+        unknown = ", ".join(repr(word) for word in dict.fromkeys(words) if word not in self.vocabulary)
+        if unknown:
+            _warn(
+                f"model {self.spec.name} never saw {unknown}: such words say nothing to it; its model card lists those it knows"
+            )
+        if request.size != self.spec.size:
+            own, asked = ("{}x{}".format(*size) for size in (self.spec.size, request.size or ()))
+            _warn(f"model {self.spec.name} was trained on {own}; at {asked} a scene may come out odd")
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
@@ -237,6 +257,11 @@ def load_text(
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
     return [name for name in tensors if name.startswith(prefix)]
+
+
+@cache
+def _warn(message: str) -> None:
+    log.warning(message)
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
+    parser.add_argument("--sheet", action="store_true", help="write a contact sheet of every 8th frame (png) beside it")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_llm_options(parser)
@@ -211,7 +212,8 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
     out = Path(args.out)
     check_ending(out)
     named = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
-    files = [[path, path.with_suffix(".gif")] if args.gif and path.suffix.lower() != ".gif" else [path] for path in named]
+    beside = [ending for ending, asked in ((".gif", args.gif), (".png", args.sheet)) if asked and out.suffix.lower() != ending]
+    files = [[path, *map(path.with_suffix, beside)] for path in named]
     for path in (path for group in files for path in group):
         check_writable(path, args.force)
     return files

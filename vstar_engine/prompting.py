@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO
 
 from .artifacts import check_writable, write_aside
-from .bundled import cache_folder
 from .config import MAX_FRAMES
 from .llm import Endpoint, Llm
 from .options import add_config_options
@@ -38,6 +37,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     add_llm_options(parser)
     add_config_options(parser)
+
+
+def cache_folder() -> Path:
+    """Gives the folder for what can be made again: $VSTAR_CACHE, or vstar-engine under the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VSTAR_CACHE") or Path(base) / "vstar-engine")
 
 
 def llm_from(args: argparse.Namespace) -> Llm | None:

@@ -3,14 +3,14 @@
 import shlex
 from typing import Any
 
-from .bundled import SEEDED
+from .bundled import BUNDLED
 
 
 def command_for(provenance: dict[str, Any]) -> str:
     """Gives the shell command that makes a video again; DIR stands for the weights whose source has the stated sha256."""
     request, words = provenance["request"], ["vstar-engine", "generate"]
     words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
-    if provenance["model"] not in SEEDED:
+    if provenance["model"] not in BUNDLED:
         words += ["--weights", "DIR"]
     words += _heard(provenance)
     height, width = request["size"]

@@ -35,7 +35,7 @@ def trained(folder: Path) -> Engine:
         module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
         module.eval().requires_grad_(False)
         print(f"{part}: step {kept['index']}")
-    return Engine(spec, text, unet, vae, torch.device("cpu"), torch.float32, "in training", [])
+    return Engine(spec, text, unet, vae, torch.device("cpu"), torch.float32, "in training", [], None)
 
 
 @contextmanager

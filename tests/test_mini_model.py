@@ -1,0 +1,71 @@
+"""The bundled mini model: whole, small enough to carry, and as dynamic as its claims table says."""
+
+import json
+import logging
+
+import pytest
+
+from tools.mini import captions
+from tools.mini.render import render
+from tools.mini.stories import STORIES
+from vstar_engine import Sampling, Tar, analysis, bundled, engine
+from vstar_engine.artifacts import MANIFEST, read_manifest
+from vstar_engine.checkpoint import WEIGHTS
+
+FOLDER = bundled.FOLDER / "mini"
+LARGEST = 32 * 10**6
+MARGIN, COHERENT = 0.05, 0.95
+STEPS = Sampling(steps=6, guidance=6.0)
+WINTER_TO_SPRING, DAY_TO_NIGHT = STORIES[0], STORIES[8]
+
+
+def test_weights_are_the_ones_the_manifest_names_and_small():
+    manifest = read_manifest(FOLDER, WEIGHTS)  # checks every sha256
+    assert manifest["model"] == "mini"
+    assert manifest["dtype"] == "float16"
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= LARGEST
+
+
+def test_the_manifest_lists_the_training_vocabulary():
+    assert json.loads((FOLDER / MANIFEST).read_text())["vocabulary"] == captions.vocabulary()
+
+
+def test_the_model_card_lists_every_word():
+    card = (FOLDER / "MODEL_CARD.md").read_text()
+    assert ", ".join(captions.vocabulary()) in " ".join(card.split())
+
+
+def test_words_and_sizes_it_never_saw_are_said_once(mini, caplog):
+    engine._warn.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            mini.generate("A dragon's castle in winter", frames=2, size=(64, 64), sampling=Sampling(steps=1))
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2
+    assert "never saw \"dragon's\", 'castle'" in said[0]
+    assert "trained on 96x128; at 64x64" in said[1]
+
+
+@pytest.fixture(scope="module")
+def told(mini):
+    """Two stories in 64 frames: the base model's video and VSTAR's."""
+    made = {}
+    for story in (WINTER_TO_SPRING, DAY_TO_NIGHT):
+        base = mini.generate(story.prompt, 64, 0, sampling=STEPS, tar=None).frames
+        made[story.prompt] = (story, base, mini.generate(story.texts, 64, 0, sampling=STEPS, tar=Tar(until_step=3)).frames)
+    return made
+
+
+@pytest.mark.parametrize("prompt", [WINTER_TO_SPRING.prompt, DAY_TO_NIGHT.prompt], ids=["winter to spring", "day to night"])
+def test_vstar_and_real_stories_are_more_dynamic_than_the_base_model(told, prompt):
+    story, base, ours = told[prompt]
+    real = render(story.clip(64, 0))
+    dynamics = [analysis.dynamics(analysis.cosine(analysis.pixels(frames))) for frames in (base, ours, real)]
+    assert dynamics[1] > dynamics[0] + MARGIN
+    assert dynamics[2] > dynamics[0] + MARGIN
+
+
+def test_neighbouring_frames_stay_alike(told):
+    for _, base, ours in told.values():
+        for frames in (base, ours):
+            assert analysis.neighbours(analysis.cosine(analysis.pixels(frames))) > COHERENT
