@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vstar_engine import Engine, Sampling, checkpoint, memory
+from vstar_engine.cli import main
 from vstar_engine.config import MODELS
 from vstar_engine.embeddings import KIND, Embeddings, embed
 from vstar_engine.errors import CheckpointError
@@ -202,3 +203,10 @@ def test_the_text_tower_is_not_counted_where_it_is_not_loaded():
         from vstar_engine.text import TextTower
 
         assert saved == 2 * sum(parameter.numel() for parameter in TextTower(spec.text).parameters())
+
+
+def test_a_batch_without_texts_is_refused_before_a_folder_is_made(tmp_path, capsys):
+    out = tmp_path / "bundles"
+    assert main(["embed", "snow", "--model", "mini", "--batch", "0", "--out", str(out)]) == 2
+    assert "a batch holds at least 1 text, got 0" in capsys.readouterr().err
+    assert not out.exists()

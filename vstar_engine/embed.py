@@ -18,7 +18,7 @@ from .artifacts import check_writable
 from .checkpoint import text_hash
 from .config import model_named
 from .device import DTYPES, device_named, dtype_named
-from .embeddings import BATCH, VERSION, Embeddings, embed
+from .embeddings import BATCH, VERSION, Embeddings, check_batch, embed
 from .engine import load_text, open_weights
 from .errors import CheckpointError, OutputError
 from .options import add_config_options
@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `embed`."""
+    check_batch(args.batch)
     spec, out, stored = model_named(args.model), Path(args.out), dtype_named(args.stored_as)
     dtype = dtype_named(args.dtype)
     device = device_named(args.device, dtype)

@@ -130,6 +130,12 @@ def _bundle(about: dict[str, Any], anchors: Tensor, negative: Tensor, file: str)
     )
 
 
+def check_batch(batch: int) -> None:
+    """Raises ValueError for a batch that holds no text."""
+    if batch < 1:
+        raise ValueError(f"a batch holds at least 1 text, got {batch}")
+
+
 def embed(
     synopses: Iterable[Synopsis],
     encode: Encode,
@@ -143,8 +149,7 @@ def embed(
 
     Takes synopses as they come, however many, and holds a batch of them.
     """
-    if batch < 1:
-        raise ValueError(f"a batch holds at least 1 text, got {batch}")
+    check_batch(batch)
     plain = encode([negative]).to("cpu", dtype)
     waiting: list[Synopsis] = []
     texts: dict[str, None] = {}
