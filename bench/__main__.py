@@ -8,6 +8,7 @@ from vstar_engine.errors import VstarError
 COMMANDS = {
     "kernels": "temporal attention on this CPU against the published path and PyTorch's own attention",
     "transformer": "the temporal transformer on this CPU against the published passes",
+    "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",
     "unet": "one forward of the UNet: time, FLOP/s, peak memory and where the time goes",
 }
 
