@@ -63,9 +63,7 @@ def register(trt: Any, arch: int) -> None:
             integers[index] = plugin.SymInt32(value)
         return kernel.entry_point, kernel.ptx, launch, integers
 
-    plugin.register(identity)(_annotated(output, 4, described, **{"return": described}))
-    plugin.autotune(identity)(
-        _annotated(choices, 4, described, outputs=tuple[described], **{"return": list[plugin.AutoTuneCombination]})
-    )
-    shape = tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs]
-    plugin.aot_impl(identity)(_annotated(code, 4, described, outputs=tuple[described], tactic=int, **{"return": shape}))
+    tensors, compiled = tuple[described], tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs]  # type: ignore[valid-type]
+    plugin.register(identity)(_annotated(output, described, described))
+    plugin.autotune(identity)(_annotated(choices, list[plugin.AutoTuneCombination], described, outputs=tensors))
+    plugin.aot_impl(identity)(_annotated(code, compiled, described, outputs=tensors, tactic=int))
