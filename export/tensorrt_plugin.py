@@ -9,9 +9,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from ..kernels.temporal_attention_plugin import SHARED_WITHOUT_ASKING, Compiled, Tactic, compile_tactic, tactics
+from vstar_engine.kernels.temporal_attention_plugin import SHARED_WITHOUT_ASKING, Compiled, Tactic, compile_tactic, tactics
 
-NAME, VERSION, NAMESPACE = "VstarTemporalAttention", "1", "vstar"
+from .tensorrt_plugins import NAME, NAMESPACE
+
 # our names and TensorRT's in the strings that describe combinations of types
 DTYPES = {"fp16": "FP16", "bf16": "BF16", "fp32": "FP32"}
 # how TensorRT's DataType calls them
