@@ -89,13 +89,23 @@ def _make_root(root: Path) -> None:
 def _locked(folder: Path, report: Report) -> Iterator[None]:
     """Lets one build at a time write a folder; a second one says so and waits."""
     path = folder.absolute().parent / f".{folder.name}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = _lock(path, folder, report)
     try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(path: Path, folder: Path, report: Report) -> int:
+    """Opens and locks a file; again where whoever held it has removed it meanwhile."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             report(f"another build of {folder} runs; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
+        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+            return handle
         os.close(handle)

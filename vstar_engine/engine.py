@@ -89,6 +89,8 @@ class Engine:
                 "and give its folder as engine"
             )
         tensors = open_weights(spec, choice.weights)
+        if artifact is not None:
+            artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
@@ -96,7 +98,6 @@ class Engine:
         if artifact is None:
             denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention)
         else:
-            artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
             denoiser = runs.load(artifact, device=where, dtype=kind)
         unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
         text_hash = checkpoint.text_hash(tensors, spec.text)
