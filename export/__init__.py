@@ -4,6 +4,8 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
+from vstar_engine.errors import MissingLibrary
+
 # a back end that runs a built engine, and the module here whose `build`, `versions` and `estimate` make one
 BUILDERS = {"onnxruntime": ".to_onnx", "inductor": ".to_inductor"}
 
@@ -11,7 +13,12 @@ Report = Callable[[str], None]
 
 
 def builder_named(backend: str) -> ModuleType:
-    """Gives the module that builds for a back end; ValueError lists those that can be built."""
+    """Gives the module that builds for a back end; ValueError lists those that can be, MissingLibrary says what to install."""
     if backend not in BUILDERS:
         raise ValueError(f"there is nothing to build for backend {backend!r}; engines are built for {', '.join(BUILDERS)}")
-    return import_module(BUILDERS[backend], __name__)
+    try:
+        return import_module(BUILDERS[backend], __name__)
+    except ModuleNotFoundError as error:
+        raise MissingLibrary(
+            f"building for backend {backend} needs the {error.name} package; install it with `pip install vstar-engine[onnx]`"
+        ) from error
