@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def build(
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "made_by": {"vstar-engine": __version__, "torch": torch.__version__},
                 "seconds": round(seconds, 1),
+                # of the whole process, since it began
+                "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             }
             write_manifest(aside, content)
     return Artifact.open(folder)

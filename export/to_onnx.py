@@ -8,6 +8,7 @@ Runtime runs it as it is and TensorRT maps the nodes to a plugin. Inputs carry e
 """
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -196,11 +197,13 @@ def facts(network: Network, model: ir.Model) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's talk of libraries that it does not find from users."""
+    """Keeps from users what the exporter says of libraries it does not find and of its own old habits."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logger.setLevel(before)

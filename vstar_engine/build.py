@@ -1,4 +1,4 @@
-"""The `build` and `engines` commands: engines made once for this machine, listed and removed."""
+"""The `build`, `engines` and `export` commands: engines made once for this machine, listed, removed and passed on."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from .config import model_named, parse_size
 from .device import device_named, dtype_named
 from .engine import open_weights
 from .errors import EngineError
-from .export import builder_named
+from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
 from .export.settings import MAX_BATCH, OPSET, Settings
 from .generate import add_text_options
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"folder": str(artifact.folder), **artifact.manifest}))
         return 0
-    taken = f"{artifact.bytes / MIB:.0f} MiB, {time.perf_counter() - start:.0f} s"
+    peak = artifact.manifest["peak_memory"] / GIB
+    taken = f"{artifact.bytes / MIB:.0f} MiB, {artifact.manifest['seconds']:.0f} s, at most {peak:.1f} GiB of memory"
     print(f"{artifact.folder}: {taken}\nvstar-engine generate --engine {artifact.folder} ...")
     return 0
 
@@ -136,3 +137,22 @@ def _row(artifact: Artifact | EngineError) -> dict[str, object]:
         return {"fault": str(artifact)}
     about = {name: artifact.manifest[name] for name in ("name", "made", "seconds")}
     return {**about, "folder": str(artifact.folder), "bytes": artifact.bytes, **artifact.identity}
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `export`."""
+    parser.add_argument("kind", choices=EXPORTERS, help="a model repository of Triton Inference Server")
+    parser.add_argument("engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--weights", help="folder made by `vstar-engine convert`, where the engine's has moved")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Writes a built engine for another server."""
+    artifact = Artifact.open(args.engine)
+    weights = open_weights(model_named(artifact.identity["model"]), args.weights or artifact.manifest["weights_path"])
+    artifact.check(weights=weights.fingerprint())
+    exporter_named(args.kind).write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
+    print(f"wrote {args.out}; tritonserver --model-repository={args.out}, with vstar-engine installed beside it")
+    return 0
