@@ -197,12 +197,18 @@ def constants(row: Config, head_dim: int, unit: int, dense: bool, even: bool, wi
     return {**tile, **shape, "DENSE": dense, "EVEN": even, "STAGES": row.stages, "WIDEN": widen}
 
 
-def temporal_attention_triton(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, on: Device | None = None) -> Tensor:
-    """Launches on checked tensors: `bias` is g (1 or B, T) or the matrix G (1 or B, T, Tk). float16, bfloat16 and float32."""
+def temporal_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, on: Device | None = None, out: Tensor | None = None
+) -> Tensor:
+    """Launches on checked tensors: `bias` is g (1 or B, T) or the matrix G (1 or B, T, Tk). float16, bfloat16 and float32.
+
+    Writes into `out` where one is given.
+    """
     (_, frames, positions, heads, head_dim), keys = q.shape, k.shape[1]
     arch, multiprocessors = on or device(q)
     dense = bias.dim() == 3
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     dtype = NAMES[q.dtype]
     row = config(frames, keys, head_dim, dtype, arch)
     launch = plan(q.shape, keys, row, multiprocessors, masked=dense)

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from vstar_engine import Engine, bundled
+from vstar_engine.checkpoint import Weights
 from vstar_engine.config import MODELS
+from vstar_engine.export import building
+from vstar_engine.export.settings import Settings
 from vstar_engine.golden import Golden
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,6 +36,24 @@ def mini_weights():
 @pytest.fixture(scope="session")
 def mini(mini_weights):
     return Engine.load("mini", weights=mini_weights)
+
+
+@pytest.fixture(scope="session")
+def onnx_engine(mini_weights, tmp_path_factory):
+    """The mini model built for ONNX Runtime, at 32x64 pixels."""
+    import onnx_packages  # noqa: F401 - skips where they are missing
+
+    return build_engine("onnxruntime", mini_weights, tmp_path_factory.mktemp("onnxruntime") / "e")
+
+
+@pytest.fixture(scope="session")
+def inductor_engine(mini_weights, tmp_path_factory):
+    """The mini model built by AOTInductor, at 32x64 pixels."""
+    return build_engine("inductor", mini_weights, tmp_path_factory.mktemp("inductor") / "e")
+
+
+def build_engine(backend, weights, folder):
+    return building.build(Settings(MODELS["mini"], backend, size=(32, 64)), Weights(weights), folder)
 
 
 @pytest.fixture(autouse=True)

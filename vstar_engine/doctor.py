@@ -12,6 +12,8 @@ from .kernels import native
 
 OPTIONAL = {
     "triton": "the fused kernels on NVIDIA GPUs",
+    "onnxruntime": "--backend onnxruntime",
+    "onnxscript": "building for it",
     "xformers": "--spatial-attention xformers",
     "tokenizers": "prompts",
     "ftfy": "prompts",

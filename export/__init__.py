@@ -1,0 +1,36 @@
+"""Networks to files that other runtimes compile or run: ONNX, AOTInductor packages, TensorRT engines."""
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+from vstar_engine.errors import MissingLibrary
+
+# a back end that runs a built engine, and the module here whose `build`, `versions` and `estimate` make one
+BUILDERS = {"onnxruntime": ".to_onnx", "inductor": ".to_inductor"}
+
+# other servers that a built engine can be written for
+EXPORTERS = {"triton-server": ".to_triton_server"}
+
+Report = Callable[[str], None]
+
+
+def builder_named(backend: str) -> ModuleType:
+    """Gives the module that builds for a back end; ValueError lists those that can be, MissingLibrary says what to install."""
+    if backend not in BUILDERS:
+        raise ValueError(f"there is nothing to build for backend {backend!r}; engines are built for {', '.join(BUILDERS)}")
+    return _imported(BUILDERS[backend], f"building for backend {backend}")
+
+
+def exporter_named(kind: str) -> ModuleType:
+    """Gives the module that writes engines for another server; MissingLibrary says what to install."""
+    return _imported(EXPORTERS[kind], f"export for {kind}")
+
+
+def _imported(module: str, purpose: str) -> ModuleType:
+    try:
+        return import_module(module, __name__)
+    except ModuleNotFoundError as error:
+        raise MissingLibrary(
+            f"{purpose} needs the {error.name} package; install it with `pip install vstar-engine[onnx]`"
+        ) from error

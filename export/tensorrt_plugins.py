@@ -1,0 +1,77 @@
+"""Which of the three plugins serves temporal attention in a process: one at a time, all under one name, version and namespace.
+
+`aot`: PTX inside the engine, TensorRT only.  `cpp`: the library built from csrc/tensorrt, for both.  `python`: a class that
+launches the Triton kernel, for both.  `none`: TensorRT composes the layer from standard operators, slower.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vstar_engine.errors import EngineError
+
+NAME, VERSION, NAMESPACE = "VstarTemporalAttention", "1", "vstar"
+KINDS = ("auto", "aot", "cpp", "python", "none")
+# names the built C++ plugin's library
+LIBRARY = "VSTAR_TENSORRT_PLUGIN"
+
+# of each library's module, what was registered in it; the registry does not keep Python's objects alive
+_registered: dict[str, tuple[str, Any]] = {}
+
+
+def library() -> Path | None:
+    """Gives the C++ plugin's library, if VSTAR_TENSORRT_PLUGIN names one; ValueError where it is not there."""
+    named = os.environ.get(LIBRARY)
+    if not named:
+        return None
+    if not Path(named).is_file():
+        raise ValueError(f"{LIBRARY} names {named}, which is no file; build the plugin in csrc/tensorrt, or unset it")
+    return Path(named)
+
+
+def choose(kind: str, rtx: bool) -> str:
+    """Resolves `auto`, and raises ValueError for a plugin that cannot serve."""
+    if kind not in KINDS:
+        raise ValueError(f"plugin must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "auto":
+        return "aot" if not rtx else "cpp" if library() else "python"
+    if kind == "aot" and rtx:
+        raise ValueError("TensorRT for RTX takes no quickly deployable plugins; use --plugin python, cpp or auto")
+    if kind == "cpp" and library() is None:
+        raise ValueError(f"--plugin cpp needs {LIBRARY} to name the library built from csrc/tensorrt")
+    return kind
+
+
+def register(trt: Any, kind: str, arch: int | None = None) -> None:
+    """Registers a plugin of a chosen kind in this process, once; `arch` is what the PTX of `aot` is compiled for.
+
+    Raises EngineError where another was registered before: TensorRT would take either.
+    """
+    wanted = f"{kind} for sm_{arch}" if kind == "aot" else kind
+    before = _registered.get(trt.__name__, ("", None))[0]
+    if kind == "none" or before == wanted:
+        return
+    if before or trt.get_plugin_registry().get_creator(NAME, VERSION, NAMESPACE) is not None:
+        raise EngineError(f"this process holds the plugin {before or 'of another origin'} already; run {wanted} in a new one")
+    _registered[trt.__name__] = (wanted, _register(trt, kind, arch))
+    if trt.get_plugin_registry().get_creator(NAME, VERSION, NAMESPACE) is None:
+        raise EngineError(f"TensorRT {trt.__version__} did not take the {kind} plugin into its registry")
+
+
+def _register(trt: Any, kind: str, arch: int | None) -> Any:
+    """Registers, and gives what must live as long as the registry."""
+    if kind == "aot":
+        from . import tensorrt_plugin
+
+        assert arch is not None
+        return tensorrt_plugin.register(trt, arch)
+    if kind == "python":
+        from . import tensorrt_python_plugin
+
+        creator = tensorrt_python_plugin.classes(trt)[1]()
+        # the parser reads the creator's own namespace, the registry the one given here
+        trt.get_plugin_registry().register_creator(creator, NAMESPACE)
+        return creator
+    path = library()
+    assert path is not None
+    return trt.get_plugin_registry().load_library(str(path))

@@ -1,0 +1,106 @@
+"""The UNet as a TensorRT plan, for TensorRT and for TensorRT for RTX: through ONNX, with temporal attention as a plugin."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vstar_engine.artifacts import kernel_hash
+from vstar_engine.backends.tensorrt import PLAN, library
+from vstar_engine.built import Artifact, engines_root
+from vstar_engine.errors import EngineError
+from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
+
+from . import Report, tensorrt_plugins, tensorrt_refit, to_onnx
+from .network import unet
+from .settings import Estimate, Settings
+from .tensorrt_build import Plan, Ranges, build_plan, frame_profiles
+
+RTX = "tensorrt-rtx"
+TARGETS = ("SM80", "SM86", "SM89", "SM120")
+# a guess, no GPU has timed a build: TensorRT tries many kernels for every layer of every profile
+PROFILE_SECONDS = 120
+# measured for TensorRT for RTX on two cores, 284 M parameters in float16: 8 seconds, 2.3 GB
+RTX_SECONDS_PER_BYTE = 8 / 568e6
+BUILDER_BYTES = 2 * 2**30
+
+
+def _architecture(device: torch.device) -> int:
+    """Gives the architecture whose PTX the GPU runs best: its own, else sm_80's, since later ones' stay with one GPU."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor if 10 * major + minor in ARCHITECTURES else ARCHITECTURES[0]
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """Gives what else shapes a plan; ValueError for what does not go together."""
+    to_onnx.check_format(settings.dtype, settings.opset)
+    rtx = settings.backend == RTX
+    if settings.targets and not rtx:
+        raise ValueError("targets are for backend tensorrt-rtx; a tensorrt engine is built on the GPU that runs it")
+    chosen = {"plugin": tensorrt_plugins.choose(settings.plugin, rtx), "opset": settings.opset}
+    return {**chosen, "targets": list(settings.targets or TARGETS)} if rtx else chosen
+
+
+def estimate(settings: Settings) -> Estimate:
+    """Guesses what a build takes: the ONNX file on the way, the plan, and TensorRT's trials."""
+    weights = sum(p.nbytes for p in unet(settings.spec.unet, settings.dtype).module.parameters())
+    onnx = to_onnx.estimate(settings)
+    rtx = settings.backend == RTX
+    seconds = RTX_SECONDS_PER_BYTE * weights if rtx else PROFILE_SECONDS * len(settings.frames)
+    return Estimate(onnx.seconds + seconds, 2 * weights, 2 * weights + BUILDER_BYTES)
+
+
+def free_axes(settings: Settings) -> Ranges:
+    """Gives the ranges of the axes but for frames: rows of a batch, and the size where it is free, up to the model's own."""
+    batch = (1, min(2, settings.batch), settings.batch)
+    if settings.size is not None:
+        return {"batch": batch}
+    unit = settings.spec.multiple // settings.spec.vae.factor
+    height, width = (side // settings.spec.vae.factor for side in settings.spec.size)
+    most = max(height, width)
+    return {"batch": batch, "height": (unit, height, most), "width": (unit, width, most)}
+
+
+def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
+    """Builds `folder`/unet.plan; the ONNX file goes when it is done. Raises ExportError with TensorRT's words."""
+    trt, chosen = library(settings.backend), options(settings)
+    rtx = settings.backend == RTX
+    network = unet(settings.spec.unet, settings.dtype, settings.cells)
+    with TemporaryDirectory(dir=folder) as work:
+        path = Path(work) / "unet.onnx"
+        report(f"tracing the unet and writing {path.name}")
+        facts = to_onnx.write(network, weights, path, settings.opset)
+        tensorrt_plugins.register(trt, chosen["plugin"], None if rtx else _architecture(settings.device))
+        plan = Plan(
+            frame_profiles(settings.frames, free_axes(settings)),
+            targets=tuple(chosen.get("targets", ())),
+            timing_cache=None if rtx else _timing_cache(trt, settings.device),
+        )
+        wanted = 0 if chosen["plugin"] == "none" else network.attentions
+        built = build_plan(trt, path, folder / PLAN, plan, wanted, report, inspected=not rtx)
+    return {"unet": facts, "plan": built}
+
+
+def _timing_cache(trt: Any, device: torch.device) -> Path:
+    """Names the file of TensorRT's timings: they hold for a version, an architecture, and our kernel, which it cannot tell."""
+    folder = engines_root() / ".timing"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    major, minor = torch.cuda.get_device_capability(device)
+    return folder / f"tensorrt-{trt.__version__}-sm_{major}{minor}-{kernel_hash()[:12]}.cache"
+
+
+def refit(settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
+    """Writes the artifact's plan with other weights of the same shapes into `folder`, without building it again."""
+    trt, kind = library(settings.backend), artifact.identity["options"]["plugin"]
+    if settings.backend == RTX:
+        raise EngineError("TensorRT for RTX builds no plan whose weights can be swapped; build one with the new weights")
+    if kind in ("cpp", "python"):
+        tensorrt_plugins.register(trt, kind)
+    with TemporaryDirectory(dir=folder) as work:
+        path = Path(work) / "unet.onnx"
+        report(f"writing the new weights to {path.name}")
+        to_onnx.write(unet(settings.spec.unet, settings.dtype, settings.cells), weights, path, settings.opset)
+        return tensorrt_refit.refit_plan(trt, artifact.file(PLAN), path, folder / PLAN, report)

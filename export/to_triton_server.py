@@ -1,0 +1,97 @@
+"""A built engine as a model repository of Triton Inference Server: the three networks and an orchestrator that streams."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vstar_engine.artifacts import check_writable, write_aside
+from vstar_engine.built import Artifact
+from vstar_engine.config import Spec, model_named
+from vstar_engine.device import dtype_named
+from vstar_engine.errors import EngineError
+
+from . import Report, network, to_onnx
+
+# the UNet's file of each back end that Triton can serve, and what Triton calls its runtime
+SERVED = {"onnxruntime": ("unet.onnx", 'backend: "onnxruntime"'), "tensorrt": ("unet.plan", 'platform: "tensorrt_plan"')}
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64", "int32": "TYPE_INT32", "uint8": "TYPE_UINT8"}
+STREAMS = """name: "vstar"
+backend: "python"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+input [
+  { name: "STATES" data_type: TYPE_STRING dims: [ -1 ] },
+  { name: "SETTINGS" data_type: TYPE_STRING dims: [ 1 ] optional: true }
+]
+output [
+  { name: "STEP" data_type: TYPE_INT32 dims: [ 2 ] },
+  { name: "VIDEO" data_type: TYPE_UINT8 dims: [ -1, -1, -1, 3 ] }
+]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+
+
+def config(name: str, file: str, runtime: str, facts: Mapping[str, Any], cuda: bool) -> str:
+    """Writes a network's config.pbtxt; every axis is its own, so that Triton batches nothing by itself."""
+
+    def tensors(entries: list[dict[str, Any]]) -> str:
+        lines = []
+        for entry in entries:
+            dims = ", ".join(str(size if isinstance(size, int) else -1) for size in entry["shape"])
+            lines.append(f'  {{ name: "{entry["name"]}" data_type: {TYPES[entry["dtype"]]} dims: [ {dims} ] }}')
+        return ",\n".join(lines)
+
+    return (
+        f'name: "{name}"\n{runtime}\ndefault_model_filename: "{file}"\nmax_batch_size: 0\n'
+        f"input [\n{tensors(facts['inputs'])}\n]\noutput [\n{tensors(facts['outputs'])}\n]\n"
+        f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if cuda else 'KIND_CPU'} }} ]\n"
+    )
+
+
+def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: bool, report: Report) -> None:
+    """Writes the repository; EngineError for an engine of a back end that Triton cannot serve."""
+    backend, identity = artifact.identity["backend"], artifact.identity
+    if backend not in SERVED:
+        raise EngineError(f"{artifact.folder} is for backend {backend}; Triton Inference Server takes {', '.join(SERVED)}")
+    check_writable(out, force)
+    spec, cuda = model_named(identity["model"]), not identity["device"].startswith("cpu")
+    with write_aside(out, folder=True) as repository:
+        file, runtime = SERVED[backend]
+        report("copying the UNet")
+        unet = _version(repository, "vstar_unet", config("vstar_unet", file, runtime, artifact.manifest["facts"]["unet"], cuda))
+        for name in (file, f"{file}.data"):
+            if name in (entry["name"] for entry in artifact.manifest["files"]):
+                shutil.copyfile(artifact.file(name), unet / name)
+        for part in ("decoder", "text"):
+            report(f"writing the {part}")
+            _part(artifact, weights, spec, part, repository, cuda)
+        orchestrator = _version(repository, "vstar", STREAMS)
+        shutil.copyfile(Path(__file__).parent / "triton_model.py", orchestrator / "model.py")
+        shutil.copyfile(artifact.folder / "manifest.json", orchestrator / "engine.json")
+
+
+def _version(repository: Path, name: str, configuration: str) -> Path:
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(configuration)
+    return folder
+
+
+def _part(artifact: Artifact, weights: Mapping[str, Tensor], spec: Spec, part: str, repository: Path, cuda: bool) -> None:
+    """Writes the decoder or the text tower: as it was built, or from the weights where the engine holds the UNet alone."""
+    dtype, name, file = dtype_named(artifact.identity["dtype"]), f"vstar_{part}", f"{part}.onnx"
+    described = _described(spec, part, dtype)
+    folder = _version(repository, name, config(name, file, SERVED["onnxruntime"][1], described.described(), cuda))
+    if part in artifact.manifest["facts"]:
+        for each in (file, f"{file}.data"):
+            shutil.copyfile(artifact.file(each), folder / each)
+    else:
+        to_onnx.write(described, weights, folder / file)
+
+
+def _described(spec: Spec, part: str, dtype: torch.dtype) -> network.Network:
+    return network.decoder(spec.vae, dtype) if part == "decoder" else network.text(spec.text, dtype)

@@ -1,0 +1,132 @@
+"""A model repository for Triton Inference Server: its configurations, and its orchestrator run with a stand-in server."""
+
+import importlib.util
+import json
+import re
+
+import onnx_packages  # noqa: F401 - skips this module where the packages are missing
+
+# isort: split
+import pytest
+import triton_python_backend_utils as server
+from engines import engine_at
+
+from vstar_engine import Sampling, Tar
+from vstar_engine.built import Artifact
+from vstar_engine.cli import main
+from vstar_engine.errors import EngineError
+from vstar_engine.export import to_triton_server
+
+UNET = """name: "vstar_unet"
+backend: "onnxruntime"
+default_model_filename: "unet.onnx"
+max_batch_size: 0
+input [
+  { name: "latents" data_type: TYPE_FP32 dims: [ -1, 4, -1, 4, 8 ] },
+  { name: "timestep" data_type: TYPE_INT64 dims: [ -1, -1 ] },
+  { name: "context" data_type: TYPE_FP32 dims: [ -1, -1, 77, 64 ] },
+  { name: "fps" data_type: TYPE_INT64 dims: [ -1 ] },
+  { name: "tar" data_type: TYPE_FP32 dims: [ -1, 3, -1 ] }
+]
+output [
+  { name: "eps" data_type: TYPE_FP32 dims: [ -1, 4, -1, 4, 8 ] }
+]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+SETTINGS = {"frames": 5, "seed": 4, "sampling": {"steps": 3}, "tar": {"sigma": {"0": 1.0, "1": 8.0}, "until_step": 1}}
+
+
+@pytest.fixture(scope="module")
+def repository(onnx_engine, tmp_path_factory):
+    out = tmp_path_factory.mktemp("triton") / "models"
+    assert main(["export", "triton-server", str(onnx_engine.folder), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def orchestrator(repository):
+    server.REPOSITORY = repository
+    spec = importlib.util.spec_from_file_location("orchestrator", repository / "vstar" / "1" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.TritonPythonModel()
+    model.initialize({"model_repository": str(repository / "vstar"), "model_version": "1"})
+    return model
+
+
+def test_four_models_with_their_files(repository):
+    found = sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
+    weights = [f"vstar_{part}/1/{part}.onnx{end}" for part in ("decoder", "text", "unet") for end in ("", ".data")]
+    configurations = [f"{name}/config.pbtxt" for name in ("vstar", "vstar_decoder", "vstar_text", "vstar_unet")]
+    assert found == sorted([*weights, *configurations, "vstar/1/engine.json", "vstar/1/model.py"])
+
+
+def test_configurations(repository):
+    assert (repository / "vstar_unet" / "config.pbtxt").read_text() == UNET
+    decoder = (repository / "vstar_decoder" / "config.pbtxt").read_text()
+    assert '{ name: "pixels" data_type: TYPE_FP32 dims: [ -1, 3, -1, -1 ] }' in decoder
+    text = (repository / "vstar_text" / "config.pbtxt").read_text()
+    assert '{ name: "tokens" data_type: TYPE_INT64 dims: [ -1, 77 ] }' in text
+    assert "decoupled: true" in (repository / "vstar" / "config.pbtxt").read_text()
+
+
+def test_configurations_follow_the_published_schema(repository):
+    """The schema lies in the wheel of tritonclient, which need not be installed with what it depends on."""
+    spec = importlib.util.find_spec("tritonclient")
+    if spec is None:
+        pytest.skip("needs tritonclient, for its model_config_pb2")
+    from google.protobuf import text_format
+
+    path = f"{spec.submodule_search_locations[0]}/grpc/model_config_pb2.py"
+    schema = importlib.util.module_from_spec(loaded := importlib.util.spec_from_file_location("model_config_pb2", path))
+    loaded.loader.exec_module(schema)
+    for configuration in repository.glob("*/config.pbtxt"):
+        read = text_format.Parse(configuration.read_text(), schema.ModelConfig())
+        assert read.name == configuration.parent.name
+        assert all(tensor.data_type for tensor in [*read.input, *read.output])
+
+
+def test_it_streams_every_step_and_then_the_video_that_eager_makes(orchestrator, mini):
+    client = server.Client(["snow", "flowers"], json.dumps(SETTINGS))
+    orchestrator.execute([client])
+    steps = [server.get_output_tensor_by_name(response, "STEP").values.tolist() for response in client.heard]
+    assert steps == [[1, 3], [2, 3], [3, 3], [3, 3]]
+    assert client.finals == 1
+    *early, video = [server.get_output_tensor_by_name(response, "VIDEO").values for response in client.heard]
+    assert all(part.size == 0 for part in early)
+    sampling, tar = Sampling(steps=3), Tar({0: 1.0, 1: 8.0}, until_step=1)
+    eager = mini.generate(["snow", "flowers"], frames=5, seed=4, size=(32, 64), sampling=sampling, tar=tar)
+    assert video.shape == eager.frames.shape
+    assert abs(video.astype(int) - eager.frames.astype(int)).max() <= 1
+
+
+def test_a_client_that_goes_away_stops_the_work(orchestrator):
+    client = server.Client(["snow"], json.dumps(SETTINGS), patience=1)
+    orchestrator.execute([client])
+    assert len(client.heard) == client.finals == 1
+
+
+@pytest.mark.parametrize(
+    ("states", "settings", "complaint"),
+    [
+        ([], "{}", "no states"),
+        (["snow"], '{"frames": 0}', "frames must be 1 to 512"),
+        (["snow"], '{"size": [32, 32]}', "is for 32x64, got 32x32"),
+        (["snow"], '{"speed": 1}', "speed"),
+        (["snow"], "{", "Expecting"),
+    ],
+    ids=str,
+)
+def test_requests_that_make_no_sense_are_answered(orchestrator, states, settings, complaint):
+    client = server.Client(states, settings)
+    orchestrator.execute([client])
+    (response,) = client.heard
+    assert re.search(complaint, response.error().message())
+    assert client.finals == 1
+
+
+def test_only_engines_that_triton_serves(tmp_path, mini_weights):
+    artifact = Artifact.open(engine_at(tmp_path / "e"))
+    with pytest.raises(EngineError, match="backend inductor; Triton Inference Server takes onnxruntime"):
+        to_triton_server.write(artifact, {}, tmp_path / "models", False, print)
+    assert not (tmp_path / "models").exists()

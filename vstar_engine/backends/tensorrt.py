@@ -1,0 +1,173 @@
+"""The UNet as a TensorRT plan: bound once for each shape, run on PyTorch's current stream, replayed as a CUDA graph.
+
+What TensorRT reads and writes are PyTorch's tensors themselves. A shape's first call is enqueued plainly, which loads every
+kernel; the second is captured, and later ones replay it. Each shape has an execution context of its own, since a graph stands
+for the state of the one that it was captured from; they share their working memory, as one runs at a time.
+"""
+
+import logging
+import mmap
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..built import Artifact
+from ..device import described
+from ..errors import DeviceError, EngineError, MissingLibrary
+from ..export import tensorrt_plugins
+from ..export.tensorrt_build import make_logger
+from . import Denoiser
+from .inputs import full
+
+PLAN = "unet.plan"
+# a back end's modules, in the order they are tried, and how to install one
+LIBRARIES = {
+    "tensorrt": (("tensorrt",), "pip install tensorrt-cu13"),
+    "tensorrt-rtx": (
+        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        "pip install tensorrt-rtx-cu13",
+    ),
+}
+# TensorRT before this one is not supported, nor TensorRT for RTX, whose parser took no plugins
+OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}
+# shapes that are kept bound; a server that mixes more binds again
+BOUND_SHAPES = 4
+
+log = logging.getLogger(__name__)
+
+
+def library(backend: str) -> Any:
+    """Imports the library of a back end; MissingLibrary where it is absent or too old."""
+    names, install = LIBRARIES[backend]
+    for name in names:
+        try:
+            trt = import_module(name)
+        except ModuleNotFoundError as error:
+            missing = error
+            continue
+        except (ImportError, FileNotFoundError) as error:
+            raise MissingLibrary(f"backend {backend} finds {name}, which cannot be loaded: {error}") from error
+        if tuple(map(int, trt.__version__.split(".")[:2])) < OLDEST[backend]:
+            oldest = ".".join(map(str, OLDEST[backend]))
+            raise MissingLibrary(f"backend {backend} needs {name} {oldest} or newer, got {trt.__version__}")
+        return trt
+    raise MissingLibrary(f"backend {backend} needs the {names[0]} package ({missing}); install it with `{install}`")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Says what an engine depends on here: the GPU that it was built on, and the library's version."""
+    version = library("tensorrt").__version__
+    if device.type != "cuda":
+        raise DeviceError("backend tensorrt builds and runs on an NVIDIA GPU; use --device cuda, or backend tensorrt-rtx to build")
+    return {"device": described(device), "versions": {"tensorrt": version}}
+
+
+def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+    """Opens the engine's plan. Raises MissingLibrary, DeviceError without a GPU, EngineError where TensorRT cannot load it."""
+    return open_plan(library("tensorrt"), artifact, device, dtype)
+
+
+def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.dtype) -> "TensorrtUnet":
+    """Loads a plan and the plugin that it was built with."""
+    if device.type != "cuda":
+        raise DeviceError(f"a TensorRT engine runs on an NVIDIA GPU, got device {device}; use --device cuda")
+    kind = artifact.identity["options"]["plugin"]
+    if kind in ("cpp", "python"):  # the PTX of `aot` lies in the plan
+        tensorrt_plugins.register(trt, kind)
+    logger = make_logger(trt, log.info)
+    with artifact.file(PLAN).open("rb") as file, torch.cuda.device(device):
+        plan = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        said = "; ".join(logger.errors[:2]) or "it gives no reason"
+        raise EngineError(f"TensorRT {trt.__version__} cannot load {artifact.folder}: {said}; rebuild it: {artifact.command()}")
+    return TensorrtUnet(trt, engine, device, dtype, keep=(runtime, logger))
+
+
+class BoundShape:
+    """One shape's context, its input and output tensors, and its CUDA graph from the second call on."""
+
+    def __init__(self, context: Any, tensors: dict[str, Tensor], memory: Tensor):
+        self.context, self.tensors, self.memory = context, tensors, memory
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls = 0
+        for name, tensor in tensors.items():
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"TensorRT does not take {tuple(tensor.shape)} {tensor.dtype} for {name}")
+
+    def run(self) -> None:
+        """Runs on the current stream what the input tensors hold, into the output tensor."""
+        self.calls += 1
+        if self.graph is None and self.calls == 2 and self.memory.is_cuda:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._enqueue()
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(stream_of(self.memory.device)):
+            raise EngineError("TensorRT cannot run the engine; its log says why")
+
+
+def stream_of(device: torch.device) -> int:
+    """Gives the handle of PyTorch's current stream."""
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+class TensorrtUnet:
+    """A denoiser that runs a deserialised engine."""
+
+    def __init__(self, trt: Any, engine: Any, device: torch.device, dtype: torch.dtype, keep: tuple[Any, ...] = ()):
+        self.trt, self.engine, self.device, self.dtype, self.keep = trt, engine, device, dtype, keep
+        self.bound: OrderedDict[tuple[int, ...], BoundShape] = OrderedDict()
+        self.memory = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def profile(self, shape: tuple[int, ...]) -> int:
+        """Chooses the profile whose ranges hold the latents' shape; EngineError says what the engine takes."""
+        ranges = [
+            self.engine.get_tensor_profile_shape("latents", index) for index in range(self.engine.num_optimization_profiles)
+        ]
+        for index, (low, _, high) in enumerate(ranges):
+            if all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
+                return index
+        taken = ", ".join(f"{tuple(low)} to {tuple(high)}" for low, _, high in ranges)
+        raise EngineError(f"the engine takes latents of {taken}, got {shape}; build one with the frames and size that you need")
+
+    def _bind(self, given: Mapping[str, Tensor]) -> BoundShape:
+        context = self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        stream = stream_of(self.device)
+        context.set_optimization_profile_async(self.profile(tuple(given["latents"].shape)), stream)
+        for name, tensor in given.items():
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                raise EngineError(f"the engine does not take {tuple(tensor.shape)} for {name}")
+        needed = context.update_device_memory_size_for_shapes()
+        if needed > self.memory.nbytes:
+            # contexts that are bound already keep theirs
+            self.memory = torch.empty(needed, dtype=torch.uint8, device=self.device)
+        context.set_device_memory(self.memory.data_ptr(), self.memory.nbytes)
+        tensors = {**{name: torch.empty_like(tensor) for name, tensor in given.items()}, "eps": torch.empty_like(given["latents"])}
+        return BoundShape(context, tensors, self.memory)
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        """Predicts the noise; arguments as for `UNet.forward`."""
+        given = full(latents.to(self.dtype), timestep, context, fps, tar)
+        shape = tuple(given["latents"].shape)
+        if shape not in self.bound:
+            self.bound[shape] = self._bind(given)
+            if len(self.bound) > BOUND_SHAPES:
+                self.bound.popitem(last=False)
+        self.bound.move_to_end(shape)
+        bound = self.bound[shape]
+        for name, tensor in given.items():
+            bound.tensors[name].copy_(tensor)
+        bound.run()
+        # the next call writes the same memory
+        return bound.tensors["eps"].clone()
