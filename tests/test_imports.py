@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     ["errors", "timeline", "config", "kernels"],
     ["artifacts", "device", "golden"],
+    ["built"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic"],
-    ["bundled", "backends"],
+    ["bundled", "backends", "export"],
     ["engine", "verify", "doctor"],
-    ["options", "prompting", "plan", "provenance", "generate", "embed", "bench"],
+    ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "bench"],
     ["cli"],
 ]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
@@ -28,7 +29,7 @@ def modules():
         relative = path.relative_to(ROOT / "vstar_engine")
         if relative.parts[0] not in ("__init__.py", "__main__.py"):
             yield relative.parts[0].removesuffix(".py"), path
-    for folder in ("kernels", "bench"):
+    for folder in ("kernels", "export", "bench"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield folder, path
 
@@ -60,7 +61,10 @@ def test_imports_point_down(name, path):
     ("module", "absent"),
     [
         ("vstar_engine", ["torch", "numpy"]),
-        ("vstar_engine.cli", ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil", "httpx"]),
+        (
+            "vstar_engine.cli",
+            ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil", "httpx", "onnx", "onnxruntime"],
+        ),
     ],
 )
 def test_heavy_libraries_wait(module, absent):

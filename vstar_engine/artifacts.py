@@ -1,4 +1,7 @@
-"""Files that must be whole or absent: writing aside, hashing, and manifests that refuse what they do not describe."""
+"""Files that must be whole or absent: writing aside, hashing, and manifests that refuse what they do not describe.
+
+A built engine is such a folder: private, named by everything that shaped it, and refused where any of that differs.
+"""
 
 import hashlib
 import json
@@ -9,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, OutputError
+from . import kernels
+from .errors import CheckpointError, OutputError, VstarError
 
 MANIFEST = "manifest.json"
+PRIVATE = 0o700
 
 
 def check_writable(path: Path, force: bool = False) -> None:
@@ -26,12 +31,12 @@ def check_writable(path: Path, force: bool = False) -> None:
 
 
 @contextmanager
-def write_aside(path: Path, folder: bool = False) -> Iterator[Path]:
+def write_aside(path: Path, folder: bool = False, private: bool = False) -> Iterator[Path]:
     """Yields a temporary file name (or a new folder) beside `path` that takes its place on success and vanishes otherwise."""
     aside = path.absolute().parent / f".{path.name}.{os.getpid()}.partial{path.suffix}"
     try:
         if folder:
-            aside.mkdir()
+            aside.mkdir(mode=PRIVATE if private else 0o777)
         yield aside
         _take_place(aside, path)
     except OSError as error:
@@ -66,28 +71,48 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def kernel_hash() -> str:
+    """Names the temporal attention by the sha256 of the sources that define it and every way it runs on a GPU."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_of(content: object) -> str:
+    """Hashes plain data by its JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Writes `content` and every file of the folder with its size and sha256 to the folder's manifest."""
+    """Writes `content`, every file of the folder with its size and sha256, and a sha256 over all that, to the manifest."""
     files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())]
-    (folder / MANIFEST).write_text(json.dumps({**content, "files": files}, indent=1) + "\n")
+    whole = json.loads(json.dumps({**content, "files": files}))
+    (folder / MANIFEST).write_text(json.dumps({**whole, "sha256": digest_of(whole)}, indent=1) + "\n")
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """Reads a manifest of the given kind and checks every file it names; CheckpointError says what does not agree."""
+def read_manifest(
+    folder: Path, kind: str, error: type[VstarError] = CheckpointError, maker: str = "vstar-engine convert"
+) -> dict[str, Any]:
+    """Reads a manifest of the given kind and checks every file it names; an `error` says what does not agree."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no {MANIFEST}; make such a folder with `vstar-engine convert`") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / MANIFEST} is not JSON ({error})") from error
+    except FileNotFoundError as missing:
+        raise error(f"{folder} holds no {MANIFEST}; make such a folder with `{maker}`") from missing
+    except ValueError as broken:
+        raise error(f"{folder / MANIFEST} is not JSON ({broken})") from broken
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-        raise CheckpointError(f"{folder / MANIFEST} does not describe {kind}")
+        raise error(f"{folder / MANIFEST} does not describe {kind}")
+    # folders of earlier versions carry no sha256 over the manifest itself
+    if "sha256" in manifest and manifest["sha256"] != digest_of({k: v for k, v in manifest.items() if k != "sha256"}):
+        raise error(f"{folder / MANIFEST} was altered: its content does not have the sha256 that it states")
     for entry in manifest["files"]:
-        path = folder / entry["name"]
+        path = folder / Path(entry["name"]).name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing, though {MANIFEST} lists it")
+            raise error(f"{path} is missing, though {MANIFEST} lists it")
         if path.stat().st_size != entry["bytes"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {entry['bytes']}")
+            raise error(f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {entry['bytes']}")
         if sha256(path) != entry["sha256"]:
-            raise CheckpointError(f"{path} was altered: its sha256 is not the one in {MANIFEST}")
+            raise error(f"{path} was altered: its sha256 is not the one in {MANIFEST}")
     return manifest

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from . import schedule
-from .artifacts import read_manifest
+from .artifacts import digest_of, read_manifest, sha256
 from .config import Spec, TextSpec, UNetSpec, VaeSpec
 from .errors import CheckpointError
 from .text import TextTower
@@ -105,6 +105,11 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def fingerprint(self) -> str:
+        """Names the tensors by a hash of their files', which a folder's manifest states and was held to."""
+        files = [(entry["name"], entry["sha256"]) for entry in self.manifest.get("files", ())]
+        return digest_of(sorted(files)) if files else sha256(self.path)
+
 
 def listing(names: list[str]) -> str:
     """Names the first few of many, for a message."""
@@ -146,21 +151,46 @@ def load(
     Raises CheckpointError for a missing, unknown, misshapen or non-finite tensor.
     """
     tensors = source if isinstance(source, Mapping) else Weights(source)
+    where = f"the mapping under {prefix!r}" if isinstance(source, Mapping) else str(source)
+    unused = check(module, tensors, prefix, where)
+    wanted = module_shapes(module)
+    for name, parameter in list(module.named_parameters()):
+        shapes = [wanted[official] for official in official_names(name)]
+        _place(module, name, parameter, _parts(tensors, prefix, name, shapes, where), device, dtype)
+    return unused
+
+
+def check(module: nn.Module, tensors: Mapping[str, Any], prefix: str = "", where: str = "") -> list[str]:
+    """Gives the official names that a module does not need; CheckpointError where one is missing or unknown."""
+    where = where or f"the mapping under {prefix!r}"
     wanted = {prefix + name: shape for name, shape in module_shapes(module).items()}
     unneeded = tuple(prefix + name for name in getattr(module, "unused", ()))
     here = [name for name in tensors if name.startswith(prefix)]
     unused = [name for name in here if name not in wanted and name.startswith(unneeded or ("\0",))]
     unknown = [name for name in here if name not in wanted and name not in set(unused)]
     missing = [name for name in wanted if name not in set(here)]
-    where = f"the mapping under {prefix!r}" if isinstance(source, Mapping) else str(source)
     if missing or unknown:
         check_keys(dict.fromkeys([*wanted.keys() - set(missing), *unknown], ()), wanted, where)
-    for name, parameter in list(module.named_parameters()):
-        parts = [torch.as_tensor(tensors[prefix + official]) for official in official_names(name)]
-        for official, part in zip(official_names(name), parts, strict=True):
-            check_keys({official: tuple(part.shape)}, {official: wanted[prefix + official]}, where)
-        _place(module, name, parameter, parts, device, dtype)
     return unused
+
+
+def _parts(tensors: Mapping[str, Any], prefix: str, name: str, shapes: list[tuple[int, ...]], where: str) -> list[Tensor]:
+    """Reads the official tensors that make up our parameter `name` and holds them to their shapes."""
+    officials = [prefix + official for official in official_names(name)]
+    parts = [torch.as_tensor(tensors[official]) for official in officials]
+    for official, part, shape in zip(officials, parts, shapes, strict=True):
+        check_keys({official: tuple(part.shape)}, {official: shape}, where)
+    return parts
+
+
+def parameter(tensors: Mapping[str, Any], prefix: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Reads one parameter of ours in `dtype`, contiguous; `shape` may lack trailing ones. CheckpointError as in `load`."""
+    officials = [torch.as_tensor(tensors[prefix + official]).to(dtype) for official in official_names(name)]
+    whole = torch.cat(officials) if len(officials) > 1 else officials[0]
+    if (*shape, *[1] * (whole.dim() - len(shape))) != tuple(whole.shape):
+        check_keys({name: tuple(whole.shape)}, {name: shape}, f"the mapping under {prefix!r}")
+    check_finite(name, whole)
+    return whole.reshape(shape).contiguous()
 
 
 def _place(

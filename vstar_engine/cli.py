@@ -1,8 +1,8 @@
-"""The command line: generate, synopsis, embed, inspect, convert, verify and doctor.
+"""The command line: generate, synopsis, embed, build, engines, inspect, convert, verify and doctor.
 
 Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
-memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 130 interrupted, 143
-terminated.
+memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
+damaged, stale or made for something else; 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from . import __version__, doctor, embed, generate, prompting
+from . import __version__, build, doctor, embed, generate, prompting
 from .config import MODELS
 from .convert import SHARD_BYTES, convert
 from .device import DTYPES, device_named
@@ -58,6 +58,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     embedding = command("embed", embed.run, "encode synopses once, for `generate --embeddings`")
     embed.add_options(embedding)
     generate.add_text_options(embedding)
+
+    build.add_options(command("build", build.run, "compile the UNet once for this machine, for `generate --engine`"))
+    build.add_engines_options(command("engines", build.run_engines, "list the engines that were built, or remove some"))
 
     inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")
     inspect.add_argument("file", type=Path)

@@ -34,3 +34,11 @@ def device_named(name: str, dtype: torch.dtype) -> torch.device:
     except RuntimeError as error:
         raise DeviceError(f"device {name} cannot compute in {dtype}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def described(device: torch.device) -> str:
+    """Names the processor that code is compiled for: "cpu AVX512", "NVIDIA H200 sm_90"."""
+    if device.type == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"

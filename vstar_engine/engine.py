@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from . import __version__, bundled, checkpoint, memory
 from . import tar as tar_rows
-from .backends import Denoiser, load_backend
+from .artifacts import kernel_hash
+from .backends import EAGER, Denoiser, backend_named
+from .built import Artifact
 from .config import Request, Sampling, Spec, Tar, model_named
 from .device import device_named, dtype_named
 from .embeddings import Embeddings
@@ -46,47 +48,65 @@ class Engine:
         unused: list[str],
         text_hash: str | None,
         vocabulary: Set[str] = frozenset(),
+        artifact: Artifact | None = None,
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
+        self.artifact = artifact  # the built engine that `denoiser` runs; none in eager
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
         self.text_hash = text_hash
         self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
     @staticmethod
     def load(
-        model: str = "videocrafter2",
+        model: str | None = None,
         weights: str | Path | None = None,
-        backend: str = "eager",
-        device: str = "cpu",
-        dtype: str = "float32",
+        backend: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
         spatial_attention: str = "sdpa",
         text: str | None = "weights",
+        engine: str | Path | Artifact | None = None,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
-        `text` says where the text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`.
-        Raises ValueError for an unknown name, CheckpointError for bad weights, DeviceError for a device or dtype that cannot
-        compute here, MissingLibrary where an optional library is asked for and absent.
+        `engine` is a folder made by `vstar-engine build`: its back end runs the UNet, and it says which model, weights, device
+        and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
+        text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`.
+        Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
+        shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
+        an optional library is asked for and absent.
         """
-        spec, load_denoiser = model_named(model), load_backend(backend)
-        kind = dtype_named(dtype)
-        where = device_named(device, kind)
+        artifact = engine if engine is None or isinstance(engine, Artifact) else Artifact.open(engine)
+        choice = Choice.of(artifact, model, weights, backend, device, dtype)
+        spec, runs = model_named(choice.model), backend_named(choice.backend)
+        kind = dtype_named(choice.dtype)
+        where = device_named(choice.device, kind)
         if text not in ("weights", None):
             raise ValueError(f"text must be 'weights' or None, got {text!r}")
-        tensors = open_weights(spec, weights)
+        if artifact is None and choice.backend != EAGER:
+            raise ValueError(
+                f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
+                "and give its folder as engine"
+            )
+        tensors = open_weights(spec, choice.weights)
+        if artifact is not None:
+            artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
         unused += checkpoint.load(vae, tensors, checkpoint.VAE, device=where, dtype=kind)
-        denoiser = load_denoiser(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention)
+        if artifact is None:
+            denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention)
+        else:
+            denoiser = runs.load(artifact, device=where, dtype=kind)
         unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
         text_hash = checkpoint.text_hash(tensors, spec.text)
-        log.info("%s: %d tensors used, %d not needed", model, len(tensors) - len(unused), len(unused))
+        log.info("%s: %d tensors used, %d not needed", spec.name, len(tensors) - len(unused), len(unused))
         log.debug("not needed: %s", ", ".join(unused))
         source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
         vae = vae.eval().requires_grad_(False)
         vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
-        return Engine(spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary)
+        return Engine(spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact)
 
     def generate(
         self,
@@ -137,7 +157,11 @@ class Engine:
         device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
+        if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
+            request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
+        if self.artifact is not None:
+            check_clip(self.artifact, request)
         memory.check(memory.Footprint.of(request, self.spec, self.dtype), self.device, loaded=True)
         self._remark(request)
         seconds: dict[str, float] = {}
@@ -232,8 +256,47 @@ class Engine:
     def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
         made = {"engine": "vstar-engine", "version": __version__, "model": self.spec.name, "weights": self.weights}
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
+        if self.artifact is not None:
+            run |= {"backend": self.artifact.identity["backend"], "built": self.artifact.name}
         held = {} if embeddings is None else {"embeddings": embeddings.file}
         return {**made, "request": asdict(request), **held, **run}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is loaded: as asked for, else as the built engine says, else the defaults."""
+
+    model: str = "videocrafter2"
+    weights: str | Path | None = None
+    backend: str = EAGER
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @staticmethod
+    def of(
+        artifact: Artifact | None,
+        model: str | None,
+        weights: str | Path | None,
+        backend: str | None,
+        device: str | None,
+        dtype: str | None,
+    ) -> "Choice":
+        """Settles each setting; EngineError where one asked for is not the built engine's."""
+        asked = {"model": model, "weights": weights, "backend": backend, "device": device, "dtype": dtype}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if artifact is None:
+            return Choice(**given)  # type: ignore[arg-type]
+        artifact.check(**{name: given[name] for name in ("model", "backend", "dtype") if name in given})
+        own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
+        own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
+        return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
+
+
+def check_clip(artifact: Artifact, request: Request) -> None:
+    """Raises EngineError when a built engine does not take the clip of a request whose size is filled in."""
+    assert request.size is not None
+    batched = request.sampling.batch_guidance and request.sampling.guidance != 1.0
+    artifact.check_clip(request.frames, request.size, 2 if batched else 1)
 
 
 def open_weights(spec: Spec, weights: str | Path | None) -> checkpoint.Weights:

@@ -41,3 +41,15 @@ class EndpointError(VstarError, RuntimeError):
     """A language model cannot be reached, refuses, or gives no usable answer."""
 
     exit_code = 8
+
+
+class ExportError(VstarError, RuntimeError):
+    """A network did not come out of its export as it must be, so nothing is written."""
+
+    exit_code = 1
+
+
+class EngineError(VstarError, ValueError):
+    """A built engine is damaged, stale, or made for something else than what is asked of it."""
+
+    exit_code = 9

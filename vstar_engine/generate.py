@@ -12,10 +12,11 @@ from tqdm import tqdm
 from . import memory, plan
 from .artifacts import check_writable
 from .backends import BACKENDS
+from .built import Artifact, size_words
 from .config import MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
 from .device import DTYPES, device_named, dtype_named
 from .embeddings import Embeddings
-from .engine import Engine
+from .engine import Choice, Engine, check_clip
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
@@ -55,17 +56,25 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
-def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model runs, and where."""
-    parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
+def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
+    """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
+
+    def add(name: str, help: str) -> None:
+        default = getattr(Choice, name)
+        said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
+        parser.add_argument(f"--{name}", default=None if unset else default, help=said)
+
+    add("model", f"one of {', '.join(MODELS)}")
     parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
-    parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default %(default)s)")
+    add("device", "cpu, cuda or cuda:N")
+    add("dtype", f"one of {', '.join(DTYPES)}")
+    if unset:
+        add("backend", f"one of {', '.join(BACKENDS)}")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    add_text_options(parser)
-    parser.add_argument("--backend", default="eager", help=f"one of {', '.join(BACKENDS)} (default %(default)s)")
+    add_text_options(parser, unset=True)
+    parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
     parser.add_argument(
         "--spatial-attention", default="sdpa", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
     )
@@ -221,7 +230,11 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
-    spec = model_named(args.model)
+    artifact = None if args.engine is None else Artifact.open(args.engine)
+    choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
+    if artifact is not None and args.size is None and artifact.identity["size"]:
+        args.size = size_words(artifact.identity["size"])
+    spec = model_named(choice.model)
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     negative = args.negative if bundle is None else bundle.negative_prompt
 
@@ -235,14 +248,17 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(plan.as_json(request)) if args.json else printable(plan.as_text(request)))
         return 0
     files = outputs(args, len(requests))
-    dtype = dtype_named(args.dtype)
-    device = device_named(args.device, dtype)
+    dtype = dtype_named(choice.dtype)
+    device = device_named(choice.device, dtype)
     for request in requests:
+        if artifact is not None:
+            check_clip(artifact, request)
         memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
     found = told(args, given)
     requests = requests_for(found)
     text = "weights" if bundle is None else None
-    engine = Engine.load(args.model, args.weights, args.backend, args.device, args.dtype, args.spatial_attention, text)
+    settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

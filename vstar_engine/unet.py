@@ -82,7 +82,7 @@ class FrameConv(nn.Conv3d):
         super().__init__(channels, channels, (3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.squeeze(-1), self.bias, padding=(1, 0))
+        return F.conv2d(x, self.weight.flatten(3), self.bias, padding=(1, 0))
 
 
 class TemporalConvBlock(nn.Module):

@@ -1,0 +1,111 @@
+"""Builds an engine into its folder: locked, written aside, private, and named by what shaped it."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from vstar_engine import __version__, bundled
+from vstar_engine.artifacts import PRIVATE, check_writable, write_aside, write_manifest
+from vstar_engine.backends import backend_named
+from vstar_engine.built import KIND, Artifact, engines_root, name_of
+from vstar_engine.checkpoint import Weights
+from vstar_engine.errors import EngineError, OutputError
+
+from . import Report, builder_named
+from .settings import Settings
+
+
+def identity(settings: Settings, weights: Weights) -> dict[str, object]:
+    """Gives what will be in the manifest; MissingLibrary where the back end's library is absent."""
+    machine = backend_named(settings.backend).machine(settings.device)
+    return settings.identity(weights.fingerprint(), machine, builder_named(settings.backend).options(settings))
+
+
+def place(settings: Settings, weights: Weights, out: Path | None) -> Path:
+    """Gives the folder an engine goes to: `out`, else one named by its identity among the user's engines."""
+    return out or engines_root() / name_of(identity(settings, weights))
+
+
+def build(
+    settings: Settings, weights: Weights, out: Path | None = None, force: bool = False, report: Report = print
+) -> Artifact:
+    """Builds an engine, or gives the one that is there already and was shaped by the same.
+
+    `report` hears a line for each stage. Raises OutputError where the folder cannot be written or holds something else and
+    `force` is off; nothing that looks finished is left behind then.
+    """
+    wanted, folder = identity(settings, weights), place(settings, weights, out)
+    if out is None:
+        _make_root(folder.parent)
+    check_writable(folder, force=True)
+    with _locked(folder, report):
+        if folder.exists() and not force:
+            return _same(folder, wanted)
+        for left in folder.absolute().parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(left)  # of a build that was killed: this one has the lock
+        with write_aside(folder, folder=True, private=True) as aside:
+            start = time.perf_counter()
+            facts = builder_named(settings.backend).build(settings, weights, aside, report)
+            seconds = time.perf_counter() - start
+            content = {
+                "kind": KIND,
+                "name": name_of(wanted),
+                "identity": wanted,
+                "facts": facts,
+                "weights_path": None if weights.path.is_relative_to(bundled.FOLDER) else str(weights.path.absolute()),
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                "made_by": {"vstar-engine": __version__, "torch": torch.__version__},
+                "seconds": round(seconds, 1),
+            }
+            write_manifest(aside, content)
+    return Artifact.open(folder)
+
+
+def _same(folder: Path, wanted: dict[str, object]) -> Artifact:
+    try:
+        there = Artifact.open(folder)
+    except EngineError as error:
+        raise OutputError(f"{folder} is taken: {error}; give --force to replace it, or another name") from error
+    if there.identity != wanted:
+        raise OutputError(f"{folder} holds another engine, {there.name}; give --force to replace it, or another name")
+    return there
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {root}: {error.strerror}; give --out or VSTAR_ENGINES") from error
+
+
+@contextmanager
+def _locked(folder: Path, report: Report) -> Iterator[None]:
+    """Lets one build at a time write a folder; a second one says so and waits."""
+    path = folder.absolute().parent / f".{folder.name}.lock"
+    handle = _lock(path, folder, report)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(path: Path, folder: Path, report: Report) -> int:
+    """Opens and locks a file; again where whoever held it has removed it meanwhile."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"another build of {folder} runs; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+            return handle
+        os.close(handle)

@@ -1,0 +1,119 @@
+"""What an exporter traces: the UNet, the decoder and the text tower without data, with the axes that stay free."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from vstar_engine import checkpoint
+from vstar_engine.config import MAX_FRAMES, MAX_SIDE, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.text import TextTower
+from vstar_engine.unet import FrameConv, Pointwise, TemporalBlock, UNet
+from vstar_engine.vae import Vae
+
+from .settings import MAX_BATCH
+
+
+class FrameDecoder(Vae):
+    """The autoencoder's decoder from scaled latents of single frames to pixels."""
+
+    def __init__(self, spec: VaeSpec):
+        super().__init__(spec, encoder=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(frames, 4, h, w) -> (frames, 3, factor*h, factor*w) in about [-1, 1]."""
+        return self.decoder(self.post_quant_conv(latents / self.spec.scale_factor))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is traced: a module without data, stand-ins for its inputs, their dynamic axes, and its output's name and axes.
+
+    `prefix` is that of its official names; `attentions` counts its temporal attentions.
+    """
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    dims: dict[str, dict[int, Any]]
+    output: str
+    axes: tuple[int | str, ...]
+    prefix: str
+    attentions: int = 0
+
+    def shapes(self) -> dict[str, list[int | str]]:
+        """Writes the inputs' shapes with dynamic axes by name; rows and columns count units that every level can halve."""
+        units = {"rows": "height", "columns": "width"}
+        written: dict[str, list[int | str]] = {}
+        for name, tensor in self.inputs.items():
+            named = {axis: dim.__name__.split("*")[-1] for axis, dim in self.dims[name].items()}
+            written[name] = [units.get(named[i], named[i]) if i in named else size for i, size in enumerate(tensor.shape)]
+        return written
+
+    def described(self) -> dict[str, Any]:
+        """Gives names, types and axes of the inputs and of the output, for a manifest."""
+        dtype = next(self.module.parameters()).dtype
+        inputs = [
+            {"name": name, "dtype": str(tensor.dtype)[6:], "shape": shape}
+            for (name, tensor), shape in zip(self.inputs.items(), self.shapes().values(), strict=True)
+        ]
+        return {"inputs": inputs, "outputs": [{"name": self.output, "dtype": str(dtype)[6:], "shape": list(self.axes)}]}
+
+    def on(self, module: nn.Module, device: torch.device) -> "Network":
+        """Gives the same with another module, whose inputs lie where it does."""
+        inputs = {name: torch.zeros_like(value, device=device) for name, value in self.inputs.items()}
+        return replace(self, module=module, inputs=inputs)
+
+
+def on_meta(kind: type[nn.Module], spec: Any, dtype: torch.dtype) -> nn.Module:
+    """Builds a network without data; weights that are stored with trailing ones lose them, so that no reshape is traced."""
+    with torch.device("meta"):
+        module = kind(spec).to(dtype).eval().requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, Pointwise | FrameConv):
+            part.weight = nn.Parameter(part.weight.flatten(1 if isinstance(part, Pointwise) else 3), requires_grad=False)
+    return module
+
+
+def _dim(name: str, most: int) -> Any:
+    return Dim(name, min=1, max=most)
+
+
+def unet(spec: UNetSpec, dtype: torch.dtype, size: tuple[int, int] | None = None) -> Network:
+    """Describes the UNet; `size` is (height, width) in latent cells, None for any."""
+    module, unit = on_meta(UNet, spec, dtype), 2 ** (spec.levels - 1)
+    height, width = size or (2 * unit, 3 * unit)
+    batch, frames = 2, 5
+    with torch.device("meta"):
+        inputs = {
+            "latents": torch.empty(batch, spec.in_channels, frames, height, width, dtype=dtype),
+            "timestep": torch.empty(batch, frames, dtype=torch.int64),
+            "context": torch.empty(batch, frames, TextSpec.context_length, spec.context_dim, dtype=dtype),
+            "fps": torch.empty(batch, dtype=torch.int64),
+            "tar": torch.empty(batch, spec.levels, frames, dtype=torch.float32),
+        }
+    b, t = _dim("batch", MAX_BATCH), _dim("frames", MAX_FRAMES)
+    most = MAX_SIDE // (8 * unit)
+    clip = {0: b, 2: t} if size else {0: b, 2: t, 3: unit * _dim("rows", most), 4: unit * _dim("columns", most)}
+    dims = {"latents": clip, "timestep": {0: b, 1: t}, "context": {0: b, 1: t}, "fps": {0: b}, "tar": {0: b, 2: t}}
+    axes = ("batch", spec.out_channels, "frames", *(size or ("height", "width")))
+    attentions = 2 * sum(isinstance(part, TemporalBlock) for part in module.modules())
+    return Network(module, inputs, dims, "eps", axes, checkpoint.UNET, attentions)
+
+
+def decoder(spec: VaeSpec, dtype: torch.dtype) -> Network:
+    """Describes the autoencoder's decoder: latents (frames, 4, height, width) -> pixels (frames, 3, 8 height, 8 width)."""
+    inputs = {"latents": torch.empty(3, spec.z_channels, 6, 10, dtype=dtype, device="meta")}
+    most = MAX_SIDE // spec.factor
+    dims = {"latents": {0: _dim("frames", MAX_FRAMES), 2: _dim("height", most), 3: _dim("width", most)}}
+    axes = ("frames", spec.out_channels, "pixel_height", "pixel_width")
+    return Network(on_meta(FrameDecoder, spec, dtype), inputs, dims, "pixels", axes, checkpoint.VAE)
+
+
+def text(spec: TextSpec, dtype: torch.dtype) -> Network:
+    """Describes the text tower: tokens (prompts, 77) int64 -> context (prompts, 77, C)."""
+    inputs = {"tokens": torch.empty(3, spec.context_length, dtype=torch.int64, device="meta")}
+    dims = {"tokens": {0: _dim("prompts", MAX_FRAMES)}}
+    axes = ("prompts", spec.context_length, spec.width)
+    return Network(on_meta(TextTower, spec, dtype), inputs, dims, "context", axes, checkpoint.TEXT)

@@ -1,0 +1,83 @@
+"""What shapes an engine: settings that are checked once and become the identity in its manifest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vstar_engine.artifacts import kernel_hash
+from vstar_engine.backends import BACKENDS, EAGER
+from vstar_engine.config import MAX_FRAMES, Spec
+
+MAX_BATCH = 8
+OPSET = 21
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An engine to build.
+
+    `frames` are ascending lengths to build for, the last the longest that runs; none: any length. `size` is (height, width) in
+    pixels, None for any. `batch` is the most rows at once.
+    """
+
+    spec: Spec
+    backend: str
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
+    frames: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
+    batch: int = MAX_BATCH
+    opset: int = OPSET
+    plugin: str = "auto"
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.backend == EAGER:
+            raise ValueError("backend eager runs the weights as they are; there is nothing to build")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"unknown backend {self.backend!r}; known backends: {', '.join(BACKENDS)}")
+        for count in self.frames:
+            if not 1 <= count <= MAX_FRAMES:
+                raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {count}")
+        if list(self.frames) != sorted(set(self.frames)):
+            raise ValueError(f"frames must ascend, got {','.join(map(str, self.frames))}")
+        if self.size is not None:
+            self.spec.check_size(*self.size)
+        if not 1 <= self.batch <= MAX_BATCH:
+            raise ValueError(f"the batch must be 1 to {MAX_BATCH}, got {self.batch}")
+
+    @property
+    def cells(self) -> tuple[int, int] | None:
+        """The size in latent cells."""
+        return None if self.size is None else (self.size[0] // self.spec.vae.factor, self.size[1] // self.spec.vae.factor)
+
+    @property
+    def most_frames(self) -> int:
+        return max(self.frames, default=MAX_FRAMES)
+
+    def identity(self, weights: str, machine: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives all that shapes the engine: the weights' hash and what the back end and the builder say."""
+        return {
+            "model": self.spec.name,
+            "backend": self.backend,
+            "dtype": str(self.dtype)[6:],
+            "frames": list(self.frames),
+            "size": None if self.size is None else list(self.size),
+            "batch": self.batch,
+            "weights": weights,
+            "kernel": kernel_hash(),
+            **machine,
+            "options": dict(options),
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build will take, roughly: seconds, bytes on disk and bytes of memory."""
+
+    seconds: float
+    disk: int
+    memory: int

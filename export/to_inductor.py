@@ -1,0 +1,48 @@
+"""The UNet as an AOTInductor package: compiled once for this processor, for any number of frames, loaded without a compiler."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vstar_engine.backends import eager
+from vstar_engine.errors import ExportError
+
+from . import Report
+from .network import unet
+from .settings import Estimate, Settings
+
+PACKAGE = "unet.pt2"
+# measured on two cores with the mini model: see `estimate`
+MODULE_SECONDS = 0.3
+COMPILER_BYTES = 2 * 2**30
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """Gives what else shapes a package: nothing."""
+    return {}
+
+
+def estimate(settings: Settings) -> Estimate:
+    """Guesses what a build takes: the weights a few times over, and the compilers."""
+    module = unet(settings.spec.unet, settings.dtype).module
+    weights = sum(p.nbytes for p in module.parameters())
+    return Estimate(MODULE_SECONDS * len(list(module.modules())), weights, 3 * weights + COMPILER_BYTES)
+
+
+def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
+    """Compiles the UNet into `folder`/unet.pt2; ExportError with the compiler's words where it cannot."""
+    report("loading the weights")
+    module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
+    network = unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device)
+    report("tracing the unet")
+    with torch.no_grad():
+        program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
+        report("compiling the unet")
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / PACKAGE))
+        except torch._inductor.exc.InductorError as error:
+            raise ExportError(f"the UNet cannot be compiled: {str(error).splitlines()[0]}") from error
+    return {"unet": network.described()}

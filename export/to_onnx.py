@@ -1,0 +1,206 @@
+"""The three networks as ONNX files: traced without data, weights streamed beside the graph one tensor at a time.
+
+The UNet's file has one `vstar::VstarTemporalAttention` node for each temporal attention (34 for VideoCrafter2), so that ONNX
+Runtime runs it as it is and TensorRT maps the nodes to a plugin. Inputs carry every axis in full:
+
+    latents (batch, 4, frames, height, width)   timestep (batch, frames) int64   context (batch, frames, 77, C)
+    fps (batch,) int64   tar (batch, levels, frames) float32   ->   eps like latents
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import onnxscript.optimizer
+import torch
+from onnx_ir.passes import common as passes
+from torch import Tensor, nn
+
+from vstar_engine import checkpoint
+from vstar_engine.errors import ExportError
+
+from . import Report, onnx_function
+from .network import Network, decoder, text, unet
+from .settings import OPSET, Estimate, Settings
+
+DTYPES = (torch.float32, torch.float16)
+OPSETS = (18, 21, 23)
+# measured on two cores with the mini model: see `estimate`
+OPERATOR_SECONDS = 0.05
+DISK_BYTES_PER_SECOND = 200e6
+TRACE_BYTES = 2 * 2**30
+# what a graph for inference must not hold: training's, sequences and control flow that TensorRT does not build
+REFUSED = {
+    "Dropout",
+    "BatchNormalization",
+    "SplitToSequence",
+    "SequenceAt",
+    "If",
+    "Loop",
+    "Scan",
+    "RandomNormalLike",
+    "Bernoulli",
+}
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """Gives what else shapes an engine for ONNX Runtime."""
+    check_format(settings.dtype, settings.opset)
+    return {"opset": settings.opset}
+
+
+def estimate(settings: Settings) -> Estimate:
+    """Guesses what a build takes: a trace that knows no data, then the weights once."""
+    parts = (
+        unet(settings.spec.unet, settings.dtype),
+        decoder(settings.spec.vae, settings.dtype),
+        text(settings.spec.text, settings.dtype),
+    )
+    sizes = [sum(p.nbytes for p in network.module.parameters()) for network in parts]
+    operators = sum(len(list(network.module.modules())) for network in parts)
+    return Estimate(OPERATOR_SECONDS * operators + sum(sizes) / DISK_BYTES_PER_SECOND, sum(sizes), TRACE_BYTES)
+
+
+def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
+    """Writes the three networks into `folder`; gives their facts."""
+    spec, dtype = settings.spec, settings.dtype
+    networks = {
+        "unet": unet(spec.unet, dtype, settings.cells),
+        "decoder": decoder(spec.vae, dtype),
+        "text": text(spec.text, dtype),
+    }
+    found = {}
+    for name, network in networks.items():
+        report(f"tracing the {name} and writing {name}.onnx")
+        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset)
+    return {**found, "versions": {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}}
+
+
+def check_format(dtype: torch.dtype, opset: int) -> None:
+    """Raises ValueError for a dtype or opset that no file is written in."""
+    if dtype not in DTYPES:
+        raise ValueError(f"an ONNX file is written in float32 or float16, got {str(dtype)[6:]}")
+    if opset not in OPSETS:
+        raise ValueError(f"the opset must be one of {', '.join(map(str, OPSETS))}, got {opset}")
+    if opset >= 23 and dtype == torch.float32:
+        raise ValueError(f"opset {opset} in float32 holds Attention operators that TensorRT cannot build; take 21, or float16")
+
+
+def write(network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET) -> dict[str, Any]:
+    """Writes a network and, beside it in `<path>.data`, its weights; gives the manifest's facts.
+
+    Raises ValueError for a dtype and opset that cannot be, CheckpointError for weights that do not fit, ExportError for a graph
+    that did not come out as it must.
+    """
+    dtype = next(network.module.parameters()).dtype
+    check_format(dtype, opset)
+    checkpoint.check(network.module, weights, network.prefix)
+    model = traced(network, opset)
+    if network.attentions:
+        function = onnx_function.body(opset)
+        model.functions[function.identifier()] = function
+        model.opset_imports[onnx_function.DOMAIN] = 1
+    onnx_function.count_nodes(model, network.attentions)
+    check_graph(model, network.module, opset)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None:
+            value.const_value = _streamed(name, value, weights, network.prefix, dtype)
+    ir.save(model, path, external_data=f"{path.name}.data")
+    return facts(network, model)
+
+
+def traced(network: Network, opset: int) -> ir.Model:
+    """Traces and simplifies a network; initializers that stand for its weights hold no value yet."""
+    with _quiet():
+        program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
+        made = torch.onnx.export(
+            program,
+            (),
+            kwargs=network.inputs,
+            dynamo=True,
+            opset_version=opset,
+            custom_translation_table=onnx_function.translations(),
+            optimize=False,
+            verbose=False,
+        )
+    assert made is not None
+    model = made.model
+    _simplify(model, [name for name, _ in network.module.named_parameters()])
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None  # in torch's symbols, which would clash with the names given here
+    for value in model.graph.inputs:
+        assert value.name is not None
+        value.shape = ir.Shape(network.shapes()[value.name])
+    (result,) = model.graph.outputs
+    result.name, result.shape = network.output, ir.Shape(network.axes)
+    return model
+
+
+def _simplify(model: ir.Model, parameters: list[str]) -> None:
+    """Folds, merges and drops nodes; weights stand as inputs meanwhile, since there are no data to fold."""
+    weights = [model.graph.initializers.pop(name) for name in parameters if name in model.graph.initializers]
+    for value in weights:
+        value.const_value = None
+    model.graph.inputs.extend(weights)
+    onnxscript.optimizer.optimize(model, inline=False)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    for value in weights:
+        model.graph.inputs.remove(value)
+        assert value.name is not None
+        model.graph.initializers[value.name] = value
+
+
+def _streamed(name: str, value: ir.Value, weights: Mapping[str, Tensor], prefix: str, dtype: torch.dtype) -> ir.LazyTensor:
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(checkpoint.parameter(weights, prefix, name, shape, dtype).numpy())
+
+    return ir.LazyTensor(read, value.dtype, value.shape, name=name)
+
+
+def check_graph(model: ir.Model, module: nn.Module, opset: int) -> None:
+    """Raises ExportError unless the graph has the opset, all weights, named axes, and nothing that inference must not have."""
+    if model.opset_imports[""] != opset:
+        raise ExportError(f"the graph has opset {model.opset_imports['']} where {opset} was asked for")
+    strange = sorted({node.op_type for node in model.graph.all_nodes()} & REFUSED)
+    if strange:
+        raise ExportError(f"the graph holds {', '.join(strange)}, which an engine for inference must not")
+    held = model.graph.initializers
+    unused = [name for name, _ in module.named_parameters() if name not in held or not held[name].uses()]
+    if unused:
+        raise ExportError(f"the graph does not use {checkpoint.listing(unused)} of the network's parameters")
+
+
+def facts(network: Network, model: ir.Model) -> dict[str, Any]:
+    """Describes a graph: inputs and outputs with types and axes, opset, operators, bytes of its weights."""
+    counted = Counter(node.op_type for node in model.graph)
+    return {
+        **network.described(),
+        "opset": model.opset_imports[""],
+        "nodes": sum(counted.values()),
+        "temporal_attentions": counted[onnx_function.NAME],
+        "weight_bytes": sum(value.const_value.nbytes for value in model.graph.initializers.values()),
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's talk of libraries that it does not find from users."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

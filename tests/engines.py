@@ -1,0 +1,38 @@
+"""Engines without a library behind them, for tests of what surrounds one."""
+
+import torch
+
+from vstar_engine import checkpoint
+from vstar_engine.artifacts import kernel_hash, write_manifest
+from vstar_engine.built import KIND, name_of
+from vstar_engine.bundled import weights
+from vstar_engine.config import MODELS
+from vstar_engine.device import described
+
+
+def identity(**changed):
+    """An identity that fits this machine and the mini model's weights."""
+    return {
+        "model": "mini",
+        "backend": "inductor",
+        "dtype": "float32",
+        "frames": [],
+        "size": [32, 64],
+        "batch": 2,
+        "weights": checkpoint.Weights(weights(MODELS["mini"])).fingerprint(),
+        "kernel": kernel_hash(),
+        "device": described(torch.device("cpu")),
+        "versions": {"torch": torch.__version__},
+        "options": {},
+        **changed,
+    }
+
+
+def engine_at(folder, **changed):
+    """Makes a folder that looks like a built engine; its one file is no package."""
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / "unet.pt2").write_bytes(bytes(range(256)))
+    shaped = identity(**changed)
+    about = {"name": name_of(shaped), "identity": shaped, "facts": {}, "weights_path": None, "made": "today", "seconds": 1.0}
+    write_manifest(folder, {"kind": KIND, **about})
+    return folder

@@ -1,0 +1,236 @@
+"""Building: folders that are private, whole or absent, locked, reused and replaced; with a builder that writes one file."""
+
+import errno
+import json
+import stat
+import threading
+import types
+
+import pytest
+import torch
+
+from vstar_engine import checkpoint
+from vstar_engine.build import parse_frames
+from vstar_engine.built import Artifact
+from vstar_engine.cli import main
+from vstar_engine.config import MODELS
+from vstar_engine.errors import EngineError, MissingLibrary, OutputError
+from vstar_engine.export import builder_named, building
+from vstar_engine.export.settings import Estimate, Settings
+
+SETTINGS = Settings(MODELS["mini"], "inductor", size=(32, 64))
+
+
+@pytest.fixture
+def weights(mini_weights):
+    return checkpoint.Weights(mini_weights)
+
+
+@pytest.fixture
+def builder(monkeypatch):
+    """Stands in for a back end's builder; `fault` is raised after the file is written."""
+    made = types.SimpleNamespace(count=0, fault=None, options=lambda settings: {})
+    made.estimate = lambda settings: Estimate(1.0, 2**20, 2**30)
+
+    def build(settings, weights, folder, report):
+        made.count += 1
+        report("building")
+        (folder / "unet.pt2").write_bytes(b"engine")
+        if made.fault:
+            raise made.fault
+        return {"nodes": 3}
+
+    made.build = build
+    monkeypatch.setattr(building, "builder_named", lambda name: made)
+    monkeypatch.setattr("vstar_engine.build.builder_named", lambda name: made)
+    return made
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def silent(line):
+    pass
+
+
+def test_a_build_is_private_and_says_what_made_it(weights, builder, tmp_path):
+    artifact = building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    assert names(tmp_path) == ["e"]
+    assert stat.S_IMODE((tmp_path / "e").stat().st_mode) == 0o700
+    assert artifact.manifest["facts"] == {"nodes": 3}
+    assert artifact.identity["weights"] == weights.fingerprint()
+    assert artifact.manifest["weights_path"] is None  # the mini model's own
+    assert artifact.manifest["made_by"]["torch"] == torch.__version__
+
+
+def test_without_a_folder_it_goes_among_the_engines_under_its_name(weights, builder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path / "deep" / "engines"))
+    artifact = building.build(SETTINGS, weights, report=silent)
+    assert artifact.folder == tmp_path / "deep" / "engines" / artifact.name
+    assert stat.S_IMODE(artifact.folder.parent.stat().st_mode) == 0o700
+    assert Artifact.open(artifact.name).manifest == artifact.manifest
+
+
+def test_what_is_there_already_is_not_built_again(weights, builder, tmp_path):
+    for _ in range(2):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    assert builder.count == 1
+    building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+    assert builder.count == 2
+
+
+def test_another_engine_is_replaced_only_by_force(weights, builder, tmp_path):
+    building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    other = Settings(MODELS["mini"], "inductor", size=(32, 32))
+    with pytest.raises(OutputError, match="holds another engine, mini-inductor-float32-fany-32x64"):
+        building.build(other, weights, tmp_path / "e", report=silent)
+    assert building.build(other, weights, tmp_path / "e", force=True, report=silent).identity["size"] == [32, 32]
+
+
+def test_a_damaged_engine_is_not_taken_for_a_built_one(weights, builder, tmp_path):
+    building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    (tmp_path / "e" / "unet.pt2").write_bytes(b"change")
+    with pytest.raises(OutputError, match=r"was altered.*--force"):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (RuntimeError("the compiler died"), RuntimeError),
+    ],
+    ids=["disk full", "interrupted", "failed"],
+)
+def test_a_build_that_fails_leaves_nothing(weights, builder, tmp_path, fault, error):
+    builder.fault = fault
+    with pytest.raises(error):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    assert names(tmp_path) == []
+
+
+def test_a_failed_rebuild_leaves_the_engine_that_was_there(weights, builder, tmp_path):
+    before = building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    builder.fault = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match="No space left"):
+        building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+    assert Artifact.open(tmp_path / "e").manifest == before.manifest
+
+
+def test_what_a_killed_build_left_is_no_engine_and_is_cleared(weights, builder, tmp_path):
+    (tmp_path / ".e.1.partial").mkdir()
+    with pytest.raises(EngineError, match="no engine at"):
+        Artifact.open(tmp_path / "e")
+    building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    assert names(tmp_path) == ["e"]
+
+
+def test_a_folder_that_is_not_there(weights, builder, tmp_path):
+    with pytest.raises(OutputError, match="there is no folder"):
+        building.build(SETTINGS, weights, tmp_path / "no" / "e", report=silent)
+
+
+def test_two_builds_at_once_are_one(weights, builder, tmp_path):
+    begun, waiting, heard = threading.Event(), threading.Event(), []
+    plain = builder.build
+
+    def slow(*args):
+        begun.set()
+        assert waiting.wait(30)
+        return plain(*args)
+
+    def report(line):
+        heard.append(line)
+        waiting.set()
+
+    builder.build = slow
+    first = threading.Thread(target=building.build, args=(SETTINGS, weights, tmp_path / "e", False, silent))
+    first.start()
+    assert begun.wait(30)
+    artifact = building.build(SETTINGS, weights, tmp_path / "e", report=report)
+    first.join()
+    assert builder.count == 1
+    assert heard == [f"another build of {tmp_path / 'e'} runs; waiting for it"]
+    assert artifact.manifest["facts"] == {"nodes": 3}
+    assert names(tmp_path) == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"backend": "magic"}, "unknown backend 'magic'"),
+        ({"backend": "eager"}, "nothing to build"),
+        ({"frames": (0, 16)}, "frames must be 1 to 512, got 0"),
+        ({"frames": (16, 513)}, "got 513"),
+        ({"frames": (32, 16)}, "must ascend"),
+        ({"size": (33, 64)}, "multiples of 32"),
+        ({"batch": 9}, "batch must be 1 to 8, got 9"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(changed, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Settings(**{"spec": MODELS["mini"], "backend": "inductor", **changed})
+
+
+def test_frames_are_read_as_a_list():
+    assert parse_frames("32,16,32") == (16, 32)
+    assert parse_frames("any") == ()
+    with pytest.raises(ValueError, match="16,32,64"):
+        parse_frames("many")
+
+
+def test_a_back_end_whose_exporter_is_not_installed(monkeypatch):
+    def absent(*args):
+        raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
+
+    monkeypatch.setattr("vstar_engine.export.import_module", absent)
+    with pytest.raises(MissingLibrary, match=r"needs the onnx package; .* vstar-engine\[onnx\]"):
+        builder_named("onnxruntime")
+
+
+WORDS = ["build", "--model", "mini", "--backend", "inductor", "--size", "32x64"]
+
+
+def test_the_command_builds_and_prints_what_it_made(builder, tmp_path, capsys):
+    assert main([*WORDS, "--frames", "16,32", "--out", str(tmp_path / "e")]) == 0
+    printed = capsys.readouterr()
+    assert f"generate --engine {tmp_path / 'e'}" in printed.out
+    assert "building" in printed.err
+    assert main([*WORDS, "--frames", "16,32", "--out", str(tmp_path / "e"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identity"]["frames"] == [16, 32]
+
+
+def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path))
+    assert main([*WORDS, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["folder"].startswith(str(tmp_path / "mini-inductor-float32-fany-32x64-"))
+    assert (plan["frames"], plan["size"], plan["batch"]) == ("1 to 512", "32x64", "1 to 8")
+    assert (plan["seconds"], plan["disk_mib"], plan["memory_mib"]) == (1, 1, 1024)
+    assert main([*WORDS, "--dry-run"]) == 0
+    assert "nothing was built" in capsys.readouterr().out
+    assert builder.count == 0
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (["--backend", "magic"], 2, "unknown backend"),
+        (["--backend", "inductor", "--frames", "x"], 2, "16,32,64"),
+        (["--backend", "inductor", "--size", "33x64"], 2, "multiples of 32"),
+        (["--backend", "inductor", "--dtype", "int8"], 2, "dtype must be"),
+        (["--backend", "inductor", "--device", "warp"], 6, "unknown device"),
+        (["--backend", "inductor", "--weights", "none"], 3, "no weights at none"),
+        (["--backend", "inductor", "--out", "no/e"], 4, "there is no folder"),
+    ],
+    ids=str,
+)
+def test_bad_builds_are_one_sentence(builder, words, code, complaint, capsys):
+    assert main(["build", "--model", "mini", *words]) == code
+    assert complaint in capsys.readouterr().err
+    assert builder.count == 0

@@ -1,0 +1,186 @@
+"""Built engines: what they are called, and every way one is refused before a library reads it."""
+
+import json
+
+import pytest
+from engines import engine_at, identity
+
+from vstar_engine import Engine, Sampling
+from vstar_engine.artifacts import digest_of
+from vstar_engine.built import Artifact, engines, name_of, remove
+from vstar_engine.cli import main
+from vstar_engine.errors import EngineError
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return engine_at(tmp_path / "engine")
+
+
+def test_the_name_says_what_it_is_and_hashes_the_rest():
+    name = name_of(identity(frames=[16, 32]))
+    assert name.startswith("mini-inductor-float32-f16-32-32x64-")
+    for part, value in {
+        "weights": "0",
+        "kernel": "0",
+        "device": "cpu",
+        "versions": {},
+        "options": {"a": 1},
+        "batch": 1,
+    }.items():
+        assert name_of(identity(frames=[16, 32], **{part: value})) != name
+    assert name_of(identity(size=None)).startswith("mini-inductor-float32-fany-any-")
+
+
+def test_an_engine_as_it_was_built_is_opened(engine):
+    artifact = Artifact.open(engine)
+    assert artifact.identity == identity()
+    assert artifact.file("unet.pt2").read_bytes() == bytes(range(256))
+    assert artifact.bytes == 256
+    artifact.check(**identity())
+    artifact.check_clip(512, (32, 64), 2)
+
+
+def altered(folder):
+    (folder / "unet.pt2").write_bytes(bytes(256))
+
+
+def shortened(folder):
+    (folder / "unet.pt2").write_bytes(bytes(range(255)))
+
+
+def manifest_edited(folder, close=False):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["identity"]["weights"] = "0" * 64
+    if close:
+        del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+FAULTS = {
+    "altered": (altered, "unet.pt2 was altered"),
+    "shortened": (shortened, "255 bytes where"),
+    "gone": (lambda folder: (folder / "unet.pt2").unlink(), "unet.pt2 is missing"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "vstar-engine build"),
+    "manifest cut": (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
+    "manifest edited": (manifest_edited, "manifest.json was altered"),
+    "hash taken away": (lambda folder: manifest_edited(folder, close=True), "states no sha256"),
+    "weights": (lambda folder: (folder / "manifest.json").write_text('{"kind": "vstar-engine weights"}'), "does not describe"),
+    "writable by others": (lambda folder: folder.chmod(0o770), "can be written by other users"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_engines_are_refused(engine, fault, capsys):
+    spoil, complaint = FAULTS[fault]
+    spoil(engine)
+    with pytest.raises(EngineError, match=complaint):
+        Engine.load(engine=engine)
+    assert main(["generate", "x", "--engine", str(engine)]) == 9
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_there(tmp_path):
+    with pytest.raises(EngineError, match=r"no engine at .*; build one"):
+        Engine.load(engine=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"weights": "0" * 64}, "built for weights 000000000000, not"),
+        ({"kernel": "0" * 64}, "built for temporal attention kernel 000000000000"),
+        ({"device": "cpu of another kind"}, "built for device cpu of another kind, not cpu"),
+        ({"versions": {"torch": "2.0.0"}}, r"built with torch 2.0.0 where .* is installed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed, complaint):
+    folder = engine_at(tmp_path / "engine", **changed)
+    with pytest.raises(EngineError, match=complaint) as caught:
+        Engine.load(engine=folder)
+    assert (
+        f"vstar-engine build --backend inductor --model mini --size 32x64 --batch 2 --dtype float32 --device cpu --out {folder}"
+        in str(caught.value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"model": "videocrafter2"}, "for model mini, not videocrafter2"),
+        ({"dtype": "float16"}, "for dtype float32, not float16"),
+        ({"backend": "onnxruntime"}, "for back end inductor, not onnxruntime"),
+    ],
+    ids=str,
+)
+def test_an_engine_for_something_else_than_asked(engine, asked, complaint):
+    with pytest.raises(EngineError, match=complaint):
+        Engine.load(engine=engine, **asked)
+
+
+def test_a_package_that_torch_cannot_open(engine):
+    with pytest.raises(EngineError, match="cannot be opened by PyTorch"):
+        Engine.load(engine=engine)
+
+
+def test_a_back_end_without_an_engine():
+    with pytest.raises(ValueError, match="make one with `vstar-engine build --backend inductor`"):
+        Engine.load("mini", backend="inductor")
+
+
+@pytest.mark.parametrize(
+    ("clip", "complaint"),
+    [
+        ((33, (32, 64), 2), r"at most 32 frames, got 33; .*--frames 16,32,33"),
+        ((16, (64, 64), 2), r"is for 32x64, got 64x64; .*--size 64x64"),
+        ((16, (32, 64), 3), r"a batch of 2, got 3; .*--no-batch-guidance .*--batch 3"),
+    ],
+    ids=str,
+)
+def test_clips_that_an_engine_does_not_take(tmp_path, clip, complaint):
+    with pytest.raises(EngineError, match=complaint):
+        Artifact.open(engine_at(tmp_path / "engine", frames=[16, 32])).check_clip(*clip)
+
+
+def test_the_clip_is_checked_before_anything_is_computed(mini, tmp_path):
+    artifact = Artifact.open(engine_at(tmp_path / "engine", frames=[4], batch=1))
+    bound = Engine(**{**vars(mini), "artifact": artifact, "denoiser": None})
+    with pytest.raises(EngineError, match="at most 4 frames"):
+        bound.generate("snow", frames=5)
+    with pytest.raises(EngineError, match="is for 32x64, got 32x32"):
+        bound.generate("snow", frames=4, size=(32, 32))
+    with pytest.raises(EngineError, match="a batch of 1, got 2"):
+        bound.generate("snow", frames=4)
+    with pytest.raises(TypeError, match="NoneType"):  # past every check, at the engine's own size
+        bound.generate("snow", frames=4, sampling=Sampling(steps=1, batch_guidance=False))
+
+
+def test_engines_are_listed_and_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path))
+    for batch in (1, 2):
+        engine_at(tmp_path / name_of(identity(batch=batch)), batch=batch)
+    shortened(engine_at(tmp_path / "z"))
+    (tmp_path / ".half.1.partial").mkdir()
+    assert main(["engines"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("mini-inductor-float32-fany-32x64") == 2
+    assert "255 bytes where" in out
+    assert f"3 engines in {tmp_path}" in out
+    assert main(["engines", "rm", name_of(identity(batch=1)), str(tmp_path / "z")]) == 0
+    assert [artifact.identity["batch"] for artifact in engines(tmp_path)] == [2]
+    assert Artifact.open(name_of(identity(batch=2))).identity["batch"] == 2
+    capsys.readouterr()
+    assert main(["engines", "--json"]) == 0
+    assert [row["batch"] for row in json.loads(capsys.readouterr().out)] == [2]
+
+
+def test_only_engines_are_removed(tmp_path, mini_weights):
+    for folder in (tmp_path, mini_weights, tmp_path / "none"):
+        with pytest.raises(EngineError, match="no engine"):
+            remove(folder)
+    assert (mini_weights / "manifest.json").is_file()
+
+
+def test_the_digest_does_not_depend_on_order():
+    assert digest_of({"a": 1, "b": [2, None]}) == digest_of({"b": [2, None], "a": 1}) != digest_of({"a": 1, "b": [None, 2]})

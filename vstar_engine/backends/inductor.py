@@ -1,0 +1,33 @@
+"""The UNet compiled ahead of time by AOTInductor, loaded from its package without compiling anything."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..built import Artifact
+from ..device import described
+from ..errors import EngineError
+
+# registers the op that the package calls by name
+from ..kernels import temporal_attention  # noqa: F401
+from . import Denoiser
+from .inputs import full
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Says what an engine depends on here: the processor it was compiled for and PyTorch's version."""
+    return {"device": described(device), "versions": {"torch": torch.__version__}}
+
+
+def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+    """Opens the engine's package; EngineError where PyTorch cannot."""
+    try:
+        package = torch._inductor.aoti_load_package(str(artifact.file("unet.pt2")), device_index=device.index or -1)
+    except RuntimeError as error:
+        raise EngineError(f"{artifact.folder} cannot be opened by PyTorch: {str(error).splitlines()[0]}") from error
+
+    def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        return package(**full(latents.to(dtype), timestep, context, fps, tar))
+
+    return denoise

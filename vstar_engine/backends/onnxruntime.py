@@ -1,0 +1,69 @@
+"""The UNet's ONNX file in ONNX Runtime, on the CPU or through its CUDA provider; tensors are bound in place."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..built import Artifact
+from ..errors import DeviceError, EngineError, MissingLibrary
+from . import Denoiser
+from .inputs import full
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+QUIET = 3  # errors only
+
+
+def library() -> Any:
+    """Imports ONNX Runtime."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingLibrary(
+            f"backend onnxruntime needs the onnxruntime package ({error}); install it with `pip install vstar-engine[onnx]`, "
+            "or onnxruntime-gpu for CUDA"
+        ) from error
+    return onnxruntime
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Says what an engine depends on here: the kind of device and the library's version."""
+    return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
+
+
+def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+    """Opens the engine's UNet. Raises DeviceError without a provider for the device, EngineError for a file it cannot read."""
+    runtime = library()
+    provider = PROVIDERS[device.type]
+    if provider not in runtime.get_available_providers():
+        raise DeviceError(f"this onnxruntime has no {provider} for device {device}; install onnxruntime-gpu, or use cpu")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = QUIET
+    where = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}
+    try:
+        session = runtime.InferenceSession(str(artifact.file("unet.onnx")), options, providers=[(provider, where)])
+    except runtime.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
+        raise EngineError(f"{artifact.folder} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from error
+
+    def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        binding = session.io_binding()
+
+        def bind(kind: str, name: str, tensor: Tensor) -> None:
+            getattr(binding, f"bind_{kind}")(
+                name, device.type, device.index or 0, TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr()
+            )
+
+        given = full(latents.to(dtype), timestep, context, fps, tar)
+        for name, tensor in given.items():
+            bind("input", name, tensor)
+        eps = torch.empty_like(given["latents"])
+        bind("output", "eps", eps)
+        if device.type == "cuda":  # the provider has a stream of its own
+            torch.cuda.current_stream(device).synchronize()
+        session.run_with_iobinding(binding)
+        return eps
+
+    return denoise

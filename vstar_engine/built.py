@@ -1,0 +1,175 @@
+"""Built engines: private folders named by everything that shaped them, and refused where any of that differs.
+
+<engines>/<model>-<backend>-<dtype>-<frames>-<size>-<hash>/manifest.json, unet.onnx, ...
+"""
+
+import os
+import shlex
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
+from .config import MAX_FRAMES
+from .errors import EngineError
+
+KIND = "vstar-engine engine"
+HASH_LENGTH = 12
+# what shaped an engine, as a sentence calls it
+CALLED = {
+    "model": "model",
+    "backend": "back end",
+    "dtype": "dtype",
+    "device": "device",
+    "weights": "weights",
+    "kernel": "temporal attention kernel",
+}
+
+
+def engines_root() -> Path:
+    """Gives the folder that engines are built in: VSTAR_ENGINES, else one in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VSTAR_ENGINES") or cache / "vstar-engine" / "engines")
+
+
+def size_words(size: tuple[int, int] | list[int] | None) -> str:
+    """Writes a size as the command line takes it: HEIGHTxWIDTH, or any."""
+    return "any" if size is None else "{}x{}".format(*size)
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """Names an engine by its identity: readable first, then a hash of all of it."""
+    frames = "-".join(map(str, identity["frames"])) or "any"
+    words = [identity["model"], identity["backend"], identity["dtype"], f"f{frames}", size_words(identity["size"])]
+    return "-".join([*words, digest_of(identity)[:HASH_LENGTH]])
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built engine whose files were checked against its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @staticmethod
+    def open(folder: str | Path) -> "Artifact":
+        """Reads an engine's folder, or one of that name among the engines.
+
+        Raises EngineError for a folder that others may write, or whose manifest or files are damaged: before any library reads
+        them, since an engine is code.
+        """
+        path = Path(folder)
+        if not path.is_dir() and len(path.parts) == 1 and (engines_root() / path).is_dir():
+            path = engines_root() / path
+        if not path.is_dir():
+            raise EngineError(
+                f"there is no engine at {folder}; build one with `vstar-engine build`, list them with `vstar-engine engines`"
+            )
+        _check_private(path)
+        manifest = read_manifest(path, KIND, EngineError, "vstar-engine build")
+        if "sha256" not in manifest:
+            raise EngineError(f"{path / MANIFEST} was altered: it states no sha256 of itself")
+        return Artifact(path, manifest)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.manifest["identity"]
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry["bytes"] for entry in self.manifest["files"])
+
+    @property
+    def most_frames(self) -> int:
+        return max(self.identity["frames"], default=MAX_FRAMES)
+
+    def file(self, name: str) -> Path:
+        """Gives the path of a file that the manifest lists; EngineError where it lists none."""
+        if name not in (entry["name"] for entry in self.manifest["files"]):
+            raise EngineError(f"{self.folder} holds no {name}; rebuild it: {self.command()}")
+        return self.folder / name
+
+    def command(self, **changed: Any) -> str:
+        """Gives the command that builds this engine again, with `changed` parts of its identity."""
+        made = {**self.identity, **changed}
+        words = ["vstar-engine", "build", "--backend", made["backend"], "--model", made["model"]]
+        if self.manifest["weights_path"]:
+            words += ["--weights", self.manifest["weights_path"]]
+        if made["frames"]:
+            words += ["--frames", ",".join(map(str, made["frames"]))]
+        words += ["--size", size_words(made["size"]), "--batch", str(made["batch"]), "--dtype", made["dtype"]]
+        words += ["--device", made["device"].split()[0] if made["device"].startswith("cpu") else "cuda"]
+        for name, value in made["options"].items():
+            words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
+        return shlex.join([*words, "--out", str(self.folder), "--force"])
+
+    def check(self, **wanted: Any) -> None:
+        """Raises EngineError, with the command to rebuild, for the first part of the identity that is not as wanted."""
+        for part, value in wanted.items():
+            built = self.identity[part]
+            if part == "versions":
+                changed = [
+                    f"{name} {built.get(name)} where {now} is installed"
+                    for name, now in value.items()
+                    if built.get(name) != now
+                ]
+                if changed:
+                    raise EngineError(f"{self.folder} was built with {', '.join(changed)}; rebuild it: {self.command()}")
+            elif built != value:
+                short = (str(x)[:HASH_LENGTH] if part in ("weights", "kernel") else x for x in (built, value))
+                said = "{} was built for {} {}, not {}".format(self.folder, CALLED[part], *short)
+                raise EngineError(f"{said}; rebuild it: {self.command()}")
+
+    def check_clip(self, frames: int, size: tuple[int, int], rows: int) -> None:
+        """Raises EngineError, naming what to build, for a clip (size in pixels) or a batch that the engine does not take."""
+        if frames > self.most_frames:
+            said = f"{self.folder} takes at most {self.most_frames} frames, got {frames}"
+            longer = self.command(frames=[*self.identity["frames"], frames])
+            raise EngineError(f"{said}; build one with a bucket for them: {longer}")
+        built = self.identity["size"]
+        if built is not None and list(built) != list(size):
+            said = f"{self.folder} is for {size_words(built)}, got {size_words(size)}"
+            raise EngineError(f"{said}; build one: {self.command(size=list(size))}")
+        if rows > self.identity["batch"]:
+            said = f"{self.folder} takes a batch of {self.identity['batch']}, got {rows}"
+            raise EngineError(f"{said}; use --no-batch-guidance or build one: {self.command(batch=rows)}")
+
+
+def _check_private(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid not in (os.getuid(), 0):
+        raise EngineError(f"{folder} belongs to another user; an engine is code, so build your own")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise EngineError(
+            f"{folder} can be written by other users; an engine is code: chmod {PRIVATE:o} {shlex.quote(str(folder))}"
+        )
+
+
+def engines(root: Path) -> Iterator[Artifact | EngineError]:
+    """Yields each engine below `root` by name, or what is wrong with it."""
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if folder.is_dir() and not folder.name.startswith("."):
+            try:
+                yield Artifact.open(folder)
+            except EngineError as error:
+                yield error
+
+
+def remove(folder: str | Path) -> Path:
+    """Removes an engine's folder; EngineError for anything else."""
+    path = Path(folder)
+    if not path.is_dir() and len(path.parts) == 1:
+        path = engines_root() / path
+    if not (path / MANIFEST).is_file():
+        raise EngineError(f"there is no engine at {folder}; `vstar-engine engines` lists them")
+    if f'"{KIND}"' not in (path / MANIFEST).read_text(errors="replace"):
+        raise EngineError(f"{path} is no engine: its {MANIFEST} describes something else")
+    shutil.rmtree(path)
+    return path
