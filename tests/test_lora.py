@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vstar_engine import bundled
+from vstar_engine import Engine, Sampling, bundled
 from vstar_engine.checkpoint import UNET, Weights
+from vstar_engine.cli import main
 from vstar_engine.config import model_named
 from vstar_engine.errors import CheckpointError
 from vstar_engine.lora import Adapted, Lora, layer_shapes, names
+from vstar_engine.provenance import command_for
 
 MINI = model_named("mini").unet
 TO_Q = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
@@ -186,7 +188,64 @@ def test_a_damaged_file_is_refused(tmp_path):
         Lora.read(tmp_path / "lora.safetensors", MINI)
 
 
-def test_parts_of_a_text_tower_are_named(tmp_path):
+def test_parts_of_a_text_tower_are_named(tmp_path, caplog):
     text = "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
     save_file(kohya(factors([TO_Q])) | {text: torch.zeros(3, 3)}, tmp_path / "lora.safetensors")
-    assert Lora.read(tmp_path / "lora.safetensors", MINI).text == (text,)
+    Lora.read(tmp_path / "lora.safetensors", MINI)
+    assert f"1 tensors for a text tower ({text})" in caplog.text
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_file(kohya(factors(LAYERS)), tmp_path / "a lora.safetensors")
+    return str(tmp_path / "a lora.safetensors")
+
+
+def test_a_strength_is_read_after_a_colon(file):
+    assert [Lora.parse(text, MINI).strength for text in (file, f"{file}:0.5", f"{file}:-2")] == [1.0, 0.5, -2.0]
+    for wrong in ("much", "nan", ""):
+        with pytest.raises(ValueError, match="FILE or FILE:STRENGTH"):
+            Lora.parse(f"{file}:{wrong}", MINI)
+
+
+def test_a_fingerprint_knows_files_and_strengths(file):
+    base = Weights(bundled.FOLDER / "mini")
+    prints = [Adapted(base, [Lora.parse(text, MINI)]).fingerprint() for text in (file, f"{file}:0.5", file)]
+    assert prints[0] == prints[2]
+    assert len({base.fingerprint(), *prints}) == 3
+
+
+def test_an_engine_takes_loras_and_gives_them_back_to_the_bit(file, tmp_path):
+    engine = Engine.load("mini", loras=[f"{file}:0.5"])
+    adapted = {name: value.clone() for name, value in engine.denoiser.state_dict().items()}
+    video = engine.generate("winter", frames=2, sampling=Sampling(steps=1))
+    assert video.provenance["loras"][0]["lora"] == f"{file}:0.5"
+    assert f"'--lora={file}:0.5'" in command_for(video.provenance)
+    engine.adapt()
+    plain = Engine.load("mini").denoiser.state_dict()
+    assert all(torch.equal(value, plain[name]) for name, value in engine.denoiser.state_dict().items())
+    assert "loras" not in engine.generate("winter", frames=2, sampling=Sampling(steps=1)).provenance
+    engine.adapt([f"{file}:0.25", f"{file}:0.25"])
+    now = engine.denoiser.state_dict()
+    changed = {name for name in now if not torch.equal(now[name], plain[name])}
+    assert len(changed) == len(LAYERS)
+    assert all(torch.allclose(now[name], adapted[name], atol=1e-6) for name in now)
+
+
+def test_an_engine_keeps_what_it_has_where_a_lora_does_not_fit(file, tmp_path):
+    engine = Engine.load("mini", loras=[file])
+    before = {name: value.clone() for name, value in engine.denoiser.state_dict().items()}
+    save_file(planted(factors([TO_Q]), "other width"), tmp_path / "other.safetensors")
+    huge = factors([PROJ])
+    save_file(kohya({PROJ: (1e30 * huge[PROJ][0], 1e30 * huge[PROJ][1])}), tmp_path / "huge.safetensors")
+    for name, said in (("other", "where the weight is"), ("huge", "NaN or infinite")):
+        with pytest.raises(CheckpointError, match=said):
+            engine.adapt([str(tmp_path / f"{name}.safetensors")])
+        assert all(torch.equal(value, before[name]) for name, value in engine.denoiser.state_dict().items())
+        assert [str(lora) for lora in engine.loras] == [f"{file}:1"]
+
+
+def test_the_command_line_refuses_what_does_not_fit(tmp_path, capsys):
+    code = main(["generate", "--model", "mini", "--states", "winter", "--lora", str(tmp_path / "none.safetensors")])
+    assert code == 3
+    assert "there is no LoRA at" in capsys.readouterr().err

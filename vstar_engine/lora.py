@@ -4,9 +4,12 @@ A layer's weight W becomes W + strength * alpha / rank * up @ down, in float32, 
 to take a LoRA out, the weights are read again, so that what comes back is exactly what was there.
 """
 
+import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,11 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .artifacts import sha256
+from .artifacts import digest_of, sha256
 from .checkpoint import UNET, Weights, check_finite, listing, module_shapes
 from .config import UNetSpec
 from .errors import CheckpointError
 from .unet import UNet
+
+log = logging.getLogger(__name__)
 
 # how a layer's parts are called: kohya, PEFT, and diffusers' two older ways
 PART = re.compile(
@@ -58,16 +63,32 @@ class Layer:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file read for one UNet: changes by official layer name, and what it has for a text tower."""
+    """A LoRA file read for one UNet: its changes by official layer name."""
 
     path: Path
     strength: float
     layers: Mapping[str, Layer] = field(repr=False)
-    text: Sequence[str] = field(default=(), repr=False)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return sha256(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.strength:g}"
+
+    @staticmethod
+    def parse(text: str, spec: UNetSpec) -> "Lora":
+        """Reads FILE or FILE:STRENGTH; ValueError for a strength that is no finite number."""
+        name, colon, strength = text.rpartition(":")
+        if not colon or Path(text).is_file():
+            return Lora.read(text, spec)
+        try:
+            amount = float(strength)
+        except ValueError:
+            amount = math.nan
+        if not math.isfinite(amount):
+            raise ValueError(f"a LoRA is FILE or FILE:STRENGTH with a finite strength, got {text!r}")
+        return Lora.read(name, spec, amount)
 
     @staticmethod
     def read(path: str | Path, spec: UNetSpec, strength: float = 1.0) -> "Lora":
@@ -75,7 +96,9 @@ class Lora:
 
         Raises CheckpointError for a file that is damaged, of another kind (LoHa, LoKr, DoRA ...) or made for another network.
         """
-        path = Path(path)
+        path = Path(path).absolute()
+        if not path.is_file():
+            raise CheckpointError(f"there is no LoRA at {path}")
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
@@ -102,7 +125,9 @@ class Lora:
         layers = {known[layer]: _layer(path, layer, found, shapes[known[layer]]) for layer, found in parts.items()}
         if not layers:
             raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
-        return Lora(path, float(strength), layers, tuple(text))
+        if text:
+            log.warning("%s also has %d tensors for a text tower (%s); the text tower stays as it is", path, len(text), text[0])
+        return Lora(path, float(strength), layers)
 
 
 def bare(layer: str) -> str:
@@ -175,23 +200,26 @@ def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int,
     return Layer(down, up, float(parts["alpha"]) / rank if "alpha" in parts else 1.0)
 
 
-class Adapted(Mapping[str, Tensor]):
-    """Weights with LoRAs merged in as they are read; a layer that several change gets their sum."""
+class Adapted(Weights):
+    """Weights with LoRAs merged in as they are read; a layer that several change gets the sum of their changes."""
 
     def __init__(self, weights: Weights, loras: Sequence[Lora]):
-        self.weights, self.loras = weights, loras
+        self.weights, self.loras = weights, tuple(loras)
         self.path, self.manifest = weights.path, weights.manifest
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.weights[name]
-        layer = name.removeprefix(UNET).removesuffix(".weight") if name.startswith(UNET) and name.endswith(".weight") else None
-        changes = [(lora.strength, lora.layers[layer]) for lora in self.loras if layer in lora.layers]
-        if not changes:
-            return tensor
-        return tensor.float() + sum((strength * layer.delta(tensor.shape) for strength, layer in changes), torch.zeros(()))
+        tensor, layer = self.weights[name], name.removeprefix(UNET).removesuffix(".weight")
+        for lora in self.loras if name == f"{UNET}{layer}.weight" else ():
+            if layer in lora.layers:
+                tensor = tensor.float() + lora.strength * lora.layers[layer].delta(tensor.shape)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def fingerprint(self) -> str:
+        """Names the merged tensors by the weights', the files' and the strengths."""
+        return digest_of([self.weights.fingerprint(), [[lora.sha256, lora.strength] for lora in self.loras]])
