@@ -61,6 +61,7 @@ def build(
                 "identity": wanted,
                 "facts": facts,
                 "weights_path": None if weights.path.is_relative_to(bundled.FOLDER) else str(weights.path.absolute()),
+                "loras": [str(lora) for lora in getattr(weights, "loras", ())],
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "made_by": {"vstar-engine": __version__, "torch": torch.__version__},
                 "seconds": round(seconds, 1),

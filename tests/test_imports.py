@@ -15,7 +15,7 @@ ORDER = [
     ["built"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
-    ["convert", "synthetic"],
+    ["convert", "synthetic", "lora"],
     ["bundled", "backends", "export"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "bench"],

@@ -17,7 +17,7 @@ from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
 from .export.settings import MAX_BATCH, OPSET, Settings
-from .generate import add_text_options
+from .generate import add_lora_option, add_text_options
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"
@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     built = [name for name in BACKENDS if name != EAGER]
     parser.add_argument("--backend", required=True, help=f"one of {', '.join(built)}")
     add_text_options(parser)
+    add_lora_option(parser)
     parser.add_argument("--frames", default=ANY, metavar="N,N,...", help="lengths to build for (default %(default)s up to 512)")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help=f"pixels, or {ANY} (default: the model's own)")
     parser.add_argument(
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs `build`."""
     settings = settings_from(args)
     builder_named(settings.backend)
-    weights = open_weights(settings.spec, args.weights)
+    weights = open_weights(settings.spec, args.weights, args.lora or ())
     if args.dry_run:
         return _plan(args, settings, place(settings, weights, args.out))
     start = time.perf_counter()

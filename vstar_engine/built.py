@@ -102,6 +102,7 @@ class Artifact:
         words = ["vstar-engine", "build", "--backend", made["backend"], "--model", made["model"]]
         if self.manifest["weights_path"]:
             words += ["--weights", self.manifest["weights_path"]]
+        words += [f"--lora={lora}" for lora in self.manifest["loras"]]
         if made["frames"]:
             words += ["--frames", ",".join(map(str, made["frames"]))]
         words += ["--size", size_words(made["size"]), "--batch", str(made["batch"]), "--dtype", made["dtype"]]

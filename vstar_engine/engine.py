@@ -21,10 +21,12 @@ from .config import Request, Sampling, Spec, Tar, model_named
 from .device import device_named, dtype_named
 from .embeddings import Embeddings
 from .errors import CheckpointError
+from .lora import Adapted, Lora
 from .sampling import Denoise, sample
 from .schedule import Schedule
 from .text import TextTower, spread, tokenize
 from .timeline import Position
+from .unet import UNet
 from .vae import Vae
 from .video import Video, to_bytes
 
@@ -49,10 +51,13 @@ class Engine:
         text_hash: str | None,
         vocabulary: Set[str] = frozenset(),
         artifact: Artifact | None = None,
+        path: Path | None = None,
+        loras: Sequence[Lora] = (),
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
         self.artifact = artifact  # the built engine that `denoiser` runs; none in eager
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
+        self.path, self.loras = path, tuple(loras)  # where the weights lie, and what is merged into the UNet's
         self.text_hash = text_hash
         self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
@@ -66,12 +71,14 @@ class Engine:
         spatial_attention: str = "sdpa",
         text: str | None = "weights",
         engine: str | Path | Artifact | None = None,
+        loras: Sequence[str] = (),
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
         `engine` is a folder made by `vstar-engine build`: its back end runs the UNet, and it says which model, weights, device
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
-        text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`.
+        text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
+        FILE:STRENGTH, merged into the UNet; a built engine has its own in it.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -88,7 +95,7 @@ class Engine:
                 f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
                 "and give its folder as engine"
             )
-        tensors = open_weights(spec, choice.weights)
+        tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
             artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
         with torch.device("meta"):
@@ -106,7 +113,30 @@ class Engine:
         source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
         vae = vae.eval().requires_grad_(False)
         vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
-        return Engine(spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact)
+        merged = tensors.loras if isinstance(tensors, Adapted) else ()
+        return Engine(
+            spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact, tensors.path, merged
+        )
+
+    def adapt(self, loras: Sequence[str] = ()) -> None:
+        """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
+
+        Raises CheckpointError for a file that does not fit, and the UNet stays as it was; ValueError for a built engine.
+        """
+        if self.artifact is not None or not isinstance(self.denoiser, UNet):
+            raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
+        before = [str(lora) for lora in self.loras]
+        try:
+            self._refill(self.denoiser, loras)
+        except CheckpointError:
+            self._refill(self.denoiser, before)
+            raise
+
+    def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
+        """Reads the UNet's weights again, with LoRAs merged in."""
+        tensors = open_weights(self.spec, self.path, loras)
+        checkpoint.load(unet, tensors, checkpoint.UNET, device=self.device, dtype=self.dtype)
+        self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
 
     def generate(
         self,
@@ -258,7 +288,9 @@ class Engine:
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
         if self.artifact is not None:
             run |= {"backend": self.artifact.identity["backend"], "built": self.artifact.name}
-        held = {} if embeddings is None else {"embeddings": embeddings.file}
+        held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
+        if self.loras:
+            held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]
         return {**made, "request": asdict(request), **held, **run}
 
 
@@ -299,13 +331,13 @@ def check_clip(artifact: Artifact, request: Request) -> None:
     artifact.check_clip(request.frames, request.size, 2 if batched else 1)
 
 
-def open_weights(spec: Spec, weights: str | Path | None) -> checkpoint.Weights:
-    """Opens a folder of weights, or a model's own; CheckpointError where they are damaged or another model's."""
+def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
+    """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
     made_for = tensors.manifest.get("model", spec.name)
     if made_for != spec.name:
         raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {spec.name}")
-    return tensors
+    return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 
 def load_text(

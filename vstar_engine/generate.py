@@ -72,8 +72,15 @@ def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> No
         add("backend", f"one of {', '.join(BACKENDS)}")
 
 
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --lora."""
+    said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_text_options(parser, unset=True)
+    add_lora_option(parser)
     parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
     parser.add_argument(
         "--spatial-attention", default="sdpa", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
@@ -258,7 +265,7 @@ def run(args: argparse.Namespace) -> int:
     requests = requests_for(found)
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact)
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or ())
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

@@ -12,6 +12,7 @@ def command_for(provenance: dict[str, Any]) -> str:
     words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
     if provenance["model"] not in BUNDLED:
         words += ["--weights", "DIR"]
+    words += [f"--lora={one['lora']}" for one in provenance.get("loras", ())]
     words += _heard(provenance)
     height, width = request["size"]
     words += ["--frames", str(request["frames"]), "--size", f"{height}x{width}", "--seed", str(request["seed"])]
