@@ -8,6 +8,7 @@ from typing import Any
 
 COMMANDS = {
     "kernels": "every op the project fuses, against the ways to compute it without",
+    "pipeline": "a video by stage, the engine against clean baselines, the ladder from the published behaviour, a profile",
 }
 
 

@@ -25,6 +25,10 @@ BANDWIDTH, MATRIX = "bandwidth ceiling", "matrix ceiling"
 USABLE = 0.8
 
 
+class NotHere(Exception):
+    """A provider says nothing about this run: it would be another's, or the device has no such thing."""
+
+
 @dataclass(frozen=True)
 class Ceiling:
     """A call that does as much of one thing as this machine can, and how much that is (bytes or FLOPs)."""
@@ -173,6 +177,8 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
         peak = peak_bytes(call, contest.device) if provider.traced or contest.device.type == "cuda" else None
     except MissingLibrary as missing:
         return replace(row, status=ABSENT, note=str(missing)), None
+    except NotHere as reason:
+        return replace(row, status=SKIPPED, note=str(reason)), None
     except FAILURES as failure:
         return replace(row, status=FAILED, note=sentence(failure)), None
     return replace(row, numbers={"error": error, "first_call": first, "peak_bytes": peak, **provider.facts}), call

@@ -84,7 +84,7 @@ def transformer_by_passes(module: Any, attend: Attend, x: Tensor, g: Tensor | No
         value, gated = linear(block.norm3(h), gate.weight, gate.bias).chunk(2, dim=-1)
         h = linear(value * gelu(gated), out.weight, out.bias) + h
     h = linear(h, module.proj_out.weight.flatten(1), module.proj_out.bias)
-    return h.view(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2).contiguous() + x
+    return x + h.view(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2)
 
 
 def transformer_contest(
