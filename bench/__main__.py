@@ -1,31 +1,36 @@
-"""Runs one measurement: `python -m vstar_engine.bench NAME --help`."""
+"""Runs `vstar-engine bench` where the engine is not installed: `python -m vstar_engine.bench WHAT --help`."""
 
-import argparse
-from importlib import import_module
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from vstar_engine.errors import VstarError
+from vstar_engine.options import Parser
 
-COMMANDS = {
-    "kernels": "temporal attention on this CPU against the published path and PyTorch's own attention",
-    "transformer": "the temporal transformer on this CPU against the published passes",
-    "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",
-    "unet": "one forward of the UNet: time, FLOP/s, peak memory and where the time goes",
-}
+from . import command
+
+BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command and gives its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, words in COMMANDS.items():
-        module = import_module(f"vstar_engine.bench.{name}")
-        module.add_arguments(commands.add_parser(name, help=words, description=module.__doc__))
-    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return import_module(f"vstar_engine.bench.{args.command}").run(args)
+        parser = Parser(prog="python -m vstar_engine.bench", description=command.__doc__)
+        command.add_options(parser)
+        return command.run(parser.parse_args(words), words)
+    except KeyboardInterrupt:
+        print("vstar-engine: interrupted; the rows so far are kept and marked", file=sys.stderr)
+        return INTERRUPTED
     except (VstarError, ValueError) as error:
-        print(f"error: {error}")
-        return error.exit_code if isinstance(error, VstarError) else 2
+        print(f"vstar-engine: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, VstarError) else BAD_SETTING
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
 
 
 if __name__ == "__main__":

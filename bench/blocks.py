@@ -42,12 +42,14 @@ def _temporal_attention_flops(q: Sequence[int], k: Sequence[int], *_: object, **
     return 4 * batch * positions * heads * head_dim * frames * k[1]
 
 
+FLOP_FORMULAS = {torch.ops.vstar.temporal_attention: _temporal_attention_flops}
+
+
 def count_flops(spec: UNetSpec, inputs: Sequence[Tensor]) -> dict[str, float]:
     """Gives the FLOPs (two a multiply-add) of one forward by kind of block, and under "whole" their sum."""
     with torch.device("meta"):
         unet = UNet(spec).to(inputs[0].dtype)
-    formulas = {torch.ops.vstar.temporal_attention: _temporal_attention_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     with counter, torch.no_grad():
         unet(*(x.to("meta") for x in inputs))
     modules = counter.get_flop_counts()

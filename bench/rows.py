@@ -1,51 +1,154 @@
-"""Results as JSON lines: one row a variant, on disk before the next one starts."""
+"""Results as JSON lines: one row a provider, on disk before the next one starts, and a last row that says the run ended.
+
+A row: schema, run, at, command, suite, case (what was asked for), provider (who answered), dtype, device, status, note, numbers
+(seconds, bytes, shares), ceilings (of the same contest) and machine. A run without its last row was interrupted.
+"""
 
 import json
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from .timing import machine
+from .machine import machine
+
+SCHEMA = 2
+OK, WRONG, ABSENT, FAILED, SKIPPED = "ok", "WRONG", "not installed", "failed", "skipped"
+COMPLETE, INTERRUPTED = "complete", "interrupted"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider's answer to one case. `status` is OK or says why there are no numbers, `note` in a sentence."""
+
+    suite: str
+    case: Mapping[str, Any]
+    provider: str
+    dtype: str = ""
+    device: str = ""
+    status: str = OK
+    note: str | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    at: str = ""
+    command: str = ""
+    outcome: str = COMPLETE
+
+    @property
+    def key(self) -> str:
+        """Names what two runs may compare."""
+        return json.dumps([self.suite, sorted(self.case.items()), self.provider, self.dtype, self.device])
+
+    @property
+    def title(self) -> str:
+        words = " ".join(f"{name} {value}" for name, value in self.case.items())
+        return f"{self.suite}: {words}: {self.provider}"
 
 
 class Rows:
-    """Appends rows to a file, flushed one by one, and prints each; remembers what failed."""
+    """Appends a run's rows to a file, flushed one by one, and prints each; remembers what went wrong."""
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, command: str):
         self.path = path
         self.machine = machine()
+        self.command = command
+        self.run = f"{time.time_ns():x}-{os.getpid():x}"
         self.failures: list[str] = []
+        if path is not None and path.exists():
+            read([path])
+            whole = path.read_text().rpartition("\n")
+            path.write_text(whole[0] + whole[1])  # without a line that was cut off
+        elif path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, params: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-        """Records what a variant measured."""
-        self._append({"name": name, "params": params, "numbers": numbers, "error": None})
+    def __enter__(self) -> "Rows":
+        return self
 
-    def fail(self, name: str, params: Mapping[str, Any], error: str) -> None:
-        """Records in a sentence why a variant has no numbers."""
-        self.failures.append(name)
-        self._append({"name": name, "params": params, "numbers": {}, "error": error})
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._append({"outcome": COMPLETE if kind is None else INTERRUPTED})
 
-    def skip(self, name: str, params: Mapping[str, Any], reason: str) -> None:
-        """Records a variant that was not tried; that is no failure."""
-        self._append({"name": name, "params": params, "numbers": {}, "error": f"skipped: {reason}"})
+    def write(self, row: Row) -> None:
+        """Records a row of this run."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        row = replace(row, machine=self.machine, run=self.run, at=at, command=self.command)
+        if row.status in (WRONG, FAILED):
+            self.failures.append(row.title)
+        content = asdict(row)
+        del content["outcome"]
+        self._append(content)
+        print(f"{row.title}: {words(row)}", flush=True)
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, content: Mapping[str, Any]) -> None:
         if self.path is not None:
             with self.path.open("a") as file:
-                file.write(json.dumps({**row, "machine": self.machine}) + "\n")
-        print(f"{row['name']}: {row['error'] or _words(row['numbers'])}", flush=True)
+                file.write(json.dumps({"schema": SCHEMA, "run": self.run, **content}) + "\n")
 
 
-def _words(numbers: Mapping[str, Any]) -> str:
-    tables = {key: value for key, value in numbers.items() if isinstance(value, Mapping)}
-    words = [", ".join(f"{key} {_short(value)}" for key, value in numbers.items() if key not in tables)]
-    for key, table in tables.items():
-        words.append(f"  {key}: " + ", ".join(f"{name} {_short(value)}" for name, value in table.items()))
-    return "\n".join(words)
+def read(paths: Iterable[Path]) -> list[Row]:
+    """Reads result files; rows of a run that did not end have the outcome `interrupted`.
+
+    Raises ValueError, with what would do, for a file that is not there or was written with another schema.
+    """
+    rows: list[Row] = []
+    ended: dict[str, str] = {}
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"no results at {path}; make some with `vstar-engine bench kernels --out {path}`")
+        for content in _lines(path):
+            schema = content.pop("schema", 1)
+            if schema != SCHEMA:
+                commit = str(content.get("machine", {}).get("commit"))[:12]
+                raise ValueError(
+                    f"{path} was written with schema {schema} and this is schema {SCHEMA}: measure again into another file, "
+                    f"or read it with the version that wrote it (commit {commit})"
+                )
+            if "outcome" in content:
+                ended[content["run"]] = content["outcome"]
+            else:
+                rows.append(Row(**content))
+    return [replace(row, outcome=ended.get(row.run, INTERRUPTED)) for row in rows]
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # cut off while it was written: the run has no last row either
+                return
+            raise ValueError(f"{path}, line {number}, is not JSON ({error}): not a results file") from error
+
+
+def words(row: Row) -> str:
+    """Says what a row found."""
+    if row.status != OK:
+        return row.status + (f", {row.note}" if row.note else "")
+    numbers = row.numbers
+    said = []
+    if "median" in numbers:
+        said.append(f"{seconds(numbers['median'])} [{seconds(numbers['p20'])}, {seconds(numbers['p80'])}]")
+    for name, what in (("share_of_bandwidth", "bandwidth"), ("share_of_matrix", "matrix peak")):
+        if numbers.get(name) is not None:
+            said.append(f"{numbers[name]:.0%} of {what}")
+    if numbers.get("peak_bytes") is not None:
+        said.append(f"{numbers['peak_bytes'] / 2**20:.0f} MiB")
+    if numbers.get("error") is not None:
+        said.append(f"error {numbers['error']:.1e}")
+    return ", ".join(said) or ", ".join(f"{name} {value}" for name, value in numbers.items())
+
+
+def seconds(value: float) -> str:
+    """Writes a duration with three digits and its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value / size:.0f} {unit}"
+    return f"{value * 1e6:.3g} us"
 
 
 def sentence(error: BaseException) -> str:

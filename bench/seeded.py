@@ -1,33 +1,45 @@
-"""A full-size UNet and one sampling step's inputs, made from seeds on the device: speed needs no trained weights."""
+"""Networks of full size and one sampling step's inputs, made from seeds on the device: speed needs no trained weights."""
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vstar_engine.config import TAR_PRESETS, Sampling, Spec, UNetSpec
 from vstar_engine.tar import table
 from vstar_engine.unet import UNet
 
 GUIDANCE_BRANCHES = 2
+Network = TypeVar("Network", bound=nn.Module)
 LAYOUTS = ("channels_last", "contiguous")
 
 
-def seeded_unet(spec: UNetSpec, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> UNet:
-    """Builds a UNet on `device`: weights are normals of variance 1 / fan-in, norms 1, biases 0."""
-    with torch.device("meta"):
-        unet = UNet(spec)
-    unet = unet.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in unet.named_parameters():
+def fill(module: nn.Module, seed: int = 0) -> None:
+    """Draws weights where they lie: normals of variance 1 / fan-in, norms 1, biases 0."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
+    for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, math.prod(parameter.shape[1:]) ** -0.5, generator=generator)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-    return unet
 
 
-def lay_out(unet: UNet, layout: str) -> UNet:
+def seeded(make: Callable[[], Network], device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Network:
+    """Builds a network on `device`, without ever holding it elsewhere, and fills it."""
+    with torch.device("meta"):
+        module = make()
+    module = module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    fill(module, seed)
+    return module
+
+
+def seeded_unet(spec: UNetSpec, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> UNet:
+    return seeded(lambda: UNet(spec), device, dtype, seed)
+
+
+def lay_out(unet: Network, layout: str) -> Network:
     """Puts the convolutions' weights into one of LAYOUTS, which the hidden states then follow."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if layout == "channels_last" else {}
     for parameter in unet.parameters():

@@ -1,16 +1,16 @@
-"""The one timer: interleaved rounds on the device's own clock, and a description of the machine they ran on."""
+"""The one timer: interleaved rounds on the device's own clock, reduced to a median and the fifths around it."""
 
-import platform
-import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 import torch
+from torch.utils.benchmark import timer
 
 Mark = float | torch.cuda.Event
+
+MIN_ROUNDS = 3
+# how long one visit of Triton's timer warms up and repeats; it also empties the cache before every call
+VISIT_MILLISECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Timing:
 def mark() -> Mark:
     """Notes a moment on the GPU's clock in stream order, or on the host's where there is no GPU."""
     if not torch.cuda.is_available():
-        return time.perf_counter()
+        return timer()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
@@ -46,22 +46,54 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, Timing]:
+def seconds_of(call: Callable[[], object]) -> list[float]:
+    """Times one call."""
+    synchronize()
+    start = mark()
+    call()
+    return [seconds_between(start, mark())]
+
+
+def seconds_of_short(call: Callable[[], object]) -> list[float]:
+    """Times a call that may be shorter than its launch.
+
+    On a GPU by Triton's timer, which fills the stream before every call. On a CPU an untimed call of the same kind goes before:
+    what the kernel must map again depends on what the call before gave back to it.
+    """
+    if not torch.cuda.is_available():
+        call()
+        return seconds_of(call)
+    from triton.testing import do_bench
+
+    milliseconds = do_bench(call, warmup=VISIT_MILLISECONDS, rep=VISIT_MILLISECONDS, return_mode="all")
+    return [taken / 1e3 for taken in milliseconds]
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    limit: float = float("inf"),
+    clock: Callable[[Callable[[], object]], list[float]] = seconds_of,
+) -> dict[str, Timing]:
     """Times the variants in turn, round by round, so that a drift of the machine's clock meets all of them alike.
 
-    The caller has checked that their results are right. `warmup` untimed rounds, in the same order, come first.
+    The caller has checked that their results are right. `warmup` untimed rounds, in the same order, come first. After
+    MIN_ROUNDS no round starts that would end later than `limit` seconds after the first timed one.
     """
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup at least 0, got {rounds} and {warmup}")
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(warmup + rounds):
-        for name, call in variants.items():
-            synchronize()
-            start = mark()
+    for _ in range(warmup):
+        for call in variants.values():
             call()
-            taken = seconds_between(start, mark())
-            if i >= warmup:
-                seconds[name].append(taken)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    synchronize()
+    begun = timer()
+    for done in range(rounds):
+        if done >= MIN_ROUNDS and (timer() - begun) * (done + 1) / done > limit:
+            break
+        for name, call in variants.items():
+            seconds[name] += clock(call)
     return {name: summarise(taken) for name, taken in seconds.items()}
 
 
@@ -70,45 +102,3 @@ def summarise(seconds: list[float]) -> Timing:
     quantiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64))
     median, p20, p80 = quantiles.tolist()
     return Timing(median, p20, p80, len(seconds))
-
-
-def machine() -> dict[str, object]:
-    """Names the device, the library versions and the commit that a number belongs to; None for what is not there."""
-    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    changes = _git("status", "--porcelain")
-    return {
-        "gpu": gpu and gpu.name,
-        "gpu_memory": gpu and gpu.total_memory,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-    }
-
-
-def _cpu() -> str:
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text().splitlines() if table.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str | None:
-    root = Path(__file__).parent.parent
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,89 +1,134 @@
-"""The temporal transformer as a module against the published one's passes, with the same weights, on this CPU.
+"""The temporal transformer as a module against the published one's passes, with the same weights.
 
 The published passes copy to (B * P, T, C) and back, project q, k and v apart, copy the heads out and in, and materialise the
-logits, the bias, two softmaxes and the head mean.
+logits, the bias, two softmaxes and the head mean, which they keep.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
-from vstar_engine.config import TAR_PRESETS
-from vstar_engine.tar import table
+from vstar_engine.config import Spec
+from vstar_engine.kernels.temporal_attention import toeplitz_bias
+from vstar_engine.tar import toeplitz
 from vstar_engine.unet import TemporalTransformer
 
-from .kernels import published
-from .rows import Rows
-from .seeded import relative_error
-from .timing import interleave
+from .blocks import FLOP_FORMULAS
+from .contest import Contest, Provider, ceilings
+from .providers import check_ours, clean_core, gaussian_on_host, published_core
+from .seeded import relative_error, seeded
 
-LEVELS = {0: (320, 40, 64), 1: (640, 20, 32), 2: (1280, 10, 16)}
-REHEARSED = {0: (64, 4, 6)}
-ERROR_BUDGET = 1e-5
+# relative L2 against the published passes in a wider dtype
+ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+SIGMA = 1.0
+# q, k, v (N * heads, T, head_dim), heads -> like q
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def published_attention(attention: Any, x: Tensor, g: Tensor) -> Tensor:
-    """x (B * P, T, C): three projections, the published core, the output projection."""
-    heads = (linear(x, weight).unflatten(-1, (attention.heads, -1))[None] for weight in attention.to_qkv.weight.chunk(3))
-    q, k, v = (part.transpose(1, 2) for part in heads)  # (1, T, B * P, heads, head_dim)
-    out = published(q, k, v, g)[0].flatten(-2).transpose(0, 1)
+def as_published(sigma: float | None, keep: dict[str, Tensor], name: str) -> Attend:
+    """Attends as published: g rebuilt on the host in every call, the map kept."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        bias = None if sigma is None else gaussian_on_host(q.shape[1], sigma, q)
+        out, keep[name] = published_core(q, k, v, heads, bias)
+        return out
+
+    return attend
+
+
+def with_hoisted(bias: Tensor | None, keep: dict[str, Tensor], name: str) -> Attend:
+    """Attends as published, but that the bias is there."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        out, keep[name] = published_core(q, k, v, heads, None if bias is None else bias.to(q.dtype))
+        return out
+
+    return attend
+
+
+def without_waste(bias: Tensor | None) -> Attend:
+    """Attends by clean eager passes; where there is no bias, by PyTorch's own attention."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        if bias is None:
+            return scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return clean_core(q, k, v, bias.to(q.dtype))
+
+    return attend
+
+
+def attention_by_passes(attention: Any, x: Tensor, attend: Attend) -> Tensor:
+    """x (B * P, T, C): three projections, heads copied out, `attend`, heads copied in, the output projection."""
+    weights = attention.to_qkv.weight.flatten(1).chunk(3)
+    heads = attention.heads
+    q, k, v = (linear(x, weight).unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for weight in weights)
+    out = attend(q, k, v, heads).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
     return linear(out, attention.to_out[0].weight, attention.to_out[0].bias)
 
 
-def published_transformer(module: Any, x: Tensor, g: Tensor) -> Tensor:
-    """Runs `module`'s weights on x (B, C, T, H, W) by the published passes."""
+def transformer_by_passes(module: Any, attend: Attend, x: Tensor, g: Tensor | None = None) -> Tensor:
+    """Runs `module`'s weights on x (B, C, T, H, W) by the published passes; `attend` knows g."""
     batch, _, frames, height, width = x.shape
     h = module.norm(x).permute(0, 3, 4, 2, 1).flatten(0, 2).contiguous()
     h = linear(h, module.proj_in.weight.flatten(1), module.proj_in.bias)
     for block in module.transformer_blocks:
-        h = published_attention(block.attn1, block.norm1(h), g) + h
-        h = published_attention(block.attn2, block.norm2(h), g) + h
+        h = attention_by_passes(block.attn1, block.norm1(h), attend) + h
+        h = attention_by_passes(block.attn2, block.norm2(h), attend) + h
         gate, out = block.ff.net[0].proj, block.ff.net[2]
         value, gated = linear(block.norm3(h), gate.weight, gate.bias).chunk(2, dim=-1)
-        h = linear(value * torch.nn.functional.gelu(gated), out.weight, out.bias) + h
+        h = linear(value * gelu(gated), out.weight, out.bias) + h
     h = linear(h, module.proj_out.weight.flatten(1), module.proj_out.bias)
-    return h.view(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2).contiguous() + x
+    return x + h.view(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the lengths and the conditions."""
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append a row per variant to this file")
-    parser.add_argument("--rehearse", action="store_true", help="one tiny level, two rounds")
-    parser.add_argument("--frames", type=int, nargs="+", default=[16], help="default %(default)s")
-    parser.add_argument("--batch", type=int, default=2, help="default %(default)s")
-    parser.add_argument("--head-dim", type=int, default=64, help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
+def transformer_contest(
+    spec: Spec, size: tuple[int, ...], level: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
+) -> Contest:
+    """Sets the module at one level, on channels-last memory, against the same weights by passes."""
+    channels = spec.unet.model_channels * spec.unet.channel_mult[level]
+    heads, width = channels // spec.unet.head_dim, spec.unet.head_dim
+    groups = spec.unet.norm_groups
+    module = seeded(lambda: TemporalTransformer(channels, heads, width, groups=groups), device, dtype)
+    height, across = (side // spec.vae.factor >> level for side in size)
+    x = torch.randn(batch, frames, height, across, channels, device=device).to(dtype).permute(0, 4, 1, 2, 3)
+    g = toeplitz(frames, SIGMA)[None].to(device)
+    bias = toeplitz_bias(g, frames, frames)[0]
+    wide = WIDER[dtype]
+    exact = transformer_by_passes(module.to(wide), without_waste(bias), x.to(wide))
+    module = module.to(dtype)
+    kept: dict[str, Tensor] = {}
 
+    def ours() -> Callable[[], Tensor]:
+        check_ours(device)
+        return partial(module, x, g)
 
-@torch.no_grad()
-def run(args: argparse.Namespace) -> int:
-    """Measures what the flags say; 1 if the two disagree."""
-    rows, levels = Rows(args.out), REHEARSED if args.rehearse else LEVELS
-    torch.manual_seed(0)
-    for frames in args.frames:
-        for level, (channels, height, width) in levels.items():
-            module = TemporalTransformer(channels, channels // args.head_dim, args.head_dim).eval()
-            x = torch.randn(args.batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)  # channels-last
-            g = table(TAR_PRESETS["64D1_32D8"], len(LEVELS), frames, step=0)[:, level]
-            variants: dict[str, Callable[[], Tensor]] = {
-                "ours": partial(module, x, g),
-                "published passes": partial(published_transformer, module, x.contiguous(), g),
-            }
-            params = {"level": level, "channels": channels, "size": (height, width), "frames": frames, "batch": args.batch}
-            name = f"temporal_transformer/{frames}f/level {level}"
-            error = relative_error(variants["ours"](), variants["published passes"]())
-            if not error <= ERROR_BUDGET:
-                rows.fail(name, params, f"the two disagree by {error:.1e} relative L2")
-                continue
-            timings = interleave(variants, 2 if args.rehearse else args.rounds, warmup=1)
-            for variant, timing in timings.items():
-                ratio = timing.median / timings["ours"].median
-                numbers = {"seconds": timing.median, "p20": timing.p20, "p80": timing.p80, "times ours": ratio, "error": error}
-                rows.write(f"{name}/{variant}", params, numbers)
-    return 1 if rows.failures else 0
+    def passes(attend: Attend) -> Callable[[], Tensor]:
+        return partial(transformer_by_passes, module, attend, x.contiguous())
+
+    providers = [
+        Provider("ours", ours),
+        Provider("published passes", lambda: passes(as_published(SIGMA, kept, "map"))),
+        Provider("clean passes", lambda: passes(without_waste(bias))),
+    ]
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+        module(x, g)
+    case = {
+        "op": "temporal_transformer",
+        "level": level,
+        "frames": frames,
+        "batch": batch,
+        "shape": "x".join(map(str, x.shape)),
+    }
+    return Contest(
+        *("kernels", case, dtype, device, providers),
+        lambda name, answer: relative_error(answer, exact),
+        ERROR_BUDGET[dtype],
+        flops=float(counter.get_total_flops()),
+        ceilings=ceilings(device, dtype),
+    )

@@ -1,32 +1,39 @@
-"""The benchmark harness: its timer, its rows, and the rehearsal of what a GPU machine runs."""
+"""The benchmark harness: its timer, its rows, and how a contest treats the wrong, the missing and the failing."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from vstar_engine.bench import forward
-from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.blocks import count_flops
-from vstar_engine.bench.forward import REHEARSAL, ForwardBench, Variant
-from vstar_engine.bench.rows import Rows, sentence
-from vstar_engine.bench.seeded import LAYOUTS, seeded_unet, step_inputs
-from vstar_engine.bench.timing import interleave, machine, summarise
-from vstar_engine.config import MODELS
+from vstar_engine.bench import contest as contests
+from vstar_engine.bench.contest import Ceiling, Contest, Pace, Provider, hold
+from vstar_engine.bench.machine import machine
+from vstar_engine.bench.rows import ABSENT, FAILED, INTERRUPTED, OK, SKIPPED, WRONG, Row, Rows, read, seconds, sentence
+from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_short, summarise
+from vstar_engine.errors import MissingLibrary
 
-ROOT = Path(__file__).parent.parent
-# a GPU machine may lack these, so nothing that it runs may import them
-ABSENT = ("tokenizers", "ftfy", "av", "psutil", "tqdm", "PIL")
-
-COMPILED = "unet/2f/channels_last/compile"
+EXACT = torch.ones(4)
+COMMAND = "vstar-engine bench test"
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def right() -> Tensor:
+    return EXACT.clone()
+
+
+def contest(*providers: Provider, **more: object) -> Contest:
+    def error(name: str, answer: Tensor) -> float:
+        return float((answer - EXACT).norm() / EXACT.norm())
+
+    return Contest("test", {"frames": 4}, torch.float32, torch.device("cpu"), providers, error, 1e-3, **more)
+
+
+def held(path: Path, *providers: Provider, pace: Pace = Pace(rounds=1, warmup=0), **more: object) -> dict[str, Row]:  # noqa: B008
+    with Rows(path, COMMAND) as rows:
+        hold(contest(*providers, **more), rows, pace)
+    return {row.provider: row for row in read([path])}
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(3, 2), (1, 0)])
@@ -37,6 +44,10 @@ def test_interleave_takes_the_variants_in_turn(rounds: int, warmup: int) -> None
     assert "".join(calls) == "abc" * (rounds + warmup)
     assert list(timings) == list("abc")
     assert all(t.rounds == rounds and 0 <= t.p20 <= t.median <= t.p80 for t in timings.values())
+
+
+def test_interleave_ends_where_the_next_round_would_pass_its_limit() -> None:
+    assert interleave({"a": int}, rounds=99, warmup=0, limit=0.0)["a"].rounds == MIN_ROUNDS
 
 
 def test_interleave_on_a_gpu_reads_events_after_they_happened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +70,28 @@ def test_interleave_on_a_gpu_reads_events_after_they_happened(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("vstar_engine.bench.timing.timer", float)
     assert interleave({"a": lambda: log.append("call")}, rounds=1, warmup=0)["a"].median == 1.5
-    assert log == ["idle", "record", "call", "record", "wait", "read"]
+    assert log == ["idle", "idle", "record", "call", "record", "wait", "read"]
+
+
+def test_a_short_call_goes_to_tritons_timer_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing = pytest.importorskip("triton.testing")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def do_bench(call: Callable[[], object], warmup: int, rep: int, return_mode: str) -> list[float]:
+        assert return_mode == "all"
+        call()
+        return [2.0, 4.0]
+
+    monkeypatch.setattr(testing, "do_bench", do_bench)
+    assert seconds_of_short(int) == [0.002, 0.004]
+
+
+def test_a_short_call_on_a_cpu_follows_one_of_its_kind() -> None:
+    calls: list[int] = []
+    assert len(seconds_of_short(lambda: calls.append(1))) == 1
+    assert calls == [1, 1]
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(0, 1), (1, -1)])
@@ -78,68 +109,140 @@ def test_machine_names_what_numbers_belong_to() -> None:
     here = machine()
     assert here["torch"] == torch.__version__
     assert here["threads"] == torch.get_num_threads()
-    assert {"gpu", "cpu", "python", "triton", "commit", "dirty"} <= here.keys()
+    assert {"gpu", "driver", "cpu", "python", "triton", "numpy", "commit", "dirty", "load"} <= here.keys()
     assert json.loads(json.dumps(here)) == here
 
 
-@pytest.mark.parametrize(("frames", "tflop"), [(16, 12.58), (64, 50.54)])
-def test_flops_of_the_full_network(frames: int, tflop: float) -> None:
-    spec = MODELS["videocrafter2"]
-    both_branches = step_inputs(spec, spec.size, frames, "cpu", torch.float16)
-    counted = count_flops(spec.unet, both_branches)
-    assert counted["whole"] / 2e12 == pytest.approx(tflop, rel=5e-4)
-    assert sum(counted.values()) == pytest.approx(2 * counted["whole"])
-    assert all(part > 0 for part in counted.values())
+def test_a_wrong_answer_is_refused_and_never_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[str] = []
+
+    def spoiled() -> Tensor:
+        calls.append("wrong")
+        return 1.01 * right()
+
+    found = held(
+        tmp_path / "rows.jsonl", Provider("ours", lambda: right), Provider("spoiled", lambda: spoiled), pace=Pace(5, 2)
+    )
+    assert found["ours"].status == OK
+    assert found["ours"].numbers["median"] > 0
+    assert found["spoiled"].status == WRONG
+    assert found["spoiled"].numbers == {}
+    assert found["spoiled"].note == "relative L2 error 0.01, wanted at most 0.001"
+    assert calls == ["wrong"]
+    assert "test: frames 4: spoiled: WRONG, relative L2 error 0.01" in capsys.readouterr().out
 
 
-def test_a_seed_gives_the_same_weights_and_a_finite_forward() -> None:
-    spec = MODELS["mini"]
-    first, second, other = (seeded_unet(spec.unet, "cpu", torch.float32, seed) for seed in (0, 0, 1))
-    weights = [unet.middle_block[0].in_layers[2].weight for unet in (first, second, other)]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-    out = first(*step_inputs(spec, (32, 32), 2, "cpu", torch.float32))
-    assert out.isfinite().all()
-    assert 0.1 < out.std() < 10
+@pytest.mark.parametrize("answer", [torch.full((4,), torch.nan), torch.tensor([1.0, 1.0, 1.0, torch.inf])], ids=["nan", "inf"])
+def test_what_is_not_a_number_is_wrong(tmp_path: Path, answer: Tensor) -> None:
+    assert held(tmp_path / "rows.jsonl", Provider("ours", lambda: lambda: answer))["ours"].status == WRONG
 
 
-def test_a_failing_and_a_wrong_variant_become_rows_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ForwardBench.forward
+def test_missing_and_failing_providers_become_rows_and_the_others_run(tmp_path: Path) -> None:
+    def missing() -> Callable[[], Tensor]:
+        raise MissingLibrary("xformers is not installed")
 
-    def spoiled(bench: ForwardBench, variant: Variant) -> object:
-        call = real(bench, variant)
-        if variant.mode == "compile":
-            raise RuntimeError("the compiler gave up\nat length")
-        return call if variant.layout == LAYOUTS[0] else lambda: 1.001 * call()
+    def failing() -> Callable[[], Tensor]:
+        raise RuntimeError("the compiler gave up\nat length")
 
-    monkeypatch.setattr(ForwardBench, "forward", spoiled)
+    providers = [Provider("missing", missing), Provider("failing", failing), Provider("ours", lambda: right)]
+    found = held(tmp_path / "rows.jsonl", *providers)
+    assert (found["missing"].status, found["missing"].note) == (ABSENT, "xformers is not installed")
+    assert (found["failing"].status, found["failing"].note) == (FAILED, "RuntimeError: the compiler gave up")
+    assert found["ours"].status == OK
+
+
+def test_only_wrong_and_failed_rows_are_failures(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "rows.jsonl", COMMAND)
+    for status in (OK, ABSENT, SKIPPED, WRONG, FAILED):
+        rows.write(Row("test", {}, status, status=status))
+    assert rows.failures == ["test: : WRONG", "test: : failed"]
+
+
+def test_a_programming_error_is_not_a_row(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        held(tmp_path / "rows.jsonl", Provider("ours", lambda: lambda: {}["a"]))
+
+
+def test_what_would_not_fit_or_start_in_time_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contests, "free_bytes", lambda device: 2**30)
+    found = held(tmp_path / "rows.jsonl", Provider("large", lambda: right, needs=0.9 * 2**30), Provider("ours", lambda: right))
+    assert found["large"].status == SKIPPED
+    assert found["large"].note == "needs about 0.9 GiB of 1.0 that are free"
+    late = held(tmp_path / "late.jsonl", Provider("ours", lambda: right), pace=Pace.within(-1.0))
+    assert (late["ours"].status, late["ours"].note) == (SKIPPED, "0 s were left")
+
+
+def test_shares_are_of_ceilings_measured_in_the_same_contest(tmp_path: Path) -> None:
+    ceilings = {contests.BANDWIDTH: Ceiling(right, 100.0), contests.MATRIX: Ceiling(right, 1000.0)}
+    found = held(tmp_path / "rows.jsonl", Provider("ours", lambda: right), bytes=50.0, flops=50.0, ceilings=ceilings)
+    numbers, most = found["ours"].numbers, found["ours"].ceilings
+    assert numbers["bytes_per_second"] == 50.0 / numbers["median"]
+    assert numbers["share_of_bandwidth"] == pytest.approx(numbers["bytes_per_second"] / most["bytes_per_second"])
+    assert numbers["share_of_matrix"] == pytest.approx(numbers["flops_per_second"] / most["flops_per_second"])
+    assert numbers["floor"] == max(50.0 / most["bytes_per_second"], 50.0 / most["flops_per_second"])
+    assert most["bytes_per_second"] == 100.0 / found[contests.BANDWIDTH].numbers["median"]
+
+
+def test_memory_is_what_operators_allocate(tmp_path: Path) -> None:
+    found = held(tmp_path / "rows.jsonl", Provider("ours", lambda: lambda: torch.ones(1024, 1024).mean() * EXACT))
+    assert 4 * 2**20 <= found["ours"].numbers["peak_bytes"] < 5 * 2**20
+
+
+def test_rows_say_what_they_belong_to(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with torch.no_grad():
-        bench = ForwardBench(REHEARSAL, Rows(path))
-        bench.reference(2)
-        bench.contest([Variant(2, LAYOUTS[0], "eager"), Variant(2, LAYOUTS[1], "eager"), Variant(2, LAYOUTS[0], "compile")])
-    rows = {row["name"]: row for row in read(path)}
-    assert rows["unet/2f/channels_last/eager"]["numbers"]["median"] > 0
-    wrong, failed = rows["unet/2f/contiguous/eager"], rows["unet/2f/channels_last/compile"]
-    assert wrong["error"].startswith("WrongResult: WRONG, relative L2 error 0.001")
-    assert failed["error"] == "RuntimeError: the compiler gave up"
-    assert wrong["numbers"] == failed["numbers"] == {}
-    assert bench.rows.failures == [wrong["name"], failed["name"]]
+    row = held(path, Provider("ours", lambda: right))["ours"]
+    assert (row.suite, row.case, row.dtype, row.device, row.command) == ("test", {"frames": 4}, "float32", "cpu", COMMAND)
+    assert row.machine["torch"] == torch.__version__
+    assert row.outcome == "complete"
+    assert row.at
+    assert [json.loads(line)["schema"] for line in path.read_text().splitlines()] == [2, 2]
 
 
-def test_a_spent_budget_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit], ids=["interrupt", "terminate"])
+def test_an_interrupted_run_keeps_its_rows_and_says_so(tmp_path: Path, stop: type[BaseException]) -> None:
     path = tmp_path / "rows.jsonl"
-    assert main(["unet", "--rehearse", "--budget", "0", "--out", str(path)]) == 0
-    skipped = {row["name"] for row in read(path) if row["error"]}
-    plain = {*(f"unet/2f/{layout}/eager" for layout in LAYOUTS), f"unet/2f/{LAYOUTS[0]}/reference"}
-    assert skipped == {"reference/2f", "profile/2f", *plain, COMPILED}
-    assert f"{COMPILED}: skipped: 0 s of the budget's 0 are left" in capsys.readouterr().out
+
+    def cut() -> Callable[[], Tensor]:
+        raise stop
+
+    with Rows(path, COMMAND) as rows:
+        hold(contest(Provider("ours", lambda: right)), rows, Pace(1, 0))
+    both = [contest(Provider("first", lambda: right)), contest(Provider("ours", cut))]
+    with pytest.raises(stop), Rows(path, COMMAND) as rows:
+        any(hold(one, rows, Pace(1, 0)) is None for one in both)
+    assert [(row.provider, row.outcome) for row in read([path])] == [("ours", "complete"), ("first", INTERRUPTED)]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_missing_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["unet"]) == 6
-    assert capsys.readouterr().out == "error: device cuda is not here: PyTorch finds no GPU; use --device cpu\n"
+def test_a_run_that_was_killed_is_interrupted_too_and_the_file_can_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    killed = Rows(path, COMMAND)
+    killed.write(Row("test", {}, "ours"))
+    with path.open("a") as file:
+        file.write('{"schema": 2, "run": "half a li')
+    assert [row.outcome for row in read([path])] == [INTERRUPTED]
+    with Rows(path, COMMAND) as rows:
+        rows.write(Row("test", {}, "again"))
+    assert [(row.provider, row.outcome) for row in read([path])] == [("ours", INTERRUPTED), ("again", "complete")]
+
+
+def test_another_schema_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "old.jsonl"
+    path.write_text('{"name": "ours", "machine": {"commit": "0123456789abcdef"}}\n')
+    with pytest.raises(
+        ValueError, match=r"old.jsonl was written with schema 1 and this is schema 2: measure again .* 0123456789ab\)"
+    ):
+        read([path])
+    with pytest.raises(ValueError, match="schema 1"):
+        Rows(path, COMMAND)
+
+
+def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no results at .*absent.jsonl; make some with"):
+        read([tmp_path / "absent.jsonl"])
+    path = tmp_path / "README.md"
+    path.write_text("# words\nmore\n")
+    with pytest.raises(ValueError, match=r"line 1, is not JSON .*: not a results file"):
+        read([path])
 
 
 def test_a_row_names_the_first_line_of_an_error() -> None:
@@ -147,56 +250,6 @@ def test_a_row_names_the_first_line_of_an_error() -> None:
     assert sentence(RuntimeError()) == "RuntimeError: no message"
 
 
-def test_on_gpu_rehearsal(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
-    out = tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", str(ROOT / "bench/on_gpu.sh"), str(out), "--rehearse"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    files = list(out.iterdir())
-    assert len(files) <= 8
-    assert all(file.is_file() and file.stat().st_size < 16 * 2**20 for file in files)
-    assert "gpu_tests: exit code 0" in (out / "summary.txt").read_text()
-
-    rows = read(out / "unet.jsonl")
-    eager = [f"unet/2f/{layout}/eager" for layout in LAYOUTS]
-    plain = [*eager, f"unet/2f/{LAYOUTS[0]}/reference"]
-    assert [row["name"] for row in rows] == ["ceiling/matmul", *plain, "profile/2f", eager[0], COMPILED]
-    for row in rows:
-        assert row.keys() == {"name", "params", "numbers", "error", "machine"}
-        assert row["error"] is None
-        assert row["machine"]["torch"] == torch.__version__
-    for row in rows[1:4] + rows[5:]:
-        numbers = row["numbers"]
-        assert 0 < numbers["p20"] <= numbers["median"] <= numbers["p80"]
-        assert numbers["tflops"] > 0
-        assert numbers["error"] <= forward.ERROR_BUDGET[torch.float32]
-    shares = dict(rows[4]["numbers"]["share"])
-    assert shares.pop("whole") == 1
-    assert sum(shares.values()) == pytest.approx(1, abs=0.1)
-    assert {row["error"] for row in read(out / "kernels.jsonl")} == {None}
-
-
-def test_on_gpu_reports_a_failed_part_after_running_all(tmp_path: Path) -> None:
-    stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\necho "$@"\ncase "$*" in "-m pytest"*) exit 3;; esac\n')
-    stub.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(ROOT / "bench/on_gpu.sh"), str(tmp_path / "out")],
-        env={**os.environ, "PYTHON": str(stub)},
-        capture_output=True,
-    )
-    assert done.returncode == 1
-    summary = (tmp_path / "out/summary.txt").read_text()
-    assert "gpu_tests: exit code 3" in summary
-    assert "unet: exit code 0" in summary
-    assert "--rehearse" not in (tmp_path / "out/unet.log").read_text()
-
-
-def test_the_published_transformer_agrees_with_ours(tmp_path: Path) -> None:
-    assert main(["transformer", "--rehearse", "--out", str(tmp_path / "rows.jsonl")]) == 0
-    ours, published = read(tmp_path / "rows.jsonl")
-    assert ours["error"] is published["error"] is None
-    assert ours["numbers"]["error"] <= 1e-5
+@pytest.mark.parametrize(("value", "said"), [(1234.5, "1234 s"), (2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 us")])
+def test_durations_carry_their_unit(value: float, said: str) -> None:
+    assert seconds(value) == said

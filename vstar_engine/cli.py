@@ -1,4 +1,4 @@
-"""The command line: generate, synopsis, embed, build, engines, export, inspect, convert, verify and doctor.
+"""The command line: generate, synopsis, embed, build, engines, export, inspect, convert, verify, bench and doctor.
 
 Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
 memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, build, doctor, embed, generate, prompting
+from .bench import command as bench
 from .config import MODELS
 from .convert import SHARD_BYTES, convert
 from .device import DTYPES, device_named
@@ -83,6 +84,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     check.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
     check.add_argument("--json", action="store_true", help="print a JSON object per case")
+
+    measure = command("bench", bench.run, "measure speed against clean baselines and the machine's limits, report, compare")
+    bench.add_options(measure)
 
     has = command("doctor", run_doctor, "say what this machine has and what is missing")
     has.add_argument("--json", action="store_true", help="print a JSON list")

@@ -1,0 +1,28 @@
+"""`vstar-engine bench`: measure, report and compare. Also `python -m vstar_engine.bench`, which needs fewer libraries."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+COMMANDS = {
+    "kernels": "every op the project fuses, against the ways to compute it without",
+    "pipeline": "a video by stage, the engine against clean baselines, the ladder from the published behaviour, a profile",
+    "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",
+}
+
+
+def add_options(parser: Any) -> None:
+    """Adds a subcommand per thing that can be done."""
+    commands = parser.add_subparsers(dest="measurement", required=True, metavar="WHAT")
+    for name, words in COMMANDS.items():
+        module = import_module(f"vstar_engine.bench.{name}")
+        module.add_arguments(commands.add_parser(name, help=words, description=module.__doc__, allow_abbrev=False))
+
+
+def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
+    """Runs the subcommand and gives its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    args.command_line = " ".join(["vstar-engine bench", *words[words.index(args.measurement) :]])
+    return import_module(f"vstar_engine.bench.{args.measurement}").run(args)

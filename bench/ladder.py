@@ -1,0 +1,222 @@
+"""One sampling step, from the published behaviour to the engine's, by improvements that can each be left out."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vstar_engine.unet import CrossAttention, UNet
+from vstar_engine.vae import Vae
+
+from .contest import Contest, NotHere, Provider, ceilings
+from .providers import check_ours
+from .scene import ERROR_BUDGET, Scene
+from .seeded import relative_error, seeded
+from .transformer import Attend, as_published, with_hoisted, without_waste
+
+HOISTED, CLEAN, DTYPE, BATCHED, TEXT = "hoisted g", "no waste", "dtype", "batched guidance", "text K/V once"
+LAST, FUSED, COMPILE, AOTI, GRAPH = "channels-last", "fused kernel", "torch.compile", "AOTInductor", "CUDA graph"
+# in the order they are added; what each does
+IMPROVEMENTS = {
+    HOISTED: "the bias matrix is made once, not on the host in every call",
+    CLEAN: "no unused softmax and no attention maps kept; plain layers by PyTorch's own attention",
+    DTYPE: "the run's dtype instead of float32",
+    BATCHED: "both guidance branches in one batch",
+    TEXT: "the text's keys and values are computed once for all steps (the engine does not: too little to keep)",
+    LAST: "convolutions on channels-last memory",
+    FUSED: "temporal attention by our kernel, reading the fused projection in place",
+    COMPILE: "torch.compile, by default with its longest search",
+    GRAPH: "the step recorded as one CUDA graph",
+}
+BASELINE = frozenset({HOISTED, CLEAN, DTYPE, BATCHED, LAST})
+ENGINE = BASELINE | {FUSED}
+
+
+class Kept(nn.Module):
+    """Stands for a projection of the text and gives the result it had."""
+
+    def __init__(self, projection: nn.Module):
+        super().__init__()
+        self.projection: nn.Module | None = projection
+        self.result: Tensor | None = None
+
+    def forward(self, context: Tensor) -> Tensor:
+        if self.result is None:
+            assert self.projection is not None
+            self.result, self.projection = self.projection(context), None
+        return self.result
+
+
+class Step:
+    """Builds the step of a scene with any set of improvements; gives both branches' noise (2, C, T, H, W)."""
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+        self.built: dict[frozenset[str], Callable[[], Tensor]] = {}
+        self.packages: dict[frozenset[str], dict[str, Any]] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    def call(self, features: frozenset[str]) -> Callable[[], Tensor]:
+        """Gives the step as a call; built once."""
+        if features not in self.built:
+            self.built[features] = self._build(features)
+        return self.built[features]
+
+    def _build(self, features: frozenset[str]) -> Callable[[], Tensor]:
+        scene = self.scene
+        if GRAPH in features:
+            if scene.device.type != "cuda":
+                raise NotHere("a CUDA graph needs a GPU")
+            return recorded(self.call(features - {GRAPH}))
+        if FUSED in features:
+            check_ours(scene.device)
+        inputs = scene.inputs_as(scene.dtype if DTYPE in features else torch.float32)
+        branches = [inputs] if BATCHED in features else [_branch(inputs, i) for i in range(2)]
+        calls = [self._forward(features, branch) for branch in branches]
+        if len(calls) == 1:
+            return calls[0]
+        return lambda: torch.cat([call() for call in calls])
+
+    def _forward(self, features: frozenset[str], inputs: list[Tensor]) -> Callable[[], Tensor]:
+        unet: Any = self.network(features)
+        if TEXT in features:
+            for module in unet.modules():
+                if isinstance(module, CrossAttention):
+                    module.to_kv = Kept(module.to_kv)  # type: ignore[assignment]
+            unet(*inputs)
+        if AOTI in features:
+            unet = self._packaged(features, unet, inputs)
+        elif COMPILE in features:
+            search = {"mode": self.scene.mode} if self.scene.compiler == "inductor" else {}
+            unet = torch.compile(unet, backend=self.scene.compiler, fullgraph=True, dynamic=False, **search)
+        return partial(unet, *inputs)
+
+    def network(self, features: frozenset[str]) -> UNet:
+        """Gives the network that a set of improvements leads to, sharing its parameters with others."""
+        scene = self.scene
+        dtype = scene.dtype if DTYPE in features else torch.float32
+        unet = scene.unet(dtype, "channels_last" if LAST in features else "contiguous")
+
+        def attend(level: int | None) -> Attend:
+            if CLEAN in features:
+                return without_waste(scene.bias(level))
+            if HOISTED in features:
+                return with_hoisted(scene.bias(level), self.kept, str(level))
+            return as_published(scene.sigma(level), self.kept, str(level))
+
+        return scene.by_passes(unet, None if FUSED in features else attend)
+
+    def _packaged(self, features: frozenset[str], unet: UNet, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        """Exports, compiles and packages the network, loads the package, and notes what that took."""
+        begun = time.monotonic()
+        exported = torch.export.export(unet, tuple(inputs))
+        exporting = time.monotonic() - begun
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/unet.pt2"))
+            building = time.monotonic() - begun - exporting
+            self.packages[features] = {"export": exporting, "build": building, "package_bytes": path.stat().st_size}
+            return torch._inductor.aoti_load_package(str(path))
+
+    def provider(self, name: str, features: frozenset[str]) -> Provider:
+        """Names a set of improvements as a provider."""
+        facts: dict[str, Any] = {"features": sorted(features)}
+        if COMPILE in features:
+            facts["compiler"] = f"{self.scene.compiler}, {self.scene.mode}"
+
+        def prepare() -> Callable[[], Tensor]:
+            if name in (f"+ {DTYPE}", f"all but {DTYPE}") and self.scene.dtype == torch.float32:
+                raise NotHere("the run's dtype is float32")
+            call = self.call(features)
+            facts.update(self.packages.get(features, {}))
+            return call
+
+        return Provider(name, prepare, traced=not features & {COMPILE, AOTI, GRAPH}, facts=facts)
+
+    def with_preview(self) -> Provider:
+        """The published step with its preview: the whole clip decoded after every step."""
+        scene = self.scene
+
+        def prepare() -> Callable[[], Tensor]:
+            vae = seeded(lambda: Vae(scene.spec.vae, encoder=False), scene.device, torch.float32)
+            step = self.call(frozenset())
+
+            def call() -> Tensor:
+                noise = step()
+                vae.decode(noise[:1])
+                return noise
+
+            return call
+
+        return Provider("published, with preview", prepare)
+
+    def contest(self, part: str, providers: Iterable[Provider]) -> Contest:
+        """Sets providers against each other on this step."""
+        scene = self.scene
+        return Contest(
+            *("pipeline", {"part": part, **scene.case}, scene.dtype, scene.device, list(providers)),
+            lambda name, answer: relative_error(answer, scene.wanted),
+            ERROR_BUDGET[scene.dtype],
+            flops=scene.flops["whole"],
+            ceilings=ceilings(scene.device, scene.dtype),
+        )
+
+    def ladder(self, without: Iterable[str] = ()) -> Contest:
+        """The published step, then one improvement more at a time; those named in `without` are left out."""
+        added: list[str] = []
+        providers = [self.with_preview(), self.provider("published", frozenset())]
+        for name in IMPROVEMENTS:
+            if name not in without:
+                added.append(name)
+                providers.append(self.provider(f"+ {name}", frozenset(added)))
+        return self.contest("ladder", providers)
+
+    def ablation(self, without: Iterable[str] = ()) -> Contest:
+        """All improvements that need no compiler, then all but one."""
+        every = frozenset(IMPROVEMENTS) - {COMPILE, GRAPH, *without}
+        # a hoisted bias is part of what has no waste, and the kernel has neither
+        single = [name for name in IMPROVEMENTS if name in every - {HOISTED, CLEAN}]
+        providers = [self.provider("all", every)]
+        return self.contest("ablation", providers + [self.provider(f"all but {name}", every - {name}) for name in single])
+
+    def headline(self, compiled: bool = True) -> Contest:
+        """The engine against clean baselines; the published step is there to be labelled as such."""
+        sets = {
+            "ours": ENGINE,
+            "clean eager": BASELINE,
+            "clean compiled": BASELINE | {COMPILE},
+            "ours compiled": ENGINE | {COMPILE},
+            "ours, CUDA graph": ENGINE | {GRAPH},
+            "ours, AOTInductor": ENGINE | {AOTI},
+            "published": frozenset[str](),
+        }
+        chosen = {name: features for name, features in sets.items() if compiled or not features & {COMPILE, AOTI}}
+        return self.contest("headline", [self.provider(name, features) for name, features in chosen.items()])
+
+
+def _branch(inputs: list[Tensor], i: int) -> list[Tensor]:
+    """Gives one guidance branch of a batch of both; the regulariser is the same for both."""
+    *batched, tar = inputs
+    return [*(x[i : i + 1] for x in batched), tar]
+
+
+def recorded(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Records a call as a CUDA graph; every replay writes the same tensor."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay

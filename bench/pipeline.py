@@ -1,0 +1,92 @@
+"""A video's making, part by part: stages, the engine against clean baselines, the ladder from the published behaviour, and how
+far the run's dtype strays. Networks are seeded on the device: speed needs no trained weights.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vstar_engine.config import MODELS, Sampling, parse_size
+from vstar_engine.device import DTYPES, device_named, dtype_named
+
+from . import profile, stages, trajectory
+from .contest import FAILURES, Pace, hold
+from .ladder import COMPILE, GRAPH, IMPROVEMENTS, Step
+from .rows import FAILED, SKIPPED, Row, Rows, sentence
+from .scene import TINY, Scene, spec_named
+from .settings import add_common, open_rows
+
+HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY = PARTS = ("headline", "stages", "ladder", "ablation", "trajectory")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what to measure and on what."""
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    add_common(parser, rounds=5, limit=60.0)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="in this order; default all")
+    parser.add_argument("--model", choices=[*MODELS, TINY.name], default="mini", help="default %(default)s")
+    parser.add_argument("--full", action="store_const", dest="model", const="videocrafter2", help="the full model")
+    parser.add_argument("--size", type=parse_size, metavar="HEIGHTxWIDTH", help="pixels, default the model's own")
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64, 128], help="default %(default)s")
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="of a whole video (default %(default)s)")
+    half = {"cuda": "float16", "cpu": "float32"}[there]
+    parser.add_argument("--dtype", choices=DTYPES, default=half, help="default %(default)s")
+    parser.add_argument("--device", default=there, help="default %(default)s")
+    parser.add_argument("--compiler", default="inductor", help="back end of torch.compile (default %(default)s)")
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=IMPROVEMENTS, metavar="RUNG", help=f"of {', '.join(IMPROVEMENTS)}"
+    )
+    parser.add_argument("--compile-mode", default="max-autotune-no-cudagraphs", help="of torch.compile (default %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what takes a compiler")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="also write profile.md and a Chrome trace there")
+
+
+def rehearse(args: argparse.Namespace) -> None:
+    """Shrinks what the flags ask for to what takes seconds on a CPU."""
+    args.model, args.size, args.frames, args.steps = TINY.name, None, [3], 2
+    args.device, args.dtype, args.rounds, args.compiler = "cpu", "float32", 1, "eager"
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace) -> int:
+    """Measures what the flags say; 1 if a provider was wrong or failed."""
+    if args.rehearse:
+        rehearse(args)
+    spec, dtype = spec_named(args.model), dtype_named(args.dtype)
+    size = args.size or spec.size
+    spec.check_size(*size)
+    device = device_named(args.device, dtype)
+    torch.manual_seed(0)
+    pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
+    with open_rows(args) as rows:
+        for frames in args.frames:
+            measure(Scene(args.model, frames, size, dtype, device, args.compiler, args.compile_mode), args, rows, pace)
+    return 1 if rows.failures else 0
+
+
+def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> None:
+    """Measures the parts of one scene; what cannot even be set up becomes a row, and the other parts go on."""
+    torch.compiler.reset()
+    step = Step(scene)
+    parts = {
+        HEADLINE: lambda: hold(step.headline(compiled=not args.no_compile), rows, pace),
+        STAGES: lambda: stages.measure(scene, step, args.steps, rows, pace),
+        LADDER: lambda: hold(step.ladder(without), rows, pace),
+        ABLATION: lambda: hold(step.ablation(without), rows, pace),
+        TRAJECTORY: lambda: trajectory.measure(scene, args.steps, rows),
+    }
+    without = {*args.without, *({COMPILE, GRAPH} if args.no_compile else ())}
+    chosen = {name: part for name, part in parts.items() if name in args.parts}
+    if args.profile:
+        chosen["profile"] = lambda: profile.measure(scene, step, args.rounds, args.profile, rows)
+    for name, part in chosen.items():
+        row = Row("pipeline", {"part": name, **scene.case}, "all", str(scene.dtype)[6:], str(scene.device))
+        if pace.left <= 0:
+            rows.write(replace(row, status=SKIPPED, note="0 s were left"))
+            continue
+        try:
+            part()
+        except FAILURES as error:
+            rows.write(replace(row, status=FAILED, note=sentence(error)))

@@ -1,0 +1,82 @@
+"""How far a run in some dtype strays from float32's (float32 from float64's) with the same noise, step by step."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vstar_engine import bundled
+from vstar_engine.config import Sampling
+from vstar_engine.sampling import sample
+from vstar_engine.schedule import Schedule
+from vstar_engine.tar import table
+from vstar_engine.unet import UNet
+
+from .rows import WRONG, Row, Rows
+from .scene import TAR, Scene, trained_unet
+from .seeded import lay_out, step_inputs
+from .transformer import WIDER, without_waste
+
+# the cosine that the last latents must keep. Without the regulariser the mini model's end at 0.9
+LEAST_COSINE = 0.98
+
+
+def cosine(got: Tensor, wanted: Tensor) -> float:
+    """Gives the cosine of the angle between two tensors."""
+    return float(torch.nn.functional.cosine_similarity(got.double().flatten(), wanted.double().flatten(), dim=0))
+
+
+def psnr(got: Tensor, wanted: Tensor) -> float:
+    """Gives the peak signal-to-noise ratio in dB, the peak being the range of `wanted`; 200 where they are equal."""
+    wanted = wanted.double()
+    error = float((got.double() - wanted).square().mean())
+    return 10 * math.log10(float(wanted.max() - wanted.min()) ** 2 / error) if error else 200.0
+
+
+def walk(scene: Scene, network: Callable[[int], UNet], dtype: torch.dtype, steps: int) -> Iterator[Tensor]:
+    """Samples with both branches in one batch, by the network of each step, and yields the latents after it.
+
+    A scene's noise is always the same.
+    """
+    latents, _, context, fps, _ = step_inputs(scene.spec, scene.size, scene.frames, scene.device, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    tape = torch.randn(steps, *latents[:1].shape, generator=generator)
+
+    def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        tar = table(TAR, scene.spec.unet.levels, scene.frames, index).to(scene.device)
+        both = x.repeat(2, 1, 1, 1, 1).to(dtype)
+        noise = network(index)(both, timestep.repeat(2)[:, None], context.to(dtype), fps, tar)
+        conditional, plain = noise.to(x.dtype).chunk(2)
+        return conditional, plain
+
+    kept = torch.promote_types(dtype, torch.float32)
+    for *_, after, _ in sample(
+        denoise, Schedule.ddim(steps), latents[:1].to(kept), guidance=Sampling.guidance, noise=tape.to(kept)
+    ):
+        yield after
+
+
+@torch.no_grad()
+def measure(scene: Scene, steps: int, rows: Rows) -> None:
+    """Walks both runs side by side and writes cosine and PSNR of every step's latents."""
+    wide = WIDER[scene.dtype]
+    ours = lay_out(trained_unet(scene.spec, scene.device, scene.dtype), "channels_last")
+    exact = trained_unet(scene.spec, scene.device, scene.dtype).to(wide)
+    plain = scene.by_passes(exact, lambda level: without_waste(None))
+    regularised = scene.by_passes(exact, lambda level: without_waste(scene.bias(level)))
+    until = TAR.until_step if TAR else -1
+    right = walk(scene, lambda index: regularised if index <= until else plain, wide, steps)
+    pairs = zip(walk(scene, lambda index: ours, scene.dtype, steps), right, strict=True)
+    found = [(cosine(*pair), psnr(*pair)) for pair in pairs]
+    cosines, ratios = ([round(x, 6) for x in column] for column in zip(*found, strict=True))
+    numbers = {"cosine": cosines, "psnr": ratios, "last_cosine": cosines[-1], "last_psnr": ratios[-1], "against": str(wide)[6:]}
+    # seeded weights may amplify any rounding, so they are held to nothing
+    trained = scene.model in bundled.BUNDLED
+    case = {"part": "trajectory", **scene.case, "steps": steps, "weights": "trained" if trained else "seeded"}
+    row = Row("pipeline", case, "ours", str(scene.dtype)[6:], str(scene.device), numbers=numbers)
+    if trained and not cosines[-1] >= LEAST_COSINE:
+        words = f"the last latents' cosine is {cosines[-1]:.3f}, wanted at least {LEAST_COSINE}"
+        row = replace(row, status=WRONG, note=words, numbers={})
+    rows.write(row)

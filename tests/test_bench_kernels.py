@@ -1,0 +1,142 @@
+"""`bench kernels`: every provider computes the same thing, in every layout, and a planted fault is caught."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from vstar_engine.bench import kernels, providers
+from vstar_engine.bench.__main__ import main
+from vstar_engine.bench.kernels import ERROR_BUDGET, attention_shape, error
+from vstar_engine.bench.providers import COMPILED, FLEX, PROVIDERS, XFORMERS, Problem
+from vstar_engine.bench.rows import ABSENT, OK, WRONG, read
+from vstar_engine.config import MODELS
+from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref, temporal_attention_ref
+
+CPU = torch.device("cpu")
+EAGER = [name for name in PROVIDERS if name not in (COMPILED, FLEX, XFORMERS)]
+FULL = MODELS["videocrafter2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@pytest.mark.parametrize("name", EAGER)
+@torch.no_grad()
+def test_providers_agree_with_float64(name: str, layout: str, dtype: torch.dtype) -> None:
+    problem = Problem.random((2, 7, 5, 3, 16), dtype, CPU, layout, sigma=2.0)
+    assert problem.q.shape == (2, 7, 5, 3, 16)
+    answer = PROVIDERS[name].prepare(problem)()
+    plain = {name} if PROVIDERS[name].plain else set()
+    assert error(problem, plain, name, answer) <= ERROR_BUDGET[dtype]
+    assert error(problem, {name} - plain, name, answer) > 2 * ERROR_BUDGET[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@torch.no_grad()
+def test_compiled_agrees_with_float64(layout: str) -> None:
+    problem = Problem.random((1, 16, 5, 3, 16), torch.float32, CPU, layout, sigma=2.0)
+    assert error(problem, set(), COMPILED, PROVIDERS[COMPILED].prepare(problem)()) <= ERROR_BUDGET[torch.float32]
+
+
+@torch.no_grad()
+def test_two_passes_of_flex_attention_make_the_regulariser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU no compiler gives row maxima, so here they come from the definition."""
+    problem = Problem.random((1, 6, 2, 2, 8), torch.float32, CPU, "fused", sigma=2.0)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, score_mod: Callable | None = None, return_aux: object = None) -> object:
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if score_mod is None:
+            assert return_aux.max_scores
+            return None, SimpleNamespace(max_scores=scores.amax(dim=-1))
+        places = torch.meshgrid(*(torch.arange(size) for size in scores.shape), indexing="ij")
+        return score_mod(scores, *places).softmax(dim=-1) @ v
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: attend)
+    assert error(problem, set(), FLEX, PROVIDERS[FLEX].prepare(problem)()) <= ERROR_BUDGET[torch.float32]
+
+
+def test_split_heads_lie_one_after_another() -> None:
+    split = Problem.random((2, 7, 5, 3, 16), torch.float32, CPU, "split", 1.0)
+    fused = Problem.random((2, 7, 5, 3, 16), torch.float32, CPU, "fused", 1.0)
+    assert providers.split_heads(split.q).data_ptr() == split.q.data_ptr()
+    assert providers.split_heads(fused.q).data_ptr() != fused.q.data_ptr()
+    for problem in (split, fused):
+        parts = providers.split_heads(problem.q)
+        assert torch.equal(providers.merge_heads(parts, problem.q.shape, problem.layout), problem.q)
+
+
+def test_dense_providers_take_any_bias() -> None:
+    drawn = Problem.random((1, 6, 3, 2, 8), torch.float32, CPU, "fused", 1.0)
+    problem = Problem(drawn.q, drawn.k, drawn.v, drawn.g, torch.randn(6, 6), 1.0, "fused")
+    exact = temporal_attention_dense_ref(problem.q, problem.k, problem.v, problem.bias[None])
+    for found in providers.DENSE_PROVIDERS.values():
+        torch.testing.assert_close(found.prepare(problem)(), exact)
+
+
+@pytest.mark.parametrize(
+    ("level", "shape"),
+    [(0, (2, 64, 2560, 5, 64)), (1, (2, 64, 640, 10, 64)), (3, (2, 64, 40, 20, 64)), ("init", (2, 64, 2560, 8, 64))],
+)
+def test_shapes_are_those_of_the_networks_levels(level: int | str, shape: tuple[int, ...]) -> None:
+    assert attention_shape(FULL, FULL.size, level, 64, 2) == shape
+
+
+def test_an_absent_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="levels 0 to 3 and init, got 4"):
+        attention_shape(FULL, FULL.size, 4, 64, 2)
+
+
+@pytest.mark.parametrize("spoil", ["last position", "half a percent", "shape"])
+def test_a_planted_fault_is_found(spoil: str) -> None:
+    problem = Problem.random((1, 8, 100, 2, 16), torch.float32, CPU, "fused", 1.0)
+    answer = temporal_attention_ref(problem.q, problem.k, problem.v, problem.g)
+    assert error(problem, set(), "ours", answer) < 1e-6
+    if spoil == "last position":
+        answer[:, :, -1] = 0.0
+    elif spoil == "half a percent":
+        answer *= 1.005
+    else:
+        answer = answer[:, :-1]
+    assert error(problem, set(), "ours", answer) > ERROR_BUDGET[torch.float32]
+
+
+def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setitem(PROVIDERS, "planted", providers.Attention(lambda problem: lambda: problem.v.clone()))
+    names = [*EAGER, XFORMERS, "planted"]
+    assert main(["kernels", "--rehearse", "--out", str(path), "--providers", *names]) == 1
+    rows = read([path])
+    assert {row.case["op"] for row in rows} == set(kernels.OPS)
+    table = {(row.case.get("layout"), row.provider): row for row in rows if row.case["op"] == "temporal_attention"}
+    for layout in providers.LAYOUTS:
+        assert all(table[layout, name].status == OK for name in EAGER)
+        assert table[layout, XFORMERS].status == ABSENT
+        assert table[layout, "planted"].status == WRONG
+        numbers = table[layout, "ours"].numbers
+        assert {"share_of_bandwidth", "share_of_matrix", "floor", "peak_bytes", "error"} <= numbers.keys()
+        assert table[layout, "ours"].ceilings.keys() == {"bytes_per_second", "flops_per_second"}
+    assert rows[0].command == "vstar-engine bench kernels --rehearse --out " + f"{path} --providers {' '.join(names)}"
+
+
+def test_an_unknown_provider_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--providers", "magic"]) == 2
+    assert capsys.readouterr().err.startswith("vstar-engine: no provider magic; there are ours, ours, g = 0, ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_device_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--device", "cuda"]) == 6
+    assert "there is no device cuda: PyTorch" in capsys.readouterr().err
+
+
+def test_the_reference_is_never_timed_as_ours(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with mock.patch.object(providers.native, "status", return_value=(False, "no compiler")):
+        assert main(["kernels", "--rehearse", "--out", str(path), "--providers", "ours"]) == 0
+    rows = [row for row in read([path]) if row.provider == "ours"]
+    assert {(row.status, row.note) for row in rows} == {(ABSENT, "the CPU kernel is not built: no compiler")}

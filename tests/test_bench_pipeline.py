@@ -1,0 +1,211 @@
+"""`bench pipeline`: every rung computes the same step, can be left out, and a planted fault is refused."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vstar_engine.bench import ladder, profile, scene, stages, trajectory
+from vstar_engine.bench.__main__ import main
+from vstar_engine.bench.blocks import count_flops
+from vstar_engine.bench.contest import NotHere, Pace, hold
+from vstar_engine.bench.ladder import (
+    AOTI,
+    BASELINE,
+    CLEAN,
+    COMPILE,
+    DTYPE,
+    ENGINE,
+    GRAPH,
+    HOISTED,
+    IMPROVEMENTS,
+    TEXT,
+    Kept,
+    Step,
+)
+from vstar_engine.bench.profile import PAGE, TRACE
+from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
+from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
+from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
+from vstar_engine.config import MODELS
+from vstar_engine.unet import CrossAttention
+
+CPU = torch.device("cpu")
+EAGER = [name for name in IMPROVEMENTS if name not in (COMPILE, GRAPH)]
+PACE = Pace(rounds=1, warmup=0)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Scene:
+    return Scene("tiny", 5, TINY.size, torch.float32, CPU, compiler="eager")
+
+
+def rungs(without: str = "") -> list[frozenset[str]]:
+    names = [name for name in EAGER if name != without]
+    return [frozenset(names[:i]) for i in range(len(names) + 1)]
+
+
+@pytest.mark.parametrize(
+    "features", dict.fromkeys([*rungs(), *rungs(CLEAN), BASELINE, ENGINE]), ids=lambda x: "+".join(sorted(x))
+)
+@torch.no_grad()
+def test_every_rung_computes_the_step(tiny: Scene, features: frozenset[str]) -> None:
+    answer = Step(tiny).call(features)()
+    assert answer.shape == tiny.inputs[0].shape
+    assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
+
+
+@torch.no_grad()
+def test_a_step_without_the_regulariser_is_far_off(tiny: Scene) -> None:
+    plain = tiny.by_passes(tiny.unet(torch.float32, "contiguous"), lambda level: ladder.without_waste(None))
+    assert relative_error(plain(*tiny.inputs), tiny.wanted) > 100 * ERROR_BUDGET[torch.float32]
+
+
+@torch.no_grad()
+def test_the_dtype_rung_changes_the_dtype(tiny: Scene) -> None:
+    half = Scene("tiny", 3, TINY.size, torch.bfloat16, CPU)
+    step = Step(half)
+    assert step.call(frozenset({HOISTED}))().dtype == torch.float32
+    assert step.call(frozenset({HOISTED, DTYPE}))().dtype == torch.bfloat16
+    assert relative_error(step.call(ENGINE)(), half.wanted) <= ERROR_BUDGET[torch.bfloat16]
+
+
+@torch.no_grad()
+def test_text_kept_is_not_projected_again(tiny: Scene) -> None:
+    kept = [module for module in Step(tiny).call(ENGINE | {TEXT}).func.modules() if isinstance(module, Kept)]
+    assert len(kept) == sum(isinstance(module, CrossAttention) for module in tiny.unet(torch.float32, "contiguous").modules())
+    assert all(module.projection is None and module.result is not None for module in kept)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_compiled_rung_is_traced_in_one_piece(tiny: Scene) -> None:
+    torch.compiler.reset()
+    for features in (ENGINE | {COMPILE}, BASELINE | {COMPILE}):
+        answer = Step(tiny).call(features)()
+        assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_packaged_step_computes_the_same(tiny: Scene) -> None:
+    step = Step(tiny)
+    answer = step.call(ENGINE | {AOTI})()
+    assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
+    facts = step.packages[ENGINE | {AOTI}]
+    assert facts["build"] > 0
+    assert facts["package_bytes"] > 10_000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_graph_needs_a_gpu(tiny: Scene) -> None:
+    with pytest.raises(NotHere, match="needs a GPU"):
+        Step(tiny).call(ENGINE | {GRAPH})
+
+
+def test_a_rung_left_out_is_left_out(tiny: Scene) -> None:
+    names = [provider.name for provider in Step(tiny).ladder(without=[CLEAN, COMPILE]).providers]
+    assert names[:3] == ["published, with preview", "published", f"+ {HOISTED}"]
+    assert f"+ {CLEAN}" not in names
+    features = {provider.name: provider.facts["features"] for provider in Step(tiny).ladder(without=[CLEAN]).providers[1:]}
+    assert all(CLEAN not in found for found in features.values())
+    assert GRAPH in features[f"+ {GRAPH}"]
+
+
+@torch.no_grad()
+def test_a_spoiled_kernel_is_refused(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(tiny)
+    real = step.call(ENGINE)
+    monkeypatch.setitem(step.built, ENGINE, lambda: 1.001 * real())
+    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+        hold(step.headline(compiled=False), rows, PACE)
+    found = {row.provider: row.status for row in read([tmp_path / "rows.jsonl"])}
+    assert (found["ours"], found["clean eager"], found["published"]) == (WRONG, OK, OK)
+    assert found["ours, CUDA graph"] == SKIPPED
+
+
+def test_stages_sum_to_a_whole_video(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    with Rows(path, "test") as rows:
+        stages.measure(tiny, Step(tiny), 4, rows, PACE)
+    table = {(row.case["part"], row.provider): row.numbers for row in read([path])}
+    parts = {
+        name: table["stages", name]["median"] for name in (stages.STEP, stages.TEXT, stages.SAMPLER, stages.DECODE, stages.MP4)
+    }
+    whole = table["whole", "ours"]
+    assert whole["includes"] == list(parts)
+    assert whole["seconds of UNet step"] == pytest.approx(4 * parts[stages.STEP])
+    assert whole["median"] == pytest.approx(sum(parts.values()) + 3 * parts[stages.STEP])
+
+
+def test_a_missing_mp4_library_is_a_row(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+        hold(stages.encode(tiny, tmp_path), rows, PACE)
+    assert read([tmp_path / "rows.jsonl"])[0].status == ABSENT
+
+
+def test_the_trajectory_follows_float64_and_sees_a_missing_regulariser(tiny: Scene, tmp_path: Path) -> None:
+    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+        trajectory.measure(tiny, 3, rows)
+    (row,) = read([tmp_path / "rows.jsonl"])
+    assert len(row.numbers["cosine"]) == len(row.numbers["psnr"]) == 3
+    assert row.numbers["last_cosine"] > 0.99999
+    assert row.numbers["last_psnr"] > 80
+    assert row.case["weights"] == "seeded"
+
+
+def test_cosine_and_psnr() -> None:
+    x = torch.tensor([0.0, 3.0, 4.0])
+    assert trajectory.cosine(2 * x, x) == pytest.approx(1)
+    assert trajectory.psnr(x, x) == 200
+    assert trajectory.psnr(x + 0.4, x) == pytest.approx(20)
+
+
+def test_weights_are_trained_where_they_come_with_the_package() -> None:
+    spec = MODELS["mini"]
+    trained, seeded = scene.trained_unet(spec, CPU, torch.float32), seeded_unet(spec.unet, CPU, torch.float32)
+    assert not torch.equal(trained.out[2].weight, seeded.out[2].weight)
+
+
+@pytest.mark.parametrize(("frames", "tflop"), [(16, 12.58), (64, 50.54)])
+def test_flops_of_the_full_network(frames: int, tflop: float) -> None:
+    spec = MODELS["videocrafter2"]
+    both_branches = step_inputs(spec, spec.size, frames, "cpu", torch.float16)
+    counted = count_flops(spec.unet, both_branches)
+    assert counted["whole"] / 2e12 == pytest.approx(tflop, rel=5e-4)
+    assert sum(counted.values()) == pytest.approx(2 * counted["whole"])
+    assert all(part > 0 for part in counted.values())
+
+
+def test_a_seed_gives_the_same_weights_and_a_finite_forward() -> None:
+    spec = MODELS["mini"]
+    first, second, other = (seeded_unet(spec.unet, "cpu", torch.float32, seed) for seed in (0, 0, 1))
+    weights = [unet.middle_block[0].in_layers[2].weight for unet in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    out = first(*step_inputs(spec, (32, 32), 2, "cpu", torch.float32))
+    assert out.isfinite().all()
+    assert 0.1 < out.std() < 10
+
+
+def test_a_profile_is_a_page_rows_and_a_trace(tiny: Scene, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with Rows(path, "vstar-engine bench pipeline --profile") as rows:
+        profile.measure(tiny, Step(tiny), 1, tmp_path, rows)
+    page = (tmp_path / PAGE).read_text()
+    assert "| temporal_transformer |" in page
+    assert "| `vstar::temporal_attention` |" in page
+    assert "traceEvents" in json.loads(gzip.decompress((tmp_path / TRACE).read_bytes()))
+    shares = {row.provider: row.numbers["share"] for row in read([path]) if row.case["part"] == "profile"}
+    assert shares.pop("whole") == 1
+    assert sum(shares.values()) == pytest.approx(1, abs=0.1)
+
+
+def test_a_spent_budget_names_what_it_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert main(["pipeline", "--rehearse", "--budget", "0", "--out", str(path)]) == 0
+    found = {(row.case["part"], row.status, row.note) for row in read([path])}
+    assert found == {(part, SKIPPED, "0 s were left") for part in ("headline", "stages", "ladder", "ablation", "trajectory")}
