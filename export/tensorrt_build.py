@@ -219,4 +219,9 @@ def build_plan(
     out.write_bytes(built)
     if plan.timing_cache is not None:
         plan.timing_cache.write_bytes(config.get_timing_cache().serialize())
-    return {"plugin_layers": plugins, "layers": network.num_layers, "bytes": out.stat().st_size, "profiles": list(plan.profiles)}
+    return {
+        "plugin_layers": plugins,
+        "layers": network.num_layers,
+        "bytes": out.stat().st_size,
+        "profiles": list(plan.profiles),
+    }

@@ -92,7 +92,9 @@ def _timing_cache(trt: Any, device: torch.device) -> Path:
     return folder / f"tensorrt-{trt.__version__}-sm_{major}{minor}-{kernel_hash()[:12]}.cache"
 
 
-def refit(settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
+def refit(
+    settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report
+) -> dict[str, Any]:
     """Writes the artifact's plan with other weights of the same shapes into `folder`, without building it again."""
     trt, kind = library(settings.backend), artifact.identity["options"]["plugin"]
     if settings.backend == RTX:

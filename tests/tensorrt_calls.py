@@ -1,4 +1,4 @@
-"""Runs the project's TensorRT code on stand-ins that take only what the real bindings declare: a child of test_tensorrt_calls.py.
+"""Runs our TensorRT code on stand-ins that take only what the real bindings declare: a child of test_tensorrt_calls.py.
 
 Every name, and the number and names of every call's arguments, are held to the bindings' classes and to the signatures that
 pybind11 wrote into their documentation. Values come from a table: there is no library.

@@ -4,8 +4,6 @@ Everything of NVIDIA's runs in child processes. This shows what is parsed, mappe
 executes without a GPU.
 """
 
-from dataclasses import replace
-
 import pytest
 import tensorrt_wheels
 
@@ -13,13 +11,7 @@ pytest.importorskip("onnx", reason="needs the onnx package")
 pytest.importorskip("onnxscript", reason="needs the onnxscript package")
 pytest.importorskip("triton", reason="needs Triton")
 
-import torch
 from onnx_blocks import block
-
-from vstar_engine.config import MODELS
-from vstar_engine.export import to_onnx
-from vstar_engine.export.network import unet
-from vstar_engine.synthetic import weights as synthetic
 
 FOUR = ["SM80", "SM86", "SM89", "SM120"]
 RANGES = {"batch": [1, 2, 4], "positions": [1, 48, 160]}
