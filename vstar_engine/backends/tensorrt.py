@@ -77,6 +77,8 @@ def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.d
     """Loads a plan and the plugin that it was built with."""
     if device.type != "cuda":
         raise DeviceError(f"a TensorRT engine runs on an NVIDIA GPU, got device {device}; use --device cuda")
+    if artifact.identity["options"].get("refit") == "stripped":
+        raise EngineError(f"{artifact.folder} holds no weights; fill it: vstar-engine refit {artifact.folder} --weights DIR")
     kind = artifact.identity["options"]["plugin"]
     if kind in ("cpp", "python"):  # the PTX of `aot` lies in the plan
         tensorrt_plugins.register(trt, kind)
