@@ -4,10 +4,11 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
+from vstar_engine.backends import TENSORRT
 from vstar_engine.errors import MissingLibrary
 
 # a back end that runs a built engine, and the module here whose `build`, `versions` and `estimate` make one
-BUILDERS = {"onnxruntime": ".to_onnx", "inductor": ".to_inductor"}
+BUILDERS = {"onnxruntime": ".to_onnx", "inductor": ".to_inductor", **dict.fromkeys(TENSORRT, ".to_tensorrt")}
 
 # other servers that a built engine can be written for
 EXPORTERS = {"triton-server": ".to_triton_server"}

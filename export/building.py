@@ -35,11 +35,16 @@ def place(settings: Settings, weights: Weights, out: Path | None) -> Path:
 
 
 def build(
-    settings: Settings, weights: Weights, out: Path | None = None, force: bool = False, report: Report = print
+    settings: Settings,
+    weights: Weights,
+    out: Path | None = None,
+    force: bool = False,
+    report: Report = print,
+    source: Artifact | None = None,
 ) -> Artifact:
     """Builds an engine, or gives the one that is there already and was shaped by the same.
 
-    `report` hears a line for each stage. Raises OutputError where the folder cannot be written or holds something else and
+    With a `source` that was built for it, its weights are swapped instead. `report` hears a line for each stage. Raises OutputError where the folder cannot be written or holds something else and
     `force` is off; nothing that looks finished is left behind then.
     """
     wanted, folder = identity(settings, weights), place(settings, weights, out)
@@ -53,7 +58,11 @@ def build(
             shutil.rmtree(left)  # of a build that was killed: this one has the lock
         with write_aside(folder, folder=True, private=True) as aside:
             start = time.perf_counter()
-            facts = builder_named(settings.backend).build(settings, weights, aside, report)
+            builder = builder_named(settings.backend)
+            if source is None:
+                facts = builder.build(settings, weights, aside, report)
+            else:
+                facts = builder.refit(settings, source, weights, aside, report)
             seconds = time.perf_counter() - start
             content = {
                 "kind": KIND,

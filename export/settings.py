@@ -7,11 +7,15 @@ from typing import Any
 import torch
 
 from vstar_engine.artifacts import kernel_hash
-from vstar_engine.backends import BACKENDS, EAGER
-from vstar_engine.config import MAX_FRAMES, Spec
+from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
+from vstar_engine.config import MAX_FRAMES, Spec, model_named
+from vstar_engine.device import dtype_named
 
 MAX_BATCH = 8
 OPSET = 21
+# TensorRT tunes a profile for each of these lengths where none are named
+TENSORRT_FRAMES = (16, 32, 64, 96, 128)
+REFIT = ("no", "yes", "stripped")
 CPU = torch.device("cpu")
 
 
@@ -19,8 +23,9 @@ CPU = torch.device("cpu")
 class Settings:
     """An engine to build.
 
-    `frames` are ascending lengths to build for, the last the longest that runs; none: any length. `size` is (height, width) in
-    pixels, None for any. `batch` is the most rows at once.
+    `frames` are ascending lengths to build for, the last the longest that runs; none: any length, or TENSORRT_FRAMES. `size` is
+    (height, width) in pixels, None for any. `batch` is the most rows at once. The rest is TensorRT's: which `plugin` serves,
+    what `targets` TensorRT for RTX prepares for, and whether `refit` lets weights be swapped.
     """
 
     spec: Spec
@@ -33,12 +38,15 @@ class Settings:
     opset: int = OPSET
     plugin: str = "auto"
     targets: tuple[str, ...] = ()
+    refit: str = "no"
 
     def __post_init__(self) -> None:
         if self.backend == EAGER:
             raise ValueError("backend eager runs the weights as they are; there is nothing to build")
         if self.backend not in BACKENDS:
             raise ValueError(f"unknown backend {self.backend!r}; known backends: {', '.join(BACKENDS)}")
+        if self.backend in TENSORRT and not self.frames:
+            object.__setattr__(self, "frames", TENSORRT_FRAMES)
         for count in self.frames:
             if not 1 <= count <= MAX_FRAMES:
                 raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {count}")
@@ -46,6 +54,8 @@ class Settings:
             raise ValueError(f"frames must ascend, got {','.join(map(str, self.frames))}")
         if self.size is not None:
             self.spec.check_size(*self.size)
+        if self.refit not in REFIT:
+            raise ValueError(f"refit must be one of {', '.join(REFIT)}, got {self.refit!r}")
         if not 1 <= self.batch <= MAX_BATCH:
             raise ValueError(f"the batch must be 1 to {MAX_BATCH}, got {self.batch}")
 
@@ -57,6 +67,22 @@ class Settings:
     @property
     def most_frames(self) -> int:
         return max(self.frames, default=MAX_FRAMES)
+
+    @staticmethod
+    def of(identity: Mapping[str, Any], device: torch.device) -> "Settings":
+        """Gives the settings that an engine was built with."""
+        fields = {name: identity[name] for name in ("backend", "batch")}
+        options = {name: identity["options"][name] for name in ("opset", "plugin", "refit") if name in identity["options"]}
+        return Settings(
+            model_named(identity["model"]),
+            dtype=dtype_named(identity["dtype"]),
+            device=device,
+            frames=tuple(identity["frames"]),
+            size=None if identity["size"] is None else tuple(identity["size"]),
+            targets=tuple(identity["options"].get("targets", ())),
+            **fields,
+            **options,
+        )
 
     def identity(self, weights: str, machine: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """Gives all that shapes the engine: the weights' hash and what the back end and the builder say."""

@@ -14,7 +14,6 @@ from typing import Any
 from vstar_engine.errors import ExportError
 
 GIB = 2**30
-REFIT = ("no", "yes", "stripped")
 COMPATIBILITY = ("exact", "capability", "ampere")
 # an axis's name -> the least, the best served and the largest size
 Ranges = Mapping[str, tuple[int, int, int]]
@@ -38,8 +37,6 @@ class Plan:
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.refit not in REFIT:
-            raise ValueError(f"refit must be one of {', '.join(REFIT)}, got {self.refit!r}")
         if self.compatibility not in COMPATIBILITY:
             raise ValueError(f"compatibility must be one of {', '.join(COMPATIBILITY)}, got {self.compatibility!r}")
         if not 0 <= self.level <= 5:
@@ -219,4 +216,9 @@ def build_plan(
     out.write_bytes(built)
     if plan.timing_cache is not None:
         plan.timing_cache.write_bytes(config.get_timing_cache().serialize())
-    return {"plugin_layers": plugins, "layers": network.num_layers, "bytes": out.stat().st_size, "profiles": list(plan.profiles)}
+    return {
+        "plugin_layers": plugins,
+        "layers": network.num_layers,
+        "bytes": out.stat().st_size,
+        "profiles": list(plan.profiles),
+    }

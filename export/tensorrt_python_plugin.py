@@ -93,7 +93,13 @@ def classes(trt: Any) -> tuple[type, type]:
             return trt.PluginFieldCollection([])
 
         def enqueue(
-            self, input_desc: list[Any], output_desc: list[Any], inputs: list[int], outputs: list[int], workspace: int, stream: int
+            self,
+            input_desc: list[Any],
+            output_desc: list[Any],
+            inputs: list[int],
+            outputs: list[int],
+            workspace: int,
+            stream: int,
         ) -> None:
             device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
             tensors = [

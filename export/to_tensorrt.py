@@ -11,7 +11,6 @@ from torch import Tensor
 from vstar_engine.artifacts import kernel_hash
 from vstar_engine.backends.tensorrt import PLAN, library
 from vstar_engine.built import Artifact, engines_root
-from vstar_engine.errors import EngineError
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
 
 from . import Report, tensorrt_plugins, tensorrt_refit, to_onnx
@@ -40,8 +39,10 @@ def options(settings: Settings) -> dict[str, Any]:
     rtx = settings.backend == RTX
     if settings.targets and not rtx:
         raise ValueError("targets are for backend tensorrt-rtx; a tensorrt engine is built on the GPU that runs it")
+    if settings.refit != "no" and rtx:
+        raise ValueError("TensorRT for RTX builds no plan whose weights can be swapped; build one for each checkpoint")
     chosen = {"plugin": tensorrt_plugins.choose(settings.plugin, rtx), "opset": settings.opset}
-    return {**chosen, "targets": list(settings.targets or TARGETS)} if rtx else chosen
+    return {**chosen, "targets": list(settings.targets or TARGETS)} if rtx else {**chosen, "refit": settings.refit}
 
 
 def estimate(settings: Settings) -> Estimate:
@@ -76,6 +77,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
         tensorrt_plugins.register(trt, chosen["plugin"], None if rtx else _architecture(settings.device))
         plan = Plan(
             frame_profiles(settings.frames, free_axes(settings)),
+            refit=settings.refit,
             targets=tuple(chosen.get("targets", ())),
             timing_cache=None if rtx else _timing_cache(trt, settings.device),
         )
@@ -92,11 +94,14 @@ def _timing_cache(trt: Any, device: torch.device) -> Path:
     return folder / f"tensorrt-{trt.__version__}-sm_{major}{minor}-{kernel_hash()[:12]}.cache"
 
 
-def refit(settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
-    """Writes the artifact's plan with other weights of the same shapes into `folder`, without building it again."""
+def refit(
+    settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report
+) -> dict[str, Any]:
+    """Writes the artifact's plan with other weights of the same shapes into `folder`, without building it again.
+
+    Raises EngineError for a plan that was not built for it, or that the weights do not fit.
+    """
     trt, kind = library(settings.backend), artifact.identity["options"]["plugin"]
-    if settings.backend == RTX:
-        raise EngineError("TensorRT for RTX builds no plan whose weights can be swapped; build one with the new weights")
     if kind in ("cpp", "python"):
         tensorrt_plugins.register(trt, kind)
     with TemporaryDirectory(dir=folder) as work:

@@ -58,20 +58,29 @@ def watch() -> list[list[Any]]:
     return seen
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
+def build(job: dict[str, Any]) -> dict[str, Any]:
+    """Builds one file; gives the facts, or the sentence that refused it."""
     said: list[str] = []
-    seen = watch()
-    plant(request.get("fault", ""))
     start = time.perf_counter()
     try:
-        tensorrt_plugins.register(trt, request["plugin"])
-        profiles = tensorrt_build.frame_profiles(tuple(request["frames"]), {name: tuple(r) for name, r in request["ranges"].items()})
-        plan = tensorrt_build.Plan(profiles, targets=tuple(request.get("targets", ())), **request.get("plan", {}))
-        out = Path(request["out"])
-        facts = tensorrt_build.build_plan(trt, Path(request["onnx"]), out, plan, request["nodes"], said.append)
+        tensorrt_plugins.register(trt, job["plugin"])
+        ranges = {name: tuple(sizes) for name, sizes in job["ranges"].items()}
+        profiles = tensorrt_build.frame_profiles(tuple(job["frames"]), ranges)
+        plan = tensorrt_build.Plan(profiles, targets=tuple(job.get("targets", ())), **job.get("plan", {}))
+        facts = tensorrt_build.build_plan(trt, Path(job["onnx"]), Path(job["out"]), plan, job["nodes"], said.append)
     except (VstarError, ValueError) as error:
         return {"error": str(error), "kind": type(error).__name__, "said": said}
-    return {**facts, "configured": seen, "said": said, "seconds": time.perf_counter() - start}
+    return {**facts, "said": said, "seconds": time.perf_counter() - start}
+
+
+def main(request: dict[str, Any]) -> list[dict[str, Any]]:
+    seen = watch()
+    plant(request.get("fault", ""))
+    results = []
+    for job in request["jobs"]:
+        seen.clear()
+        results.append({**build(job), "configured": list(seen)})
+    return results
 
 
 if __name__ == "__main__":

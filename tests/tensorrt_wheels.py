@@ -86,6 +86,10 @@ def rtx() -> dict[str, str]:
     return {"LD_LIBRARY_PATH": str(link.parent), "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "tests")])}
 
 
+class ChildDied(AssertionError):
+    """A child process ended otherwise than well."""
+
+
 def child(script: str, environment: dict[str, str], **request: Any) -> Any:
     """Runs a script of tests/ in a process of its own, which may die of what it loads; gives the JSON of its last line."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -97,5 +101,6 @@ def child(script: str, environment: dict[str, str], **request: Any) -> Any:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+    if done.returncode:
+        raise ChildDied(f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-6000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,11 +4,13 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .backends import BACKENDS, EAGER
+from .artifacts import kernel_hash
+from .backends import BACKENDS, EAGER, backend_named
 from .built import Artifact, engines, engines_root, remove, size_words
 from .config import model_named, parse_size
 from .device import device_named, dtype_named
@@ -16,7 +18,7 @@ from .engine import open_weights
 from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
-from .export.settings import MAX_BATCH, OPSET, Settings
+from .export.settings import MAX_BATCH, OPSET, REFIT, Settings
 from .generate import add_lora_option, add_text_options
 
 MIB, GIB = 2**20, 2**30
@@ -45,6 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=MAX_BATCH, help="most rows at once; guidance takes 2 (default %(default)s)"
     )
     parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX files (default %(default)s)")
+    parser.add_argument("--plugin", default=Settings.plugin, help="TensorRT: aot, cpp, python, none or %(default)s (default)")
+    parser.add_argument("--targets", default="", metavar="SM80,...", help="TensorRT for RTX: GPUs to prepare for")
+    parser.add_argument("--refit", choices=REFIT, default=Settings.refit, help="TensorRT: let weights be swapped later")
     parser.add_argument("--out", type=Path, help="the engine's folder (default: one named by its content among `engines`)")
     parser.add_argument("--force", action="store_true", help="build anew where the engine is there already")
     parser.add_argument("--dry-run", action="store_true", help="print what would be built and what it takes, and stop")
@@ -56,7 +61,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
     spec, dtype = model_named(args.model), dtype_named(args.dtype)
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
-    return Settings(spec, args.backend, dtype, device, parse_frames(args.frames), size, args.batch, args.opset)
+    frames, targets = parse_frames(args.frames), tuple(part for part in args.targets.split(",") if part)
+    return Settings(spec, args.backend, dtype, device, frames, size, args.batch, args.opset, args.plugin, targets, args.refit)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,6 +144,29 @@ def _row(artifact: Artifact | EngineError) -> dict[str, object]:
         return {"fault": str(artifact)}
     about = {name: artifact.manifest[name] for name in ("name", "made", "seconds")}
     return {**about, "folder": str(artifact.folder), "bytes": artifact.bytes, **artifact.identity}
+
+
+def add_refit_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `refit`."""
+    parser.add_argument("engine", metavar="DIR", help="engine made by `vstar-engine build --refit yes`, or its name")
+    parser.add_argument("--weights", required=True, help="folder made by `vstar-engine convert`, of the same shapes")
+    parser.add_argument("--out", type=Path, help="the new engine's folder (default: one named by its content)")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+
+
+def run_refit(args: argparse.Namespace) -> int:
+    """Swaps the weights of a built engine without building it again."""
+    artifact = Artifact.open(args.engine)
+    if artifact.identity["options"].get("refit", "no") == "no":
+        raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {artifact.command()} --refit yes")
+    device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
+    artifact.check(kernel=kernel_hash(), **backend_named(artifact.identity["backend"]).machine(device))
+    # what is written holds its weights, even where the source was stripped of them
+    settings = replace(Settings.of(artifact.identity, device), refit="yes")
+    weights = open_weights(settings.spec, args.weights)
+    made = build(settings, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr), artifact)
+    print(f"{made.folder}: the engine of {artifact.name} with the weights of {args.weights}")
+    return 0
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:

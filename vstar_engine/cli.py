@@ -1,4 +1,4 @@
-"""The command line: generate, synopsis, embed, build, engines, export, inspect, convert, verify, bench and doctor.
+"""The command line: generate, synopsis, embed, build, engines, refit, export, inspect, convert, verify, bench and doctor.
 
 Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
 memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
@@ -62,6 +62,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
     build.add_options(command("build", build.run, "compile the UNet once for this machine, for `generate --engine`"))
     build.add_engines_options(command("engines", build.run_engines, "list the engines that were built, or remove some"))
+    build.add_refit_options(command("refit", build.run_refit, "swap the weights of a built TensorRT engine"))
     build.add_export_options(command("export", build.run_export, "write a built engine for another server"))
 
     inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")

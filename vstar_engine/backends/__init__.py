@@ -14,7 +14,8 @@ from torch import Tensor
 Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 EAGER = "eager"
-BACKENDS = {EAGER: ".eager", "onnxruntime": ".onnxruntime", "inductor": ".inductor"}
+TENSORRT = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt_rtx"}
+BACKENDS = {EAGER: ".eager", "onnxruntime": ".onnxruntime", "inductor": ".inductor", **TENSORRT}
 
 
 def backend_named(name: str) -> ModuleType:

@@ -62,7 +62,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Says what an engine depends on here: the GPU that it was built on, and the library's version."""
     version = library("tensorrt").__version__
     if device.type != "cuda":
-        raise DeviceError("backend tensorrt builds and runs on an NVIDIA GPU; use --device cuda, or backend tensorrt-rtx to build")
+        raise DeviceError(
+            "backend tensorrt builds and runs on an NVIDIA GPU; use --device cuda, or backend tensorrt-rtx to build"
+        )
     return {"device": described(device), "versions": {"tensorrt": version}}
 
 
@@ -75,6 +77,8 @@ def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.d
     """Loads a plan and the plugin that it was built with."""
     if device.type != "cuda":
         raise DeviceError(f"a TensorRT engine runs on an NVIDIA GPU, got device {device}; use --device cuda")
+    if artifact.identity["options"].get("refit") == "stripped":
+        raise EngineError(f"{artifact.folder} holds no weights; fill it: vstar-engine refit {artifact.folder} --weights DIR")
     kind = artifact.identity["options"]["plugin"]
     if kind in ("cpp", "python"):  # the PTX of `aot` lies in the plan
         tensorrt_plugins.register(trt, kind)
@@ -153,7 +157,10 @@ class TensorrtUnet:
             # contexts that are bound already keep theirs
             self.memory = torch.empty(needed, dtype=torch.uint8, device=self.device)
         context.set_device_memory(self.memory.data_ptr(), self.memory.nbytes)
-        tensors = {**{name: torch.empty_like(tensor) for name, tensor in given.items()}, "eps": torch.empty_like(given["latents"])}
+        tensors = {
+            **{name: torch.empty_like(tensor) for name, tensor in given.items()},
+            "eps": torch.empty_like(given["latents"]),
+        }
         return BoundShape(context, tensors, self.memory)
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:

@@ -1,0 +1,21 @@
+// The compiled kernels inside this library; their table is written by `python -m vstar_engine.export.tensorrt_cpp_plugin`.
+#pragma once
+
+namespace vstar {
+
+// A kernel for `frames` of one tile (0: it sweeps any number), for one architecture, or as PTX for that one and later ones.
+struct Kernel {
+    int arch, dtype, head_dim, frames, rows, threads, shared, hidden;
+    bool ptx;
+    unsigned char const* code;
+    char const* entry_point;
+};
+
+extern Kernel const kKernels[];
+extern int const kKernelCount;
+// the sha256 of everything that shaped the kernels
+extern char const kKernelHash[];
+// positions that a program walks: few where the grid is small
+extern int const kRuns[2];
+
+}  // namespace vstar
