@@ -7,7 +7,11 @@ PIP = .venv/bin/python -m pip install --disable-pip-version-check -q -c constrai
 DEMO_STATES = "a landscape covered in thick snow, bare trees" "the snow melts, patches of brown grass" \
 	"green shoots and small buds" "flowers bloom, trees adorned with fresh leaves" "a lush green meadow in full spring"
 
-.PHONY: demo test test-slow check clean
+BENCH = out/bench
+NAME ?= cpu-2core-avx512
+MEASURE = .venv/bin/vstar-engine bench
+
+.PHONY: demo test test-slow check bench bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
@@ -22,6 +26,26 @@ check: $(TESTED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# FULL=1 adds the step and the stages of VideoCrafter2
+bench: .venv/bench
+	rm -rf $(BENCH) && mkdir -p $(BENCH)
+	.venv/bin/python -m pytest -q tests/benchmarks.py --benchmark-only --benchmark-json $(BENCH)/regression.json
+	$(MEASURE) kernels --frames 16 32 64 --limit 20 --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --frames 128 --rounds 3 --limit 40 --providers ours 'ours, g = 0' 'published (fp32)' 'clean eager' \
+		'SDPA without TAR' 'SDPA, dense bias' --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 16 64 --no-compile --limit 15 --out $(BENCH)/rows.jsonl
+	$(MEASURE) engine --no-compile --out $(BENCH)/rows.jsonl
+	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)
+	$(MEASURE) report $(BENCH)/rows.jsonl --plots $(BENCH)
+
+# takes the last `make bench` over: its rows, the plots and the tables of the documents
+bench-publish: .venv/bench
+	cp $(BENCH)/rows.jsonl bench/results/$(NAME).jsonl
+	rm -f docs/bench/*.svg
+	$(MEASURE) report --tables engine --plots docs/bench
+	$(MEASURE) report --readme README.md
+	$(MEASURE) report --readme docs/benchmarks.md
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -38,6 +62,11 @@ check: $(TESTED)
 
 $(TESTED): .venv/torch pyproject.toml
 	$(PIP) -e ".[$(EXTRAS)]"
+	mkdir -p out
+	touch $@ .venv/demo
+
+.venv/bench: .venv/torch pyproject.toml
+	$(PIP) -e ".[bench]"
 	mkdir -p out
 	touch $@ .venv/demo
 

@@ -1,6 +1,7 @@
 """`vstar-engine bench`: measure, report and compare. Also `python -m vstar_engine.bench`, which needs fewer libraries."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +10,9 @@ from typing import Any
 COMMANDS = {
     "kernels": "every op the project fuses, against the ways to compute it without",
     "pipeline": "a video by stage, the engine against clean baselines, the ladder from the published behaviour, a profile",
+    "engine": "cold start, load, first step, build, size on disk, memory",
+    "report": "result files as tables and plots; rewrites a document's tables",
+    "compare": "two result files, or this engine and another commit's, with a verdict that respects the spread",
     "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",
 }
 
@@ -21,8 +25,14 @@ def add_options(parser: Any) -> None:
         module.add_arguments(commands.add_parser(name, help=words, description=module.__doc__, allow_abbrev=False))
 
 
+def command_line(words: Sequence[str]) -> str:
+    """Writes a measurement's command as one would type it, without where it wrote its rows."""
+    kept = [word for before, word in zip(["", *words], words, strict=False) if "--out" not in (word, before)]
+    return shlex.join(["vstar-engine", "bench", *kept])
+
+
 def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
     """Runs the subcommand and gives its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    args.command_line = " ".join(["vstar-engine bench", *words[words.index(args.measurement) :]])
+    args.command_line = command_line(words[words.index(args.measurement) :])
     return import_module(f"vstar_engine.bench.{args.measurement}").run(args)

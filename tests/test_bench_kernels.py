@@ -120,7 +120,7 @@ def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest
         numbers = table[layout, "ours"].numbers
         assert {"share_of_bandwidth", "share_of_matrix", "floor", "peak_bytes", "error"} <= numbers.keys()
         assert table[layout, "ours"].ceilings.keys() == {"bytes_per_second", "flops_per_second"}
-    assert rows[0].command == "vstar-engine bench kernels --rehearse --out " + f"{path} --providers {' '.join(names)}"
+    assert rows[0].command.startswith("vstar-engine bench kernels --rehearse --providers ours 'ours, g = 0'")
 
 
 def test_an_unknown_provider_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,61 @@
+"""One cold start, measured in a process of its own: prints a line of JSON.
+
+`python -m vstar_engine.bench.cold MODEL [WEIGHTS]`: seconds to import the engine, load the model and take the first and the
+second guided step, and the most memory the process held.
+"""
+
+import argparse
+import json
+import resource
+import time
+
+BEGUN = time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vstar_engine.bench.cold", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("weights", nargs="?")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+
+    import torch
+
+    from vstar_engine.config import Request
+    from vstar_engine.engine import Engine
+
+    imported = time.perf_counter()
+    engine = Engine.load(args.model, args.weights, device=args.device, dtype=args.dtype)
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+    loaded = time.perf_counter()
+    request = Request(("a landscape",), frames=args.frames).fitted(engine.spec)
+    assert request.size is not None
+    cells = (side // engine.spec.vae.factor for side in request.size)
+    latents = torch.randn(1, engine.spec.unet.in_channels, args.frames, *cells, device=engine.device)
+    text = torch.randn(1, 1, engine.spec.text.context_length, engine.spec.unet.context_dim, device=engine.device)
+    timestep = torch.full((1,), 481, device=engine.device)
+    text = text.to(engine.dtype)
+    steps = []
+    with torch.inference_mode():
+        denoise = engine.guided(request, text, text)
+        for index in range(2):
+            start = time.perf_counter()
+            float(denoise(latents, timestep, index)[0].sum())
+            steps.append(time.perf_counter() - start)
+    device_bytes = torch.cuda.max_memory_allocated() if args.device != "cpu" else None
+    found = {
+        "import": imported - BEGUN,
+        "load": loaded - imported,
+        "first_step": steps[0],
+        "second_step": steps[1],
+        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "device_bytes": device_bytes,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

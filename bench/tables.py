@@ -1,0 +1,268 @@
+"""Rows as Markdown tables: one a question, each with the conditions it was measured under."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from .contest import BANDWIDTH, MATRIX
+from .ladder import IMPROVEMENTS
+from .providers import OURS, PROVIDERS
+from .rows import INTERRUPTED, OK, Row, seconds
+
+CEILINGS = (BANDWIDTH, MATRIX)
+HEADLINE = ("ours", "ours compiled", "ours, AOTInductor", "ours, CUDA graph", "clean eager", "clean compiled", "published")
+STAGES = ("text", "UNet step", "sampler", "VAE", "mp4")
+RUNGS = ("published, with preview", "published", *(f"+ {name}" for name in IMPROVEMENTS))
+ABLATED = ("all", *(f"all but {name}" for name in IMPROVEMENTS))
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """Keeps the latest row of each provider, case and machine, in the order in which each was first measured."""
+    found: dict[tuple[object, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: row.at):
+        found[row.key, row.machine.get("gpu") or row.machine.get("cpu"), row.machine.get("threads")] = row
+    return list(found.values())
+
+
+def machine_words(row: Row) -> str:
+    """Names the machine of a row in a few words."""
+    here = row.machine
+    if row.device.startswith("cuda"):
+        return str(here.get("gpu"))
+    return f"{here.get('cpu')}, {here.get('threads')} threads"
+
+
+def conditions(rows: Sequence[Row]) -> str:
+    """Says in a line what a table's numbers belong to."""
+    first = rows[0]
+    days = sorted({row.at[:10] for row in rows})
+    commits = sorted({str(row.machine.get("commit"))[:9] + ("+" if row.machine.get("dirty") else "") for row in rows})
+    commands = sorted({row.command for row in rows})
+    said = [machine_words(first), first.dtype, f"torch {first.machine.get('torch')}"]
+    if first.machine.get("driver"):
+        said.append(f"driver {first.machine['driver']}")
+    said.append(f"commit {', '.join(commits)}")
+    said.append(" to ".join(dict.fromkeys((days[0], days[-1]))))
+    line = f"{', '.join(said)}: {', '.join(f'`{command}`' for command in commands)}"
+    if any(row.outcome == INTERRUPTED for row in rows):
+        line += ". **The run was interrupted; these are its rows so far**"
+    return line
+
+
+def cell(row: Row | None, own: Row | None = None, spread: bool = False) -> str:
+    """Writes a provider's time, and how many times `own`'s it is."""
+    if row is None:
+        return ""
+    if row.status != OK:
+        return row.status
+    said = seconds(row.numbers["median"])
+    if spread:
+        said += f" [{seconds(row.numbers['p20'])}, {seconds(row.numbers['p80'])}]"
+    if own is row:
+        return f"**{said}**"
+    if own is not None and own.status == OK:
+        ratio = row.numbers["median"] / own.numbers["median"]
+        said += f" ({ratio:.0f}x)" if ratio >= 20 else f" ({ratio:.2g}x)" if ratio >= 10 else f" ({ratio:.2f}x)"
+    return said
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Lays out a table whose first column is words and the others numbers."""
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['--:'] * (len(head) - 1)])}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
+    """Groups rows by a key, groups and rows in the order in which they came."""
+    order: dict[Any, None] = dict.fromkeys(key(row) for row in rows)
+    place = {value: i for i, value in enumerate(order)}
+    ranked = sorted(rows, key=lambda row: place[key(row)])
+    return [list(group) for _, group in groupby(ranked, key=key)]
+
+
+def _frames(row: Row) -> str:
+    return str(row.case["frames"])
+
+
+def _level_and_frames(row: Row) -> str:
+    return f"{row.case['frames']} at level {row.case['level']}"
+
+
+def by_provider(rows: Sequence[Row], names: Iterable[str], spread: bool, label: Callable[[Row], str] = _frames) -> str:
+    """Lays out cases down and providers across, each against ours."""
+    known = {row.provider for row in rows}
+    columns = [name for name in names if name in known]
+    body = []
+    for group in grouped(rows, label):
+        found = {row.provider: row for row in group}
+        own = found.get(OURS)
+        shares = [_share(own, "share_of_bandwidth"), _share(own, "share_of_matrix"), _memory(own)]
+        cells = [cell(found.get(name), None if name in CEILINGS else own, spread) for name in columns]
+        body.append([label(group[0]), *cells, *shares])
+    extra = ("ours: of bandwidth", "of matrix peak", "peak memory")
+    used = [i for i, _ in enumerate(extra) if any(cells[len(columns) + 1 + i] for cells in body)]
+    kept = [[*cells[: len(columns) + 1], *(cells[len(columns) + 1 + i] for i in used)] for cells in body]
+    return markdown(["frames", *columns, *(extra[i] for i in used)], kept)
+
+
+def _share(row: Row | None, name: str) -> str:
+    value = None if row is None else row.numbers.get(name)
+    return "" if value is None else f"{value:.0%}"
+
+
+def _memory(row: Row | None) -> str:
+    value = None if row is None else row.numbers.get("peak_bytes")
+    return "" if value is None else f"{value / 2**20:.0f} MiB"
+
+
+def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
+    """A table for each op, level, layout, batch, dtype and machine: frames down, providers across."""
+    found = []
+
+    def same(row: Row) -> Any:
+        case = row.case
+        level = case["level"] if "layout" in case else None
+        return case["op"], level, case.get("layout"), case["batch"], row.dtype, machine_words(row)
+
+    for group in grouped([row for row in rows if row.suite == "kernels"], same):
+        case = group[0].case
+        title = f"`{case['op']}`, batch {case['batch']}"
+        if "layout" in case:
+            positions, heads, width = case["shape"].split("x")[2:]
+            title += f", level {case['level']} ({positions} positions, {heads} heads of {width}), {case['layout']} layout"
+        names = [
+            *PROVIDERS,
+            *dict.fromkeys(row.provider for row in group if row.provider not in (*PROVIDERS, *CEILINGS)),
+            BANDWIDTH,
+        ]
+        group.sort(key=lambda row: (str(row.case["level"]), row.case["frames"]))
+        label = _frames if "layout" in case else _level_and_frames
+        found.append(f"{title}; {conditions(group)}\n\n{by_provider(group, names, spread, label)}")
+    return found
+
+
+def _part(rows: Sequence[Row], part: str) -> list[list[Row]]:
+    chosen = [row for row in rows if row.suite == "pipeline" and row.case["part"] == part]
+    return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
+
+
+def _title(rows: Sequence[Row], words: str) -> str:
+    return f"{words}, `{rows[0].case['model']}` at {rows[0].case['size']}; {conditions(rows)}"
+
+
+def headline(rows: Sequence[Row], spread: bool) -> list[str]:
+    """The engine's guided step against clean baselines."""
+    words = "One guided step (both branches)"
+    return [
+        f"{_title(group, words)}\n\n{by_provider(sorted(group, key=lambda row: row.case['frames']), HEADLINE, spread)}"
+        for group in _part(rows, "headline")
+    ]
+
+
+def stages(rows: Sequence[Row], spread: bool) -> list[str]:
+    """Where a whole video's seconds go."""
+    found = []
+    wholes = {
+        (row.case["model"], row.case["size"], row.case["frames"], row.dtype, machine_words(row)): row
+        for row in rows
+        if row.suite == "pipeline" and row.case["part"] == "whole"
+    }
+    for group in _part(rows, "stages"):
+        body = []
+        for same in grouped(sorted(group, key=lambda row: row.case["frames"]), lambda row: row.case["frames"]):
+            table = {row.provider: row for row in same}
+            first = same[0]
+            whole = wholes.get(
+                (first.case["model"], first.case["size"], first.case["frames"], first.dtype, machine_words(first))
+            )
+            parts = [cell(table.get(name), spread=spread) for name in STAGES]
+            steps = f"{whole.case['steps']} steps: {', '.join(whole.numbers['includes'])}" if whole else ""
+            body.append([str(first.case["frames"]), *parts, cell(whole, whole), steps])
+        head = ["frames", *STAGES, "whole video", "which is"]
+        found.append(f"{_title(group, 'A video by stage')}\n\n{markdown(head, body)}")
+    return found
+
+
+def _rungs(rows: Sequence[Row], part: str, names: Sequence[str], base: str, title: str) -> list[str]:
+    found = []
+    for group in _part(rows, part):
+        lengths = sorted({row.case["frames"] for row in group})
+        table = {(row.provider, row.case["frames"]): row for row in group}
+        body = []
+        for name in names:
+            if not any((name, frames) in table for frames in lengths):
+                continue
+            cells = []
+            for frames in lengths:
+                row, first = table.get((name, frames)), table.get((base, frames))
+                said = cell(row)
+                if row and first and row is not first and row.status == first.status == OK:
+                    ratio = first.numbers["median"] / row.numbers["median"]
+                    said += f" ({1 / ratio if part == 'ablation' else ratio:.2f}x)"
+                cells += [said, _memory(row)]
+            body.append([name, *cells])
+        head = ["", *(words for frames in lengths for words in (f"{frames} frames", "memory"))]
+        found.append(f"{_title(group, title)}\n\n{markdown(head, body)}")
+    return found
+
+
+def ladder(rows: Sequence[Row], spread: bool) -> list[str]:
+    """From the published behaviour, an improvement a line."""
+    words = "One guided step, an improvement more a line (how many times as fast as published)"
+    return _rungs(rows, "ladder", RUNGS, "published", words)
+
+
+def ablation(rows: Sequence[Row], spread: bool) -> list[str]:
+    """All improvements but one."""
+    return _rungs(rows, "ablation", ABLATED, "all", "One guided step without one improvement (its time by that of all)")
+
+
+def trajectory(rows: Sequence[Row], spread: bool) -> list[str]:
+    """How far the run's dtype strays, with the same noise."""
+    found = []
+    for group in _part(rows, "trajectory"):
+        body = []
+        for row in sorted(group, key=lambda row: row.case["frames"]):
+            label = f"{row.case['frames']} ({row.case['weights']} weights)"
+            if row.status != OK:
+                body.append([label, row.status, row.note or "", "", "", ""])
+                continue
+            cosine, psnr = row.numbers["cosine"], row.numbers["psnr"]
+            middle = len(cosine) // 2
+            picked = [f"{cosine[0]:.6f}", f"{cosine[middle]:.6f}", f"{cosine[-1]:.6f}", f"{psnr[0]:.1f}", f"{psnr[-1]:.1f} dB"]
+            body.append([label, *picked])
+        head = ["frames", "cosine after the first step", "half-way", "last", "PSNR after the first step", "last"]
+        against = group[0].numbers.get("against", "a wider dtype")
+        found.append(f"{_title(group, f'Latents against {against} with the same noise')}\n\n{markdown(head, body)}")
+    return found
+
+
+def engine(rows: Sequence[Row], spread: bool) -> list[str]:
+    """Cold start, loading, building, sizes."""
+    chosen = [row for row in rows if row.suite == "engine"]
+    found = []
+    for group in grouped(chosen, lambda row: (row.case["model"], row.case["frames"], row.dtype, machine_words(row))):
+        body = [[f"{row.case['part']}: {row.provider}", _amounts(row, spread)] for row in group]
+        title = f"`{group[0].case['model']}`, {group[0].case['frames']} frames; {conditions(group)}"
+        found.append(f"{title}\n\n{markdown(['', ''], body)}")
+    return found
+
+
+def _amounts(row: Row, spread: bool) -> str:
+    if row.status != OK:
+        return f"{row.status}, {row.note}"
+    said = [cell(row, spread=spread)] if "median" in row.numbers else []
+    sizes: Mapping[str, Any] = {name: value for name, value in row.numbers.items() if name.endswith("_bytes")}
+    said += [f"{name.removesuffix('_bytes')} {value / 2**20:.0f} MiB" for name, value in sizes.items()]
+    return ", ".join(said)
+
+
+TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
+    "kernels": kernels,
+    "headline": headline,
+    "stages": stages,
+    "ladder": ladder,
+    "ablation": ablation,
+    "trajectory": trajectory,
+    "engine": engine,
+}

@@ -1,0 +1,209 @@
+"""`bench report`: tables and plots from rows, documents made current, and README's tables are."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vstar_engine.bench import tables
+from vstar_engine.bench.__main__ import main
+from vstar_engine.bench.contest import BANDWIDTH
+from vstar_engine.bench.report import BLOCK, RESULTS, rendered, renewed
+from vstar_engine.bench.rows import ABSENT, WRONG, Row, Rows, read
+
+ROOT = Path(__file__).parent.parent
+MACHINE = {"cpu": "a processor", "threads": 2, "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
+
+
+def attention(provider: str, frames: int = 16, median: float = 0.01, **more: object) -> Row:
+    case = {
+        "op": "temporal_attention",
+        "level": 0,
+        "frames": frames,
+        "batch": 1,
+        "layout": "fused",
+        "shape": f"1x{frames}x40x5x64",
+    }
+    numbers = {
+        "median": median,
+        "p20": 0.9 * median,
+        "p80": 1.1 * median,
+        "peak_bytes": frames * 2**20,
+        "share_of_bandwidth": 0.5,
+    }
+    numbers |= {"flops_per_second": frames * 1e9, "bytes_per_second": 1e9}
+    ceilings = {"bytes_per_second": 2e9, "flops_per_second": 1e11}
+    row = Row("kernels", case, provider, "float32", "cpu", numbers=numbers, ceilings=ceilings, machine=MACHINE)
+    return replace(row, run="1", at="2026-01-02T03:04:05Z", command="vstar-engine bench kernels", **more)
+
+
+def pipeline(part: str, provider: str, median: float, **case: object) -> Row:
+    where = {"part": part, "model": "mini", "frames": 16, "size": "96x128", **case}
+    numbers = {"median": median, "p20": median, "p80": median, "peak_bytes": 2**20}
+    row = Row("pipeline", where, provider, "float32", "cpu", numbers=numbers, machine=MACHINE)
+    return replace(row, at="2026-01-02T03:04:05Z", command="vstar-engine bench pipeline")
+
+
+def test_a_kernel_table_sets_providers_against_ours() -> None:
+    rows = [
+        attention("SDPA without TAR", median=0.025),
+        attention("ours"),
+        attention(BANDWIDTH, median=0.005),
+        attention("ours", 64),
+    ]
+    rows.append(attention("SDPA without TAR", 64, status=WRONG))
+    title, _, head, _, *body = rendered("kernels", rows).splitlines()
+    assert title.startswith(
+        "`temporal_attention`, batch 1, level 0 (40 positions, 5 heads of 64), fused layout; a processor, 2 threads"
+    )
+    assert title.endswith("float32, torch 2.13.0, commit 012345678, 2026-01-02: `vstar-engine bench kernels`")
+    assert head.startswith("| frames | ours | SDPA without TAR | bandwidth ceiling | ours: of bandwidth")
+    assert body[0] == "| 16 | **10 ms** | 25 ms (2.50x) | 5 ms | 50% | 16 MiB |"
+    assert body[1] == "| 64 | **10 ms** | WRONG |  | 50% | 64 MiB |"
+    assert "**10 ms [9 ms, 11 ms]**" in rendered("kernels", rows, spread=True)
+
+
+def test_the_newest_row_of_a_machine_counts() -> None:
+    old, new = attention("ours", median=1.0), replace(attention("ours", median=2.0), at="2026-02-02T00:00:00Z")
+    elsewhere = replace(old, machine={**MACHINE, "cpu": "another"})
+    assert {row.numbers["median"] for row in tables.newest([new, old])} == {2.0}
+    assert len(tables.newest([old, new, elsewhere])) == 2
+
+
+def test_an_interrupted_run_and_a_changed_checkout_are_marked() -> None:
+    rows = [replace(attention("ours"), outcome="interrupted", machine={**MACHINE, "dirty": True})]
+    assert "commit 012345678+, 2026-01-02: `vstar-engine bench kernels`. **The run was interrupted" in rendered("kernels", rows)
+
+
+def test_a_ladder_reads_from_the_published_step_down() -> None:
+    rungs = {"+ hoisted g": 1.0, "published": 2.0, "published, with preview": 4.0}
+    body = rendered("ladder", [pipeline("ladder", name, taken) for name, taken in rungs.items()]).splitlines()[4:]
+    assert body == [
+        "| published, with preview | 4 s (0.50x) | 1 MiB |",
+        "| published | 2 s | 1 MiB |",
+        "| + hoisted g | 1 s (2.00x) | 1 MiB |",
+    ]
+
+
+def test_a_whole_video_names_what_it_includes() -> None:
+    whole = pipeline("whole", "ours", 11.0, steps=5)
+    whole = replace(whole, numbers={**whole.numbers, "includes": ["UNet step", "VAE"]})
+    said = rendered("stages", [pipeline("stages", "UNet step", 2.0), pipeline("stages", "VAE", 1.0), whole])
+    assert "| 16 |  | 2 s |  | 1 s |  | **11 s** | 5 steps: UNet step, VAE |" in said
+
+
+def test_other_tables_hold_their_numbers() -> None:
+    drift = pipeline("trajectory", "ours", 0.0, steps=3, weights="trained")
+    drift = replace(drift, numbers={"cosine": [1.0, 0.999, 0.99], "psnr": [80.0, 50.0, 30.0], "against": "float32"})
+    assert "| 16 (trained weights) | 1.000000 | 0.999000 | 0.990000 | 80.0 | 30.0 dB |" in rendered("trajectory", [drift])
+    assert "| all but dtype | 2 s (2.00x) |" in rendered(
+        "ablation", [pipeline("ablation", "all", 1.0), pipeline("ablation", "all but dtype", 2.0)]
+    )
+    assert "| 16 | **1 s** | 2 s (2.00x) |" in rendered(
+        "headline", [pipeline("headline", "ours", 1.0), pipeline("headline", "clean eager", 2.0)]
+    )
+    held = Row("engine", {"part": "cold start", "model": "mini", "frames": 16}, "bytes", "float32", "cpu", machine=MACHINE)
+    held = replace(held, numbers={"disk_bytes": 3 * 2**20}, at="2026-01-02")
+    missing = replace(held, provider="AOTInductor", status=ABSENT, note="no compiler", numbers={})
+    assert "| cold start: bytes | disk 3 MiB |" in rendered("engine", [held, missing])
+    assert "| cold start: AOTInductor | not installed, no compiler |" in rendered("engine", [held, missing])
+
+
+def test_a_document_is_made_current_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, readme = tmp_path / "rows.jsonl", tmp_path / "README.md"
+    with Rows(results, "vstar-engine bench kernels") as rows:
+        rows.write(attention("ours"))
+    readme.write_text(
+        "before\n<!-- bench:kernels -->\nstale\n<!-- /bench:kernels -->\nafter\n<!-- bench:engine -->\n<!-- /bench:engine -->\n"
+    )
+    assert main(["report", str(results), "--readme", str(readme), "--check"]) == 1
+    assert "stale" in readme.read_text()
+    assert main(["report", str(results), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench:kernels -->\n\n`temporal_attention`")
+    assert "stale" not in text
+    assert "<!-- /bench:kernels -->\nafter\n<!-- bench:engine -->\n\nNot measured yet.\n\n<!-- /bench:engine -->" in text
+    assert main(["report", str(results), "--readme", str(readme), "--check"]) == 0
+
+
+def test_a_marker_of_no_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="no table 'magic' for the marker"):
+        renewed("<!-- bench:magic -->\n<!-- /bench:magic -->", [])
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_documents_are_current(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert BLOCK.search(text)
+    assert renewed(text, tables.newest(read(sorted(RESULTS.glob("*.jsonl"))))) == text
+
+
+def test_committed_rows_were_measured_on_committed_code() -> None:
+    for row in read(sorted(RESULTS.glob("*.jsonl"))):
+        assert row.machine["dirty"] is False, row.title
+        assert re.fullmatch("[0-9a-f]{40}", row.machine["commit"])
+        assert row.outcome == "complete"
+        assert not re.search("/tmp|/home|/root", row.command)
+
+
+def test_the_plots_that_readme_shows_are_there() -> None:
+    shown = re.findall(r"\]\((docs/bench/[^)]+)\)", (ROOT / "README.md").read_text())
+    assert shown
+    assert [path for path in shown if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_plots_are_drawn_and_the_same_rows_draw_the_same(tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("matplotlib")
+    from vstar_engine.bench import plots
+
+    rows = [attention(name, frames, frames / 1e3) for name in ("ours", "SDPA without TAR") for frames in (16, 64)]
+    rows += [pipeline("ladder", name, taken) for name, taken in (("published", 2.0), ("+ hoisted g", 1.0), ("+ no waste", 1.5))]
+    first, second = (plots.draw(rows, tmp_path / name, ending) for name in "ab")
+    slug = "level0-fused-b1-float32-cpu"
+    names = [f"roofline-{slug}", f"time-{slug}", f"memory-{slug}", "ladder-mini-16f-float32-cpu"]
+    assert [path.name for path in first] == [f"{name}.{ending}" for name in names]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert all(path.stat().st_size > 5000 for path in first)
+    assert plots.links(rows)[0].endswith(f"(docs/bench/time-{slug}.svg)")
+
+
+def test_plots_without_matplotlib_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    results = tmp_path / "rows.jsonl"
+    with Rows(results, "vstar-engine bench kernels") as rows:
+        rows.write(attention("ours"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(results), "--plots", str(tmp_path)]) == 7
+    assert "plots need matplotlib" in capsys.readouterr().err
+
+
+def test_an_old_file_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "old.jsonl"
+    old.write_text('{"name": "temporal_attention/16f/ours", "machine": {"commit": "b309e8a688f4"}}\n')
+    assert main(["report", str(old)]) == 2
+    assert "was written with schema 1 and this is schema 2: measure again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cold_start_is_measured_in_its_own_process(tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    assert main(["engine", "--rehearse", "--no-compile", "--out", str(results)]) == 0
+    table = {row.provider: row.numbers for row in read([results])}
+    spans = [table[name]["median"] for name in ("import", "load", "first step", "second step")]
+    assert all(taken > 0 for taken in spans)
+    assert sum(spans) < table["process"]["median"]
+    assert table["bytes"]["disk_bytes"] > 2**20
+    assert table["bytes"]["host_bytes"] > table["bytes"]["disk_bytes"]
+
+
+def test_a_cold_start_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "rows.jsonl"
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nCheckpointError: damaged\n")
+    monkeypatch.setattr("vstar_engine.bench.engine.subprocess.run", lambda *_, **__: failed)
+    assert main(["engine", "--no-compile", "--out", str(results)]) == 1
+    assert [(row.status, row.note) for row in read([results])] == [("failed", "RuntimeError: CheckpointError: damaged")]
