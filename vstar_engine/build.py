@@ -149,7 +149,8 @@ def _row(artifact: Artifact | EngineError) -> dict[str, object]:
 def add_refit_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `refit`."""
     parser.add_argument("engine", metavar="DIR", help="engine made by `vstar-engine build --refit yes`, or its name")
-    parser.add_argument("--weights", required=True, help="folder made by `vstar-engine convert`, of the same shapes")
+    parser.add_argument("--weights", help="folder made by `vstar-engine convert`, of the same shapes (default: the engine's)")
+    add_lora_option(parser)
     parser.add_argument("--out", type=Path, help="the new engine's folder (default: one named by its content)")
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
 
@@ -163,9 +164,10 @@ def run_refit(args: argparse.Namespace) -> int:
     artifact.check(kernel=kernel_hash(), **backend_named(artifact.identity["backend"]).machine(device))
     # what is written holds its weights, even where the source was stripped of them
     settings = replace(Settings.of(artifact.identity, device), refit="yes")
-    weights = open_weights(settings.spec, args.weights)
+    weights = open_weights(settings.spec, args.weights or artifact.manifest["weights_path"], args.lora or ())
     made = build(settings, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr), artifact)
-    print(f"{made.folder}: the engine of {artifact.name} with the weights of {args.weights}")
+    merged = "".join(f" and {lora}" for lora in made.manifest["loras"])
+    print(f"{made.folder}: the engine of {artifact.name} with the weights of {weights.path}{merged}")
     return 0
 
 
@@ -181,7 +183,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> int:
     """Writes a built engine for another server."""
     artifact = Artifact.open(args.engine)
-    weights = open_weights(model_named(artifact.identity["model"]), args.weights or artifact.manifest["weights_path"])
+    path = args.weights or artifact.manifest["weights_path"]
+    weights = open_weights(model_named(artifact.identity["model"]), path, artifact.manifest["loras"])
     artifact.check(weights=weights.fingerprint())
     exporter_named(args.kind).write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
     print(f"wrote {args.out}; tritonserver --model-repository={args.out}, with vstar-engine installed beside it")
