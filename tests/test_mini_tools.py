@@ -5,10 +5,14 @@ import pytest
 import torch
 
 from tools.mini import captions, claims, probe, stories, tables
+from tools.mini.pack import pack
 from tools.mini.render import render
 from tools.mini.scenes import SEASONS, sample
-from vstar_engine.config import VaeSpec
-from vstar_engine.text import anchor_frames
+from vstar_engine.artifacts import read_manifest
+from vstar_engine.checkpoint import WEIGHTS
+from vstar_engine.config import VaeSpec, model_named
+from vstar_engine.text import TextTower, anchor_frames
+from vstar_engine.unet import UNet
 from vstar_engine.vae import Vae
 
 
@@ -136,3 +140,11 @@ def test_whitening_leaves_pixels_and_makes_latents_plain():
     torch.testing.assert_close(after, before, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(codes.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(codes.T.cov(), torch.eye(4), atol=2e-3, rtol=0)
+
+
+def test_packed_weights_are_read_as_any_converted_ones(tmp_path):
+    spec = model_named("mini")
+    pack(spec, UNet(spec.unet), Vae(spec.vae), TextTower(spec.text), tmp_path / "mini")
+    manifest = read_manifest(tmp_path / "mini", WEIGHTS)
+    assert manifest["vocabulary"] == captions.vocabulary()
+    assert {path.name for path in (tmp_path / "mini").iterdir()} == {"manifest.json", "model.safetensors"}

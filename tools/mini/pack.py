@@ -1,14 +1,13 @@
 """Puts the trained parts together as an official checkpoint and converts it, as any checkpoint is, to the bundled folder."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vstar_engine import schedule
-from vstar_engine.artifacts import MANIFEST
-from vstar_engine.checkpoint import TEXT, UNET, VAE, official_names, official_shapes
+from vstar_engine.artifacts import MANIFEST, read_manifest, write_manifest
+from vstar_engine.checkpoint import TEXT, UNET, VAE, WEIGHTS, official_names, official_shapes
 from vstar_engine.config import Spec
 from vstar_engine.convert import convert
 
@@ -34,5 +33,6 @@ def pack(spec: Spec, unet: nn.Module, vae: nn.Module, text: nn.Module, folder: P
     torch.save({"state_dict": tensors | unread}, checkpoint)
     convert(checkpoint, folder, spec.name, force=True)
     checkpoint.unlink()
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"vocabulary": vocabulary()}, indent=1) + "\n")
+    manifest = read_manifest(folder, WEIGHTS)
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "sha256")} | {"vocabulary": vocabulary()})
