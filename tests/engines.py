@@ -28,10 +28,10 @@ def identity(**changed):
     }
 
 
-def engine_at(folder, **changed):
+def engine_at(folder, file="unet.pt2", **changed):
     """Makes a folder that looks like a built engine; its one file is no package."""
     folder.mkdir(mode=0o700, parents=True)
-    (folder / "unet.pt2").write_bytes(bytes(range(256)))
+    (folder / file).write_bytes(bytes(range(256)))
     shaped = identity(**changed)
     about = {"name": name_of(shaped), "identity": shaped, "facts": {}, "weights_path": None, "made": "today", "seconds": 1.0}
     write_manifest(folder, {"kind": KIND, **about})

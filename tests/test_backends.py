@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from accuracy import assert_as_accurate, relative_error
+from engines import engine_at
 
 from vstar_engine import Engine, Sampling, Tar, checkpoint
 from vstar_engine.backends import BACKENDS, backend_named
@@ -15,7 +16,7 @@ from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.cli import main
 from vstar_engine.config import MODELS
-from vstar_engine.errors import MissingLibrary
+from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 
 SPEC = MODELS["mini"]
 SIZE = (32, 64)
@@ -113,6 +114,24 @@ def test_wrong_clips_end_in_one_sentence(artifact, capsys):
     assert "--size 32x32" in capsys.readouterr().err
     assert main([*words, "--dtype", "float16"]) == 9
     assert "for dtype float32, not float16; rebuild it" in capsys.readouterr().err
+
+
+def test_a_file_that_onnx_runtime_cannot_open(tmp_path):
+    import onnx_packages  # noqa: F401 - skips where they are missing
+
+    here = backend_named("onnxruntime").machine(torch.device("cpu"))
+    folder = engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime", **here)
+    with pytest.raises(EngineError, match="cannot be opened by ONNX Runtime"):
+        Engine.load(engine=folder)
+
+
+def test_a_device_without_a_provider(tmp_path):
+    import onnx_packages  # noqa: F401 - skips where they are missing
+
+    if "CUDAExecutionProvider" in library().get_available_providers():
+        pytest.skip("this onnxruntime has its CUDA provider")
+    with pytest.raises(DeviceError, match="no CUDAExecutionProvider for device cuda:0; install onnxruntime-gpu"):
+        backend_named("onnxruntime").load(None, device=torch.device("cuda", 0), dtype=torch.float32)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

@@ -66,6 +66,7 @@ FAULTS = {
     "manifest edited": (manifest_edited, "manifest.json was altered"),
     "hash taken away": (lambda folder: manifest_edited(folder, close=True), "states no sha256"),
     "weights": (lambda folder: (folder / "manifest.json").write_text('{"kind": "vstar-engine weights"}'), "does not describe"),
+    "no files": (lambda folder: (folder / "manifest.json").write_text('{"kind": "vstar-engine engine"}'), "lists no files"),
     "writable by others": (lambda folder: folder.chmod(0o770), "can be written by other users"),
 }
 

@@ -1,11 +1,18 @@
 """A stand-in for the module that Triton gives its Python back end: requests to other models run in ONNX Runtime here."""
 
+from functools import cache
+
 import numpy as np
 import onnxruntime
 import torch
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 REPOSITORY = None  # the folder that models are taken from
+
+
+@cache
+def session(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 class TritonError(Exception):
@@ -49,9 +56,8 @@ class InferenceRequest:
 
     def exec(self):
         (path,) = (REPOSITORY / self.model / "1").glob("*.onnx")
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         try:
-            out = session.run(self.wanted, {tensor.name: tensor.values for tensor in self.inputs})
+            out = session(path).run(self.wanted, {tensor.name: tensor.values for tensor in self.inputs})
         except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             return InferenceResponse(error=TritonError(str(error)))
         return InferenceResponse([Tensor(name, values) for name, values in zip(self.wanted, out, strict=True)])

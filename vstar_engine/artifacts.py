@@ -107,7 +107,12 @@ def read_manifest(
     # folders of earlier versions carry no sha256 over the manifest itself
     if "sha256" in manifest and manifest["sha256"] != digest_of({k: v for k, v in manifest.items() if k != "sha256"}):
         raise error(f"{folder / MANIFEST} was altered: its content does not have the sha256 that it states")
-    for entry in manifest["files"]:
+    entries = manifest.get("files")
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and {"name", "bytes", "sha256"} <= e.keys() for e in entries
+    ):
+        raise error(f"{folder / MANIFEST} lists no files with their sizes and sha256")
+    for entry in entries:
         path = folder / Path(entry["name"]).name
         if not path.is_file():
             raise error(f"{path} is missing, though {MANIFEST} lists it")

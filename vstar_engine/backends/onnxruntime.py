@@ -13,6 +13,8 @@ from .inputs import full
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+# what a session may say of a file; these classes have no base of their own
+FAULTS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
 QUIET = 3  # errors only
 
 
@@ -45,7 +47,7 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
     where = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}
     try:
         session = runtime.InferenceSession(str(artifact.file("unet.onnx")), options, providers=[(provider, where)])
-    except runtime.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
+    except tuple(getattr(runtime.capi.onnxruntime_pybind11_state, name) for name in FAULTS) as error:
         raise EngineError(f"{artifact.folder} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from error
 
     def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
