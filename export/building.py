@@ -44,8 +44,9 @@ def build(
 ) -> Artifact:
     """Builds an engine, or gives the one that is there already and was shaped by the same.
 
-    With a `source` that was built for it, its weights are swapped instead. `report` hears a line for each stage. Raises OutputError where the folder cannot be written or holds something else and
-    `force` is off; nothing that looks finished is left behind then.
+    With a `source` that was built for it, its weights are swapped instead. `report` hears a line for each stage. Raises
+    OutputError where the folder cannot be written or holds something else and `force` is off; nothing that looks finished is
+    left behind then.
     """
     wanted, folder = identity(settings, weights), place(settings, weights, out)
     if out is None:

@@ -54,7 +54,7 @@ def frame_profiles(frames: tuple[int, ...], others: Ranges) -> tuple[Ranges, ...
 def make_logger(trt: Any, report: Callable[[str], None]) -> Any:
     """Gives a logger that reports warnings and keeps errors in `.errors`, to be said when a step fails."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -71,7 +71,7 @@ def make_logger(trt: Any, report: Callable[[str], None]) -> Any:
 def make_monitor(trt: Any, report: Callable[[str], None]) -> Any:
     """Gives a monitor that reports a build's outermost phases as they go, in tenths."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}

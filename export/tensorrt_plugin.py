@@ -7,6 +7,7 @@ number of frames and rows. TensorRT for RTX refuses such plugins: see `tensorrt_
 
 from collections.abc import Callable
 from importlib import import_module
+from types import GenericAlias
 from typing import Any
 
 from vstar_engine.kernels.temporal_attention_plugin import SHARED_WITHOUT_ASKING, Compiled, Tactic, compile_tactic, tactics
@@ -36,7 +37,7 @@ def _annotated(function: Callable[..., Any], result: Any, described: type, **res
 
 def register(trt: Any, arch: int) -> None:
     """Defines the plugin in this process, for engines that run on `arch` (or on newer ones, where it is 80)."""
-    plugin = import_module(f"{trt.__name__}.plugin")
+    plugin: Any = import_module(f"{trt.__name__}.plugin")
     described, identity = plugin.TensorDesc, f"{NAMESPACE}::{NAME}"
 
     def output(q, k, v, g):  # type: ignore[no-untyped-def]
@@ -64,7 +65,8 @@ def register(trt: Any, arch: int) -> None:
             integers[index] = plugin.SymInt32(value)
         return kernel.entry_point, kernel.ptx, launch, integers
 
-    tensors, compiled = tuple[described], tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs]  # type: ignore[valid-type]
+    tensors, combinations = GenericAlias(tuple, described), GenericAlias(list, plugin.AutoTuneCombination)
+    compiled = GenericAlias(tuple, (str, str, plugin.KernelLaunchParams, plugin.SymIntExprs))
     plugin.register(identity)(_annotated(output, described, described))
-    plugin.autotune(identity)(_annotated(choices, list[plugin.AutoTuneCombination], described, outputs=tensors))
+    plugin.autotune(identity)(_annotated(choices, combinations, described, outputs=tensors))
     plugin.aot_impl(identity)(_annotated(code, compiled, described, outputs=tensors, tactic=int))

@@ -50,7 +50,7 @@ def attend(inputs: list[Tensor], out: Tensor, stream: int) -> None:
 def classes(trt: Any) -> tuple[type, type]:
     """Gives the plugin's class and its creator's, derived from the library's own."""
 
-    class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
+    class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
         def __init__(self) -> None:
             for base in (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
                 base.__init__(self)
@@ -108,7 +108,7 @@ def classes(trt: Any) -> tuple[type, type]:
             ]
             attend(tensors[:4], tensors[4], stream)
 
-    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+    class Creator(trt.IPluginCreatorV3One):
         def __init__(self) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE

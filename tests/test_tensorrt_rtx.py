@@ -4,14 +4,26 @@ Everything of NVIDIA's runs in child processes. This shows what is parsed, mappe
 executes without a GPU.
 """
 
+import os
+import subprocess
+import sys
+
+import onnx_packages  # noqa: F401 - skips this module where the packages are missing
+
+# isort: split
 import pytest
 import tensorrt_wheels
+import torch
 
-pytest.importorskip("onnx", reason="needs the onnx package")
-pytest.importorskip("onnxscript", reason="needs the onnxscript package")
 pytest.importorskip("triton", reason="needs Triton")
 
 from onnx_blocks import block
+
+from vstar_engine.built import Artifact
+from vstar_engine.checkpoint import UNET, official_shapes
+from vstar_engine.config import Spec, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.export import to_onnx
+from vstar_engine.export.network import unet
 
 FOUR = ["SM80", "SM86", "SM89", "SM120"]
 RANGES = {"batch": [1, 2, 4], "positions": [1, 48, 160]}
@@ -94,3 +106,60 @@ def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
         result = {"error": "died"}
     assert "error" in result
     assert not path.with_suffix(".plan").exists()
+
+
+def test_a_mini_engine_is_built_by_the_command_line(tmp_path):
+    out = tmp_path / "engine"
+    command = [
+        "build",
+        "--backend",
+        "tensorrt-rtx",
+        "--model",
+        "mini",
+        "--dtype",
+        "float16",
+        "--frames",
+        "16",
+        "--targets",
+        "SM89",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "vstar_engine", *command, "--targets", "SM89", "--out", str(out)],
+        env={**os.environ, **tensorrt_wheels.rtx()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    artifact = Artifact.open(out)
+    facts = artifact.manifest["facts"]
+    assert facts["plan"]["plugin_layers"] == facts["unet"]["temporal_attentions"] > 0
+    assert artifact.file("unet.plan").stat().st_size > 1e6
+    assert [path.name for path in sorted(out.iterdir())] == ["manifest.json", "unet.plan"]
+    assert artifact.identity["options"] == {"plugin": "python", "opset": 21, "targets": ["SM89"]}
+    assert artifact.identity["versions"] == {"tensorrt-rtx": tensorrt_wheels.RTX}
+    assert artifact.identity["device"] == "cuda"
+
+
+# VideoCrafter2's layers, narrower
+TOPOLOGY = UNetSpec(model_channels=32, head_dim=8, context_dim=16, norm_groups=8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frames", "targets"),
+    [
+        pytest.param("float32", [16], ["SM80"], id="float32"),
+        pytest.param("float16", [16, 64], FOUR, id="float16-four", marks=pytest.mark.slow),
+    ],
+)
+def test_every_layer_of_the_full_topology(dtype, frames, targets, tmp_path):
+    kind = getattr(torch, dtype)
+    spec = Spec("topology", TOPOLOGY, VaeSpec(), TextSpec(width=16), size=(64, 64))
+    weights = {name: 0.02 * torch.randn(shape) for name, shape in official_shapes(spec).items() if name.startswith(UNET)}
+    path = tmp_path / "unet.onnx"
+    facts = to_onnx.write(unet(TOPOLOGY, kind), weights, path)
+    assert facts["temporal_attentions"] == 34
+    ranges = {"batch": [1, 2, 2], "height": [8, 8, 16], "width": [8, 8, 16]}
+    (result,) = built(job(path, 34, frames=frames, ranges=ranges, targets=targets))
+    assert result.get("plugin_layers") == 34, result
+    assert len(result["configured"]) == 34 * len(frames)
+    assert path.with_suffix(".plan").stat().st_size == result["bytes"]

@@ -1,0 +1,173 @@
+"""What a TensorRT build decides before and after TensorRT's part: profiles, plugins, options, refusals."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import onnx_packages  # noqa: F401 - skips this module where the packages are missing
+
+# isort: split
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+from vstar_engine.backends import backend_named
+from vstar_engine.backends.tensorrt import TensorrtUnet, open_plan
+from vstar_engine.built import Artifact
+from vstar_engine.config import MODELS
+from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary
+from vstar_engine.export import builder_named, tensorrt_plugins, to_tensorrt
+from vstar_engine.export.settings import TENSORRT_FRAMES, Settings
+from vstar_engine.export.tensorrt_build import Plan, check_count, count_in_engine, frame_profiles
+
+MINI = MODELS["mini"]
+
+
+def test_profiles_follow_one_another():
+    profiles = frame_profiles((16, 32, 128), {"batch": (1, 2, 8)})
+    assert [profile["frames"] for profile in profiles] == [(1, 16, 16), (17, 32, 32), (33, 128, 128)]
+    assert all(profile["batch"] == (1, 2, 8) for profile in profiles)
+
+
+def test_free_axes_reach_from_the_least_size_to_the_models_own():
+    fixed, free = Settings(MINI, "tensorrt-rtx", size=(64, 96), batch=1), Settings(MINI, "tensorrt-rtx")
+    assert to_tensorrt.free_axes(fixed) == {"batch": (1, 1, 1)}
+    assert to_tensorrt.free_axes(free) == {"batch": (1, 2, 8), "height": (4, 12, 16), "width": (4, 16, 16)}
+    assert free.frames == TENSORRT_FRAMES
+
+
+def test_auto_takes_the_plugin_that_can_serve(monkeypatch, tmp_path):
+    monkeypatch.delenv(tensorrt_plugins.LIBRARY, raising=False)
+    assert [tensorrt_plugins.choose("auto", rtx) for rtx in (False, True)] == ["aot", "python"]
+    library = tmp_path / "libvstar_tensorrt.so"
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(library))
+    with pytest.raises(ValueError, match="which is no file; build the plugin in csrc/tensorrt"):
+        tensorrt_plugins.choose("auto", rtx=True)
+    library.touch()
+    assert [tensorrt_plugins.choose("auto", rtx) for rtx in (False, True)] == ["aot", "cpp"]
+    assert tensorrt_plugins.choose("cpp", rtx=False) == "cpp"
+
+
+REFUSED = {
+    "unknown plugin": ({"plugin": "magic"}, "plugin must be one of auto, aot, cpp, python, none, got 'magic'"),
+    "aot for rtx": ({"backend": "tensorrt-rtx", "plugin": "aot"}, "takes no quickly deployable plugins"),
+    "cpp without library": ({"plugin": "cpp"}, "needs VSTAR_TENSORRT_PLUGIN"),
+    "targets": ({"targets": ("SM80",)}, "targets are for backend tensorrt-rtx"),
+    "refit for rtx": ({"backend": "tensorrt-rtx", "refit": "yes"}, "no plan whose weights can be swapped"),
+    "bfloat16": ({"dtype": torch.bfloat16}, "float32 or float16, got bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_make_no_sense_are_refused(case, monkeypatch):
+    monkeypatch.delenv(tensorrt_plugins.LIBRARY, raising=False)
+    given, sentence = REFUSED[case]
+    settings = Settings(MINI, given.pop("backend", "tensorrt"), **given)
+    with pytest.raises(ValueError, match=sentence):
+        builder_named(settings.backend).options(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"compatibility": "all"}, "compatibility must be one of exact, capability, ampere, got 'all'"),
+        ({"level": 6}, "optimisation level must be 0 to 5, got 6"),
+        ({"workspace": 0}, "workspace must have bytes, got 0"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Plan((), **given)
+
+
+def test_a_layer_that_is_no_plugin_fails_the_build():
+    check_count(34, 34, "the parsed network")
+    with pytest.raises(ExportError, match="holds 33 plugin layers where the file has 34 temporal attentions"):
+        check_count(33, 34, "the parsed network")
+
+
+def test_an_engines_plugins_are_counted_once_for_all_profiles():
+    layers = [{"Name": name, "LayerType": "PluginV3"} for name in ("a", "b", "a [profile 1]", "b [profile 1]")]
+    layers += [{"Name": "c", "LayerType": "Convolution"}, "d"]
+    assert count_in_engine(json.dumps({"Layers": layers})) == 2
+
+
+@pytest.mark.parametrize(("backend", "module"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")])
+def test_a_missing_library_says_what_to_install(backend, module):
+    if importlib.util.find_spec(module):
+        pytest.skip(f"{module} is installed here")
+    with pytest.raises(MissingLibrary, match=f"backend {backend} needs the {module} package .*pip install"):
+        backend_named(backend).machine(torch.device("cuda"))
+
+
+@dataclasses.dataclass
+class Registry:
+    """A plugin registry that keeps what it is given."""
+
+    held: dict = dataclasses.field(default_factory=dict)
+
+    def get_creator(self, name, version, namespace):
+        return self.held.get((name, version, namespace))
+
+
+class Library:
+    """As much of a TensorRT as registering takes."""
+
+    __version__ = "11.4.0.0"
+
+    def __init__(self, name):
+        self.__name__, self.registry = name, Registry()
+
+    def get_plugin_registry(self):
+        return self.registry
+
+
+def test_one_plugin_serves_a_process(monkeypatch):
+    library = Library("first")
+
+    def take(trt, kind, arch):
+        trt.registry.held["VstarTemporalAttention", "1", "vstar"] = kind
+
+    monkeypatch.setattr(tensorrt_plugins, "_register", take)
+    monkeypatch.setattr(tensorrt_plugins, "_registered", {})
+    tensorrt_plugins.register(library, "none")
+    tensorrt_plugins.register(library, "aot", 90)
+    tensorrt_plugins.register(library, "aot", 90)
+    for kind, arch in (("python", None), ("aot", 80)):
+        with pytest.raises(EngineError, match="holds the plugin aot for sm_90 already"):
+            tensorrt_plugins.register(library, kind, arch)
+    other = Library("second")
+    other.registry.held["VstarTemporalAttention", "1", "vstar"] = "a library's"
+    with pytest.raises(EngineError, match="holds the plugin of another origin already"):
+        tensorrt_plugins.register(other, "python")
+
+
+class Engine:
+    """As much of an engine as choosing a profile takes: frames 1 to 16 and 17 to 32."""
+
+    num_optimization_profiles = 2
+
+    def get_tensor_profile_shape(self, name, index):
+        low, high = ((1, 16), (17, 32))[index]
+        return [(1, 4, low, 8, 8), (2, 4, high, 8, 8), (2, 4, high, 8, 16)]
+
+
+def test_the_profile_follows_the_frames():
+    unet = TensorrtUnet(None, Engine(), torch.device("cpu"), torch.float32)
+    assert [unet.profile((2, 4, frames, 8, 8)) for frames in (1, 16, 17, 32)] == [0, 0, 1, 1]
+    for shape in ((2, 4, 33, 8, 8), (3, 4, 16, 8, 8), (1, 4, 16, 16, 8)):
+        with pytest.raises(EngineError, match=r"the engine takes latents of \(1, 4, 1, 8, 8\) to \(2, 4, 16, 8, 16\), "):
+            unet.profile(shape)
+
+
+def artifact(**options):
+    return Artifact(Path("engine"), {"identity": {"options": options}})
+
+
+def test_what_cannot_run_is_refused_before_it_is_loaded():
+    with pytest.raises(DeviceError, match="runs on an NVIDIA GPU, got device cpu"):
+        open_plan(None, artifact(plugin="aot"), torch.device("cpu"), torch.float16)
+    with pytest.raises(EngineError, match="holds no weights; fill it: vstar-engine refit"):
+        open_plan(None, artifact(plugin="aot", refit="stripped"), torch.device("cuda"), torch.float16)
