@@ -92,8 +92,8 @@ class Step:
         if AOTI in features:
             unet = self._packaged(features, unet, inputs)
         elif COMPILE in features:
-            search = {"mode": self.scene.mode} if self.scene.compiler == "inductor" else {}
-            unet = torch.compile(unet, backend=self.scene.compiler, fullgraph=True, dynamic=False, **search)
+            mode = self.scene.mode if self.scene.compiler == "inductor" else None
+            unet = torch.compile(unet, backend=self.scene.compiler, fullgraph=True, dynamic=False, mode=mode)
         return partial(unet, *inputs)
 
     def network(self, features: frozenset[str]) -> UNet:

@@ -42,12 +42,12 @@ class Problem:
         """Draws q, k and v; shape is (B, T, P, heads, head_dim)."""
         batch, frames, positions, heads, width = shape
         if layout == "fused":
-            parts = torch.randn(batch, frames, positions, 3, heads, width, device=device).to(dtype).unbind(3)
+            q, k, v = torch.randn(batch, frames, positions, 3, heads, width, device=device).to(dtype).unbind(3)
         else:
-            drawn = [torch.randn(batch, positions, heads, frames, width, device=device).to(dtype) for _ in range(3)]
-            parts = tuple(x.permute(0, 3, 1, 2, 4) for x in drawn)
+            drawn = (torch.randn(batch, positions, heads, frames, width, device=device).to(dtype) for _ in range(3))
+            q, k, v = (x.permute(0, 3, 1, 2, 4) for x in drawn)
         g = toeplitz(frames, sigma)[None].to(device)
-        return Problem(*parts, g, toeplitz_bias(g, frames, frames)[0], sigma, layout)
+        return Problem(q, k, v, g, toeplitz_bias(g, frames, frames)[0], sigma, layout)
 
     def to(self, dtype: torch.dtype) -> "Problem":
         return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
