@@ -32,9 +32,11 @@ bench: .venv/bench
 	rm -rf $(BENCH) && mkdir -p $(BENCH)
 	.venv/bin/python -m pytest -q tests/benchmarks.py --benchmark-only --benchmark-json $(BENCH)/regression.json
 	$(MEASURE) kernels --frames 16 32 64 --limit 20 --out $(BENCH)/rows.jsonl
-	$(MEASURE) kernels --frames 128 --rounds 3 --limit 40 --providers ours 'ours, g = 0' 'published (fp32)' 'clean eager' \
-		'SDPA without TAR' 'SDPA, dense bias' --out $(BENCH)/rows.jsonl
-	$(MEASURE) pipeline --frames 16 64 --no-compile --limit 15 --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --frames 128 --rounds 3 --providers ours 'ours, g = 0' 'SDPA without TAR' 'SDPA, dense bias' \
+		--out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --op temporal_transformer --levels 0 1 2 --frames 16 --rounds 3 --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 16 --no-compile --limit 15 --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 15 --out $(BENCH)/rows.jsonl
 	$(MEASURE) engine --no-compile --out $(BENCH)/rows.jsonl
 	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)
 	$(MEASURE) report $(BENCH)/rows.jsonl --plots $(BENCH)

@@ -1,5 +1,6 @@
 """Runs `vstar-engine bench` where the engine is not installed: `python -m vstar_engine.bench WHAT --help`."""
 
+import argparse
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = Parser(prog="python -m vstar_engine.bench", description=command.__doc__)
         command.add_options(parser)
-        return command.run(parser.parse_args(words), words)
+        return command.run(parser.parse_args(words, argparse.Namespace(words=words)))
     except KeyboardInterrupt:
         print("vstar-engine: interrupted; the rows so far are kept and marked", file=sys.stderr)
         return INTERRUPTED

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from vstar_engine.config import UNetSpec
 from vstar_engine.unet import Downsample, ResBlock, SpatialTransformer, TemporalConvBlock, TemporalTransformer, UNet, Upsample
@@ -42,14 +42,19 @@ def _temporal_attention_flops(q: Sequence[int], k: Sequence[int], *_: object, **
     return 4 * batch * positions * heads * head_dim * frames * k[1]
 
 
-FLOP_FORMULAS = {torch.ops.vstar.temporal_attention: _temporal_attention_flops}
+def flop_counter() -> Any:
+    """Gives PyTorch's counter of FLOPs, which also knows our op; loaded when needed, since with it comes Triton."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    formulas = {torch.ops.vstar.temporal_attention: _temporal_attention_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def count_flops(spec: UNetSpec, inputs: Sequence[Tensor]) -> dict[str, float]:
     """Gives the FLOPs (two a multiply-add) of one forward by kind of block, and under "whole" their sum."""
     with torch.device("meta"):
         unet = UNet(spec).to(inputs[0].dtype)
-    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+    counter = flop_counter()
     with counter, torch.no_grad():
         unet(*(x.to("meta") for x in inputs))
     modules = counter.get_flop_counts()

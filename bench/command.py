@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -31,8 +30,7 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join(["vstar-engine", "bench", *kept])
 
 
-def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
-    """Runs the subcommand and gives its exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    args.command_line = command_line(words[words.index(args.measurement) :])
+def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand and gives its exit code; `args.words` are what was typed."""
+    args.command_line = command_line(args.words[args.words.index(args.measurement) :])
     return import_module(f"vstar_engine.bench.{args.measurement}").run(args)

@@ -45,13 +45,19 @@ def attention_shape(spec: Spec, size: tuple[int, ...], level: int | str, frames:
 
 
 def attention_contest(
-    op: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, case: dict[str, Any], chosen: list[str]
+    op: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    case: dict[str, Any],
+    chosen: list[str],
+    compiler: str = "inductor",
 ) -> Contest:
     """Draws enough problems that together they outgrow the cache, and lets every provider walk through them."""
     batch, frames, positions, heads, _ = shape
     nbytes = 4.0 * math.prod(shape) * dtype.itemsize
     copies = min(MAX_COPIES, math.ceil(2 * cache_bytes(device) / nbytes))
-    problems = [Problem.random(shape, dtype, device, case["layout"], SIGMA) for _ in range(copies)]
+    problems = [Problem.random(shape, dtype, device, case["layout"], SIGMA, compiler) for _ in range(copies)]
     table = PROVIDERS if op == "temporal_attention" else DENSE_PROVIDERS
     maps = 4.0 * batch * positions * heads * frames**2
     providers = [
@@ -87,7 +93,7 @@ def error(problem: Problem, plain: set[str], name: str, answer: Tensor) -> float
     if answer.shape != problem.q.shape:
         return math.inf
     positions = problem.q.shape[2]
-    here = torch.linspace(0, positions - 1, min(COMPARED, positions), device=answer.device).long()
+    here = torch.linspace(0, positions - 1, min(COMPARED, positions), device=problem.bias.device).long()
     bias = torch.zeros_like(problem.bias) if name in plain else problem.bias
     parts = (x[:, :, here].double() for x in (problem.q, problem.k, problem.v))
     exact = temporal_attention_dense_ref(*parts, bias[None].double())
@@ -117,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[{"cuda": 2, "cpu": 1}[there]], help="default %(default)s")
     parser.add_argument("--layout", choices=LAYOUTS, nargs="+", default=["fused"], help="what q, k, v lie in (default fused)")
     parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(map(repr, PROVIDERS))}")
+    parser.add_argument("--compiler", default="inductor", help="back end of torch.compile (default %(default)s)")
     parser.add_argument("--device", default=there, help="default %(default)s")
 
 
@@ -134,13 +141,14 @@ def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest
         shape = attention_shape(spec, size, depth, frames, batch)
         for layout in args.layout:
             case = {"level": depth, "frames": frames, "batch": batch, "layout": layout}
-            yield attention_contest(op, shape, dtype, device, case, args.providers)
+            yield attention_contest(op, shape, dtype, device, case, args.providers, args.compiler)
 
 
 def rehearse(args: argparse.Namespace) -> None:
     """Shrinks what the flags ask for to what takes seconds on a CPU."""
     args.model, args.size, args.levels, args.frames, args.batch = "mini", (32, 32), [0], [5], [2]
     args.device, args.dtype, args.rounds, args.op, args.layout = "cpu", ["float32"], 1, list(OPS), list(LAYOUTS)
+    args.compiler = "eager"
 
 
 def run(args: argparse.Namespace) -> int:

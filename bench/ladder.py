@@ -92,8 +92,8 @@ class Step:
         if AOTI in features:
             unet = self._packaged(features, unet, inputs)
         elif COMPILE in features:
-            search = {"mode": self.scene.mode} if self.scene.compiler == "inductor" else {}
-            unet = torch.compile(unet, backend=self.scene.compiler, fullgraph=True, dynamic=False, **search)
+            mode = self.scene.mode if self.scene.compiler == "inductor" else None
+            unet = torch.compile(unet, backend=self.scene.compiler, fullgraph=True, dynamic=False, mode=mode)
         return partial(unet, *inputs)
 
     def network(self, features: frozenset[str]) -> UNet:
@@ -112,10 +112,16 @@ class Step:
         return scene.by_passes(unet, None if FUSED in features else attend)
 
     def _packaged(self, features: frozenset[str], unet: UNet, inputs: list[Tensor]) -> Callable[..., Tensor]:
-        """Exports, compiles and packages the network, loads the package, and notes what that took."""
+        """Exports, compiles and packages the network, loads the package, and notes what that took.
+
+        Only inductor packages; with another compiler the exported program itself runs.
+        """
         begun = time.monotonic()
         exported = torch.export.export(unet, tuple(inputs))
         exporting = time.monotonic() - begun
+        if self.scene.compiler != "inductor":
+            self.packages[features] = {"export": exporting}
+            return exported.module()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/unet.pt2"))
             building = time.monotonic() - begun - exporting

@@ -3,6 +3,7 @@ far the run's dtype strays. Networks are seeded on the device: speed needs no tr
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,14 +71,14 @@ def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> N
     """Measures the parts of one scene; what cannot even be set up becomes a row, and the other parts go on."""
     torch.compiler.reset()
     step = Step(scene)
-    parts = {
+    without = {*args.without, *({COMPILE, GRAPH} if args.no_compile else ())}
+    parts: dict[str, Callable[[], object]] = {
         HEADLINE: lambda: hold(step.headline(compiled=not args.no_compile), rows, pace),
         STAGES: lambda: stages.measure(scene, step, args.steps, rows, pace),
         LADDER: lambda: hold(step.ladder(without), rows, pace),
         ABLATION: lambda: hold(step.ablation(without), rows, pace),
         TRAJECTORY: lambda: trajectory.measure(scene, args.steps, rows),
     }
-    without = {*args.without, *({COMPILE, GRAPH} if args.no_compile else ())}
     chosen = {name: part for name, part in parts.items() if name in args.parts}
     if args.profile:
         chosen["profile"] = lambda: profile.measure(scene, step, args.rounds, args.profile, rows)

@@ -114,8 +114,7 @@ def roofline(rows: Sequence[Row], axes: Any) -> None:
         x = [intensity[row.run + row.key] for row in group]
         axes.plot(x, [row.numbers["flops_per_second"] / 1e9 for row in group], "o", markersize=4, label=group[0].provider)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte that must move", ylabel="GFLOP/s", title=_words(rows[0]))
-    axes.title.set_fontsize(8)
-    axes.legend(fontsize=7)
+    _finish(axes, sorted(set(intensity.values())))
 
 
 def against_frames(rows: Sequence[Row], number: str, scale: float, words: str, axes: Any) -> None:
@@ -128,10 +127,14 @@ def against_frames(rows: Sequence[Row], number: str, scale: float, words: str, a
             low, high = ([row.numbers[name] * scale for row in group] for name in ("p20", "p80"))
             axes.fill_between(frames, low, high, alpha=0.2)
     axes.set(xscale="log", yscale="log", xlabel="frames", ylabel=words, title=_words(rows[0]))
-    ticks = sorted({row.case["frames"] for row in rows})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    _finish(axes, sorted({row.case["frames"] for row in rows}))
+
+
+def _finish(axes: Any, ticks: Sequence[float]) -> None:
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.minorticks_off()
     axes.title.set_fontsize(8)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def waterfall(rows: Iterable[Row], axes: Any) -> None:

@@ -20,6 +20,8 @@ from vstar_engine.kernels import native
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_dense, toeplitz_bias
 from vstar_engine.tar import toeplitz
 
+from .contest import NotHere
+
 LAYOUTS = ("fused", "split")
 # q, k, v as (N, T, head_dim), one sequence a row -> the same
 Core = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,7 +29,10 @@ Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """q, k, v (B, T, P, heads, head_dim) laid out as `layout` says; g (1, T) of `sigma`, and the same as a (T, T) matrix."""
+    """q, k, v (B, T, P, heads, head_dim) laid out as `layout` says; g (1, T) of `sigma`, and the same as a (T, T) matrix.
+
+    `compiler` is torch.compile's back end for those who compile.
+    """
 
     q: Tensor
     k: Tensor
@@ -36,18 +41,26 @@ class Problem:
     bias: Tensor
     sigma: float
     layout: str
+    compiler: str = "inductor"
 
     @staticmethod
-    def random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, layout: str, sigma: float) -> "Problem":
+    def random(
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        layout: str,
+        sigma: float,
+        compiler: str = "inductor",
+    ) -> "Problem":
         """Draws q, k and v; shape is (B, T, P, heads, head_dim)."""
         batch, frames, positions, heads, width = shape
         if layout == "fused":
-            parts = torch.randn(batch, frames, positions, 3, heads, width, device=device).to(dtype).unbind(3)
+            q, k, v = torch.randn(batch, frames, positions, 3, heads, width, device=device).to(dtype).unbind(3)
         else:
-            drawn = [torch.randn(batch, positions, heads, frames, width, device=device).to(dtype) for _ in range(3)]
-            parts = tuple(x.permute(0, 3, 1, 2, 4) for x in drawn)
+            drawn = (torch.randn(batch, positions, heads, frames, width, device=device).to(dtype) for _ in range(3))
+            q, k, v = (x.permute(0, 3, 1, 2, 4) for x in drawn)
         g = toeplitz(frames, sigma)[None].to(device)
-        return Problem(*parts, g, toeplitz_bias(g, frames, frames)[0], sigma, layout)
+        return Problem(q, k, v, g, toeplitz_bias(g, frames, frames)[0], sigma, layout, compiler)
 
     def to(self, dtype: torch.dtype) -> "Problem":
         return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
@@ -129,7 +142,8 @@ def compiled(problem: Problem) -> Callable[[], Tensor]:
         out = clean_core(split_heads(q), split_heads(k), split_heads(v), bias)
         return merge_heads(out, q.shape, problem.layout)
 
-    fast = torch.compile(whole, dynamic=False, mode="max-autotune-no-cudagraphs")
+    mode = "max-autotune-no-cudagraphs" if problem.compiler == "inductor" else None
+    fast = torch.compile(whole, backend=problem.compiler, fullgraph=True, dynamic=False, mode=mode)
     return lambda: fast(problem.q, problem.k, problem.v)
 
 
@@ -148,7 +162,9 @@ def flex(problem: Problem) -> Callable[[], Tensor]:
         from torch.nn.attention.flex_attention import AuxRequest, flex_attention
     except ImportError as error:
         raise MissingLibrary(f"this PyTorch's FlexAttention gives no row maxima ({error})") from error
-    attend: Any = torch.compile(flex_attention, dynamic=False)
+    if problem.q.device.type == "cpu":
+        raise NotHere("PyTorch's FlexAttention gives no row maxima on a CPU")
+    attend: Any = torch.compile(flex_attention, backend=problem.compiler, dynamic=False)
     g = problem.g[0]
 
     def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -120,9 +120,11 @@ class Scene:
     def by_passes(self, unet: UNet, attend: Callable[[int | None], Attend] | None) -> UNet:
         """Gives the network, sharing its parameters, with `attend(level)` in place of the op where there is one."""
         unet = sharing(unet)
-        for module, level in temporal_transformers(unet) if attend else ():
+        if attend is None:
+            return unet
+        for module, level in temporal_transformers(unet):
             module.__class__ = ByPasses
-            module.attend = attend(level)  # type: ignore[misc, union-attr]
+            vars(module)["attend"] = attend(level)
         return unet
 
     @cached_property

@@ -140,7 +140,8 @@ def measure(scene: Scene, step: Step, steps: int, rows: Rows, pace: Pace) -> Non
             timings = hold(contest, rows, pace)
             if name in timings:
                 times = steps if name == STEP else 1
-                parts[name] = Timing(*(times * x for x in (timings[name].median, timings[name].p20, timings[name].p80)), times)
+                one = timings[name]
+                parts[name] = Timing(times * one.median, times * one.p20, times * one.p80, one.rounds)
     if STEP not in parts:
         return
     sums = {what: sum(getattr(part, what) for part in parts.values()) for what in ("median", "p20", "p80")}

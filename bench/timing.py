@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from torch.utils.benchmark import timer
 
 Mark = float | torch.cuda.Event
 
@@ -23,10 +23,18 @@ class Timing:
     rounds: int
 
 
+@cache
+def host_clock() -> Callable[[], float]:
+    """Gives PyTorch's own benchmark clock; loaded when first needed, since with it come its compilers."""
+    from torch.utils.benchmark import timer
+
+    return timer
+
+
 def mark() -> Mark:
     """Notes a moment on the GPU's clock in stream order, or on the host's where there is no GPU."""
     if not torch.cuda.is_available():
-        return timer()
+        return host_clock()()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
@@ -88,9 +96,10 @@ def interleave(
             call()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     synchronize()
-    begun = timer()
+    now = host_clock()
+    begun = now()
     for done in range(rounds):
-        if done >= MIN_ROUNDS and (timer() - begun) * (done + 1) / done > limit:
+        if done >= MIN_ROUNDS and (now() - begun) * (done + 1) / done > limit:
             break
         for name, call in variants.items():
             seconds[name] += clock(call)

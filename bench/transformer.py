@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
-from torch.utils.flop_counter import FlopCounterMode
 
 from vstar_engine.config import Spec
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import TemporalTransformer
 
-from .blocks import FLOP_FORMULAS
+from .blocks import flop_counter
 from .contest import Contest, Provider, ceilings
 from .providers import check_ours, clean_core, gaussian_on_host, published_core
 from .seeded import relative_error, seeded
@@ -116,7 +115,7 @@ def transformer_contest(
         Provider("published passes", lambda: passes(as_published(SIGMA, kept, "map"))),
         Provider("clean passes", lambda: passes(without_waste(bias))),
     ]
-    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+    with flop_counter() as counter:
         module(x, g)
     case = {
         "op": "temporal_transformer",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vstar_engine import cli
 from vstar_engine.bench import tables
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.contest import BANDWIDTH
@@ -127,6 +128,19 @@ def test_a_document_is_made_current_between_its_markers(tmp_path: Path, capsys: 
     assert "stale" not in text
     assert "<!-- /bench:kernels -->\nafter\n<!-- bench:engine -->\n\nNot measured yet.\n\n<!-- /bench:engine -->" in text
     assert main(["report", str(results), "--readme", str(readme), "--check"]) == 0
+
+
+def test_the_engines_command_line_leads_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "rows.jsonl"
+    assert (
+        cli.main(["bench", "kernels", "--rehearse", "--op", "temporal_attention", "--providers", "ours", "--out", str(results)])
+        == 0
+    )
+    assert read([results])[0].command == "vstar-engine bench kernels --rehearse --op temporal_attention --providers ours"
+    assert cli.main(["bench", "report", str(results), "--tables", "kernels"]) == 0
+    assert "## kernels" in capsys.readouterr().out
+    assert cli.main(["bench", "compare", str(results)]) == 2
+    assert "vstar-engine: compare takes two result files" in capsys.readouterr().err
 
 
 def test_a_marker_of_no_table_is_refused() -> None:

@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(to_toml(args), end="")
                 return 0
         else:
-            args = parser.parse_args(words)
+            args = parser.parse_args(words, argparse.Namespace(words=words))
         return args.run(args)
     except KeyboardInterrupt:
         return _say("interrupted; nothing half-written is left", INTERRUPTED)
