@@ -33,8 +33,8 @@ STORIES = {
         ["a landscape by day, a white house", "a landscape at sunset, a white house", "a landscape at night, a white house"],
     ),
     "red_to_blue": (
-        "a landscape, a red balloon turning blue",
-        ["a landscape, a red balloon in the sky", "a landscape, a blue balloon in the sky"],
+        "a summer landscape by day, a red balloon turning blue",
+        ["a summer landscape by day, a red balloon in the sky", "a summer landscape by day, a blue balloon in the sky"],
     ),
 }
 PASS, POSITIONS = 4, range(0, 192, 24)

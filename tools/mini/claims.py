@@ -50,27 +50,33 @@ class Case:
         return json.dumps(asdict(self), sort_keys=True)
 
 
+def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
+    """A story in every arm."""
+    yield Case("clips", story, seed, frames)
+    yield Case("story", story, seed, frames)
+    for arm in ("base", "vsp", "tar", "both"):
+        yield Case(arm, story, seed, frames, tuple(PAPER.items()) if arm in ("tar", "both") else ())
+
+
+def settings(arm: str) -> Iterator[Case]:
+    """Every second story under each sigma and set of levels."""
+    for levels in [{0: sigma} for sigma in SWEEP] + list(LEVELS):
+        for story in range(0, len(STORIES), 2):
+            yield Case(arm, story, 0, 64, tuple(levels.items()))
+
+
 def cases() -> Iterator[Case]:
     """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels."""
-    paper = tuple(PAPER.items())
     for seed in range(3):
         for frames in (64, 16):
             for story in range(len(STORIES)):
-                yield Case("clips", story, seed, frames)
-                yield Case("story", story, seed, frames)
-                for arm, sigma in (("base", ()), ("vsp", ()), ("tar", paper), ("both", paper)):
-                    yield Case(arm, story, seed, frames, sigma)
+                yield from in_every_arm(story, seed, frames)
         if seed == 0:
-            for levels in [{0: sigma} for sigma in SWEEP] + list(LEVELS):
-                for story in range(0, len(STORIES), 2):
-                    yield Case("both", story, seed, 64, tuple(levels.items()))
-                    yield Case("tar", story, seed, 64, tuple(levels.items()))
             for frames in (32, 48):
                 for story in range(0, len(STORIES), 2):
-                    yield Case("clips", story, seed, frames)
-                    yield Case("story", story, seed, frames)
-                    for arm, sigma in (("base", ()), ("vsp", ()), ("tar", paper), ("both", paper)):
-                        yield Case(arm, story, seed, frames, sigma)
+                    yield from in_every_arm(story, seed, frames)
+            yield from settings("both")
+    yield from settings("tar")
 
 
 def make(engine: Engine, case: Case) -> np.ndarray:

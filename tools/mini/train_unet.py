@@ -15,7 +15,7 @@ from vstar_engine import schedule
 from vstar_engine.artifacts import write_aside
 from vstar_engine.config import TRAINING_STEPS
 from vstar_engine.text import TextTower, tokenize
-from vstar_engine.unet import TemporalConvBlock, TemporalTransformer, UNet
+from vstar_engine.unet import SpatialBlock, TemporalConvBlock, TemporalTransformer, UNet, sdpa
 from vstar_engine.vae import Vae
 
 from .loop import Loop, Run
@@ -27,6 +27,12 @@ FPS = 28
 UNSAID = 0.1  # share of clips trained with the empty caption, for guidance
 MOST_SNR, LEAST_SNR = 5.0, 0.5
 TEMPORAL_RATE = 2.0
+
+
+@torch.autocast("cpu", enabled=False)
+def wide_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Spatial attention in float32: its backward is three times as fast there as in bfloat16 (AMD EPYC, torch 2.13)."""
+    return sdpa(q.float(), k.float(), v.float()).to(q.dtype)
 
 
 class UNetLoop(Loop):
@@ -59,6 +65,9 @@ def train(run: Run, latents: Tensor, tokens: Tensor, tower: TextTower) -> UNet:
     """Trains on (clips, 16, 4, 12, 16) latents and their captions' tokens (clips, wordings, 77); gives the averaged weights."""
     unet = UNet(run.spec.unet)
     nn.init.zeros_(unet.get_parameter("out.2.weight"))
+    for module in unet.modules():
+        if isinstance(module, SpatialBlock):
+            module.attend = wide_attention
     loop = UNetLoop(run, "unet", unet, steps=run.steps("unet"), rate=8e-4, average=0.999)
     alpha, scale = (
         torch.from_numpy(schedule.alpha_bar()).float(),
@@ -73,8 +82,8 @@ def train(run: Run, latents: Tensor, tokens: Tensor, tower: TextTower) -> UNet:
         which = rng.integers(0, len(latents), count)
         stride = int(rng.integers(1, 3)) if frames == 8 else 1
         starts = rng.integers(0, latents.shape[1] - stride * (frames - 1), count)
-        clean = torch.stack([latents[c, s : s + stride * frames : stride] for c, s in zip(which, starts, strict=True)])
-        clean = clean.float().transpose(1, 2)  # (B, 4, T, 12, 16)
+        cut = [latents[c, s : s + stride * frames : stride].float() for c, s in zip(which, starts, strict=True)]
+        clean = torch.stack(cut).transpose(1, 2)  # (B, 4, T, 12, 16)
         read = tokens[which, rng.integers(0, tokens.shape[1], count)]
         read[torch.from_numpy(rng.random(count) < UNSAID)] = empty
         # one timestep from each of `count` equal parts of the schedule
