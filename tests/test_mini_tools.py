@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.mini import captions, claims, probe, stories
+from tools.mini import captions, claims, probe, stories, tables
 from tools.mini.render import render
 from tools.mini.scenes import SEASONS, sample
 from vstar_engine.config import VaeSpec
@@ -100,6 +100,25 @@ def test_every_story_is_told_in_every_arm():
     at_64 = [case for case in cases if case.frames == 64 and case.sigma in ((), ((0, 1.0), (1, 8.0)))]
     assert len([c for c in at_64 if c.arm == "base"]) == 60
     assert len([c for c in at_64 if c.arm == "both"]) == 60
+
+
+def measured(arm, story, dynamics, extra=()):
+    numbers = {name: {"dynamics": dynamics, "neighbours": 0.99} for name in ("pixels", "features", "factors", *extra)}
+    numbers |= {"visited": 1.0, "at_anchors": 0.5, "alignment": 0.25, "cuts": 0}
+    sigma = [list(level) for level in tables.PAPER.items()] if arm in ("tar", "both") else []
+    return {"case": {"arm": arm, "story": story, "seed": 0, "frames": 64, "sigma": sigma}, "numbers": numbers}
+
+
+@pytest.mark.parametrize("extra", [(), ("dreamsim",)])
+def test_tables_show_a_planted_difference_and_only_what_every_row_has(extra):
+    found = [measured("base", story, 0.1 * story, extra) for story in range(4)]
+    found += [measured("both", story, 0.1 * story + 0.3, extra) for story in range(4)]
+    made = tables.tables(found)
+    line = next(line for line in made.splitlines() if line.startswith("| VSTAR - base, 64 frames"))
+    assert line.count("0.300 [0.300, 0.300]") == (4 if extra else 3)
+    assert ("DreamSim" in made) == bool(extra)
+    assert "| 64 frames |" in made
+    assert "| 16 frames |" not in made
 
 
 def test_whitening_leaves_pixels_and_makes_latents_plain():

@@ -6,6 +6,7 @@ Similarity matrices are (T, T) with ones on the diagonal; the paper draws them w
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,20 @@ def pixels(frames: np.ndarray) -> np.ndarray:
     return cells.reshape(count, -1)
 
 
-def dreamsim(frames: np.ndarray) -> np.ndarray:
-    """(T, H, W, 3) uint8 -> (T, D) embeddings of the paper's measure; ImportError says what to install."""
+@cache
+def _dreamsim() -> tuple[Any, Any]:
     try:
         from dreamsim import dreamsim as load_dreamsim
     except ImportError as error:
         raise ImportError("the DreamSim measure needs the dreamsim package: pip install dreamsim") from error
-    model, preprocess = load_dreamsim(pretrained=True, device="cpu")
+    return load_dreamsim(pretrained=True, device="cpu")
+
+
+def dreamsim(frames: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) uint8 -> (T, D) embeddings of the paper's measure; ImportError says what to install."""
     from PIL import Image
 
+    model, preprocess = _dreamsim()
     with torch.inference_mode():
         return np.concatenate([model.embed(preprocess(Image.fromarray(frame))).numpy() for frame in frames])
 

@@ -70,7 +70,8 @@ class Footprint:
 
 
 @contextmanager
-def _without_data(dtype: torch.dtype) -> Iterator[None]:
+def without_data(dtype: torch.dtype) -> Iterator[None]:
+    """Lets networks of `dtype` be built and run on shapes alone: nothing is allocated or computed."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -93,7 +94,7 @@ def activation_bytes(request: Footprint) -> int:
     """Finds the peak of everything but the weights, over one denoising step and one decoding, in bytes."""
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
-    with _without_data(request.dtype):
+    with without_data(request.dtype):
         unet, vae = UNet(spec.unet), Vae(spec.vae, encoder=False)
         with LiveBytes() as denoising:
             unet(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def measure(reader: probe.Probe, story: Story, frames: np.ndarray) -> dict[str, 
         "features": analysis.cosine(features),
         "factors": np.mean([analysis.overlap(shares) for shares in read.values()], axis=0),
     }
+    if find_spec("dreamsim"):
+        similarity["dreamsim"] = analysis.cosine(analysis.dreamsim(frames))
     told = [state.shares() for state in story.states]
     # (T, K): how much of what state k says is seen in frame t
     seen = np.stack([np.mean([np.minimum(read[n], s).sum(1) for n, s in state.items()], axis=0) for state in told], 1)

@@ -1,5 +1,6 @@
 """Tables of what `claims` measured: means with 95 % intervals by bootstrap over the stories."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 PAPER = {0: 1.0, 1: 8.0}
 SWEEP = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 LEVELS = ({0: 1.0}, {1: 8.0}, {0: 1.0, 1: 8.0}, {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0})
+LENGTHS = (16, 32, 48, 64)
 ARMS = {
     "clips": "rendered clips, as trained on",
     "story": "the story, rendered",
@@ -15,10 +17,19 @@ ARMS = {
     "vsp": "states (VSP), no TAR",
     "both": "states and TAR (VSTAR)",
 }
+DIFFERENCES = (
+    ("VSTAR - base, 64 frames", ("both", 64), ("base", 64)),
+    ("VSP - base, 64 frames", ("vsp", 64), ("base", 64)),
+    ("VSTAR - VSP, 64 frames", ("both", 64), ("vsp", 64)),
+    ("TAR - base, 64 frames", ("tar", 64), ("base", 64)),
+    ("base, 64 frames - 16", ("base", 64), ("base", 16)),
+    ("VSTAR, 64 frames - 16", ("both", 64), ("both", 16)),
+)
 COLUMNS = {
     "dynamics, pixels": ("pixels", "dynamics"),
     "dynamics, features": ("features", "dynamics"),
     "dynamics, factors": ("factors", "dynamics"),
+    "dynamics, DreamSim": ("dreamsim", "dynamics"),
     "neighbours, pixels": ("pixels", "neighbours"),
     "neighbours, features": ("features", "neighbours"),
     "states in order": ("visited",),
@@ -27,6 +38,8 @@ COLUMNS = {
     "cuts": ("cuts",),
 }
 DRAWS = 2000
+
+Columns = dict[str, tuple[str, ...]]
 
 
 def value(row: dict[str, Any], path: tuple[str, ...]) -> float:
@@ -63,8 +76,8 @@ def chosen(found: list[dict[str, Any]], arm: str, frames: int, sigma: dict[int, 
     return [row for row in found if (row["case"]["arm"], row["case"]["frames"], row["case"]["sigma"]) == (arm, frames, levels)]
 
 
-def line_of(found: list[dict[str, Any]]) -> list[str]:
-    return [cell(list(by_story(found, path).values())) for path in COLUMNS.values()]
+def cells(found: list[dict[str, Any]], columns: Columns) -> list[str]:
+    return [cell(list(by_story(found, path).values())) for path in columns.values()]
 
 
 def small(case: dict[str, Any]) -> bool:
@@ -76,45 +89,42 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
-def tables(found: list[dict[str, Any]]) -> str:
-    """All tables as Markdown: mean [95 % interval over stories]."""
-    parts = []
-    for frames in (16, 32, 48, 64):
-        lines = []
-        for arm, words in ARMS.items():
-            rows_of = chosen(found, arm, frames)
-            if rows_of:
-                lines.append(
-                    [words, *(cell(list(by_story(rows_of, path).values())) for path in COLUMNS.values()), str(len(rows_of))]
-                )
-        if lines:
-            parts += [f"**{frames} frames**", markdown([f"{frames} frames", *COLUMNS, "videos"], lines)]
-    paired = [
-        ("VSTAR - base, 64 frames", ("both", 64), ("base", 64)),
-        ("VSP - base, 64 frames", ("vsp", 64), ("base", 64)),
-        ("VSTAR - VSP, 64 frames", ("both", 64), ("vsp", 64)),
-        ("TAR - base, 64 frames", ("tar", 64), ("base", 64)),
-        ("base, 64 frames - 16", ("base", 64), ("base", 16)),
-        ("VSTAR, 64 frames - 16", ("both", 64), ("both", 16)),
-    ]
+def by_arm(found: list[dict[str, Any]], frames: int, columns: Columns) -> list[list[str]]:
+    """A line for each way of telling a story in so many frames."""
+    arms = [(words, chosen(found, arm, frames)) for arm, words in ARMS.items()]
+    return [[words, *cells(rows, columns), str(len(rows))] for words, rows in arms if rows]
+
+
+def paired(found: list[dict[str, Any]], columns: Columns) -> list[list[str]]:
+    """A line for each difference between two arms or lengths, story by story."""
     lines = []
-    for words, one, other in paired:
+    for words, one, other in DIFFERENCES:
         line = [words]
-        for path in COLUMNS.values():
+        for path in columns.values():
             a, b = by_story(chosen(found, *one), path), by_story(chosen(found, *other), path)
-            line.append(cell([a[story] - b[story] for story in a if story in b]))
+            both = [a[story] - b[story] for story in a if story in b]
+            line.append(cell(both) if both else "")
         lines.append(line)
-    parts += ["**Differences, paired by story**", markdown(["difference", *COLUMNS], lines)]
-    for title, settings in (("sigma at level 0", [{0: sigma} for sigma in SWEEP]), ("levels", list(LEVELS))):
-        lines = []
-        for levels in settings:
-            for arm in ("tar", "both"):
-                rows_of = [row for row in chosen(found, arm, 64, levels) if small(row["case"])]
-                if rows_of:
-                    name = ", ".join(f"level {level}: {sigma:g}" for level, sigma in levels.items())
-                    lines.append(
-                        [f"{name} ({arm})", *(cell(list(by_story(rows_of, path).values())) for path in COLUMNS.values())]
-                    )
-        if lines:
-            parts += [f"**TAR by {title}, 64 frames**", markdown([title, *COLUMNS], lines)]
-    return "\n\n".join(parts)
+    return lines
+
+
+def by_setting(found: list[dict[str, Any]], settings: Sequence[dict[int, float]], columns: Columns) -> list[list[str]]:
+    """A line for each TAR setting and arm, at 64 frames on the small set."""
+    lines = []
+    for levels in settings:
+        name = ", ".join(f"level {level}: {sigma:g}" for level, sigma in levels.items())
+        for arm in ("tar", "both"):
+            rows = [row for row in chosen(found, arm, 64, levels) if small(row["case"])]
+            if rows:
+                lines.append([f"{name} ({'VSTAR' if arm == 'both' else 'one prompt'})", *cells(rows, columns)])
+    return lines
+
+
+def tables(found: list[dict[str, Any]]) -> str:
+    """All tables as Markdown: mean [95 % interval over stories]. A measure that some rows lack (DreamSim) is left out."""
+    columns = {name: path for name, path in COLUMNS.items() if all(path[0] in row["numbers"] for row in found)}
+    parts = [(f"{frames} frames", [*columns, "videos"], by_arm(found, frames, columns)) for frames in LENGTHS]
+    parts.append(("differences, paired by story", [*columns], paired(found, columns)))
+    parts.append(("sigma at level 0, 64 frames", [*columns], by_setting(found, [{0: sigma} for sigma in SWEEP], columns)))
+    parts.append(("levels, 64 frames", [*columns], by_setting(found, LEVELS, columns)))
+    return "\n\n".join(markdown([title, *head], lines) for title, head, lines in parts if lines)
