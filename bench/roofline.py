@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from vstar_engine.config import Sampling, Spec, model_named, parse_size
@@ -117,6 +116,8 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
         return 4 * args[0].numel() * args[1].shape[1]  # q (B, T, P, heads, head_dim), k (B, Tk, ...)
     if "scaled_dot_product" in name:
         return 4 * args[0].numel() * args[1].shape[2]  # q (N, heads, L, head_dim), k (N, heads, Lk, ...)
+    from torch.utils.flop_counter import flop_registry  # with it comes Triton
+
     formula: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
     return formula(*args, **(kwargs or {}), out_val=out) if formula else 0
 
