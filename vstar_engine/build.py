@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -132,7 +133,7 @@ def run_engines(args: argparse.Namespace) -> int:
     return 0
 
 
-def _row(artifact: Artifact | EngineError) -> dict[str, object]:
+def _row(artifact: Artifact | EngineError) -> dict[str, Any]:
     if isinstance(artifact, EngineError):
         return {"fault": str(artifact)}
     about = {name: artifact.manifest[name] for name in ("name", "made", "seconds")}
