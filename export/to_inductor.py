@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor
+from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from vstar_engine.backends import eager
 from vstar_engine.errors import ExportError
@@ -43,6 +45,6 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
         report("compiling the unet")
         try:
             torch._inductor.aoti_compile_and_package(program, package_path=str(folder / PACKAGE))
-        except torch._inductor.exc.InductorError as error:
+        except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
             raise ExportError(f"the UNet cannot be compiled: {str(error).splitlines()[0]}") from error
     return {"unet": network.described()}

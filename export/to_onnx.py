@@ -162,7 +162,7 @@ def _simplify(model: ir.Model, parameters: list[str]) -> None:
 def _streamed(name: str, value: ir.Value, weights: Mapping[str, Tensor], prefix: str, dtype: torch.dtype) -> ir.LazyTensor:
     assert value.shape is not None
     assert value.dtype is not None
-    shape = tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
+    shape = tuple(int(size) for size in value.shape)
 
     def read() -> ir.TensorProtocol:
         return ir.tensor(checkpoint.parameter(weights, prefix, name, shape, dtype).numpy())

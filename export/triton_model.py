@@ -57,8 +57,9 @@ def remote_engine(manifest: Mapping[str, Any], folder: Path) -> Engine:
         return call("vstar_unet", "eps", full(latents, *conditions)).cpu()
 
     spec, cpu = model_named(identity["model"]), torch.device("cpu")
-    parts: tuple[Any, ...] = (text, denoise, RemoteVae())
-    return Engine(spec, *parts, cpu, dtype, identity["weights"], [], None, artifact=Artifact(folder, manifest))
+    tower: Any = text
+    vae: Any = RemoteVae()
+    return Engine(spec, tower, denoise, vae, cpu, dtype, identity["weights"], [], None, artifact=Artifact(folder, manifest))
 
 
 class TritonPythonModel:

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,8 @@ def onnx_engine(mini_weights, tmp_path_factory):
 @pytest.fixture(scope="session")
 def inductor_engine(mini_weights, tmp_path_factory):
     """The mini model built by AOTInductor, at 32x64 pixels."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("needs a C++ compiler")
     return build_engine("inductor", mini_weights, tmp_path_factory.mktemp("inductor") / "e")
 
 

@@ -9,10 +9,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from . import kernels
 from .errors import CheckpointError, OutputError, VstarError
 
 MANIFEST = "manifest.json"
@@ -74,9 +74,10 @@ def sha256(path: Path) -> str:
 def kernel_hash() -> str:
     """Names the temporal attention by the sha256 of the sources that define it and every way it runs on a GPU."""
     digest = hashlib.sha256()
-    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+    sources = {path.name: path.read_bytes() for path in files("vstar_engine.kernels").iterdir() if path.name.endswith(".py")}
+    for name in sorted(sources):
+        digest.update(name.encode())
+        digest.update(sources[name])
     return digest.hexdigest()
 
 
@@ -87,8 +88,8 @@ def digest_of(content: object) -> str:
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Writes `content`, every file of the folder with its size and sha256, and a sha256 over all that, to the manifest."""
-    files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())]
-    whole = json.loads(json.dumps({**content, "files": files}))
+    listed = [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())]
+    whole = json.loads(json.dumps({**content, "files": listed}))
     (folder / MANIFEST).write_text(json.dumps({**whole, "sha256": digest_of(whole)}, indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -138,7 +139,7 @@ def run_engines(args: argparse.Namespace) -> int:
     return 0
 
 
-def _row(artifact: Artifact | EngineError) -> dict[str, object]:
+def _row(artifact: Artifact | EngineError) -> dict[str, Any]:
     if isinstance(artifact, EngineError):
         return {"fault": str(artifact)}
     about = {name: artifact.manifest[name] for name in ("name", "made", "seconds")}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor
 
 from ..built import Artifact
