@@ -108,6 +108,7 @@ def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
     assert not path.with_suffix(".plan").exists()
 
 
+@pytest.mark.slow
 def test_a_mini_engine_is_built_by_the_command_line(tmp_path):
     out = tmp_path / "engine"
     command = [
@@ -144,11 +145,12 @@ def test_a_mini_engine_is_built_by_the_command_line(tmp_path):
 TOPOLOGY = UNetSpec(model_channels=32, head_dim=8, context_dim=16, norm_groups=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "frames", "targets"),
     [
         pytest.param("float32", [16], ["SM80"], id="float32"),
-        pytest.param("float16", [16, 64], FOUR, id="float16-four", marks=pytest.mark.slow),
+        pytest.param("float16", [16, 64], FOUR, id="float16-four"),
     ],
 )
 def test_every_layer_of_the_full_topology(dtype, frames, targets, tmp_path):
