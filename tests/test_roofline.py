@@ -86,4 +86,4 @@ def test_the_command_prints_a_map(by, capsys):
 
 def test_a_size_the_model_cannot_take_is_refused(capsys):
     assert main(["roofline", "--model", "mini", "--size", "100x100"]) == 2
-    assert "multiples of 32" in capsys.readouterr().out
+    assert "multiples of 32" in capsys.readouterr().err
