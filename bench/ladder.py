@@ -120,7 +120,7 @@ class Step:
         exported = torch.export.export(unet, tuple(inputs))
         exporting = time.monotonic() - begun
         if self.scene.compiler != "inductor":
-            self.packages[features] = {"export": exporting}
+            self.packages[features] = {"export": exporting, "compiler": "none: the exported program itself"}
             return exported.module()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/unet.pt2"))
