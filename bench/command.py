@@ -9,7 +9,6 @@ from typing import Any
 COMMANDS = {
     "kernels": "every op the project fuses, against the ways to compute it without",
     "pipeline": "a video by stage, the engine against clean baselines, the ladder from the published behaviour, a profile",
-    "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",
     "engine": "cold start, load, first step, build, size on disk, memory",
     "report": "result files as tables and plots; rewrites a document's tables",
     "compare": "two result files, or this engine and another commit's, with a verdict that respects the spread",
