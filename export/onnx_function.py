@@ -62,7 +62,8 @@ BODY = """
 
 def body(opset: int) -> ir.Function:
     """Gives the model-local function; its opset must be the model's, or checkers and inliners pass it over."""
-    return ir.from_proto(onnx.parser.parse_function(BODY.format(opset=opset, domain=DOMAIN, name=NAME)))
+    function: Any = ir.from_proto(onnx.parser.parse_function(BODY.format(opset=opset, domain=DOMAIN, name=NAME)))
+    return function
 
 
 def translations() -> dict[Any, Callable[..., Any]]:

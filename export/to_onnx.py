@@ -162,7 +162,7 @@ def _simplify(model: ir.Model, parameters: list[str]) -> None:
 def _streamed(name: str, value: ir.Value, weights: Mapping[str, Tensor], prefix: str, dtype: torch.dtype) -> ir.LazyTensor:
     assert value.shape is not None
     assert value.dtype is not None
-    shape = tuple(int(size) for size in value.shape)
+    shape = value.shape.numpy()
 
     def read() -> ir.TensorProtocol:
         return ir.tensor(checkpoint.parameter(weights, prefix, name, shape, dtype).numpy())
@@ -186,12 +186,13 @@ def check_graph(model: ir.Model, module: nn.Module, opset: int) -> None:
 def facts(network: Network, model: ir.Model) -> dict[str, Any]:
     """Describes a graph: inputs and outputs with types and axes, opset, operators, bytes of its weights."""
     counted = Counter(node.op_type for node in model.graph)
+    held = [value.const_value for value in model.graph.initializers.values()]
     return {
         **network.described(),
         "opset": model.opset_imports[""],
         "nodes": sum(counted.values()),
         "temporal_attentions": counted[onnx_function.NAME],
-        "weight_bytes": sum(value.const_value.nbytes for value in model.graph.initializers.values()),
+        "weight_bytes": sum(tensor.nbytes for tensor in held if tensor is not None),
     }
 
 
