@@ -33,6 +33,14 @@ def engine_at(folder, file="unet.pt2", **changed):
     folder.mkdir(mode=0o700, parents=True)
     (folder / file).write_bytes(bytes(range(256)))
     shaped = identity(**changed)
-    about = {"name": name_of(shaped), "identity": shaped, "facts": {}, "weights_path": None, "made": "today", "seconds": 1.0}
+    about = {
+        "name": name_of(shaped),
+        "identity": shaped,
+        "facts": {},
+        "weights_path": None,
+        "loras": [],
+        "made": "today",
+        "seconds": 1.0,
+    }
     write_manifest(folder, {"kind": KIND, **about})
     return folder
