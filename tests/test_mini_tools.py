@@ -122,7 +122,7 @@ def test_tables_show_a_planted_difference_and_only_what_every_row_has(extra):
     line = next(line for line in made["differences"].splitlines() if line.startswith("| VSTAR - base, 64 frames"))
     assert line.count("0.300 [0.300, 0.300]") == (4 if extra else 3)
     assert ("DreamSim" in made["frames-64"]) == bool(extra)
-    assert "frames-16" not in made
+    assert made["frames-16"] == ""
     assert made["intervals"].splitlines()[-1].startswith("| states and TAR (VSTAR) | 0.550 |")
 
 
@@ -152,7 +152,10 @@ def test_whitening_leaves_pixels_and_makes_latents_plain():
 
 def test_packed_weights_are_read_as_any_converted_ones(tmp_path):
     spec = model_named("mini")
-    pack(spec, UNet(spec.unet), Vae(spec.vae), TextTower(spec.text), tmp_path / "mini")
+    text = TextTower(spec.text)
+    for parameter in text.parameters():  # its attention and positions are drawn by the training, not by the layer
+        torch.nn.init.zeros_(parameter)
+    pack(spec, UNet(spec.unet), Vae(spec.vae), text, tmp_path / "mini")
     manifest = read_manifest(tmp_path / "mini", WEIGHTS)
     assert manifest["vocabulary"] == captions.vocabulary()
     assert {path.name for path in (tmp_path / "mini").iterdir()} == {"manifest.json", "model.safetensors"}

@@ -202,7 +202,7 @@ def main() -> None:
             path.write_text(renewed(path.read_text(), rows(args.results)))
             print(f"wrote {path}")
     else:
-        print("\n\n".join(tables(rows(args.results)).values()))
+        print("\n\n".join(filter(None, tables(rows(args.results)).values())))
 
 
 if __name__ == "__main__":

@@ -124,19 +124,24 @@ def by_setting(found: list[dict[str, Any]], settings: Sequence[dict[int, float]]
 
 
 def by_interval(found: list[dict[str, Any]]) -> list[list[str]]:
-    """A line for each arm and length: mean similarity of frames so many apart, by pixels (Fig. 8 of the paper)."""
+    """A line for each arm: mean similarity, by pixels, of frames so many apart in 64 (Fig. 8 of the paper)."""
     lines = []
     for arm, words in ARMS.items():
-        rows = chosen(found, arm, 64)
-        if rows:
-            lines.append([words, *(f"{np.mean([value(row, ('pixels', 'curve', str(apart))) for row in rows]):.3f}" for apart in SHOWN)])
+        curves = [row["numbers"]["pixels"]["curve"] for row in chosen(found, arm, 64)]
+        if curves:
+            lines.append([words, *(f"{np.mean([curve[str(apart)] for curve in curves]):.3f}" for apart in SHOWN)])
     return lines
 
 
 def tables(found: list[dict[str, Any]]) -> dict[str, str]:
-    """All tables by name, as Markdown: mean [95 % interval over stories]. A measure that some rows lack (DreamSim) is left out."""
+    """All tables by name, as Markdown, empty where nothing was measured: mean [95 % interval over stories].
+
+    A measure that some rows lack (DreamSim) is left out.
+    """
     columns = {name: path for name, path in COLUMNS.items() if all(path[0] in row["numbers"] for row in found)}
-    parts = {f"frames-{frames}": ([f"{frames} frames", *columns, "videos"], by_arm(found, frames, columns)) for frames in LENGTHS}
+    parts = {
+        f"frames-{frames}": ([f"{frames} frames", *columns, "videos"], by_arm(found, frames, columns)) for frames in LENGTHS
+    }
     parts["differences"] = (["differences, paired by story", *columns], paired(found, columns))
     parts["sigma"] = (["sigma at level 0, 64 frames", *columns], by_setting(found, [{0: sigma} for sigma in SWEEP], columns))
     parts["levels"] = (["levels, 64 frames", *columns], by_setting(found, LEVELS, columns))
@@ -144,4 +149,4 @@ def tables(found: list[dict[str, Any]]) -> dict[str, str]:
     brief = {name: path for name, path in columns.items() if name in BRIEF}
     parts["claims"] = (["64 frames", *brief, "videos"], by_arm(found, 64, brief))
     parts["claims-differences"] = (["differences, paired by story", *brief], paired(found, brief))
-    return {name: markdown(head, lines) for name, (head, lines) in parts.items() if lines}
+    return {name: markdown(head, lines) if lines else "" for name, (head, lines) in parts.items()}
