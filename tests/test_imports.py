@@ -19,6 +19,7 @@ ORDER = [
     ["bundled", "backends", "export"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "bench"],
+    ["serving"],
     ["cli"],
 ]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
