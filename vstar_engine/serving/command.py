@@ -1,13 +1,16 @@
 """The `serve` command: settings from flags, environment and file, an engine behind them, and an orderly end."""
 
 import argparse
-import asyncio
-import signal
+import logging
 from pathlib import Path
 from typing import Any
 
+from ..artifacts import PRIVATE
+from ..built import Artifact
+from ..bundled import BUNDLED
 from ..config import model_named
-from ..errors import MissingLibrary, VstarError
+from ..engine import Choice
+from ..errors import MissingLibrary, OutputError
 from ..generate import add_model_options
 from ..options import add_config_options
 from ..prompting import add_llm_options, llm_from
@@ -15,8 +18,7 @@ from .settings import HOUR, MIB, Settings
 
 EXTRA = "pip install 'vstar-engine[serve]'"
 LEVELS = ("debug", "info", "warning", "error")
-# a server that was asked to end leaves its slowest readers after this many seconds
-LAST_ANSWERS = 3
+log = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_limit_options(parser.add_argument_group("limits"))
     model = parser.add_argument_group("model")
     add_model_options(parser)
-    model.add_argument("--embeddings", type=Path, metavar="DIR", help="bundles of `embed`, for requests that name one by its id")
+    model.add_argument(
+        "--embeddings", type=Path, metavar="DIR", help="bundles of `embed`, for requests that name one by its id"
+    )
+    model.add_argument("--renderer", metavar="MODULE:FUNCTION", help="what makes videos in the worker, instead of the engine")
     add_llm_options(parser)
     add_config_options(parser)
 
@@ -62,9 +67,15 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("batch_delay", "seconds that a video waits for others to ride with", float, metavar="S")
     add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
     group.add_argument(
-        "--min-free", type=int, default=Settings.min_free // MIB, metavar="MIB", help="kept free where videos are (default %(default)s)"
+        "--min-free",
+        type=int,
+        default=Settings.min_free // MIB,
+        metavar="MIB",
+        help="kept free where videos are (default %(default)s)",
     )
-    group.add_argument("--keep-hours", type=float, metavar="H", help="delete videos this long after they ended (default: never)")
+    group.add_argument(
+        "--keep-hours", type=float, metavar="H", help="delete videos this long after they ended (default: never)"
+    )
     group.add_argument("--keep-mib", type=int, metavar="MIB", help="delete the oldest videos beyond this size (default: none)")
 
 
@@ -82,10 +93,34 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
+def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
+    """Gives the model that is asked for; the bundled one where nothing is."""
+    if args.model is None and args.weights is None and args.engine is None:
+        args.model = BUNDLED[0]
+        log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
+    artifact = None if args.engine is None else Artifact.open(args.engine)
+    return Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype), artifact
+
+
+def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
+    """Gives what the worker loads, as plain values: `Engine.load`'s arguments, and where bundles lie."""
+    engine = {
+        "model": choice.model,
+        "weights": None if choice.weights is None else str(choice.weights),
+        "backend": choice.backend,
+        "device": choice.device,
+        "dtype": choice.dtype,
+        "spatial_attention": args.spatial_attention,
+        "engine": args.engine,
+        "loras": list(args.lora or ()),
+    }
+    return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs `serve` until it is told to end."""
     try:
-        from . import app, engines, keys, logs, resolve, server, service
+        from . import app, keys, logs, process, resolve, server, service
     except ImportError as error:
         if (error.name or "").startswith("vstar_engine"):
             raise
@@ -94,3 +129,23 @@ def run(args: argparse.Namespace) -> int:
     known = keys.Keys.read(args.keys)
     settings.check_bind(len(known))
     logs.configure(args.log_level, not args.log_text)
+    choice, artifact = choice_of(args)
+    llm = None if args.no_synopsis else llm_from(args)
+    resolver = resolve.Resolver(
+        model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
+    )
+    _make_folder(settings.data)
+    rules = process.Rules(max_batch=settings.max_batch, batch_delay=settings.batch_delay)
+    engine = process.ProcessEngine(settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    gateway = service.Service(settings, engine, resolver)
+    server.Server(app.build(gateway, known), gateway).run()
+    if gateway.failure is not None:
+        raise gateway.failure
+    return 0
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot keep jobs in {folder}: {error.strerror}") from error
