@@ -20,6 +20,7 @@ ORDER = [
     ["batch"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "bench"],
+    ["serving"],
     ["cli"],
 ]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
