@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vstar_engine.serving.dispatch import Rules
 from vstar_engine.serving.job import Job, new_id
+from vstar_engine.serving.lanes import Rules
 from vstar_engine.serving.process import ProcessEngine
 from vstar_engine.video import Video
 

@@ -12,7 +12,7 @@ from slow_engine import BUCKET, job
 
 from vstar_engine.artifacts import sha256
 from vstar_engine.serving import events
-from vstar_engine.serving.dispatch import Rules, WorkerError
+from vstar_engine.serving.lanes import Rules, WorkerError
 from vstar_engine.serving.process import ProcessEngine
 
 # no test may take longer, in seconds: a job that is lost would wait for ever
