@@ -41,17 +41,17 @@ class Dispatcher:
         self.closing = False
 
     async def start(self) -> None:
-        """Starts every worker; returns when the first is ready, raises WorkerError where one cannot be."""
+        """Starts every worker; returns when the first is ready, raises WorkerError where that one cannot be started."""
         opened = [asyncio.create_task(self._open(lane)) for lane in self.lanes]
         try:
-            streams = await asyncio.gather(*opened)
+            done, _ = await asyncio.wait(opened, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         except BaseException:
-            for task in opened:
-                task.cancel()
-            await asyncio.gather(*opened, return_exceptions=True)
+            await _stop(opened)
             await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
             raise
-        tended = (self._tend(lane, stream) for lane, stream in zip(self.lanes, streams, strict=True))
+        tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
         self.tasks = [asyncio.create_task(work) for work in (*tended, self._pump(), self._watch())]
         for task in self.tasks:
             task.add_done_callback(_loud)
@@ -109,9 +109,7 @@ class Dispatcher:
         riding = [ticket.over.wait() for lane in self.lanes for ticket in lane.tickets]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*riding), grace)
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await _stop(self.tasks)
         await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
         for ticket in [*self.tickets.values()]:
             self._end(ticket, _closed())
@@ -148,8 +146,13 @@ class Dispatcher:
         self.news.set()
         return stream
 
-    async def _tend(self, lane: Lane, stream: AsyncIterator[Message]) -> None:
+    async def _tend(self, lane: Lane, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
         """Hears a worker until it is gone, then starts it again, for as long as the engine is open."""
+        try:
+            stream = await opening
+        except (WorkerError, OSError) as error:
+            log.error("%s cannot be started: %s", lane.link.name, error)
+            stream = await self._reopen(lane)
         while True:
             async for message in stream:
                 lane.silent = 0.0
@@ -353,6 +356,12 @@ class Dispatcher:
         self.counts["batches"] += 1
         self.counts["batched_jobs"] += len(tickets)
         lane.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
+
+
+async def _stop(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _loud(task: "asyncio.Task[None]") -> None:
