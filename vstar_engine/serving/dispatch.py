@@ -138,7 +138,7 @@ class Dispatcher:
             raise WorkerError(f"{lane.link.name} ended before it was ready; its log says why")
         if first["say"] == "refused":
             await lane.link.kill()
-            raise WorkerError(first["message"])
+            raise WorkerError(first["message"], first["exit_code"])
         lane.facts = first["facts"]
         self.described = {**self.described, **lane.facts}
         self.pace.learn(lane.facts["paces"])

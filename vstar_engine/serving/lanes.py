@@ -5,14 +5,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..errors import VstarError
 from . import events
 from .job import Job
 
 Message = dict[str, Any]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(VstarError, RuntimeError):
     """A worker cannot be started; another try with the same settings would not help."""
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Link(Protocol):
