@@ -23,6 +23,7 @@ class Job:
     """One video to make and whose it is. `size` is (height, width); `tar` holds the fields of `config.Tar`, None for none.
 
     `embeddings` is the id of a precomputed bundle, whose states and negatives the job repeats. Higher `priority` runs earlier.
+    `fingerprint` hashes the body that asked for it.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Job:
     metadata: dict[str, str] = field(default_factory=dict)
     synopsis_source: str = "given"
     remixed_from: str | None = None
+    fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Gives plain JSON values that `from_json` reads back."""
