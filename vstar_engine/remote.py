@@ -161,10 +161,12 @@ def metadata_of(words: list[str]) -> dict[str, str]:
 
 
 def timeline(synopsis: Synopsis) -> dict[str, Any]:
-    """Gives the fields that a synopsis fills; ValueError where a state has a place, a length or a negative and another has none."""
+    """Gives the fields that a synopsis fills; ValueError where states are not all placed, or not all told what not to show."""
     for name in ("at", "negatives"):
         if len(getattr(synopsis, name)) not in (0, len(synopsis.states)):
-            raise ValueError(f"there are {len(getattr(synopsis, name))} {name} for {len(synopsis.states)} states; give one for each")
+            raise ValueError(
+                f"there are {len(getattr(synopsis, name))} {name} for {len(synopsis.states)} states; give one for each"
+            )
     if len(synopsis.durations) not in (0, len(synopsis.states) - 1, len(synopsis.states)):
         raise ValueError(f"there are {len(synopsis.durations)} durations for {len(synopsis.states)} states; give one for each")
     entry = synopsis.entry()

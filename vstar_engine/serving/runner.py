@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import logs, metrics
+from . import logs, metrics, tracing
 from .events import CANCELLED, GENERATION_FAILED, STORAGE_FULL, Done, EngineClient, Event, Failed
 from .job import Job
 from .live import COMPLETED, RUNNING, Board, Live, completed, failed
@@ -95,6 +95,7 @@ class Runner:
         last: Event | None = None
         async for last in self.engine.submit(job):
             metrics.event(job, last)
+            tracing.event(job, last)
             live.hear(last)
         if isinstance(last, Done | Failed):
             return last
