@@ -1,5 +1,5 @@
-"""The command line: generate, synopsis, embed, build, engines, refit, export, submit, status, fetch, cancel, inspect, convert,
-verify, bench and doctor.
+"""The command line: generate, synopsis, embed, build, engines, refit, export, serve, submit, status, fetch, cancel, inspect,
+convert, verify, bench and doctor.
 
 Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
 memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
@@ -29,13 +29,14 @@ from .errors import MemoryShortage, VstarError
 from .golden import Golden
 from .options import Parser, layered, to_toml
 from .provenance import command_for
+from .serving import command as serve
 from .verify import Row, verify
 from .video import read_provenance
 
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 MIB = 2**20
 # commands whose settings also come from the environment and a file
-LAYERED = ("generate", "synopsis", "embed", "submit", "status", "fetch", "cancel")
+LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -71,6 +72,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     remote.add_status_options(command("status", remote.run_status, "say how a server's jobs stand"))
     remote.add_fetch_options(command("fetch", remote.run_fetch, "write what a server's job made to a file"))
     remote.add_cancel_options(command("cancel", remote.run_cancel, "stop a server's jobs"))
+
+    serve.add_options(command("serve", serve.run, "serve videos over HTTP; jobs outlive the server"))
 
     inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")
     inspect.add_argument("file", type=Path)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..built import Artifact
 from ..config import Request, Sampling, Spec, Tar, tar_named
 from ..embeddings import Embeddings
+from ..engine import check_clip
 from ..errors import CheckpointError, EndpointError
 from ..llm import Llm
 from ..synopsis import GIVEN, PROMPT, Synopsis, synopsize
@@ -26,13 +28,16 @@ SEEDS = random.SystemRandom()
 
 @dataclass(frozen=True)
 class Resolver:
-    """What bodies are read against: the model, its name here, bundles of embeddings, and who describes a prompt's states."""
+    """What bodies are read against: the model, the built engine that runs it, bundles of embeddings, and whether and by whom a
+    prompt's states are described where a body does not say.
+    """
 
     spec: Spec
+    artifact: Artifact | None = None
     bundles: Path | None = None
+    enhance: bool = True
     llm: Llm | None = None
     llm_required: bool = False
-    text: bool = True
 
     def plain(self, body: Wishes, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
         """Gives the job of a body before any language model or file is asked: the prompt stands in for its states."""
@@ -95,7 +100,8 @@ class Resolver:
 
     def _size(self, text: str | None) -> tuple[int, int]:
         if text is None:
-            return self.spec.size
+            built = self.artifact.identity["size"] if self.artifact is not None else None
+            return tuple(built) if built else self.spec.size
         width, _, height = text.partition("x")
         try:
             self.spec.check_size(int(height), int(width))
@@ -110,9 +116,7 @@ class Resolver:
         """Gives the job with the states of its prompt or its bundle, checked as the engine will."""
         if job.embeddings is not None:
             job = await asyncio.to_thread(self._from_bundle, job)
-        elif not self.text:
-            raise invalid("this server has no text tower: give `embeddings`", "embeddings")
-        elif not body.states and body.enhance_prompt is not False:
+        elif not body.states and (self.enhance if body.enhance_prompt is None else body.enhance_prompt):
             job = await self._synopsis(job)
         self.check(job)
         return job
@@ -157,7 +161,9 @@ class Resolver:
     def check(self, job: Job) -> None:
         """Raises ApiError for what the engine would refuse."""
         try:
-            job.request().fitted(self.spec)
+            request = job.request().fitted(self.spec)
+            if self.artifact is not None:
+                check_clip(self.artifact, request)
         except ValueError as error:
             raise invalid(str(error)) from error
 

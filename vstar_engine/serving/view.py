@@ -6,7 +6,7 @@ from .schema import Video, VideoError
 from .store import Record
 
 # milliseconds after which a client should ask again
-SOONEST_POLL, LATEST_POLL, USUAL_POLL = 200, 5000, 1000
+SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
 def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
@@ -69,5 +69,5 @@ def size_of(job: Job) -> str:
 def poll_after(shown: Video) -> int:
     """Gives the milliseconds after which asking again is worth it."""
     if shown.seconds_left is None:
-        return USUAL_POLL if shown.status == "queued" else SOONEST_POLL
+        return QUEUED_POLL if shown.status == "queued" else SOONEST_POLL
     return max(SOONEST_POLL, min(LATEST_POLL, int(shown.seconds_left * 100)))
