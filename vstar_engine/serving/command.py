@@ -1,6 +1,7 @@
 """The `serve` command: settings from flags, environment and file, an engine behind them, and an orderly end."""
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--embeddings", type=Path, metavar="DIR", help="bundles of `embed`, for requests that name one by its id"
     )
     model.add_argument("--renderer", metavar="MODULE:FUNCTION", help="what makes videos in the worker, instead of the engine")
+    model.add_argument(
+        "--renderer-settings", type=_json_object, default="{}", metavar="JSON", help="what that function is given"
+    )
     add_llm_options(parser)
     add_config_options(parser)
+
+
+def _json_object(text: str) -> str:
+    """Checks that a text is a JSON object, and keeps it as it was given."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no JSON object")
+    return text
 
 
 def _add_server_options(group: argparse._ArgumentGroup) -> None:
@@ -103,7 +118,9 @@ def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
 
 
 def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
-    """Gives what the worker loads, as plain values: `Engine.load`'s arguments, and where bundles lie."""
+    """Gives what the worker loads, as plain values: `Engine.load`'s arguments and where bundles lie, or a renderer's own."""
+    if args.renderer is not None:
+        return json.loads(args.renderer_settings)
     engine = {
         "model": choice.model,
         "weights": None if choice.weights is None else str(choice.weights),
