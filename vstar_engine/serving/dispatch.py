@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..errors import VstarError
 from . import events
 from .job import Job
 from .pace import Pace
@@ -26,8 +27,12 @@ PATIENCE = {"cpu": 60.0, "gpu": 10.0}
 RETRY_FIRST, RETRY_LAST = 0.2, 10.0
 
 
-class WorkerError(RuntimeError):
+class WorkerError(VstarError, RuntimeError):
     """A worker cannot be started; another try with the same settings would not help."""
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Link(Protocol):
@@ -234,7 +239,7 @@ class Dispatcher:
             raise WorkerError(f"{lane.link.name} ended before it was ready; its log says why")
         if first["say"] == "refused":
             await lane.link.kill()
-            raise WorkerError(first["message"])
+            raise WorkerError(first["message"], first["exit_code"])
         lane.facts = first["facts"]
         self.described = {**self.described, **lane.facts}
         self.pace.learn(lane.facts["paces"])
