@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..errors import VstarError
-from . import metrics
+from . import metrics, page
 from .errors import SERVER, ApiError, invalid
 from .gate import Gate
 from .keys import Keys
@@ -45,6 +45,7 @@ def build(service: Service, keys: Keys) -> ASGIApp:
     app = FastAPI(title="vstar-engine", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(page.router)
     _add_system_routes(app)
     for kind, handler in (
         (ApiError, _refuse),

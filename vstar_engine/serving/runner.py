@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import logs, metrics, results
+from . import logs, metrics, results, tracing
 from .events import CANCELLED, GENERATION_FAILED, STORAGE_FULL, Done, EngineClient, Event, Failed
 from .job import Job
 from .live import COMPLETED, RUNNING, Board, Live, completed, failed
@@ -90,6 +90,7 @@ class Runner:
         last: Event | None = None
         async for last in self.engine.submit(job):
             metrics.event(job, last)
+            tracing.event(job, last)
             live.hear(last)
         if isinstance(last, Done | Failed):
             return last
