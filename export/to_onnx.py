@@ -8,9 +8,10 @@ Runtime runs it as it is and TensorRT maps the nodes to a plugin. Inputs carry e
 """
 
 import logging
+import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from vstar_engine import checkpoint
 from vstar_engine.errors import ExportError
 
-from . import Report, onnx_function
+from . import Report, onnx_function, silent
 from .network import Network, decoder, text, unet
 from .settings import OPSET, Estimate, Settings
 
@@ -36,6 +37,8 @@ OPSETS = (18, 21, 23)
 OPERATOR_SECONDS = 0.05
 DISK_BYTES_PER_SECOND = 200e6
 TRACE_BYTES = 2 * 2**30
+# seconds between two words about a long writing
+PATIENCE = 5.0
 # what a graph for inference must not hold: training's, sequences and control flow that TensorRT does not build
 REFUSED = {
     "Dropout",
@@ -79,7 +82,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     found = {}
     for name, network in networks.items():
         report(f"tracing the {name} and writing {name}.onnx")
-        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset)
+        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset, report)
     return {**found, "versions": {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}}
 
 
@@ -93,11 +96,13 @@ def check_format(dtype: torch.dtype, opset: int) -> None:
         raise ValueError(f"opset {opset} in float32 holds Attention operators that TensorRT cannot build; take 21, or float16")
 
 
-def write(network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET) -> dict[str, Any]:
+def write(
+    network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET, report: Report = silent
+) -> dict[str, Any]:
     """Writes a network and, beside it in `<path>.data`, its weights; gives the manifest's facts.
 
-    Raises ValueError for a dtype and opset that cannot be, CheckpointError for weights that do not fit, ExportError for a graph
-    that did not come out as it must.
+    `report` hears how far a long writing is. Raises ValueError for a dtype and opset that cannot be, CheckpointError for weights
+    that do not fit, ExportError for a graph that did not come out as it must.
     """
     dtype = next(network.module.parameters()).dtype
     check_format(dtype, opset)
@@ -112,8 +117,21 @@ def write(network: Network, weights: Mapping[str, Tensor], path: Path, opset: in
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             value.const_value = _streamed(name, value, weights, network.prefix, dtype)
-    ir.save(model, path, external_data=f"{path.name}.data")
+    ir.save(model, path, external_data=f"{path.name}.data", callback=_progress(path, report))
     return facts(network, model)
+
+
+def _progress(path: Path, report: Report) -> Callable[[ir.TensorProtocol, Any], None]:
+    """Gives what is called for each tensor, and reports every few seconds."""
+    said = time.monotonic()
+
+    def callback(tensor: ir.TensorProtocol, place: Any) -> None:
+        nonlocal said
+        if time.monotonic() - said > PATIENCE:
+            said = time.monotonic()
+            report(f"{path.name}: {100 * place.index // place.total} % written")
+
+    return callback
 
 
 def traced(network: Network, opset: int) -> ir.Model:

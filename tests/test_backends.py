@@ -119,7 +119,7 @@ def test_wrong_clips_end_in_one_sentence(artifact, capsys):
 def test_a_file_that_onnx_runtime_cannot_open(tmp_path):
     import onnx_packages  # noqa: F401 - skips where they are missing
 
-    here = backend_named("onnxruntime").machine(torch.device("cpu"))
+    here = backend_named("onnxruntime").machine(torch.device("cpu"), {})
     folder = engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime", **here)
     with pytest.raises(EngineError, match="cannot be opened by ONNX Runtime"):
         Engine.load(engine=folder)
