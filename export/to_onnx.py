@@ -101,7 +101,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes a network and, beside it in `<path>.data`, its weights; gives the manifest's facts.
 
-    `report` hears how far a long writing is. Raises ValueError for a dtype and opset that cannot be, CheckpointError for weights
+    `report` hears how far a long writing is. Raises ValueError for a dtype or opset that cannot be, CheckpointError for weights
     that do not fit, ExportError for a graph that did not come out as it must.
     """
     dtype = next(network.module.parameters()).dtype

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from vstar_engine import checkpoint
+from vstar_engine import Engine, checkpoint
+from vstar_engine.artifacts import write_manifest
 from vstar_engine.build import parse_frames
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.config import MODELS
-from vstar_engine.errors import EngineError, MissingLibrary, OutputError
+from vstar_engine.errors import CheckpointError, EngineError, MissingLibrary, OutputError
 from vstar_engine.export import builder_named, building
 from vstar_engine.export.settings import Estimate, Settings
 
@@ -202,6 +204,23 @@ def test_two_builds_at_once_are_one(weights, builder, tmp_path):
 def test_settings_that_make_no_sense(changed, complaint):
     with pytest.raises(ValueError, match=complaint):
         Settings(**{"spec": MODELS["mini"], "backend": "inductor", **changed})
+
+
+def test_weights_that_changed_after_the_build(builder, mini_weights, tmp_path):
+    folder = shutil.copytree(mini_weights, tmp_path / "w")
+    artifact = building.build(SETTINGS, checkpoint.Weights(folder), tmp_path / "e", report=silent)
+    assert artifact.manifest["weights_path"] == str(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="was altered"):
+        Engine.load(engine=artifact)
+    for name in ("manifest.json", "MODEL_CARD.md"):
+        (folder / name).unlink()
+    write_manifest(folder, {name: value for name, value in manifest.items() if name not in ("files", "sha256")})
+    with pytest.raises(EngineError, match=f"built for weights .*, not .*; rebuild it: .*--weights {folder} .*--force"):
+        Engine.load(engine=artifact)
 
 
 def test_frames_are_read_as_a_list():
