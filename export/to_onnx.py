@@ -20,8 +20,15 @@ import onnx
 import onnx_ir as ir
 import onnxscript
 import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.rewriter.rules.common import (
+    materialize_reshape_shape_rule,
+    no_op_transpose_rule,
+    squeeze_reshape_1d_rule,
+    unsqueeze_unsqueeze_rule,
+)
 from torch import Tensor, nn
 
 from vstar_engine import checkpoint
@@ -39,6 +46,8 @@ DISK_BYTES_PER_SECOND = 200e6
 TRACE_BYTES = 2 * 2**30
 # seconds between two words about a long writing
 PATIENCE = 5.0
+# those of onnxscript's rules that apply to these networks; one of its default ones takes a time with the square of the nodes
+RULES = (squeeze_reshape_1d_rule, materialize_reshape_shape_rule, unsqueeze_unsqueeze_rule, no_op_transpose_rule)
 # what a graph for inference must not hold: training's, sequences and control flow that TensorRT does not build
 REFUSED = {
     "Dropout",
@@ -168,9 +177,14 @@ def _simplify(model: ir.Model, parameters: list[str]) -> None:
     for value in weights:
         value.const_value = None
     model.graph.inputs.extend(weights)
-    onnxscript.optimizer.optimize(model, inline=False)
+    for _ in range(2):
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+        onnxscript.rewriter.rewrite(model, RULES)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.DeduplicateInitializersPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
+    passes.NameFixPass()(model)
     for value in weights:
         model.graph.inputs.remove(value)
         assert value.name is not None
