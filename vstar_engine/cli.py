@@ -163,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and gives its exit code; one sentence on stderr says what went wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in words or "--verbose" in words
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    # ours alone: the exporter and its libraries would log hundreds of lines
+    logging.getLogger(__package__).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         parser, parsers = build_parser()

@@ -95,7 +95,9 @@ class Engine:
             )
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
-            artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
+            artifact.check(
+                weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where, artifact.identity["options"])
+            )
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
