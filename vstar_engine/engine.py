@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import __version__, bundled, checkpoint, memory
+from . import __version__, allocator, bundled, checkpoint, memory
 from . import tar as tar_rows
 from .artifacts import kernel_hash
 from .backends import EAGER, Denoiser, backend_named
@@ -68,7 +68,7 @@ class Engine:
         backend: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        spatial_attention: str = "sdpa",
+        spatial_attention: str = "auto",
         text: str | None = "weights",
         engine: str | Path | Artifact | None = None,
         loras: Sequence[str] = (),
@@ -98,6 +98,8 @@ class Engine:
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
             artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
+        if where.type == "cpu":
+            allocator.keep_pages()
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
@@ -206,6 +208,8 @@ class Engine:
             latents = self._denoise(request, self.guided(request, context, unconditional), on_step)
         with _timed(seconds, "decode"):
             frames = to_bytes(self.vae.decode(latents.to(self.dtype))[0])
+        if self.device.type == "cpu":
+            allocator.give_back()
         return Video(frames, request.fps, self._provenance(request, embeddings), seconds)
 
     def _remark(self, request: Request) -> None:
