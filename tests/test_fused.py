@@ -1,4 +1,4 @@
-"""GEGLU and group norm with SiLU on a CPU: against float64, by every instruction set, layout and dtype; and what they refuse."""
+"""GEGLU and group norm with SiLU on a CPU: against float64, by every instruction set, layout and dtype; what they refuse."""
 
 import pytest
 import torch

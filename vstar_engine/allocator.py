@@ -22,7 +22,8 @@ def keep_pages() -> bool:
         return False
     # only the main arena grows without bound; threads that start later share it
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}
-    return all([library.mallopt(number, value) for number, value in settings.items()])
+    taken = [library.mallopt(number, value) for number, value in settings.items()]
+    return all(taken)
 
 
 def give_back() -> None:
