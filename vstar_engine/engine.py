@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import __version__, bundled, checkpoint, memory
+from . import __version__, allocator, bundled, checkpoint, memory
 from .artifacts import kernel_hash
 from .backends import EAGER, Denoiser, backend_named
 from .batch import Batch, Row
@@ -66,7 +66,7 @@ class Engine:
         backend: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        spatial_attention: str = "sdpa",
+        spatial_attention: str = "auto",
         text: str | None = "weights",
         engine: str | Path | Artifact | None = None,
         loras: Sequence[str] = (),
@@ -98,6 +98,8 @@ class Engine:
             artifact.check(
                 weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where, artifact.identity["options"])
             )
+        if where.type == "cpu":
+            allocator.keep_pages()
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
@@ -249,6 +251,8 @@ class Engine:
         seconds = dict(batch.seconds)
         with _timed(seconds, "decode"):
             frames = to_bytes(self.vae.decode(row.latents.to(self.dtype))[0])
+        if self.device.type == "cpu":
+            allocator.give_back()
         return Video(frames, row.request.fps, self._provenance(row.request, row.held), seconds)
 
     def _fitted(self, request: Request) -> Request:
