@@ -14,6 +14,7 @@ from ..errors import MissingLibrary, OutputError
 from ..generate import add_model_options
 from ..options import add_config_options
 from ..prompting import add_llm_options, llm_from
+from .events import EngineClient
 from .settings import HOUR, MIB, Settings
 
 EXTRA = "pip install 'vstar-engine[serve]'"
@@ -34,6 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--renderer-settings", type=_json_object, default="{}", metavar="JSON", help="what that function is given"
     )
+    model.add_argument("--ray", action="store_true", help="run the engine as replicas on a Ray cluster")
+    model.add_argument("--replicas", type=int, default=1, metavar="N", help="with --ray (default %(default)s)")
+    model.add_argument("--address", help="with --ray: the cluster's address (default: one is started here)")
     add_llm_options(parser)
     add_config_options(parser)
 
@@ -62,7 +66,7 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keys", type=Path, metavar="FILE", help="a key a line, `[OWNER ]KEY`; or $VSTAR_API_KEYS")
     add("insecure", action="store_true", help="listen to other machines without keys")
     add("grace", type=float, metavar="S", help="seconds that running jobs have when the server is to end (default %(default)g)")
-    group.add_argument("--log-level", choices=LEVELS, default="info", help="debug logs prompts (default %(default)s)")
+    group.add_argument("--log-level", choices=LEVELS, default="info", help="default %(default)s")
     group.add_argument("--log-text", action="store_true", help="log plain lines instead of JSON")
 
 
@@ -133,6 +137,14 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
     return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
 
 
+def replicas_of(args: argparse.Namespace, choice: Choice, *what: Any) -> EngineClient:
+    """Gives the engine as replicas on a Ray cluster, each with a GPU of its own where the model runs on one."""
+    from . import ray_engine
+
+    resources = {"num_gpus": 1.0} if choice.device.startswith("cuda") else None
+    return ray_engine.RayEngine(*what, replicas=args.replicas, address=args.address, resources=resources)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs `serve` until it is told to end."""
     try:
@@ -151,7 +163,8 @@ def run(args: argparse.Namespace) -> int:
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
     )
     rules = process.Rules(max_batch=settings.max_batch, batch_delay=settings.batch_delay)
-    engine = process.ProcessEngine(settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    engine = replicas_of(args, choice, *what) if args.ray else process.ProcessEngine(*what)
     gateway = service.Service(settings, engine, resolver)
     try:
         gateway.store.open()
