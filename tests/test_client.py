@@ -227,8 +227,7 @@ def test_submit_sends_the_options_in_the_servers_words(stub, here, capsys):
     assert capsys.readouterr().out == f"{ID}\n"
     assert stub.asked[0]["body"] == {
         "prompt": "snow",
-        "synopsis": ["snow", "thaw"],
-        "at": [0, 1.0],
+        "synopsis": [{"text": "snow", "at": 0}, {"text": "thaw", "at": 1.0}],
         "num_frames": 32,
         "size": "128x96",
         "num_inference_steps": 20,
@@ -260,6 +259,9 @@ def test_the_key_comes_from_a_file(stub, here):
         (["submit", "p", "--states", "a"], None, 2, "exactly one of PROMPT, --states"),
         (["submit", "p", "--out", "a.gif"], None, 2, "a server sends mp4 files"),
         (["submit", "p", "--metadata", "who"], None, 2, "metadata is NAME=TEXT"),
+        (["submit", "p", "--at", "0"], None, 2, "give --states"),
+        (["submit", "--states", "a", "b", "--at", "0"], None, 2, "1 at for 2 states"),
+        (["submit", "--states", "a", "b", "--durations", "1", "2", "3"], None, 2, "3 durations for 2 states"),
         (["submit", "p"], (400, {}, FULL), 10, "the queue is full"),
         (["submit", "p", "--wait"], FAILED, 11, "64 frames do not fit"),
         (["status", ID], FAILED, 1, ""),

@@ -207,4 +207,4 @@ def test_who_has_no_token_is_not_let_in(cluster):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode != 0
     print(done.stderr[-3000:])
-    assert "oken" in done.stderr
+    assert "WorkerError" in done.stderr

@@ -13,7 +13,7 @@ from .config import TAR_PRESETS, parse_size
 from .generate import parse_sigma, parse_until
 from .options import add_config_options
 from .prompting import printable
-from .synopsis import Synopsis, read_synopses
+from .synopsis import GIVEN, Synopsis, read_synopses
 from .timeline import SPREAD_MODES, parse_position
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, as for `generate`")
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance", type=float, help="guidance scale")
+    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise")
     parser.add_argument("--fps", type=float, help="frame rate of the file")
     parser.add_argument("--seed", type=int, help="seed of all noise")
     parser.add_argument("--tar", help=f"preset: {', '.join(TAR_PRESETS)}")
@@ -57,6 +58,7 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
         "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="states' relative lengths"
     )
     parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
+    parser.add_argument("--no-synopsis", action="store_true", help="take the prompt as it is, as the only state")
     parser.add_argument("--priority", type=int, help="higher runs earlier")
     parser.add_argument("--metadata", action="extend", nargs="+", metavar="NAME=TEXT", help="kept with the job; repeatable")
     parser.add_argument("--wait", action="store_true", help="wait for the end; interrupting leaves the job running")
@@ -108,8 +110,10 @@ def bodies(args: argparse.Namespace) -> list[dict[str, Any]]:
         return [{**common, **timeline(synopsis)} for synopsis in read_synopses(args.synopsis)]
     if args.states is not None:
         at = tuple(parse_position(text) for text in args.at or ())
-        states = Synopsis(args.states[0], tuple(args.states), at=at, durations=tuple(args.durations or ()))
-        return [{**common, **timeline(states)}]
+        apart = tuple(args.durations or ()), tuple(args.negatives or ())
+        return [{**common, **timeline(Synopsis(args.states[0], tuple(args.states), GIVEN, at, *apart))}]
+    if args.at or args.durations or args.negatives:
+        raise ValueError("--at, --durations and --negatives say more of each state: give --states")
     return [{**common, "embeddings": args.embeddings} if args.prompt is None else {**common, "prompt": args.prompt}]
 
 
@@ -120,11 +124,12 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "num_frames": args.frames,
         "num_inference_steps": args.steps,
         "guidance_scale": args.guidance,
+        "eta": args.eta,
         "fps": args.fps,
         "seed": args.seed,
         "negative_prompt": args.negative,
-        "negatives": args.negatives,
-        "mode": args.mode,
+        "spread": args.mode,
+        "enhance_prompt": False if args.no_synopsis else None,
         "priority": args.priority,
         "tar": tar_of(args),
         "metadata": metadata_of(args.metadata) if args.metadata else None,
@@ -156,10 +161,16 @@ def metadata_of(words: list[str]) -> dict[str, str]:
 
 
 def timeline(synopsis: Synopsis) -> dict[str, Any]:
-    """Gives the fields that a synopsis fills."""
-    held = {"at": synopsis.at, "durations": synopsis.durations, "negatives": synopsis.negatives}
-    places = {name: list(values) for name, values in held.items() if values}
-    return {"prompt": synopsis.prompt, "synopsis": list(synopsis.states), **places}
+    """Gives the fields that a synopsis fills; ValueError where states are not all placed, or not all told what not to show."""
+    for name in ("at", "negatives"):
+        if len(getattr(synopsis, name)) not in (0, len(synopsis.states)):
+            raise ValueError(
+                f"there are {len(getattr(synopsis, name))} {name} for {len(synopsis.states)} states; give one for each"
+            )
+    if len(synopsis.durations) not in (0, len(synopsis.states) - 1, len(synopsis.states)):
+        raise ValueError(f"there are {len(synopsis.durations)} durations for {len(synopsis.states)} states; give one for each")
+    entry = synopsis.entry()
+    return {"prompt": entry["prompt"], "synopsis": entry["subprompts"]}
 
 
 def run_submit(args: argparse.Namespace) -> int:
