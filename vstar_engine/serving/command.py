@@ -8,7 +8,7 @@ from typing import Any
 
 from ..built import Artifact
 from ..bundled import BUNDLED
-from ..config import model_named
+from ..config import model_named, parse_size
 from ..engine import Choice
 from ..errors import MissingLibrary, OutputError
 from ..generate import add_model_options
@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `serve`; defaults come from `Settings`."""
     _add_server_options(parser.add_argument_group("server"))
     _add_limit_options(parser.add_argument_group("limits"))
+    _add_scale_options(parser.add_argument_group("scale"))
     model = parser.add_argument_group("model")
     add_model_options(parser)
     model.add_argument(
@@ -35,9 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--renderer-settings", type=_json_object, default="{}", metavar="JSON", help="what that function is given"
     )
-    model.add_argument("--ray", action="store_true", help="run the engine as replicas on a Ray cluster")
-    model.add_argument("--replicas", type=int, default=1, metavar="N", help="with --ray (default %(default)s)")
-    model.add_argument("--address", help="with --ray: the cluster's address (default: one is started here)")
     add_llm_options(parser)
     add_config_options(parser)
 
@@ -97,6 +95,26 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keep-mib", type=int, metavar="MIB", help="delete the oldest videos beyond this size (default: none)")
 
 
+def _add_scale_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--ray", action="store_true", help="run replicas of the engine on a Ray cluster; needs the scale extra")
+    group.add_argument("--replicas", type=int, metavar="N", help="how many (default 1), each with a GPU of its own on CUDA")
+    group.add_argument("--address", metavar="HOST:PORT", help="the cluster's head (default: a cluster on this machine alone)")
+    group.add_argument(
+        "--warm",
+        action="append",
+        metavar="FRAMESxHEIGHTxWIDTH",
+        help="a clip to warm before the first request, and to measure batches for; repeatable (default: usual lengths)",
+    )
+
+
+def parse_clip(text: str) -> tuple[int, int, int]:
+    """Reads FRAMESxHEIGHTxWIDTH."""
+    frames, x, size = text.lower().partition("x")
+    if not (x and frames.isdecimal() and int(frames)):
+        raise ValueError(f"a clip is FRAMESxHEIGHTxWIDTH, such as 64x320x512, got {text!r}")
+    return int(frames), *parse_size(size)
+
+
 def settings_from(args: argparse.Namespace) -> Settings:
     """Gives the settings that options say; ValueError where one makes no sense."""
     same = (
@@ -137,18 +155,10 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
     return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
 
 
-def replicas_of(args: argparse.Namespace, choice: Choice, *what: Any) -> EngineClient:
-    """Gives the engine as replicas on a Ray cluster, each with a GPU of its own where the model runs on one."""
-    from . import ray_engine
-
-    resources = {"num_gpus": 1.0} if choice.device.startswith("cuda") else None
-    return ray_engine.RayEngine(*what, replicas=args.replicas, address=args.address, resources=resources)
-
-
 def run(args: argparse.Namespace) -> int:
     """Runs `serve` until it is told to end."""
     try:
-        from . import app, keys, logs, process, resolve, server, service
+        from . import app, keys, logs, resolve, server, service
     except ImportError as error:
         if (error.name or "").startswith("vstar_engine"):
             raise
@@ -162,9 +172,7 @@ def run(args: argparse.Namespace) -> int:
     resolver = resolve.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
     )
-    rules = process.Rules(max_batch=settings.max_batch, batch_delay=settings.batch_delay)
-    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
-    engine = replicas_of(args, choice, *what) if args.ray else process.ProcessEngine(*what)
+    engine = _engine(args, settings, choice)
     gateway = service.Service(settings, engine, resolver)
     try:
         gateway.store.open()
@@ -179,3 +187,22 @@ def run(args: argparse.Namespace) -> int:
     if gateway.failure is not None:
         raise gateway.failure
     return 0
+
+
+def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> EngineClient:
+    """Gives the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
+    from . import process
+
+    buckets = tuple(parse_clip(text) for text in args.warm or ())
+    rules = process.Rules(buckets, settings.max_batch, settings.batch_delay)
+    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    if not args.ray:
+        if args.replicas is not None or args.address is not None:
+            raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")
+        return process.ProcessEngine(*what)
+    from . import ray_engine
+
+    ray_engine.library()
+    resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
+    replicas = 1 if args.replicas is None else args.replicas
+    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources)
