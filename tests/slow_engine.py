@@ -14,6 +14,8 @@ may hold, anywhere:
     step=S      each step takes S seconds for this video
 """
 
+import errno
+import itertools
 import os
 import re
 import signal
@@ -23,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vstar_engine.serving.dispatch import Rules
 from vstar_engine.serving.job import Job, new_id
+from vstar_engine.serving.lanes import Rules
 from vstar_engine.serving.process import ProcessEngine
 from vstar_engine.video import Video
 
@@ -69,10 +71,22 @@ class Batch:
 
 
 class Slow:
-    """The renderer: `step` seconds a step, `wider` more of that for each further video in a batch."""
+    """The renderer: `step` seconds a step, `wider` more of that for each further video in a batch.
 
-    def __init__(self, step, wider=0.2, finish=0.0, begin=0.0, folder=None, load=0.0):
+    `load`, `begin` and `finish` are seconds too; `folder` is where kill-once leaves its mark. The syncs whose numbers are in
+    `full` find no room on the disk: there are six for a video, those of warming up first.
+    """
+
+    def __init__(self, step, wider=0.2, finish=0.0, begin=0.0, folder=None, load=0.0, full=()):
         time.sleep(load)
+        sync, count = os.fsync, itertools.count()
+
+        def sync_or_not(descriptor):
+            if next(count) in full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(descriptor)
+
+        os.fsync = sync_or_not
         self.seconds, self.wider, self.ending, self.beginning = step, wider, finish, begin
         self.folder = folder
 

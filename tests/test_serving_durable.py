@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 pytest.importorskip("dbos", reason="needs the serve extra")
@@ -80,10 +79,13 @@ def test_kills(tmp_path):
     try:
         for number in range(24):
             ids.append(server.create(f"job {number}", seed=number))
-        for _ in range(5):
+        for turn in range(5):
             time.sleep(chance.uniform(0.1, 1.0))
             server.kill()
             starts.append(server.start())
+            if turn == 0:  # F13: the second try of a client that lost its reply and has no key finds the job of its first
+                again = server.post("job 23", seed=23, headers={"x-stainless-retry-count": "1"})
+                assert again.json()["id"] == ids[23]
         videos = server.ledger(ids)
     finally:
         server.__exit__()
@@ -93,21 +95,7 @@ def test_kills(tmp_path):
     assert max(starts) < READY
 
 
-def test_a_lost_reply_is_found_after_a_kill(tmp_path):
-    """F13 over a death of the server: the second try of a client without a key finds the job of its first."""
-    server = Server(tmp_path)
-    server.start()
-    try:
-        first = server.create("lost reply")
-        server.kill()
-        server.start()
-        assert server.post("lost reply", headers={"x-stainless-retry-count": "1"}).json()["id"] == first
-        server.ledger([first])
-    finally:
-        server.__exit__()
-
-
-@pytest.mark.parametrize("grace", [20, 1])
+@pytest.mark.parametrize("grace", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_orderly_end(tmp_path, grace):
     """F9: what runs is finished within the time of grace, else made at the next start; what waits waits."""
     server = Server(tmp_path, "--grace", str(grace))
@@ -169,38 +157,3 @@ def test_full_disk(tmp_path):
         assert server.wait(running, within=60)["status"] == "completed"
         after = server.wait(server.create())
         assert {before["status"], after["status"]} == {"completed"}
-
-
-def test_a_second_server_is_kept_out(tmp_path):
-    with Server(tmp_path) as server:
-        other = Server(tmp_path)
-        with pytest.raises(AssertionError, match="another server uses"):
-            other.start()
-        other.http.close()
-        assert other.process.returncode == 4
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
-
-
-def test_a_damaged_database_is_refused(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "jobs.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 8192)
-    server = Server(tmp_path)
-    with pytest.raises(AssertionError, match="is damaged"):
-        server.start()
-    server.http.close()
-    assert server.process.returncode == 4
-
-
-def test_retention(tmp_path):
-    """Videos go by age; their records and files go together."""
-    server = Server(tmp_path, "--keep-hours", str(1 / 3600))
-    server.start()
-    try:
-        video = server.wait(server.create())
-        assert video["expires_at"] in (video["completed_at"], video["completed_at"] + 1)
-        time.sleep(1.5)
-        server.stop()
-        server.start()
-        server.ledger([])
-    finally:
-        server.__exit__()

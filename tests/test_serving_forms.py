@@ -44,8 +44,11 @@ def test_a_form_is_the_object_it_spells(value):
     assert unflatten(list(flattened(value))) == value
 
 
-def test_lists_of_objects():
-    fields = [("s[][text]", "a"), ("s[][at]", "0"), ("s[][text]", "b"), ("s[][at]", "1"), ("t[x][]", "1"), ("t[x][]", "2")]
+ROWS = [("s[][text]", "a"), ("s[][at]", "0"), ("s[][text]", "b"), ("s[][at]", "1"), ("t[x][]", "1"), ("t[x][]", "2")]
+
+
+@pytest.mark.parametrize("fields", [ROWS, sorted(ROWS)], ids=["object-by-object", "name-by-name"])
+def test_lists_of_objects(fields):
     assert unflatten(fields) == {"s": [{"text": "a", "at": "0"}, {"text": "b", "at": "1"}], "t": {"x": ["1", "2"]}}
 
 
@@ -62,6 +65,11 @@ def test_lists_of_objects():
         [("a]b[", "1")],
         [("a[[b]]", "1")],
         [("a" + "[b]" * 40, "1")],
+        [("a[][]", "1")],
+        [("a[][b][]", "1")],
+        [("a[][b]", "1"), ("a[][b]", "2"), ("a[][c]", "3")],
+        [("a[][b]", "1"), ("a", "2")],
+        [("", "1"), ("", "2")],
     ],
 )
 def test_forms_that_spell_nothing(fields):

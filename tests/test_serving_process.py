@@ -12,7 +12,7 @@ from slow_engine import BUCKET, job
 
 from vstar_engine.artifacts import sha256
 from vstar_engine.serving import events
-from vstar_engine.serving.dispatch import Rules, WorkerError
+from vstar_engine.serving.lanes import Rules, WorkerError
 from vstar_engine.serving.process import ProcessEngine
 
 # no test may take longer, in seconds: a job that is lost would wait for ever
@@ -134,7 +134,7 @@ def test_higher_priority_goes_first(tmp_path):
 
     async def scenario():
         async with running(tmp_path, rules=rules(short=0.0)) as engine:
-            jobs = [job(steps=20), *(job(frames=9 + i, priority=i) for i in (0, 2, 1))]
+            jobs = [job(frames=10 + priority, priority=priority) for priority in (0, 2, -1, 1)]
             await asyncio.gather(*(note(engine, one) for one in jobs))
 
     asyncio.run(scenario())
@@ -335,17 +335,21 @@ def test_what_fails_alone_fails_that_job_only_and_costs_no_worker(tmp_path, faul
     assert all(isinstance(found[-1], events.Done) for found in (tree, bush))
 
 
-def test_a_video_that_cannot_be_written_may_be_tried_again(tmp_path):
+@pytest.mark.parametrize("sync", range(6, 12))
+def test_a_full_disk_leaves_nothing_half_written_and_may_be_tried_again(tmp_path, sync):
     one = job()
-    # a folder in the place of the thumbnail: it cannot be replaced by a file
-    (tmp_path / f"{one.id}.jpg").mkdir()
 
     async def scenario():
-        async with running(tmp_path) as engine:
-            return await told(engine, one), await told(engine, job())
+        async with running(tmp_path, full=[sync]) as engine:
+            failed = await told(engine, one)
+            left = [path.name for path in tmp_path.iterdir()]
+            return failed[-1], left, await told(engine, one)
 
-    failed, after = asyncio.run(scenario())
-    assert failed[-1].retry
+    failed, left, after = asyncio.run(scenario())
+    assert (failed.code, failed.retry) == (events.STORAGE_FULL, True)
+    assert not [name for name in left if "partial" in name]
+    # the name of the video was on its way to the disk when that was full: the file is whole
+    assert (f"{one.id}.mp4" in left) == (sync == 11)
     assert isinstance(after[-1], events.Done)
 
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from .. import __version__
+from ..errors import VstarError
 from . import metrics, page
 from .errors import SERVER, ApiError, invalid
 from .gate import Gate
@@ -21,6 +22,7 @@ from .logs import Requests
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
 from .service import Service, unwritable
+from .sqlite import DiskError
 
 REF = "#/components/schemas/{model}"
 BODIES = {"create_video": CreateVideo, "create_and_wait": CreateVideo, "remix_video": RemixVideo}
@@ -32,7 +34,11 @@ def build(service: Service, keys: Keys) -> ASGIApp:
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        try:
+            await service.start()
+        except VstarError as error:
+            service.failure = error
+            raise
         yield
         await service.close()
 
@@ -46,6 +52,7 @@ def build(service: Service, keys: Keys) -> ASGIApp:
         (RequestValidationError, _refuse_query),
         (HTTPException, _refuse_path),
         (OperationalError, _refuse_store),
+        (DiskError, _refuse_store),
         (Exception, _confess),
     ):
         app.add_exception_handler(kind, handler)
@@ -117,7 +124,7 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_store(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OperationalError)
+    assert isinstance(error, OperationalError | DiskError)
     return await _refuse(request, unwritable(error))
 
 

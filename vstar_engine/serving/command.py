@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import PRIVATE
 from ..built import Artifact
 from ..bundled import BUNDLED
 from ..config import model_named
@@ -151,18 +150,19 @@ def run(args: argparse.Namespace) -> int:
     resolver = resolve.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
     )
-    _make_folder(settings.data)
     rules = process.Rules(max_batch=settings.max_batch, batch_delay=settings.batch_delay)
     engine = process.ProcessEngine(settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
     gateway = service.Service(settings, engine, resolver)
-    server.Server(app.build(gateway, known), gateway).run()
+    try:
+        gateway.store.open()
+        server.Server(app.build(gateway, known), gateway).run()
+    except OSError as error:
+        raise OutputError(f"cannot serve from {settings.data}: {error.strerror or error}") from error
+    except SystemExit:  # uvicorn's, where the application did not start
+        if gateway.failure is None:
+            raise
+    finally:
+        gateway.store.close()
     if gateway.failure is not None:
         raise gateway.failure
     return 0
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot keep jobs in {folder}: {error.strerror}") from error

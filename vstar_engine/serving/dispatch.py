@@ -6,17 +6,14 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from ..errors import VstarError
 from . import events
 from .job import Job
+from .lanes import Lane, Link, Message, Ride, Rules, Ticket, WorkerError
 from .pace import Pace
 
 log = logging.getLogger(__name__)
-
-Message = dict[str, Any]
 
 # a worker is looked after so often, in seconds
 TICK = 0.1
@@ -25,102 +22,6 @@ HUNG_FACTOR = 3.0
 PATIENCE = {"cpu": 60.0, "gpu": 10.0}
 # seconds before a worker that would not start is tried again: doubled each time, up to the last
 RETRY_FIRST, RETRY_LAST = 0.2, 10.0
-
-
-class WorkerError(VstarError, RuntimeError):
-    """A worker cannot be started; another try with the same settings would not help."""
-
-    def __init__(self, message: str, exit_code: int = 1):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class Link(Protocol):
-    """A way to one worker, which can be opened again when it broke."""
-
-    name: str
-
-    async def open(self, message: Message) -> AsyncIterator[Message]:
-        """Starts a worker with a start message; gives what it says, until it is gone."""
-
-    def send(self, message: Message) -> None:
-        """Tells the worker something; what a dead one is told is lost."""
-
-    async def kill(self) -> None:
-        """Ends the worker at once."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How jobs are put onto workers.
-
-    `buckets` (frames, height, width) are warmed, none: those that the model names. At most `max_batch` jobs ride together, and
-    only where warming up measured that it pays; an idle worker waits `batch_delay` seconds for company. A job that was in a
-    worker which died is tried `tries` times in all. `hang_after` is the least silence, in seconds, that counts as hung; None:
-    10 on a GPU, 60 on a CPU, whose steps vary. A job is short, so that it may go between the steps of another, where it takes
-    at most `short` of what is left of that; together such jobs lengthen it by at most `lent` of its own time.
-    """
-
-    buckets: tuple[tuple[int, int, int], ...] = ()
-    max_batch: int = 4
-    batch_delay: float = 0.03
-    tries: int = 3
-    hang_after: float | None = None
-    start_timeout: float = 900.0
-    short: float = 0.25
-    lent: float = 0.5
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A job on its way: what its stream still has to hear, and how often it was tried."""
-
-    job: Job
-    order: int
-    arrived: float
-    heard: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    tries: int = 0
-    alone: bool = False  # rides with nobody: it was there when something went wrong
-    cancelled: bool = False
-    lane: "Lane | None" = None
-    together: bool = False  # something else was on the worker with it
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        return -self.job.priority, self.order
-
-
-@dataclass(eq=False)
-class Ride:
-    """A batch on a worker: what it should take in seconds, and what it lent to shorter ones."""
-
-    tickets: list[Ticket]
-    expected: float
-    began: float
-    lent: float = 0.0
-    done: int = 0
-
-    @property
-    def job(self) -> Job:
-        return self.tickets[0].job
-
-    @property
-    def left(self) -> float:
-        return self.expected * (1 - self.done / self.job.steps)
-
-
-@dataclass(eq=False)
-class Lane:
-    """One worker as it stands: what rides on it, and since when it has been silent."""
-
-    link: Link
-    up: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
-    rides: dict[int, Ride] = field(default_factory=dict)
-    tickets: set[Ticket] = field(default_factory=set)
-    silent: float = 0.0
-    fault: str = events.WORKER_CRASHED
 
 
 class Dispatcher:
@@ -140,17 +41,17 @@ class Dispatcher:
         self.closing = False
 
     async def start(self) -> None:
-        """Starts every worker; returns when the first is ready, raises WorkerError where one cannot be."""
+        """Starts every worker; returns when the first is ready, raises WorkerError where that one cannot be started."""
         opened = [asyncio.create_task(self._open(lane)) for lane in self.lanes]
         try:
-            streams = await asyncio.gather(*opened)
+            done, _ = await asyncio.wait(opened, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         except BaseException:
-            for task in opened:
-                task.cancel()
-            await asyncio.gather(*opened, return_exceptions=True)
+            await _stop(opened)
             await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
             raise
-        tended = (self._tend(lane, stream) for lane, stream in zip(self.lanes, streams, strict=True))
+        tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
         self.tasks = [asyncio.create_task(work) for work in (*tended, self._pump(), self._watch())]
         for task in self.tasks:
             task.add_done_callback(_loud)
@@ -208,9 +109,7 @@ class Dispatcher:
         riding = [ticket.over.wait() for lane in self.lanes for ticket in lane.tickets]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*riding), grace)
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await _stop(self.tasks)
         await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
         for ticket in [*self.tickets.values()]:
             self._end(ticket, _closed())
@@ -247,8 +146,13 @@ class Dispatcher:
         self.news.set()
         return stream
 
-    async def _tend(self, lane: Lane, stream: AsyncIterator[Message]) -> None:
+    async def _tend(self, lane: Lane, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
         """Hears a worker until it is gone, then starts it again, for as long as the engine is open."""
+        try:
+            stream = await opening
+        except (WorkerError, OSError) as error:
+            log.error("%s cannot be started: %s", lane.link.name, error)
+            stream = await self._reopen(lane)
         while True:
             async for message in stream:
                 lane.silent = 0.0
@@ -452,6 +356,12 @@ class Dispatcher:
         self.counts["batches"] += 1
         self.counts["batched_jobs"] += len(tickets)
         lane.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
+
+
+async def _stop(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _loud(task: "asyncio.Task[None]") -> None:

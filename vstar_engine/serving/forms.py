@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import pairwise
 from typing import Any
 
 from starlette.datastructures import FormData
@@ -91,44 +92,58 @@ def _check(value: Any, depth: int) -> None:
 
 
 def unflatten(fields: list[tuple[str, str]]) -> dict[str, Any]:
-    """Builds the object that names like `synopsis[]`, `tar[sigma][0]` and `synopsis[][text]` stand for."""
+    """Builds the object that names like `synopsis[]`, `tar[sigma][0]` and `synopsis[][text]` stand for.
+
+    The n-th `synopsis[][text]` belongs to the n-th object, whether a client sends object by object or name by name.
+    """
     content: dict[str, Any] = {}
+    columns: dict[str, dict[str, list[str]]] = {}  # lists of objects: their names' values, by the name of the list
     for name, value in fields:
-        head, bracket, _ = name.partition("[")
-        parts = PART.findall(name[len(head) :])
-        if bracket and "".join(f"[{part}]" for part in parts) != name[len(head) :]:
-            raise invalid(f"the name {name[:80]!r} has brackets that do not match", name[:80], "invalid_body")
-        if len(parts) > DEEPEST:
-            raise invalid(f"the form is nested deeper than {DEEPEST} levels", code="invalid_body")
-        _put(content, [head, *parts], value, name)
+        parts = _parts(name)
+        if "" not in parts[:-1]:
+            _put(content, parts, value, name)
+        elif parts.count("") > 1:
+            raise invalid(f"a form cannot spell lists in lists, such as {name[:80]!r}: send JSON", name[:80], "invalid_body")
+        else:
+            head, _, rest = name.partition("[][")
+            columns.setdefault(head, {}).setdefault(rest, []).append(value)
+    for head, held in columns.items():
+        if len({len(values) for values in held.values()}) > 1:
+            said = f"in a form every object of {head[:80]!r} must have the same fields: send JSON"
+            raise invalid(said, head[:80], "invalid_body")
+        for row in zip(*held.values(), strict=True):
+            element: dict[str, Any] = {}
+            for rest, value in zip(held, row, strict=True):
+                _put(element, _parts(rest.replace("]", "", 1)), value, head)
+            _put(content, [*_parts(head), ""], element, head)
     _check(content, 0)
     return content
 
 
-def _put(content: dict[str, Any], path: list[str], value: str, name: str) -> None:
+def _parts(name: str) -> list[str]:
+    """Splits `a[b][]` into a, b and nothing."""
+    head = name.partition("[")[0]
+    parts = PART.findall(name[len(head) :])
+    if "".join(f"[{part}]" for part in parts) != name[len(head) :]:
+        raise invalid(f"the name {name[:80]!r} has brackets that do not match", name[:80], "invalid_body")
+    if len(parts) > DEEPEST:
+        raise invalid(f"the form is nested deeper than {DEEPEST} levels", code="invalid_body")
+    return [head, *parts]
+
+
+def _put(content: dict[str, Any], parts: list[str], value: Any, name: str) -> None:
+    """Puts a value at a path of names; a last part without a name adds it to a list."""
     here: Any = content
-    for i, part in enumerate(path):
-        following = path[i + 1] if i + 1 < len(path) else None
-        if isinstance(here, list):
-            if part != "":
-                raise _mixed(name)
-            # a new element where the last one already has what comes
-            fresh = following is None or not here or not isinstance(here[-1], dict) or following in here[-1]
-            if following is None:
-                here.append(value)
-                return
-            if fresh:
-                here.append([] if following == "" else {})
-            here = here[-1]
-        elif isinstance(here, dict):
-            if part == "" or (following is None and part in here):
-                raise _mixed(name)
-            if following is None:
-                here[part] = value
-                return
-            here = here.setdefault(part, [] if following == "" else {})
-        else:
+    for part, following in pairwise(parts):
+        here = here.setdefault(part, [] if following == "" else {})
+        if not isinstance(here, list if following == "" else dict):
             raise _mixed(name)
+    if isinstance(here, list):
+        here.append(value)
+    elif parts[-1] in here:
+        raise _mixed(name)
+    else:
+        here[parts[-1]] = value
 
 
 def _mixed(name: str) -> ApiError:

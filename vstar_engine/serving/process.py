@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .dispatch import Dispatcher, Message, Rules
+from .dispatch import Dispatcher
+from .lanes import Message, Rules
 
 log = logging.getLogger(__name__)
 

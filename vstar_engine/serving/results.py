@@ -39,6 +39,12 @@ def write(video: Video, folder: Path, id: str) -> dict[str, Any]:
     return {**about, "frames": frames, "width": width, "height": height}
 
 
+def keep(content: bytes, path: Path) -> None:
+    """Writes a file that was made elsewhere; OutputError if it cannot."""
+    with _synced(path) as aside:
+        aside.write_bytes(content)
+
+
 def save_jpeg(picture: np.ndarray, target: Any, quality: int = JPEG_QUALITY) -> None:
     """Writes (H, W, 3) uint8 to a path or an open file."""
     from PIL import Image

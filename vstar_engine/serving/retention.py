@@ -4,8 +4,8 @@ import logging
 import time
 from pathlib import Path
 
+from . import results
 from .job import ID
-from .runner import remove_files
 from .settings import Settings
 from .store import JobStore
 
@@ -24,13 +24,6 @@ def stored(folder: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-
-
-def remove_partial(folder: Path) -> None:
-    """Removes what an earlier server was writing when it died."""
-    for path in folder.glob(".*"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
 
 
 async def sweep(store: JobStore, settings: Settings) -> int:
@@ -52,7 +45,7 @@ async def delete(store: JobStore, folder: Path, ids: list[str]) -> int:
     """Deletes jobs and then their files: files without a job are found by the next sweep, a job without files never is."""
     await store.delete(ids)
     for id in ids:
-        remove_files(folder, id)
+        results.remove(folder, id)
     return len(ids)
 
 
@@ -66,4 +59,4 @@ async def _orphans(store: JobStore, folder: Path) -> None:
     for start in range(0, len(ids), BATCH):
         some = ids[start : start + BATCH]
         for id in set(some) - await store.known(some):
-            remove_files(folder, id)
+            results.remove(folder, id)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
@@ -11,11 +10,11 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from . import results
 from .errors import FINAL, SERVER, ApiError, invalid
 from .events import CANCELLED
 from .forms import read_body
 from .live import COMPLETED, FAILED
-from .runner import files_of
 from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
 from .service import Caller, Service
 from .store import Record
@@ -76,7 +75,7 @@ async def list_videos(
 ) -> JSONResponse:
     """Lists the caller's videos, by default the newest first; `after` is the last id of the page before."""
     service, owner = service_of(request), caller_of(request).owner
-    edge = None if after is None else await service.get(owner, after)
+    edge = None if after is None else await service.edge(owner, after)
     records, more = await service.store.page(owner, edge, limit, order == "desc")
     data = [service.show(record) for record in records]
     ends = (data[0].id, data[-1].id) if data else (None, None)
@@ -164,14 +163,14 @@ def _file(service: Service, record: Record, variant: str) -> FileResponse:
         raise ApiError(status, shown.error.code, f"the video failed: {shown.error.message}", headers=FINAL)
     if shown.status != COMPLETED:
         raise ApiError(409, "video_not_ready", f"the video is {shown.status}", headers=FINAL)
-    path = dict(zip(MEDIA, files_of(service.settings.videos, shown.id), strict=True))[variant]
+    path = service.settings.videos / dict(zip(MEDIA, results.names(shown.id), strict=True))[variant]
     whole = path.is_file() and (variant != "video" or path.stat().st_size == shown.bytes)
     if not whole:
         raise ApiError(404, "content_missing", f"the {variant} is no longer on this server")
     headers = {"x-video-id": shown.id, "cache-control": "private, no-transform"}
     if variant == "video":
         headers |= {"etag": f'"{shown.sha256}"', "x-inference-time-s": f"{sum((shown.inference_seconds or {}).values()):.3f}"}
-    return FileResponse(path, media_type=MEDIA[variant], filename=Path(path).name, headers=headers)
+    return FileResponse(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
 
 
 @router.get("/{video_id}/events", response_class=EventSourceResponse)

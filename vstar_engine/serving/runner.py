@@ -6,10 +6,9 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from . import logs, metrics, tracing
+from . import logs, metrics, results, tracing
 from .events import CANCELLED, GENERATION_FAILED, STORAGE_FULL, Done, EngineClient, Event, Failed
 from .job import Job
 from .live import COMPLETED, RUNNING, Board, Live, completed, failed
@@ -23,17 +22,6 @@ LOOK = 1.0
 
 class Stopped(asyncio.CancelledError):
     """Ends a run without an outcome: the job is cancelled already, or stays in the store for the next start."""
-
-
-def files_of(folder: Path, id: str) -> tuple[Path, Path, Path]:
-    """Names a video's files: mp4, thumbnail, sheet."""
-    return folder / f"{id}.mp4", folder / f"{id}.jpg", folder / f"{id}.sheet.jpg"
-
-
-def remove_files(folder: Path, id: str) -> None:
-    """Removes what there is of a video's files."""
-    for path in files_of(folder, id):
-        path.unlink(missing_ok=True)
 
 
 class Runner:
@@ -51,7 +39,7 @@ class Runner:
 
     async def make(self, job: Job) -> dict[str, Any]:
         """Makes a job's video and gives its outcome; Stopped when there is none to record."""
-        live = self.board.open(job)
+        live, made = self.board.open(job), None
         self.running[job.id] = job
         try:
             with logs.about(job.id):
@@ -63,6 +51,13 @@ class Runner:
                 return made
         finally:
             del self.running[job.id]
+            if not made:  # nobody hears of this run again: what the store says of the job counts
+                self._forget(live)
+
+    def _forget(self, live: Live) -> None:
+        if live.outcome is None:
+            self.board.drop(live.job.id)
+            live.changed()
 
     async def _wait_for_engine(self) -> None:
         await self.started.wait()
@@ -77,7 +72,7 @@ class Runner:
                 raise Stopped
             if job.id in self._cancelled:
                 self._cancelled.discard(job.id)
-                remove_files(self.settings.videos, job.id)
+                results.remove(self.settings.videos, job.id)
                 raise Stopped
             if not isinstance(last, Failed) or last.code != STORAGE_FULL:
                 return last
@@ -135,7 +130,7 @@ class Runner:
             self._cancelled.add(job.id)
             await self.engine.cancel(job.id)
         else:
-            remove_files(self.settings.videos, job.id)
+            results.remove(self.settings.videos, job.id)
 
     async def left(self, id: str, timeout: float) -> None:
         """Waits until a cancelled job has left the engine, at most `timeout` seconds."""

@@ -1,6 +1,7 @@
 """The gateway: accepts jobs once, answers what is known of them, and looks after those that nobody waits for."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import shutil
@@ -23,6 +24,7 @@ from .resolve import Resolver, fingerprint, remixed
 from .runner import Runner
 from .schema import CreateVideo, RemixVideo, Video, Wishes
 from .settings import Settings
+from .sqlite import DiskError
 from .store import JobStore, Record
 from .view import video
 
@@ -37,10 +39,11 @@ RECONCILE = 10.0
 DELETE_WAIT = 30.0
 
 
-def unwritable(error: OperationalError) -> ApiError:
+def unwritable(error: OperationalError | DiskError) -> ApiError:
     """Says that the database of jobs cannot be written: there is no room, or it does not answer."""
     again = {"Retry-After": "5"}
-    if "full" in str(error.orig):
+    full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(error.orig)
+    if full:
         return ApiError(507, "storage_full", "there is no room to write the job down", None, SERVER, again)
     return ApiError(503, "store_unavailable", "the database of jobs does not answer", None, SERVER, again)
 
@@ -71,11 +74,9 @@ class Service:
         self._lost: dict[str, float] = {}
 
     async def start(self) -> None:
-        """Opens the store; the engine goes on starting behind it."""
-        self.settings.videos.mkdir(parents=True, exist_ok=True)
+        """Starts the store, which is open; the engine goes on starting behind it."""
         self._watch()
         await self.store.start(self.runner)
-        retention.remove_partial(self.settings.videos)
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
         metrics.recovered(len(unfinished))
@@ -116,7 +117,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.runner.close()
-        await self.store.close()
+        await self.store.stop()
 
     async def drain(self) -> None:
         """Takes no more jobs and lets the running ones end, within the time of grace."""
@@ -147,7 +148,7 @@ class Service:
                     return known
                 self.admission.check_open()
                 return await self._enqueue(job, body)
-        except OperationalError as error:
+        except (OperationalError, DiskError) as error:
             raise unwritable(error) from error
         finally:
             self._locks.pop(job.id, None)
@@ -196,10 +197,23 @@ class Service:
 
     async def get(self, owner: str, id: str) -> Record:
         """Gives an owner's job; ApiError where there is none, or it is another's."""
-        record = await self.store.get(id) if ID.fullmatch(id) else None
+        record = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
         if record is None or record.job.key_id != owner:
             raise not_found(id)
         return record
+
+    async def edge(self, owner: str, id: str) -> Record:
+        """Gives an owner's job with its place in the list."""
+        await self.get(owner, id)
+        record = await self.store.get(id)
+        if record is None:
+            raise not_found(id)
+        return record
+
+    def _at_hand(self, id: str) -> Record | None:
+        """Gives a job that is on the board, where no other server could know more of it."""
+        live = self.runner.board[id] if self.store.alone else None
+        return Record(live.job, 0, live.outcome) if live else None
 
     def show(self, record: Record) -> Video:
         return video(record, self.runner.board[record.job.id], self.settings.keep_for)
@@ -209,9 +223,10 @@ class Service:
         record = await self.get(owner, id)
         if record.outcome is None and self._outcome_of(id) is None:
             await self.store.cancel(id)
-            record = await self.get(owner, id)
-            if record.outcome is not None and record.outcome["status"] == FAILED:
-                await self.runner.cancel(record.job)
+            known = await self.store.get(id)
+            if known is not None and known.outcome is not None and known.outcome["status"] == FAILED:
+                await self.runner.cancel(known.job)
+            return known or record
         return record
 
     def _outcome_of(self, id: str) -> dict[str, Any] | None:
@@ -254,8 +269,8 @@ class Service:
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
                     self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
-            except OperationalError as error:
-                log.warning("the database of jobs does not answer: %s", type(error.orig).__name__)
+            except (OperationalError, DiskError) as error:
+                log.warning("the database of jobs does not answer: %s", unwritable(error).code)
             self.runner.board.forget()
 
     async def _look_after(self) -> None:

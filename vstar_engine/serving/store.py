@@ -16,12 +16,14 @@ from dbos._serialization import DBOSDefaultSerializer, DBOSPortableJSON
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from ..artifacts import PRIVATE
 from ..errors import VstarError
 from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
 from .job import VERSION, Job
 from .live import FAILED, QUEUED, failed
 from .runner import Runner, Stopped
 from .settings import Settings
+from .sqlite import Connection, Disk, prepare
 
 log = logging.getLogger(__name__)
 
@@ -89,36 +91,49 @@ class JobStore:
     def __init__(self, settings: Settings):
         self.settings = settings
         self._lock: int | None = None
+        self._disk: Disk | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Says that no other server can write to this database."""
+        return self._disk is not None
+
+    def open(self) -> None:
+        """Makes the folder and keeps others out of it; StoreError where it or its database cannot be used."""
+        self.settings.videos.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        self._claim_folder()
+        if (path := sqlite_path(self.settings.database_url)) is not None:
+            try:
+                prepare(path)
+                self._disk = Disk(path)
+            except (sqlite3.Error, OSError) as error:
+                hint = f"if {path} is damaged, move it away: videos stay, and their list starts anew"
+                raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
     async def start(self, runner: Runner) -> None:
-        """Opens the database and takes unfinished jobs up; StoreError where it cannot be used."""
+        """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
         global _runner
         _runner = runner
-        self._claim_folder()
-        url = self.settings.database_url
+        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign]
+        engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
+        config = DBOSConfig(
+            name="vstar-engine",
+            system_database_url=self.settings.database_url,
+            executor_id=self.settings.instance,
+            application_version=APPLICATION_VERSION,
+            serializer=DBOSPortableJSON,
+            log_level="ERROR",
+            db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
+        )
         try:
-            if (path := sqlite_path(url)) is not None:
-                _prepare_sqlite(path)
-            DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign]
-            config = DBOSConfig(
-                name="vstar-engine",
-                system_database_url=url,
-                executor_id=self.settings.instance,
-                application_version=APPLICATION_VERSION,
-                serializer=DBOSPortableJSON,
-                log_level="ERROR",
-                db_engine_kwargs={"hide_parameters": True},
-            )
             DBOS(config=config)
             DBOS.launch()
             limit = 2 * self.settings.max_batch
             await DBOS.register_queue_async(
                 QUEUE, worker_concurrency=limit, polling_interval_sec=POLLING, on_conflict="always_update"
             )
-        except (sqlite3.Error, DBAPIError, ArgumentError) as error:
-            said = str(getattr(error, "orig", error)).splitlines()[0]
-            hint = "" if path is None else f"; if {path} is damaged, move it away: videos stay, and their list starts anew"
-            raise StoreError(f"the database of jobs cannot be opened: {said}{hint}") from error
+        except DBAPIError as error:
+            raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
 
     def _claim_folder(self) -> None:
         """Keeps a second server out of the folder of data."""
@@ -128,9 +143,14 @@ class JobStore:
         except BlockingIOError as error:
             raise StoreError(f"another server uses {self.settings.data}; give --data another folder") from error
 
-    async def close(self) -> None:
-        """Lets go of the database; what has not ended is taken up at the next start."""
+    async def stop(self) -> None:
+        """Leaves the database; what has not ended is taken up at the next start."""
         await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+
+    def close(self) -> None:
+        """Lets others into the folder."""
+        if self._disk is not None:
+            self._disk.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -148,6 +168,11 @@ class JobStore:
             },
             job.to_json(),
         )
+        await self._sync()
+
+    async def _sync(self) -> None:
+        if self._disk is not None:
+            await self._disk.sync()
 
     async def get(self, id: str) -> Record | None:
         found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
@@ -195,9 +220,11 @@ class JobStore:
     async def cancel(self, id: str) -> None:
         """Records a job as cancelled, unless it ended."""
         await DBOS.cancel_workflow_async(id)
+        await self._sync()
 
     async def delete(self, ids: Sequence[str]) -> None:
         await DBOS.delete_workflows_async(list(ids))
+        await self._sync()
 
     async def known(self, ids: Sequence[str]) -> set[str]:
         """Gives those ids that the store has."""
@@ -220,18 +247,6 @@ def sqlite_path(url: str) -> Path | None:
     except ArgumentError as error:
         raise StoreError("the database is a URL such as sqlite:///jobs.sqlite or postgresql://user@host/name") from error
     return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
-
-
-def _prepare_sqlite(path: Path) -> None:
-    """Checks the file and puts it into WAL mode, which stays with it: writers then do not stop readers."""
-    connection = sqlite3.connect(path)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    finally:
-        connection.close()
-    if said != "ok":
-        raise sqlite3.DatabaseError(said)
 
 
 def _moment(milliseconds: int) -> str:

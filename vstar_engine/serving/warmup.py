@@ -32,16 +32,15 @@ def warm(renderer: Renderer, buckets: Sequence[Bucket], most: int, known: dict[s
     """Takes every bucket through all stages once, and gives what was measured.
 
     {"batch_limits": {bucket: jobs}, "paces": {bucket: seconds of "begin", "step", "finish"}}. `known` is what an earlier worker
-    of the same server measured: its buckets take a single step.
+    of the same server measured, which is not measured again.
     """
     limits, paces = dict(known.get("batch_limits", {})), dict(known.get("paces", {}))
     steps = STEPS["cpu" if renderer.facts()["device"].startswith("cpu") else "gpu"]
     for bucket in buckets:
         name = bucket_name(bucket[0], bucket[1:])
-        if name in limits:
-            _together(renderer, bucket, 1, 1)
-        else:
-            paces[name] = _whole(renderer, bucket, steps)
+        measured = _whole(renderer, bucket, steps)
+        if name not in limits:
+            paces[name] = measured
             most_here = min(most, renderer.most_at_once())
             limits[name] = _limit(renderer, bucket, paces[name]["step"], most_here, steps)
             log.info("%s: %.3f s a step, batches of up to %d", name, paces[name]["step"], limits[name])

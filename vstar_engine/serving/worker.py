@@ -104,7 +104,6 @@ class Worker:
     def begin(self, number: int, jobs: list[Job]) -> None:
         """Takes a run in: its text is encoded at once."""
         for job in jobs:
-            results.remove(self.folder, job.id)
             self.tell(job.id, events.Started(len(jobs)))
             self.tell(job.id, events.Stage("text"))
         batch = self.guarded(number, jobs, lambda: self.renderer.begin(jobs))
@@ -204,7 +203,6 @@ class Worker:
             about = results.write(video, self.folder, job.id)
         except OSError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
-            results.remove(self.folder, job.id)
             self.end(job, events.Failed(code, str(error), retry=True))
             return
         seconds = {**video.seconds, "encode": time.perf_counter() - start}
