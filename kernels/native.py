@@ -1,7 +1,7 @@
-"""Temporal attention on a CPU by the package's C++ library (csrc/cpu), loaded with ctypes.
+"""The ops on a CPU by the package's C++ library (csrc/cpu), loaded with ctypes.
 
 The library is looked for in the files of the installed distribution, not beside this module: in a checkout's folder the
-checkout's modules shadow the installed ones. Without it the reference takes over, with one warning; `status` says why.
+checkout's modules shadow the installed ones. Without it the references take over, with one warning; `status` says why.
 """
 
 import ctypes
@@ -35,6 +35,27 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "frames", "keys", "positions", "heads", "head_dim", "bias_batch")),
         *((name, ctypes.c_int64 * 4) for name in ("q_stride", "k_stride", "v_stride", "out_stride")),
         *((name, ctypes.c_int32) for name in ("dtype", "dense", "isa", "threads")),
+    )
+
+
+class GegluArguments(ctypes.Structure):
+    """`struct vstar_geglu_arguments` of csrc/cpu/fused.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "inner")),
+        *((name, ctypes.c_int32) for name in ("dtype", "isa", "threads")),
+    )
+
+
+class GroupNormArguments(ctypes.Structure):
+    """`struct vstar_groupnorm_silu_arguments` of csrc/cpu/fused.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "out")),
+        *((name, ctypes.c_int64) for name in ("items", "rows", "channels", "groups")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("dtype", "silu", "isa", "threads")),
     )
 
 
@@ -77,6 +98,8 @@ def _load() -> Library | str:
     except OSError as error:
         return f"{paths[0]} does not load: {error}"
     handle.vstar_temporal_attention.argtypes = (ctypes.POINTER(Arguments),)
+    handle.vstar_geglu.argtypes = (ctypes.POINTER(GegluArguments),)
+    handle.vstar_groupnorm_silu.argtypes = (ctypes.POINTER(GroupNormArguments),)
     handle.vstar_isa_name.restype = ctypes.c_char_p
     names = [handle.vstar_isa_name(i) for i in range(3)]
     return Library(paths[0], handle, tuple(name.decode() for name in names if name))
@@ -84,7 +107,7 @@ def _load() -> Library | str:
 
 @cache
 def _warn(reason: str) -> None:
-    message = f"temporal attention runs by the slow PyTorch reference: {reason}"
+    message = f"temporal attention runs by the slow PyTorch reference, norms and gates by PyTorch: {reason}"
     log.warning(message)
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
@@ -105,7 +128,7 @@ def _isa(library: Library) -> int:
 
 
 def serves(q: Tensor) -> bool:
-    """Says whether `attend` takes q: its dtype, its device, and the library being there; warns once if only that fails."""
+    """Says whether the library takes q: its dtype, its device, and the library being there; warns once if only that fails."""
     if q.device.type != "cpu" or q.dtype not in DTYPES:
         return False
     library = _load()
@@ -115,10 +138,20 @@ def serves(q: Tensor) -> bool:
     return True
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Runs checked arguments of `temporal_attention` (bias = g) or `temporal_attention_dense` (bias = G, three axes)."""
+def _library() -> Library:
     library = _load()
     assert isinstance(library, Library)
+    return library
+
+
+def _raise_for(failure: int) -> None:
+    if failure:
+        raise MemoryError(STATUS[failure]) if failure == 2 else RuntimeError(STATUS[failure])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Runs checked arguments of `temporal_attention` (bias = g) or `temporal_attention_dense` (bias = G, three axes)."""
+    library = _library()
     out = torch.empty(q.shape, dtype=q.dtype)
     bias = bias.contiguous()
     batch, frames, positions, heads, head_dim = q.shape
@@ -128,7 +161,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         *(x.stride()[:4] for x in (q, k, v, out)),
         *(DTYPES[q.dtype], bias.dim() == 3, _isa(library), torch.get_num_threads()),
     )
-    failure = library.handle.vstar_temporal_attention(ctypes.byref(arguments))
-    if failure:
-        raise MemoryError(STATUS[failure]) if failure == 2 else RuntimeError(STATUS[failure])
+    _raise_for(library.handle.vstar_temporal_attention(ctypes.byref(arguments)))
+    return out
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Gates contiguous x (..., 2 * inner) -> (..., inner)."""
+    library, inner = _library(), x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], inner), dtype=x.dtype)
+    sizes = (out.numel() // inner, inner, DTYPES[x.dtype], _isa(library), torch.get_num_threads())
+    _raise_for(library.handle.vstar_geglu(ctypes.byref(GegluArguments(x.data_ptr(), out.data_ptr(), *sizes))))
+    return out
+
+
+def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    """Normalises contiguous rows (N, ..., C) over each item's groups of channels."""
+    library, out = _library(), torch.empty_like(rows)
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    items, channels = rows.shape[0], rows.shape[-1]
+    arguments = GroupNormArguments(
+        *(x.data_ptr() for x in (rows, weight, bias, out)),
+        *(items, rows.numel() // items // channels, channels, groups, eps),
+        *(DTYPES[rows.dtype], silu, _isa(library), torch.get_num_threads()),
+    )
+    _raise_for(library.handle.vstar_groupnorm_silu(ctypes.byref(arguments)))
     return out

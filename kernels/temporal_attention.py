@@ -7,7 +7,6 @@ Triton kernels (CUDA) and a C++ library (CPU) compute it with nothing N x N in m
 the registration. The reference serves float64, and a CPU whose installation has no library.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .dispatch import triton_serves
 
 # a run of positions whose logits fill 64 MiB keeps memory linear in P and stays near the CPU's caches
 LOGITS_BYTES = 64 * 2**20
@@ -87,8 +87,7 @@ def _by_positions(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def _compute(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Chooses the implementation for checked arguments; `bias` is g (1 or B, T) or the matrix G (1 or B, T, Tk)."""
-    interpreting = os.environ.get("TRITON_INTERPRET") == "1"  # Triton on the CPU, to be tested
-    if q.dtype != torch.float64 and (q.is_cuda or interpreting):
+    if triton_serves(q):
         # imported here: a machine without Triton computes on its CPU
         from .temporal_attention_triton import temporal_attention_triton
 

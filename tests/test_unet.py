@@ -114,7 +114,7 @@ def test_spatial_attention_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
     with pytest.raises(MissingLibrary, match="needs the xformers package"):
         made(spatial_attention="xformers")
-    with pytest.raises(ValueError, match="sdpa, xformers"):
+    with pytest.raises(ValueError, match="auto, sdpa, xformers"):
         made(spatial_attention="flash")
 
 

@@ -83,7 +83,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_lora_option(parser)
     parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
     parser.add_argument(
-        "--spatial-attention", default="sdpa", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
+        "--spatial-attention", default="auto", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
     )
 
 

@@ -1,4 +1,4 @@
-// The C entry point: checks, lays out the bias, picks the instruction set and deals units of work to threads.
+// The C entry point: checks, lays out the bias and deals units of work to threads.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -8,34 +8,11 @@
 #include <new>
 #include <vector>
 
-#include "attention.h"
+#include "fused.h"
 
 namespace vstar {
 
-void attend_baseline(const vstar_attention&, const Bias*, int64_t, int64_t, Scratch);
-void attend_avx2(const vstar_attention&, const Bias*, int64_t, int64_t, Scratch);
-void attend_avx512(const vstar_attention&, const Bias*, int64_t, int64_t, Scratch);
-
 namespace {
-
-struct Isa {
-  const char* name;
-  Attend attend;
-};
-
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> supported = [] {
-    std::vector<Isa> found = {{"baseline", attend_baseline}};
-#ifdef VSTAR_X86
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", attend_avx2});
-    if (found.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      found.push_back({"avx512", attend_avx512});
-#endif
-    return found;
-  }();
-  return supported;
-}
 
 bool valid(const vstar_attention& a) {
   return a.q && a.k && a.v && a.out && a.bias && a.batch > 0 && a.frames > 0 && a.keys > 0 && a.positions > 0 && a.heads > 0 &&
@@ -152,18 +129,12 @@ int run(const vstar_attention& a, Attend attend) {
 }  // namespace
 }  // namespace vstar
 
-extern "C" const char* vstar_isa_name(int isa) {
-  const auto& supported = vstar::isas();
-  return isa >= 0 && isa < int(supported.size()) ? supported[size_t(isa)].name : nullptr;
-}
-
 extern "C" int vstar_temporal_attention(const vstar_attention* arguments) {
   if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;
-  const auto& supported = vstar::isas();
-  const int isa = arguments->isa < 0 ? int(supported.size()) - 1 : arguments->isa;
-  if (isa >= int(supported.size())) return VSTAR_NO_SUCH_ISA;
+  const vstar::Isa* isa = vstar::isa(arguments->isa);
+  if (!isa) return VSTAR_NO_SUCH_ISA;
   try {
-    return vstar::run(*arguments, supported[size_t(isa)].attend);
+    return vstar::run(*arguments, isa->attend);
   } catch (const std::bad_alloc&) {
     return VSTAR_NO_MEMORY;
   }

@@ -11,7 +11,7 @@ from ..unet import UNet
 
 
 def load(
-    spec: Spec, weights: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype, spatial_attention: str = "sdpa"
+    spec: Spec, weights: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype, spatial_attention: str = "auto"
 ) -> UNet:
     """Builds the UNet and fills it from official names."""
     with torch.device("meta"):

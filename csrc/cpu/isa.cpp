@@ -1,0 +1,40 @@
+// Which instruction sets this machine runs.
+#include <cstddef>
+#include <vector>
+
+#include "fused.h"
+
+namespace vstar {
+
+#define DECLARE(set)                                                                                              \
+  void attend_##set(const vstar_attention&, const Bias*, int64_t, int64_t, Scratch);                              \
+  void geglu_##set(const vstar_geglu_arguments&, int64_t, int64_t);                                               \
+  void measure_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, float*, Moments*);         \
+  void normalise_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, const float*, const float*);
+#define KERNELS(set) {#set, attend_##set, geglu_##set, measure_##set, normalise_##set}
+
+DECLARE(baseline)
+DECLARE(avx2)
+DECLARE(avx512)
+
+const Isa* isa(int number) {
+  static const std::vector<Isa> supported = [] {
+    std::vector<Isa> found = {KERNELS(baseline)};
+#ifdef VSTAR_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(KERNELS(avx2));
+    if (found.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      found.push_back(KERNELS(avx512));
+#endif
+    return found;
+  }();
+  if (number < 0) return &supported.back();
+  return number < int(supported.size()) ? &supported[std::size_t(number)] : nullptr;
+}
+
+}  // namespace vstar
+
+extern "C" const char* vstar_isa_name(int number) {
+  const vstar::Isa* found = number < 0 ? nullptr : vstar::isa(number);
+  return found ? found->name : nullptr;
+}

@@ -1,0 +1,24 @@
+"""Runs triton_fused.py: TRITON_INTERPRET is read when a kernel is defined, so its tests have a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+ROOT = Path(__file__).parent.parent
+WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("interpret", ["1", pytest.param("0", marks=[pytest.mark.gpu, WITHOUT_GPU])])
+def test_kernels(interpret):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_fused.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    if interpret == "1":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # the interpreter is for the CPU
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -1,0 +1,43 @@
+"""The fused ops' Triton kernels against float64, on a GPU or in Triton's interpreter: run by test_fused_triton.py."""
+
+import pytest
+import torch
+from accuracy import assert_as_accurate
+
+from vstar_engine.kernels.geglu import geglu, geglu_ref
+from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Triton's interpreter cuts a float32 off where it makes a bfloat16, which can cost a whole step
+SLACK = {torch.bfloat16: 4e-3 if DEVICE == "cpu" else 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fills what is not initialised with NaN, outputs above all."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 256), (3, 2, 2560), (5, 6), (1, 2)], ids=str)
+def test_geglu(shape, dtype):
+    x = (4 * torch.randn(shape)).to(DEVICE, dtype)
+    assert_as_accurate(geglu(x), geglu_ref(x), geglu_ref(x.double()), SLACK.get(dtype, 0.0))
+
+
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "plain"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 64, 5, 13), 32), ((1, 80, 7, 3, 4), 8), ((3, 8, 1), 4), ((2, 24, 6000), 1)], ids=str
+)
+def test_groupnorm_silu(shape, groups, dtype, silu):
+    x = (3 * torch.randn(shape) + 5).to(DEVICE, dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+    weight, bias = torch.randn(2, shape[1]).to(DEVICE, dtype)
+    got = groupnorm_silu(x, groups, weight, bias, 1e-5, silu)
+    assert got.stride() == x.stride()
+    eager = groupnorm_silu_ref(x, groups, weight, bias, 1e-5, silu)
+    exact = groupnorm_silu_ref(x.double(), groups, weight.double(), bias.double(), 1e-5, silu)
+    assert_as_accurate(got, eager, exact, SLACK.get(dtype, 0.0))
