@@ -19,7 +19,8 @@ from vstar_engine.config import MODELS, Spec, model_named
 from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.errors import CheckpointError
 
-from .contest import FAILURES
+from . import built_step
+from .contest import FAILURES, Pace, hold
 from .ladder import AOTI, ENGINE, Step
 from .rows import FAILED, WRONG, Row, Rows, sentence
 from .scene import ERROR_BUDGET, Scene
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=half, help="default %(default)s")
     parser.add_argument("--device", default=there, help="default %(default)s")
     parser.add_argument("--no-compile", action="store_true", help="leave out building the package")
+    parser.add_argument("--engines", type=Path, nargs="+", metavar="DIR", help="set these built engines against eager instead")
 
 
 def cold_start(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,6 +66,11 @@ def size_on_disk(spec: Spec, weights: Path | None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measures what the flags say; 1 if something failed."""
+    if args.engines:
+        with open_rows(args) as rows:
+            pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
+            hold(built_step.contest(args.engines, args.frames), rows, pace)
+        return 1 if rows.failures else 0
     if args.rehearse:
         args.model, args.weights, args.frames, args.device, args.dtype, args.rounds = "mini", None, 2, "cpu", "float32", 1
     spec, dtype = model_named(args.model), dtype_named(args.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vstar_engine.artifacts import kernel_hash
 from vstar_engine.kernels.temporal_attention_triton import temporal_attention_triton
 
 from .tensorrt_plugins import NAME, NAMESPACE, VERSION
@@ -56,6 +57,7 @@ def classes(trt: Any) -> tuple[type, type]:
                 base.__init__(self)
             self.plugin_name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
             self.num_outputs = 1
+            self.timing_cache_id = kernel_hash()
 
         def get_capability_interface(self, type: Any) -> Any:
             return self

@@ -17,7 +17,7 @@ from .network import unet
 from .settings import Estimate, Settings
 
 PACKAGE = "unet.pt2"
-# measured on two cores with the mini model: see `estimate`
+# guesses for two cores, from packages of the mini model on a busy machine: the C++ compiler takes most of the time
 MODULE_SECONDS = 0.3
 COMPILER_BYTES = 2 * 2**30
 

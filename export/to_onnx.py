@@ -40,7 +40,7 @@ from .settings import OPSET, Estimate, Settings
 
 DTYPES = (torch.float32, torch.float16)
 OPSETS = (18, 21, 23)
-# measured on two cores with the mini model: see `estimate`
+# guesses for two cores, from exports of the mini model on a busy machine; a module is traced to two or three operators
 OPERATOR_SECONDS = 0.05
 DISK_BYTES_PER_SECOND = 200e6
 TRACE_BYTES = 2 * 2**30

@@ -20,9 +20,9 @@ from .tensorrt_build import Plan, Ranges, build_plan, frame_profiles
 
 RTX = "tensorrt-rtx"
 TARGETS = ("SM80", "SM86", "SM89", "SM120")
-# a guess, no GPU has timed a build: TensorRT tries many kernels for every layer of every profile
+# a guess, since no GPU has timed a build: TensorRT tries many kernels for every layer of every profile
 PROFILE_SECONDS = 120
-# measured for TensorRT for RTX on two cores, 284 M parameters in float16: 8 seconds, 2.3 GB
+# from one plan of TensorRT for RTX on two cores, 284 M parameters in float16: 8 seconds, 2.3 GB
 RTX_SECONDS_PER_BYTE = 8 / 568e6
 BUILDER_BYTES = 2 * 2**30
 

@@ -15,6 +15,7 @@ from vstar_engine import Engine, Sampling, Tar, checkpoint
 from vstar_engine.backends import BACKENDS, backend_named
 from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
+from vstar_engine.bench.rows import read
 from vstar_engine.cli import main
 from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
@@ -99,6 +100,14 @@ def test_the_command_line_runs_an_engine_in_a_new_process(artifact, tmp_path):
     made = json.loads(done.stdout)
     assert (made["model"], made["backend"], made["built"]) == ("mini", artifact.identity["backend"], artifact.name)
     assert made["request"]["size"] == list(SIZE)
+
+
+def test_a_step_is_measured_against_eager(artifact, tmp_path):
+    words = ["--engines", str(artifact.folder), "--frames", "2", "--rounds", "1", "--out", str(tmp_path / "rows.jsonl")]
+    assert main(["bench", "engine", *words]) == 0
+    rows = read([tmp_path / "rows.jsonl"])
+    assert [row.provider for row in rows] == ["eager", artifact.identity["backend"]]
+    assert all(row.numbers["median"] > 0 for row in rows)
 
 
 def test_the_manifest_says_what_goes_in_and_out(artifact):

@@ -198,6 +198,8 @@ def test_doctor_names_what_is_here_and_what_is_missing(capsys):
     assert main(["doctor", "--json"]) == 0
     facts = {fact["name"]: fact for fact in json.loads(capsys.readouterr().out)}
     assert facts["av"]["ok"] is True
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        assert facts[backend]["ok"] or "install" in facts[backend]["value"]
 
 
 def test_help_states_the_exit_codes(capsys):

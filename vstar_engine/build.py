@@ -125,7 +125,7 @@ def _plan(args: argparse.Namespace, settings: Settings, folder: Path) -> int:
         print(json.dumps(plan))
     else:
         print("\n".join(f"{name:12}{value}" for name, value in plan.items()))
-        print("seconds, disk and memory are guesses; nothing was built")
+        print("seconds (on two cores), disk and memory are rough guesses; nothing was built")
     return 0
 
 

@@ -8,6 +8,9 @@ from importlib import import_module, metadata
 import torch
 
 from . import __version__, memory
+from .backends import TENSORRT
+from .backends.tensorrt import library
+from .errors import MissingLibrary
 from .kernels import native
 
 OPTIONAL = {
@@ -53,7 +56,14 @@ def examine() -> list[Fact]:
     facts.append(
         Fact("cpu kernel", native_says if native_there else f"missing, the reference serves: {native_says}", native_there)
     )
-    return facts + [_library(name, use) for name, use in OPTIONAL.items()]
+    return facts + [_library(name, use) for name, use in OPTIONAL.items()] + [_tensorrt(backend) for backend in TENSORRT]
+
+
+def _tensorrt(backend: str) -> Fact:
+    try:
+        return Fact(backend, f"{library(backend).__version__}, for --backend {backend}", True)
+    except MissingLibrary as error:
+        return Fact(backend, f"missing: {error}", False)
 
 
 def _library(name: str, use: str) -> Fact:
