@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.unet import CrossAttention, UNet
+from vstar_engine import allocator
+from vstar_engine.unet import GEGLU, CrossAttention, Linear, Norm, SpatialBlock, UNet
 from vstar_engine.vae import Vae
 
 from .contest import Contest, NotHere, Provider, ceilings
+from .plain import by_operators, map_pages
 from .providers import check_ours
 from .scene import ERROR_BUDGET, Scene
 from .seeded import relative_error, seeded
@@ -21,6 +23,7 @@ from .transformer import Attend, as_published, with_hoisted, without_waste
 
 HOISTED, CLEAN, DTYPE, BATCHED, TEXT = "hoisted g", "no waste", "dtype", "batched guidance", "text K/V once"
 LAST, FUSED, COMPILE, AOTI, GRAPH = "channels-last", "fused kernel", "torch.compile", "AOTInductor", "CUDA graph"
+LAYERS, SPATIAL, PAGES = "fused layers", "spatial attention", "kept pages"
 # in the order they are added; what each does
 IMPROVEMENTS = {
     HOISTED: "the bias matrix is made once, not on the host in every call",
@@ -30,11 +33,17 @@ IMPROVEMENTS = {
     TEXT: "the text's keys and values are computed once for all steps (the engine does not: too little to keep)",
     LAST: "convolutions on channels-last memory",
     FUSED: "temporal attention by our kernel, reading the fused projection in place",
+    LAYERS: "norms with SiLU and GEGLU in one go; on a CPU, projections as convolutions over the same bytes",
+    SPATIAL: "on a CPU, spatial attention by our kernel too",
+    PAGES: "on a CPU, memory stays with the process between operators",
     COMPILE: "torch.compile, by default with its longest search",
     GRAPH: "the step recorded as one CUDA graph",
 }
 BASELINE = frozenset({HOISTED, CLEAN, DTYPE, BATCHED, LAST})
-ENGINE = BASELINE | {FUSED}
+ENGINE = BASELINE | {FUSED, LAYERS, SPATIAL, PAGES}
+
+# layers that compute by PyTorch's own operators unless the improvement is there
+OURS: dict[str, tuple[type[nn.Module], ...]] = {LAYERS: (Norm, GEGLU, Linear), SPATIAL: (SpatialBlock,)}
 
 
 class Kept(nn.Module):
@@ -78,9 +87,14 @@ class Step:
         inputs = scene.inputs_as(scene.dtype if DTYPE in features else torch.float32)
         branches = [inputs] if BATCHED in features else [_branch(inputs, i) for i in range(2)]
         calls = [self._forward(features, branch) for branch in branches]
-        if len(calls) == 1:
-            return calls[0]
-        return lambda: torch.cat([call() for call in calls])
+        pages = allocator.keep_pages if PAGES in features else map_pages
+
+        def step() -> Tensor:
+            if scene.device.type == "cpu":
+                pages()
+            return torch.cat([call() for call in calls]) if len(calls) > 1 else calls[0]()
+
+        return step
 
     def _forward(self, features: frozenset[str], inputs: list[Tensor]) -> Callable[[], Tensor]:
         unet: Any = self.network(features)
@@ -109,7 +123,9 @@ class Step:
                 return with_hoisted(scene.bias(level), self.kept, str(level))
             return as_published(scene.sigma(level), self.kept, str(level))
 
-        return scene.by_passes(unet, None if FUSED in features else attend)
+        unet = scene.by_passes(unet, None if FUSED in features else attend)
+        plain = [kind for feature, kinds in OURS.items() if feature not in features for kind in kinds]
+        return by_operators(unet, *plain)
 
     def _packaged(self, features: frozenset[str], unet: UNet, inputs: list[Tensor]) -> Callable[..., Tensor]:
         """Exports, compiles and packages the network, loads the package, and notes what that took.
@@ -137,6 +153,8 @@ class Step:
         def prepare() -> Callable[[], Tensor]:
             if name in (f"+ {DTYPE}", f"all but {DTYPE}") and self.scene.dtype == torch.float32:
                 raise NotHere("the run's dtype is float32")
+            if name.endswith((SPATIAL, PAGES)) and self.scene.device.type != "cpu":
+                raise NotHere("only a CPU has that")
             call = self.call(features)
             facts.update(self.packages.get(features, {}))
             return call

@@ -74,7 +74,7 @@ def test_the_dtype_rung_changes_the_dtype(tiny: Scene) -> None:
 
 @torch.no_grad()
 def test_text_kept_is_not_projected_again(tiny: Scene) -> None:
-    kept = [module for module in Step(tiny).call(ENGINE | {TEXT}).func.modules() if isinstance(module, Kept)]
+    kept = [module for module in Step(tiny)._forward(ENGINE | {TEXT}, tiny.inputs).func.modules() if isinstance(module, Kept)]
     assert len(kept) == sum(isinstance(module, CrossAttention) for module in tiny.unet(torch.float32, "contiguous").modules())
     assert all(module.projection is None and module.result is not None for module in kept)
 

@@ -36,9 +36,9 @@ def best_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     ours = q.dtype == torch.float32 and q.device.type == "cpu" and max(q.shape[1], k.shape[1]) <= MAX_FRAMES
     if not ours or torch.compiler.is_compiling() or not serves(q):
         return sdpa(q, k, v)
-    # each item is a position of its own, and its positions are what is attended over
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return temporal_attention(q, k, v, q.new_zeros(1, q.shape[1]))[0].transpose(0, 1)
+    # what is attended over stands where frames do, and each item is a clip of a single position
+    q, k, v = (x.unsqueeze(2) for x in (q, k, v))
+    return temporal_attention(q, k, v, q.new_zeros(1, q.shape[1])).squeeze(2)
 
 
 def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:

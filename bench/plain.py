@@ -1,0 +1,54 @@
+"""The engine's layers as PyTorch's own operators compute them, and glibc's own ways with large tensors."""
+
+import ctypes
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
+from vstar_engine.kernels.geglu import geglu_ref
+from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
+from vstar_engine.unet import GEGLU, Linear, Norm, Pointwise, SpatialBlock, UNet, sdpa
+
+M_MMAP_THRESHOLD = -3
+# where glibc's thresholds have grown to once large tensors were freed, and how many it maps at most
+GROWN, MAPPED = 32 * 2**20, 65536
+
+
+class PlainNorm(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return groupnorm_silu_ref(x, self.num_groups, self.weight, self.bias, self.eps, self.silu)
+
+
+class PlainGEGLU(GEGLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return geglu_ref(self.proj(x))
+
+
+class PlainLinear(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    Norm: PlainNorm,
+    GEGLU: PlainGEGLU,
+    **dict.fromkeys((Linear, Pointwise), PlainLinear),
+}
+
+
+def by_operators(unet: UNet, *kinds: type[nn.Module]) -> UNet:
+    """Makes layers of some kinds compute by PyTorch's own operators, in place; `SpatialBlock` stands for its attention."""
+    for module in unet.modules():
+        if isinstance(module, kinds) and type(module) in PLAIN:
+            module.__class__ = PLAIN[type(module)]
+        if isinstance(module, SpatialBlock) and SpatialBlock in kinds:
+            module.attend = sdpa
+    return unet
+
+
+def map_pages() -> None:
+    """Undoes `allocator.keep_pages`: large tensors are mapped for each operator, as glibc does of itself."""
+    library = ctypes.CDLL(None)
+    for number, value in ((M_MMAP_MAX, MAPPED), (M_MMAP_THRESHOLD, GROWN), (M_TRIM_THRESHOLD, 2 * GROWN)):
+        library.mallopt(number, value)
