@@ -3,6 +3,8 @@ PYTHON ?= python3
 # groups of pyproject.toml to install for the tests; EXTRAS=dev,onnx,serve tests the ONNX export and the server too
 EXTRAS ?= dev
 TESTED = .venv/test-$(EXTRAS)
+# processes that tests run in, a core each
+JOBS ?= 2
 INSTALL = .venv/bin/python -m pip install --disable-pip-version-check -q
 PIP = $(INSTALL) -c constraints.txt
 DEMO_STATES = "a landscape covered in thick snow, bare trees" "the snow melts, patches of brown grass" \
@@ -18,7 +20,7 @@ demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
 
 test: $(TESTED) check
-	.venv/bin/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: $(TESTED)
 	.venv/bin/python -m pytest -q -m slow

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -41,21 +42,24 @@ def mini(mini_weights):
 
 @pytest.fixture(scope="session")
 def onnx_engine(mini_weights, tmp_path_factory):
-    """The mini model built for ONNX Runtime, at 32x64 pixels."""
+    """The mini model built for ONNX Runtime."""
     import onnx_packages  # noqa: F401 - skips where they are missing
 
-    return build_engine("onnxruntime", mini_weights, tmp_path_factory.mktemp("onnxruntime") / "e")
+    return built("onnxruntime", mini_weights, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def inductor_engine(mini_weights, tmp_path_factory):
-    """The mini model built by AOTInductor, at 32x64 pixels."""
+    """The mini model built by AOTInductor."""
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("needs a C++ compiler")
-    return build_engine("inductor", mini_weights, tmp_path_factory.mktemp("inductor") / "e")
+    return built("inductor", mini_weights, tmp_path_factory)
 
 
-def build_engine(backend, weights, folder):
+def built(backend, weights, tmp_path_factory):
+    """Builds an engine at 32x64 pixels in a folder that all of a run's processes share: the second finds it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{backend}.engine"
     return building.build(Settings(MODELS["mini"], backend, size=(32, 64)), Weights(weights), folder)
 
 
