@@ -52,9 +52,9 @@ class Dispatcher:
             await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
             raise
         tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
-        self.tasks = [asyncio.create_task(work) for work in (*tended, self._pump(), self._watch())]
-        for task in self.tasks:
-            task.add_done_callback(_loud)
+        self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
+        for work in self.tasks:
+            work.add_done_callback(_loud)
 
     @property
     def ready(self) -> bool:
