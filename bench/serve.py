@@ -14,9 +14,8 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import torch
 
 from vstar_engine import Engine
@@ -28,10 +27,12 @@ from .server import Server
 from .settings import add_common, open_rows
 from .timing import Timing, summarise
 
+if TYPE_CHECKING:
+    import httpx
+
 POISSON, BURST, OVERHEAD = "poisson", "burst", "overhead"
 PARTS = (OVERHEAD, POISSON, BURST)
 STATES = ["deep snow, bare trees", "the snow melts", "green shoots", "flowers bloom"]
-LIMITS = httpx.Limits(max_connections=None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def arrivals(part: str, jobs: int, rate: float, seed: int) -> list[float]:
     return times
 
 
-async def one(http: httpx.AsyncClient, body: dict[str, Any], wait: Awaitable[None]) -> Outcome:
+async def one(http: "httpx.AsyncClient", body: dict[str, Any], wait: Awaitable[None]) -> Outcome:
     """Submits at its time and follows the events to the end."""
     await wait
     begun = time.perf_counter()
@@ -104,7 +105,9 @@ async def one(http: httpx.AsyncClient, body: dict[str, Any], wait: Awaitable[Non
 
 async def drive(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[float]) -> tuple[list[Outcome], float]:
     """Runs a load; gives every outcome and the seconds that the whole took."""
-    async with httpx.AsyncClient(base_url=url, limits=LIMITS, timeout=60) as http:
+    import httpx
+
+    async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=None), timeout=60) as http:
         begun = time.perf_counter()
         loads = (one(http, body, asyncio.sleep(at)) for body, at in zip(bodies, times, strict=True))
         return list(await asyncio.gather(*loads)), time.perf_counter() - begun
@@ -156,6 +159,8 @@ def bare(args: argparse.Namespace, folder: Path) -> Any:
 
 def overhead(args: argparse.Namespace, server: Server, folder: Path) -> dict[str, Any]:
     """Times one video by /v1/videos/sync and by the bare engine in turn; the difference is the server's."""
+    import httpx
+
     make = bare(args, folder)
     seconds: dict[str, list[float]] = {"served": [], "bare": [], "own": []}
     with httpx.Client(base_url=server.url, timeout=600) as http:
@@ -189,6 +194,8 @@ def words_of(args: argparse.Namespace) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Measures what the flags say; 1 if something failed."""
+    import httpx
+
     if args.rehearse:
         args.model, args.weights, args.device, args.dtype = "mini", None, "cpu", "float32"
         args.frames, args.steps, args.size, args.jobs, args.rounds = 2, 2, "32x32", 4, 1

@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import httpx
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 PAUSE = 0.02
 
@@ -65,6 +66,8 @@ class Server:
 
     def until(self, path: str) -> None:
         """Waits until a probe says yes."""
+        import httpx
+
         assert self.process is not None
         end = time.monotonic() + self.patience
         with httpx.Client(timeout=5) as http:
@@ -92,13 +95,17 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
-    def workers(self) -> list[psutil.Process]:
+    def workers(self) -> "list[psutil.Process]":
         """Gives the processes in which its engine runs."""
+        import psutil
+
         assert self.process is not None
         return [child for child in psutil.Process(self.process.pid).children() if _is_worker(child)]
 
     def memory(self) -> int:
         """Gives the resident bytes of the server without its workers."""
+        import psutil
+
         assert self.process is not None
         return psutil.Process(self.process.pid).memory_info().rss
 
@@ -107,7 +114,9 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def _is_worker(process: "psutil.Process") -> bool:
+    import psutil
+
     try:
         return "vstar_engine.serving.worker" in process.cmdline()
     except psutil.NoSuchProcess:

@@ -15,7 +15,7 @@ import httpx
 
 HERE = Path(__file__).parent
 # what a loaded machine may take to start two Python processes
-START = 60.0
+START = 180.0
 SMALL = {"size": "64x32", "num_frames": 8, "num_inference_steps": 5, "enhance_prompt": False}
 
 

@@ -173,7 +173,14 @@ def no_manifest(folder, proof):
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, html, bomb, no_manifest], ids=lambda damage: damage.__name__)
+LATER = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, bomb, *(pytest.param(damage, marks=LATER) for damage in (flip, html, no_manifest))],
+    ids=lambda damage: damage.__name__,
+)
 def test_weights_that_are_damaged_are_refused_before_anything_runs(tmp_path, damage):
     """F8: exit code 3 and a sentence, no code of the file run, nothing served."""
     folder, proof = tmp_path / "weights", tmp_path / "proof"
@@ -188,7 +195,7 @@ def test_weights_that_are_damaged_are_refused_before_anything_runs(tmp_path, dam
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "another"])
+@pytest.mark.parametrize("damage", ["cut", *(pytest.param(damage, marks=LATER) for damage in ("flipped", "another"))])
 def test_an_engine_that_is_damaged_is_refused(tmp_path, damage):
     """F7: exit code 9 and the command that makes it anew."""
     folder = tmp_path / "engine"

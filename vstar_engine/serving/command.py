@@ -64,7 +64,7 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keys", type=Path, metavar="FILE", help="a key a line, `[OWNER ]KEY`; or $VSTAR_API_KEYS")
     add("insecure", action="store_true", help="listen to other machines without keys")
     add("grace", type=float, metavar="S", help="seconds that running jobs have when the server is to end (default %(default)g)")
-    group.add_argument("--log-level", choices=LEVELS, default="info", help="debug logs prompts (default %(default)s)")
+    group.add_argument("--log-level", choices=LEVELS, default="info", help="default %(default)s")
     group.add_argument("--log-text", action="store_true", help="log plain lines instead of JSON")
 
 

@@ -1,0 +1,124 @@
+"""The page in a real browser: a key, a prompt with states on the timeline, progress, a video that plays, a cancellation."""
+
+import json
+import time
+
+import pytest
+
+pytest.importorskip("dbos", reason="needs the serve extra")
+from browser import browser
+from servers import Server
+
+pytestmark = pytest.mark.slow
+
+KEY = "a-key-for-the-browser-0123456789"
+
+
+@pytest.fixture
+def server(tmp_path):
+    with Server(tmp_path / "server", keys=(KEY,), slow={"step": 0.15}) as made:
+        made.http.headers["authorization"] = f"Bearer {KEY}"
+        yield made
+
+
+def complaints(page):
+    """Gives what the console holds but for the refusals that asking without a key brings."""
+    return [line for line in page.complaints() if "401" not in line]
+
+
+def test_a_visitor_makes_a_video_and_watches_it(server, tmp_path):
+    with browser(tmp_path) as page:
+        page.goto(server.url)
+        page.type("#secret", KEY)
+        page.click("#door [value=keep]")
+        page.until("return document.getElementById('health').textContent === 'ready'")
+
+        page.type("#prompt", "a landscape from winter to spring")
+        for number, words in enumerate(["deep snow", "the snow melts", "flowers bloom"], 1):
+            page.click("#add")
+            page.type(f".state:nth-child({number}) input", words)
+        page.drag(".handle[aria-label='state 2']", right=-60)
+        page.run("document.querySelector('details').open = true")
+        page.run("const frames = document.getElementById('frames'); frames.value = 12; frames.oninput()")
+        page.run("document.getElementById('steps').value = 20; document.getElementById('seed').value = 3")
+        page.type("#dial", "\ue012")  # the left arrow, once: calmer
+        page.click("#go")
+
+        page.until("const card = document.querySelector('.job .meta'); return card && /step \\d+ of 20/.test(card.textContent)")
+        page.until("const i = document.querySelector('.job .progress i'); return i && parseInt(i.style.width) > 20")
+        page.until("const strip = document.querySelector('.job .strip img'); return strip && strip.naturalWidth > 0")
+
+        page.click("#gallery [data-status=completed]")
+        playing = "const v = document.getElementById('player'); return v.currentTime > 0.2 && v.videoWidth"
+        assert page.until(playing, seconds=30) == 64
+        assert "deep snow" in page.text("#details")
+        saved = page.run("return document.getElementById('download').download")
+        page.click("#download")
+        page.until("return true")
+        wait_for(tmp_path / saved)
+
+        (video,) = server.every()
+        assert (video["num_frames"], video["num_inference_steps"], video["seed"]) == (12, 20, 3)
+        assert video["synopsis"] == ["deep snow", "the snow melts", "flowers bloom"]
+        assert 1.0 < video["tar"]["sigma"]["0"] < 1.2
+        assert (tmp_path / saved).stat().st_size == video["bytes"]
+        assert not complaints(page)
+
+
+def wait_for(path):
+    for _ in range(200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path.name} was not downloaded")
+
+
+def test_a_visitor_cancels_and_deletes(server, tmp_path):
+    ended = server.wait(server.create("one that is there"))["id"]
+    with browser(tmp_path) as page:
+        page.goto(server.url)
+        page.type("#secret", KEY)
+        page.click("#door [value=keep]")
+        page.find(f"#gallery [data-id={ended}]")
+        page.type("#prompt", "step=0.5 for a long time")
+        page.click("#go")
+        page.click(".job .danger")
+        page.until(
+            "return [...document.querySelectorAll('#gallery .shot')].some(card => card.textContent.includes('cancelled'))"
+        )
+        statuses = {video["prompt"]: video["error"] and video["error"]["code"] for video in server.every()}
+        assert statuses == {"one that is there": None, "step=0.5 for a long time": "cancelled"}
+        page.click(f"#gallery [data-id={ended}]")
+        page.click("#remove")
+        page.until("return document.querySelectorAll('#gallery .shot').length === 1")
+        assert [video["prompt"] for video in server.every()] == ["step=0.5 for a long time"]
+        assert not complaints(page)
+
+
+def test_a_wrong_key_opens_the_door_again_and_words_never_become_markup(server, tmp_path):
+    evil = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    server.wait(server.create(evil))
+    with browser(tmp_path) as page:
+        page.goto(server.url)
+        page.type("#secret", "not-a-key-0123456789")
+        page.click("#door [value=keep]")
+        page.until("return document.getElementById('door').open")
+        page.type("#secret", "\ue009a")  # select what is there, and write over it
+        page.run("document.getElementById('secret').value = arguments[0]", KEY)
+        page.click("#door [value=keep]")
+        page.find("#gallery .shot")
+        assert page.text("#gallery .words") == evil
+        page.click("#gallery .shot")
+        assert page.text("#title") == evil
+        assert page.run("return document.title") == "vstar-engine"
+        assert json.loads(page.run("return JSON.stringify(Object.values(localStorage))")) == []
+
+
+def test_a_server_without_keys_needs_none_and_a_lost_one_is_said(tmp_path):
+    with Server(tmp_path / "server") as server, browser(tmp_path, (500, 900), dark=True) as page:
+        page.goto(server.url)
+        page.until("return document.getElementById('health').textContent === 'ready'")
+        assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(16, 16, 24)"
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+        server.kill()
+        page.until("return document.getElementById('health').textContent === 'not reachable'", seconds=40)
