@@ -165,7 +165,9 @@ class Service:
         new = self.admission.reserve(job.id, job.key_id)
         try:
             job = await self.resolver.told(job, body)
-            await self.store.add(job)
+            # with nobody before it a job need not wait for the queue's next look
+            idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
+            await self.store.add(job, at_once=idle)
         except BaseException:
             # a write that failed may have reached the database all the same: the watchdog counts it again if so
             if new:
