@@ -16,6 +16,11 @@ from vstar_engine.golden import Golden
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=1000, help="of the long reliability tests")
+    parser.addoption("--soak", type=float, default=30.0, help="minutes of the long reliability tests")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
