@@ -1,9 +1,10 @@
 # One virtual environment in .venv; pinned by constraints.txt. Override PYTHON to choose the interpreter.
 PYTHON ?= python3
-# groups of pyproject.toml to install for the tests; EXTRAS=dev,onnx tests the ONNX export too
+# groups of pyproject.toml to install for the tests; EXTRAS=dev,onnx,serve tests the ONNX export and the server too
 EXTRAS ?= dev
 TESTED = .venv/test-$(EXTRAS)
-PIP = .venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
+INSTALL = .venv/bin/python -m pip install --disable-pip-version-check -q
+PIP = $(INSTALL) -c constraints.txt
 DEMO_STATES = "a landscape covered in thick snow, bare trees" "the snow melts, patches of brown grass" \
 	"green shoots and small buds" "flowers bloom, trees adorned with fresh leaves" "a lush green meadow in full spring"
 
@@ -11,7 +12,7 @@ BENCH = out/bench
 NAME ?= cpu-2core-avx512
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-slow check bench bench-publish clean
+.PHONY: demo test test-slow openai-clients check bench bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
@@ -21,6 +22,12 @@ test: $(TESTED) check
 
 test-slow: $(TESTED)
 	.venv/bin/python -m pytest -q -m slow
+
+# the client of another generation, which sends JSON where the newest sends forms; for tests alone
+openai-clients: build/openai-2.24.0
+
+build/openai-2.24.0: $(TESTED)
+	$(INSTALL) --no-deps --target $@ openai==2.24.0 distro==1.9.0 jiter==0.19.0 sniffio==1.3.1
 
 check: $(TESTED)
 	.venv/bin/ruff check .

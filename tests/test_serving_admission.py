@@ -1,8 +1,8 @@
 """Bounds, budgets and room."""
 
 import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
 
-pytest.importorskip("prometheus_client", reason="needs the serve extra")
 from vstar_engine.serving.admission import SETTLED, Admission
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.job import Job, new_id

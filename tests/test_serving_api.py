@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789abc"

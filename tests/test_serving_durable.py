@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
 
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("starlette", reason="needs the serve extra")
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.forms import parse_json, unflatten
 

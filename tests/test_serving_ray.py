@@ -13,8 +13,10 @@ import pytest
 import slow_engine
 from slow_engine import job
 
+from vstar_engine.cli import main
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.serving import events, ray_engine, results
+from vstar_engine.serving.command import parse_clip
 from vstar_engine.serving.lanes import Rules
 from vstar_engine.serving.ray_engine import RayEngine, RayLink
 
@@ -69,6 +71,24 @@ def test_ray_that_is_missing_says_what_to_install(monkeypatch):
 def test_no_replica_is_no_engine(tmp_path):
     with pytest.raises(ValueError, match="at least 1 replica"):
         RayEngine(tmp_path, {}, replicas=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--replicas", "2"], "--replicas and --address are for --ray"),
+        (["--address", "head:6379"], "--replicas and --address are for --ray"),
+        (["--warm", "16x320"], "a size is HEIGHTxWIDTH"),
+        (["--warm", "x320x512"], "a clip is FRAMESxHEIGHTxWIDTH"),
+    ],
+)
+def test_options_of_scale_that_make_no_sense(tmp_path, capsys, words, complaint):
+    assert main(["serve", "--model", "mini", "--data", str(tmp_path), "--no-synopsis", *words]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_clip_to_warm_is_read_as_the_command_line_says_sizes():
+    assert parse_clip("64x320x512") == (64, 320, 512)
 
 
 @pytest.fixture
@@ -186,5 +206,5 @@ def test_who_has_no_token_is_not_let_in(cluster):
     command = [sys.executable, "-c", code, cluster[0].address]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode != 0
-    print(done.stderr[-3000:])
-    assert "oken" in done.stderr
+    assert "InvalidAuthToken" in done.stderr
+    assert "WorkerError: there is no Ray cluster to be had" in done.stderr

@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("pydantic", reason="needs the serve extra")
 from vstar_engine.config import MODELS, TAR_PRESETS, Tar
 from vstar_engine.embeddings import Embeddings
 from vstar_engine.serving.errors import ApiError

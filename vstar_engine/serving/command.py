@@ -8,12 +8,13 @@ from typing import Any
 
 from ..built import Artifact
 from ..bundled import BUNDLED
-from ..config import model_named
+from ..config import model_named, parse_size
 from ..engine import Choice
 from ..errors import MissingLibrary, OutputError
 from ..generate import add_model_options
 from ..options import add_config_options
 from ..prompting import add_llm_options, llm_from
+from .events import EngineClient
 from .settings import HOUR, MIB, Settings
 
 EXTRA = "pip install 'vstar-engine[serve]'"
@@ -25,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `serve`; defaults come from `Settings`."""
     _add_server_options(parser.add_argument_group("server"))
     _add_limit_options(parser.add_argument_group("limits"))
+    _add_scale_options(parser.add_argument_group("scale"))
     model = parser.add_argument_group("model")
     add_model_options(parser)
     model.add_argument(
@@ -62,7 +64,7 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keys", type=Path, metavar="FILE", help="a key a line, `[OWNER ]KEY`; or $VSTAR_API_KEYS")
     add("insecure", action="store_true", help="listen to other machines without keys")
     add("grace", type=float, metavar="S", help="seconds that running jobs have when the server is to end (default %(default)g)")
-    group.add_argument("--log-level", choices=LEVELS, default="info", help="debug logs prompts (default %(default)s)")
+    group.add_argument("--log-level", choices=LEVELS, default="info", help="default %(default)s")
     group.add_argument("--log-text", action="store_true", help="log plain lines instead of JSON")
 
 
@@ -91,6 +93,26 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
         "--keep-hours", type=float, metavar="H", help="delete videos this long after they ended (default: never)"
     )
     group.add_argument("--keep-mib", type=int, metavar="MIB", help="delete the oldest videos beyond this size (default: none)")
+
+
+def _add_scale_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--ray", action="store_true", help="run replicas of the engine on a Ray cluster; needs the scale extra")
+    group.add_argument("--replicas", type=int, metavar="N", help="how many (default 1), each with a GPU of its own on CUDA")
+    group.add_argument("--address", metavar="HOST:PORT", help="the cluster's head (default: a cluster on this machine alone)")
+    group.add_argument(
+        "--warm",
+        action="append",
+        metavar="FRAMESxHEIGHTxWIDTH",
+        help="a clip to warm before the first request, and to measure batches for; repeatable (default: usual lengths)",
+    )
+
+
+def parse_clip(text: str) -> tuple[int, int, int]:
+    """Reads FRAMESxHEIGHTxWIDTH."""
+    frames, x, size = text.lower().partition("x")
+    if not (x and frames.isdecimal() and int(frames)):
+        raise ValueError(f"a clip is FRAMESxHEIGHTxWIDTH, such as 64x320x512, got {text!r}")
+    return int(frames), *parse_size(size)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -136,7 +158,7 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Runs `serve` until it is told to end."""
     try:
-        from . import app, keys, logs, process, resolve, server, service
+        from . import app, keys, logs, resolve, server, service
     except ImportError as error:
         if (error.name or "").startswith("vstar_engine"):
             raise
@@ -150,8 +172,7 @@ def run(args: argparse.Namespace) -> int:
     resolver = resolve.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
     )
-    rules = process.Rules(max_batch=settings.max_batch, batch_delay=settings.batch_delay)
-    engine = process.ProcessEngine(settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    engine = _engine(args, settings, choice)
     gateway = service.Service(settings, engine, resolver)
     try:
         gateway.store.open()
@@ -166,3 +187,22 @@ def run(args: argparse.Namespace) -> int:
     if gateway.failure is not None:
         raise gateway.failure
     return 0
+
+
+def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> EngineClient:
+    """Gives the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
+    from . import process
+
+    buckets = tuple(parse_clip(text) for text in args.warm or ())
+    rules = process.Rules(buckets, settings.max_batch, settings.batch_delay)
+    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    if not args.ray:
+        if args.replicas is not None or args.address is not None:
+            raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")
+        return process.ProcessEngine(*what)
+    from . import ray_engine
+
+    ray_engine.library()
+    resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
+    replicas = 1 if args.replicas is None else args.replicas
+    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources)

@@ -52,8 +52,9 @@ def connect(address: str | None) -> Any:
     where = {"address": "local", "_node_ip_address": LOOPBACK} if address is None else {"address": address}
     try:
         ray.init(**where, namespace=NAMESPACE, include_dashboard=None if address else False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise WorkerError(f"there is no Ray cluster to be had at {address or LOOPBACK}: {error}") from error
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        said = f"there is no Ray cluster to be had at {address or LOOPBACK}: {str(error).splitlines()[0]}"
+        raise WorkerError(f"{said}; is the address right, and RAY_AUTH_TOKEN that of the cluster?") from error
     return ray
 
 
