@@ -14,7 +14,7 @@ KILLS ?= 1000
 SOAK ?= 30
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-slow openai-clients check bench bench-publish clean
+.PHONY: demo test test-slow test-reliability openai-clients check bench bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force

@@ -17,8 +17,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=1000, help="of the long reliability tests")
-    parser.addoption("--soak", type=float, default=30.0, help="minutes of the long reliability tests")
+    parser.addoption("--kills", type=int, default=20, help="of the long reliability tests; `make test-reliability`: 1000")
+    parser.addoption(
+        "--soak", type=float, default=1.0, help="minutes of the long reliability tests; `make test-reliability`: 30"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

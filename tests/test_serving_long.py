@@ -1,6 +1,6 @@
 """The long form of the reliability matrix: kills by the hundred, disks that fail at every kind of write, Postgres, a soak.
 
-`make test-reliability` runs it; `--kills` and `--soak` (minutes) scale it.
+`make test-reliability` runs it at full length; `--kills` and `--soak` (minutes) scale it.
 """
 
 import os
