@@ -84,7 +84,15 @@ class Service:
 
     def _watch(self) -> None:
         board, videos = self.runner.board, self.settings.videos
+
+        def counted(name: str) -> Callable[[], float]:
+            return lambda: self.engine.facts()["counters"][name]
+
         metrics.watch(
+            worker_restarts=counted("restarts"),
+            embedding_cache_bytes=counted("cache_bytes"),
+            embedding_cache_hits=counted("cache_hits"),
+            embedding_cache_misses=counted("cache_misses"),
             queued_jobs=lambda: len(self.admission) - board.count(RUNNING),
             running_jobs=lambda: board.count(RUNNING),
             queue_limit=lambda: self.settings.max_queue,
