@@ -44,7 +44,8 @@ def test_every_tactic_on_a_gpu(kind, dtype):
     if arch not in ARCHITECTURES:
         pytest.skip(f"needs a GPU of sm_{', sm_'.join(map(str, ARCHITECTURES))}, this one is sm_{arch}")
     batch, positions, heads, head_dim = 2, 37, 5, 64
-    for tactic in tactics(head_dim, dtype, arch):
+    # every tile once, with the shorter of its runs, and the sweep
+    for tactic in tactics(head_dim, dtype, arch)[::2]:
         kernel = compile_tactic(tactic, head_dim, dtype, arch)
         code, hidden = (kernel.cubin, kernel.hidden) if kind == "cubin" else (kernel.ptx.encode() + b"\0", 0)
         for frames, rows in ((7, 2), (16, 1), (33, 2), (130, 1)):
