@@ -23,6 +23,7 @@ def main() -> None:
 
     import torch
 
+    from vstar_engine.batch import Batch, Row
     from vstar_engine.config import Request
     from vstar_engine.engine import Engine
 
@@ -32,19 +33,16 @@ def main() -> None:
         torch.cuda.synchronize()
     loaded = time.perf_counter()
     request = Request(("a landscape",), frames=args.frames).fitted(engine.spec)
-    assert request.size is not None
-    cells = (side // engine.spec.vae.factor for side in request.size)
-    latents = torch.randn(1, engine.spec.unet.in_channels, args.frames, *cells, device=engine.device)
     text = torch.randn(1, 1, engine.spec.text.context_length, engine.spec.unet.context_dim, device=engine.device)
-    timestep = torch.full((1,), 481, device=engine.device)
     text = text.to(engine.dtype)
+    row = Row.of(0, request, None, text, text, engine.spec)
+    batch = Batch(engine.denoiser, engine.spec, engine.dtype, [row])
     steps = []
-    with torch.inference_mode():
-        denoise = engine.guided(request, text, text)
-        for index in range(2):
-            start = time.perf_counter()
-            float(denoise(latents, timestep, index)[0].sum())
-            steps.append(time.perf_counter() - start)
+    for _ in range(2):
+        start = time.perf_counter()
+        batch.step()
+        float(row.latents.sum())
+        steps.append(time.perf_counter() - start)
     device_bytes = torch.cuda.max_memory_allocated() if args.device != "cpu" else None
     found = {
         "import": imported - BEGUN,

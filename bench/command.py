@@ -10,6 +10,7 @@ COMMANDS = {
     "kernels": "every op the project fuses, against the ways to compute it without",
     "pipeline": "a video by stage, the engine against clean baselines, the ladder from the published behaviour, a profile",
     "engine": "cold start, load, first step, build, size on disk, memory",
+    "serve": "the server under load: latencies, throughput, and what it adds to the bare engine",
     "report": "result files as tables and plots; rewrites a document's tables",
     "compare": "two result files, or this engine and another commit's, with a verdict that respects the spread",
     "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",

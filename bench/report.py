@@ -5,7 +5,7 @@ A marker is a line `<!-- bench:NAME -->` up to `<!-- /bench:NAME -->`, NAME one 
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from . import plots
@@ -15,7 +15,7 @@ from .tables import TABLES, newest
 RESULTS = Path(__file__).parent / "results"
 # what a document's markers may name
 BLOCKS = {**TABLES, "plots": plots.links}
-BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
+BLOCK = r"(<!-- {kind}:([\w-]+) -->\n).*?(<!-- /{kind}:\2 -->)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +36,19 @@ def rendered(name: str, rows: Sequence[Row], spread: bool = False) -> str:
 
 def renewed(text: str, rows: Sequence[Row]) -> str:
     """Gives a document with the tables between its markers made anew; ValueError for a marker that names no table."""
+    return between_markers(text, "bench", BLOCKS, lambda name: rendered(name, rows))
+
+
+def between_markers(text: str, kind: str, names: Collection[str], made: Callable[[str], str]) -> str:
+    """Gives a document with `made(NAME)` between each pair of markers `<!-- kind:NAME -->`; ValueError for an unknown name."""
 
     def block(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()
-        if name not in BLOCKS:
-            raise ValueError(f"there is no table {name!r} for the marker in the document; there are {', '.join(BLOCKS)}")
-        return f"{opening}\n{rendered(name, rows) or 'Not measured yet.'}\n\n{closing}"
+        if name not in names:
+            raise ValueError(f"there is no table {name!r} for the marker in the document; there are {', '.join(names)}")
+        return f"{opening}\n{made(name) or 'Not measured yet.'}\n\n{closing}"
 
-    return BLOCK.sub(block, text)
+    return re.sub(BLOCK.format(kind=kind), block, text, flags=re.DOTALL)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -257,6 +257,50 @@ def _amounts(row: Row, spread: bool) -> str:
     return ", ".join(said)
 
 
+def serve(rows: Sequence[Row], spread: bool) -> list[str]:
+    """The server under load, and what it adds to the bare engine."""
+    chosen = [row for row in rows if row.suite == "serve"]
+    found = []
+    for group in grouped(chosen, lambda row: (row.case["model"], row.dtype, machine_words(row))):
+        loads = [_load(row, spread) for row in group if row.case["part"] != "overhead"]
+        head = ["arrivals", "jobs", "latency p50", "p95", "p99", "POST p99", "videos a second", "within", "refused"]
+        if loads:
+            found.append(f"{_title(group, 'The server under load')}\n\n{markdown(head, loads)}")
+        alone = [_overhead(row, spread) for row in group if row.case["part"] == "overhead"]
+        head = ["one video", "served", "bare engine", "overhead", "of it outside the stages"]
+        if alone:
+            found.append(f"{_title(group, 'One video, served and by the bare engine in turn')}\n\n{markdown(head, alone)}")
+    return found
+
+
+def _load(row: Row, spread: bool) -> list[str]:
+    case, numbers = row.case, row.numbers
+    arriving = f"{case['part']}, {case['rate']:g} a second" if "rate" in case else case["part"]
+    label = f"{arriving}; {case['frames']} frames, {case['steps']} steps"
+    if row.status != OK:
+        return [label, str(case.get("jobs", "")), f"{row.status}, {row.note}", *[""] * 6]
+    times = [seconds(numbers[name]) for name in ("p95", "p99", "post_p99")]
+    within = f"{numbers['attained']:.0%} in {seconds(numbers['slo'])}"
+    return [
+        label,
+        str(case["jobs"]),
+        cell(row, row, spread),
+        *times,
+        f"{numbers['throughput']:.3g}",
+        within,
+        str(numbers["refused"]),
+    ]
+
+
+def _overhead(row: Row, spread: bool) -> list[str]:
+    case, numbers = row.case, row.numbers
+    label = f"{case['frames']} frames, {case['steps']} steps, {case['size']}"
+    if row.status != OK:
+        return [label, f"{row.status}, {row.note}", "", "", ""]
+    own = f"{numbers['overhead'] * 1e3:.1f} ms"
+    return [label, cell(row, row, spread), seconds(numbers["bare"]), own, f"{numbers['outside_stages'] * 1e3:.1f} ms"]
+
+
 TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "kernels": kernels,
     "headline": headline,
@@ -265,4 +309,5 @@ TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "ablation": ablation,
     "trajectory": trajectory,
     "engine": engine,
+    "serve": serve,
 }

@@ -16,6 +16,10 @@ EXPORTERS = {"triton-server": ".to_triton_server"}
 Report = Callable[[str], None]
 
 
+def silent(line: str) -> None:
+    """A report that nobody hears."""
+
+
 def builder_named(backend: str) -> ModuleType:
     """Gives the module that builds for a back end; ValueError lists those that can be, MissingLibrary says what to install."""
     if backend not in BUILDERS:

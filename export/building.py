@@ -22,11 +22,14 @@ from vstar_engine.errors import EngineError, OutputError
 from . import Report, builder_named
 from .settings import Settings
 
+MIB = 2**20
+
 
 def identity(settings: Settings, weights: Weights) -> dict[str, object]:
     """Gives what will be in the manifest; MissingLibrary where the back end's library is absent."""
-    machine = backend_named(settings.backend).machine(settings.device)
-    return settings.identity(weights.fingerprint(), machine, builder_named(settings.backend).options(settings))
+    options = builder_named(settings.backend).options(settings)
+    machine = backend_named(settings.backend).machine(settings.device, options)
+    return settings.identity(weights.fingerprint(), machine, options)
 
 
 def place(settings: Settings, weights: Weights, out: Path | None) -> Path:
@@ -60,6 +63,7 @@ def build(
         with write_aside(folder, folder=True, private=True) as aside:
             start = time.perf_counter()
             builder = builder_named(settings.backend)
+            _check_space(aside, builder.estimate(settings).disk)
             if source is None:
                 facts = builder.build(settings, weights, aside, report)
             else:
@@ -80,6 +84,13 @@ def build(
             }
             write_manifest(aside, content)
     return Artifact.open(folder)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raises OutputError where a disk is too full for what will be written, before hours of work."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(f"the engine takes {needed // MIB} MiB where {folder.parent} has {free // MIB} MiB free; give --out")
 
 
 def _same(folder: Path, wanted: dict[str, object]) -> Artifact:
@@ -114,7 +125,10 @@ def _locked(folder: Path, report: Report) -> Iterator[None]:
 def _lock(path: Path, folder: Path, report: Report) -> int:
     """Opens and locks a file; again where whoever held it has removed it meanwhile."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,8 @@
 """What shapes an engine: settings that are checked once and become the identity in its manifest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ OPSET = 21
 # TensorRT tunes a profile for each of these lengths where none are named
 TENSORRT_FRAMES = (16, 32, 64, 96, 128)
 REFIT = ("no", "yes", "stripped")
+COMPATIBILITY = ("exact", "capability", "ampere")
+LEVELS = range(6)
+# what only some back ends take, and which
+ONLY = {
+    "opset": ("onnxruntime", *TENSORRT),
+    **dict.fromkeys(("plugin", "workspace", "level"), tuple(TENSORRT)),
+    **dict.fromkeys(("refit", "compatibility", "timing_cache"), ("tensorrt",)),
+    "targets": ("tensorrt-rtx",),
+}
 CPU = torch.device("cpu")
 
 
@@ -24,8 +34,10 @@ class Settings:
     """An engine to build.
 
     `frames` are ascending lengths to build for, the last the longest that runs; none: any length, or TENSORRT_FRAMES. `size` is
-    (height, width) in pixels, None for any. `batch` is the most rows at once. The rest is TensorRT's: which `plugin` serves,
-    what `targets` TensorRT for RTX prepares for, and whether `refit` lets weights be swapped.
+    (height, width) in pixels, None for any. `batch` is the most rows at once. The rest is TensorRT's: which `plugin` serves, at
+    most how many MiB of `workspace` a kernel may use, the optimisation `level`, whether `refit` lets weights be swapped
+    ("stripped" leaves them out), the `compatibility` with GPUs (this model, its compute capability, or Ampere and all later
+    ones), the file that keeps its timings, and the `targets` that TensorRT for RTX prepares for.
     """
 
     spec: Spec
@@ -37,8 +49,12 @@ class Settings:
     batch: int = MAX_BATCH
     opset: int = OPSET
     plugin: str = "auto"
-    targets: tuple[str, ...] = ()
+    workspace: int = 8192
+    level: int = 3
     refit: str = "no"
+    compatibility: str = "exact"
+    timing_cache: Path | None = None
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.backend == EAGER:
@@ -54,10 +70,20 @@ class Settings:
             raise ValueError(f"frames must ascend, got {','.join(map(str, self.frames))}")
         if self.size is not None:
             self.spec.check_size(*self.size)
-        if self.refit not in REFIT:
-            raise ValueError(f"refit must be one of {', '.join(REFIT)}, got {self.refit!r}")
         if not 1 <= self.batch <= MAX_BATCH:
             raise ValueError(f"the batch must be 1 to {MAX_BATCH}, got {self.batch}")
+        self._check_tensorrt()
+
+    def _check_tensorrt(self) -> None:
+        for field in fields(self):
+            if self.backend not in ONLY.get(field.name, BACKENDS) and getattr(self, field.name) != field.default:
+                flag, backends = field.name.replace("_", "-"), " and ".join(ONLY[field.name])
+                raise ValueError(f"--{flag} is for backend {backends}; {self.backend} has no use for it")
+        for name, known in (("refit", REFIT), ("compatibility", COMPATIBILITY), ("level", LEVELS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
+        if self.workspace < 1:
+            raise ValueError(f"the workspace must be 1 MiB or more, got {self.workspace}")
 
     @property
     def cells(self) -> tuple[int, int] | None:
@@ -71,16 +97,16 @@ class Settings:
     @staticmethod
     def of(identity: Mapping[str, Any], device: torch.device) -> "Settings":
         """Gives the settings that an engine was built with."""
-        fields = {name: identity[name] for name in ("backend", "batch")}
-        options = {name: identity["options"][name] for name in ("opset", "plugin", "refit") if name in identity["options"]}
+        options = {name: value for name, value in identity["options"].items() if name != "targets"}
         return Settings(
             model_named(identity["model"]),
+            identity["backend"],
             dtype=dtype_named(identity["dtype"]),
             device=device,
             frames=tuple(identity["frames"]),
             size=None if identity["size"] is None else tuple(identity["size"]),
+            batch=identity["batch"],
             targets=tuple(identity["options"].get("targets", ())),
-            **fields,
             **options,
         )
 

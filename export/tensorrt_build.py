@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.artifacts import write_aside
 from vstar_engine.errors import ExportError
 
-GIB = 2**30
-COMPATIBILITY = ("exact", "capability", "ampere")
+from .settings import Settings
+
+MIB = 2**20
 # an axis's name -> the least, the best served and the largest size
 Ranges = Mapping[str, tuple[int, int, int]]
 
@@ -23,26 +25,16 @@ Ranges = Mapping[str, tuple[int, int, int]]
 class Plan:
     """How a plan is built.
 
-    `profiles` give the ranges of the free axes, one profile each. `refit` lets weights be swapped later; "stripped" leaves
-    them out of the plan. `compatibility` is with GPUs: this model, its compute capability, or Ampere and all later ones.
-    `targets` are the architectures that TensorRT for RTX prepares for.
+    `profiles` give the ranges of the free axes, one profile each; the rest is as in `Settings`.
     """
 
     profiles: tuple[Ranges, ...]
-    workspace: int = 8 * GIB
-    level: int = 3
-    refit: str = "no"
-    compatibility: str = "exact"
-    targets: tuple[str, ...] = ()
+    workspace: int = Settings.workspace
+    level: int = Settings.level
+    refit: str = Settings.refit
+    compatibility: str = Settings.compatibility
+    targets: tuple[str, ...] = Settings.targets
     timing_cache: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.compatibility not in COMPATIBILITY:
-            raise ValueError(f"compatibility must be one of {', '.join(COMPATIBILITY)}, got {self.compatibility!r}")
-        if not 0 <= self.level <= 5:
-            raise ValueError(f"the optimisation level must be 0 to 5, got {self.level}")
-        if self.workspace < 1:
-            raise ValueError(f"the workspace must have bytes, got {self.workspace}")
 
 
 def frame_profiles(frames: tuple[int, ...], others: Ranges) -> tuple[Ranges, ...]:
@@ -142,7 +134,7 @@ def add_profile(builder: Any, config: Any, network: Any, ranges: Ranges) -> None
 def configure(trt: Any, builder: Any, network: Any, plan: Plan, monitor: Any) -> Any:
     """Makes the builder's configuration."""
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, MIB * plan.workspace)
     config.builder_optimization_level = plan.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
@@ -215,7 +207,8 @@ def build_plan(
         check_count(inspect(trt, logger, built), plugins, "the built engine")
     out.write_bytes(built)
     if plan.timing_cache is not None:
-        plan.timing_cache.write_bytes(config.get_timing_cache().serialize())
+        with write_aside(plan.timing_cache) as aside:
+            aside.write_bytes(config.get_timing_cache().serialize())
     return {
         "plugin_layers": plugins,
         "layers": network.num_layers,

@@ -8,9 +8,10 @@ Runtime runs it as it is and TensorRT maps the nodes to a plugin. Inputs carry e
 """
 
 import logging
+import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,21 @@ import onnx
 import onnx_ir as ir
 import onnxscript
 import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.rewriter.rules.common import (
+    materialize_reshape_shape_rule,
+    no_op_transpose_rule,
+    squeeze_reshape_1d_rule,
+    unsqueeze_unsqueeze_rule,
+)
 from torch import Tensor, nn
 
 from vstar_engine import checkpoint
 from vstar_engine.errors import ExportError
 
-from . import Report, onnx_function
+from . import Report, onnx_function, silent
 from .network import Network, decoder, text, unet
 from .settings import OPSET, Estimate, Settings
 
@@ -36,6 +44,10 @@ OPSETS = (18, 21, 23)
 OPERATOR_SECONDS = 0.05
 DISK_BYTES_PER_SECOND = 200e6
 TRACE_BYTES = 2 * 2**30
+# seconds between two words about a long writing
+PATIENCE = 5.0
+# those of onnxscript's rules that apply to these networks; one of its default ones takes a time with the square of the nodes
+RULES = (squeeze_reshape_1d_rule, materialize_reshape_shape_rule, unsqueeze_unsqueeze_rule, no_op_transpose_rule)
 # what a graph for inference must not hold: training's, sequences and control flow that TensorRT does not build
 REFUSED = {
     "Dropout",
@@ -79,7 +91,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     found = {}
     for name, network in networks.items():
         report(f"tracing the {name} and writing {name}.onnx")
-        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset)
+        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset, report)
     return {**found, "versions": {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}}
 
 
@@ -93,11 +105,13 @@ def check_format(dtype: torch.dtype, opset: int) -> None:
         raise ValueError(f"opset {opset} in float32 holds Attention operators that TensorRT cannot build; take 21, or float16")
 
 
-def write(network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET) -> dict[str, Any]:
+def write(
+    network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET, report: Report = silent
+) -> dict[str, Any]:
     """Writes a network and, beside it in `<path>.data`, its weights; gives the manifest's facts.
 
-    Raises ValueError for a dtype and opset that cannot be, CheckpointError for weights that do not fit, ExportError for a graph
-    that did not come out as it must.
+    `report` hears how far a long writing is. Raises ValueError for a dtype or opset that cannot be, CheckpointError for weights
+    that do not fit, ExportError for a graph that did not come out as it must.
     """
     dtype = next(network.module.parameters()).dtype
     check_format(dtype, opset)
@@ -112,8 +126,21 @@ def write(network: Network, weights: Mapping[str, Tensor], path: Path, opset: in
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             value.const_value = _streamed(name, value, weights, network.prefix, dtype)
-    ir.save(model, path, external_data=f"{path.name}.data")
+    ir.save(model, path, external_data=f"{path.name}.data", callback=_progress(path, report))
     return facts(network, model)
+
+
+def _progress(path: Path, report: Report) -> Callable[[ir.TensorProtocol, Any], None]:
+    """Gives what is called for each tensor, and reports every few seconds."""
+    said = time.monotonic()
+
+    def callback(tensor: ir.TensorProtocol, place: Any) -> None:
+        nonlocal said
+        if time.monotonic() - said > PATIENCE:
+            said = time.monotonic()
+            report(f"{path.name}: {100 * place.index // place.total} % written")
+
+    return callback
 
 
 def traced(network: Network, opset: int) -> ir.Model:
@@ -150,9 +177,14 @@ def _simplify(model: ir.Model, parameters: list[str]) -> None:
     for value in weights:
         value.const_value = None
     model.graph.inputs.extend(weights)
-    onnxscript.optimizer.optimize(model, inline=False)
+    for _ in range(2):
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+        onnxscript.rewriter.rewrite(model, RULES)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.DeduplicateInitializersPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
+    passes.NameFixPass()(model)
     for value in weights:
         model.graph.inputs.remove(value)
         assert value.name is not None

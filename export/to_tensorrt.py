@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts import kernel_hash
+from vstar_engine.artifacts import check_writable, kernel_hash
 from vstar_engine.backends.tensorrt import PLAN, library
 from vstar_engine.built import Artifact, engines_root
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
@@ -27,22 +27,22 @@ RTX_SECONDS_PER_BYTE = 8 / 568e6
 BUILDER_BYTES = 2 * 2**30
 
 
-def _architecture(device: torch.device) -> int:
-    """Gives the architecture whose PTX the GPU runs best: its own, else sm_80's, since later ones' stay with one GPU."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor if 10 * major + minor in ARCHITECTURES else ARCHITECTURES[0]
+def architecture(settings: Settings) -> int:
+    """Gives the architecture whose PTX the engine carries: the GPU's own, else sm_80's, which all later ones run."""
+    major, minor = torch.cuda.get_device_capability(settings.device)
+    own = 10 * major + minor
+    return own if own in ARCHITECTURES and settings.compatibility != "ampere" else ARCHITECTURES[0]
 
 
 def options(settings: Settings) -> dict[str, Any]:
     """Gives what else shapes a plan; ValueError for what does not go together."""
     to_onnx.check_format(settings.dtype, settings.opset)
     rtx = settings.backend == RTX
-    if settings.targets and not rtx:
-        raise ValueError("targets are for backend tensorrt-rtx; a tensorrt engine is built on the GPU that runs it")
-    if settings.refit != "no" and rtx:
-        raise ValueError("TensorRT for RTX builds no plan whose weights can be swapped; build one for each checkpoint")
-    chosen = {"plugin": tensorrt_plugins.choose(settings.plugin, rtx), "opset": settings.opset}
-    return {**chosen, "targets": list(settings.targets or TARGETS)} if rtx else {**chosen, "refit": settings.refit}
+    chosen = {"plugin": tensorrt_plugins.choose(settings.plugin, rtx)}
+    chosen |= {name: getattr(settings, name) for name in ("opset", "workspace", "level")}
+    if rtx:
+        return {**chosen, "targets": list(settings.targets or TARGETS)}
+    return {**chosen, "refit": settings.refit, "compatibility": settings.compatibility}
 
 
 def estimate(settings: Settings) -> Estimate:
@@ -69,17 +69,22 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     """Builds `folder`/unet.plan; the ONNX file goes when it is done. Raises ExportError with TensorRT's words."""
     trt, chosen = library(settings.backend), options(settings)
     rtx = settings.backend == RTX
+    if settings.timing_cache is not None:
+        check_writable(settings.timing_cache, force=True)
     network = unet(settings.spec.unet, settings.dtype, settings.cells)
     with TemporaryDirectory(dir=folder) as work:
         path = Path(work) / "unet.onnx"
         report(f"tracing the unet and writing {path.name}")
-        facts = to_onnx.write(network, weights, path, settings.opset)
-        tensorrt_plugins.register(trt, chosen["plugin"], None if rtx else _architecture(settings.device))
+        facts = to_onnx.write(network, weights, path, settings.opset, report)
+        tensorrt_plugins.register(trt, chosen["plugin"], None if rtx else architecture(settings))
         plan = Plan(
             frame_profiles(settings.frames, free_axes(settings)),
+            workspace=settings.workspace,
+            level=settings.level,
             refit=settings.refit,
+            compatibility=settings.compatibility,
             targets=tuple(chosen.get("targets", ())),
-            timing_cache=None if rtx else _timing_cache(trt, settings.device),
+            timing_cache=None if rtx else settings.timing_cache or _timing_cache(trt, settings.device),
         )
         wanted = 0 if chosen["plugin"] == "none" else network.attentions
         built = build_plan(trt, path, folder / PLAN, plan, wanted, report, inspected=not rtx)
@@ -107,5 +112,5 @@ def refit(
     with TemporaryDirectory(dir=folder) as work:
         path = Path(work) / "unet.onnx"
         report(f"writing the new weights to {path.name}")
-        to_onnx.write(unet(settings.spec.unet, settings.dtype, settings.cells), weights, path, settings.opset)
+        to_onnx.write(unet(settings.spec.unet, settings.dtype, settings.cells), weights, path, settings.opset, report)
         return tensorrt_refit.refit_plan(trt, artifact.file(PLAN), path, folder / PLAN, report)

@@ -4,7 +4,6 @@ The wheels are NVIDIA's and proprietary, so nothing of them is kept here. The bi
 stand-in of nine symbols, compiled by the test, lets them be imported, with every class and signature but no builder.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scratch
 
 ROOT = Path(__file__).parent.parent
-CACHE = Path(os.environ.get("VSTAR_TEST_CACHE", Path.home() / ".cache" / "vstar-engine-tests"))
 BINDINGS = {
     "10.13": "tensorrt_cu12_bindings==10.13.3.9.post1",
     "10.16": "tensorrt_cu13_bindings==10.16.1.11",
@@ -39,28 +38,11 @@ _Bool initLibNvInferPlugins(void *a, char const *b) { return 0; }
 """
 
 
-def _scratch(name: str, *wheels: str) -> Path:
-    """Gives a folder with the wheels in it, installed once; skips the test where they cannot be had."""
-    folder = CACHE / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            aside = folder.with_suffix(".partial")
-            shutil.rmtree(aside, ignore_errors=True)
-            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", "--target"]
-            done = subprocess.run([*command, str(aside), *wheels], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"needs the wheels {', '.join(wheels)}: {done.stderr.strip()[-200:]}")
-            aside.rename(folder)
-    return folder
-
-
 def bindings(version: str) -> dict[str, str]:
     """Gives the environment in which a child process imports the bindings of a version over the nine symbols."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc, to compile the nine symbols that the bindings want")
-    folder = _scratch(f"tensorrt-{version}", BINDINGS[version])
+    folder = scratch.installed(f"tensorrt-{version}", BINDINGS[version])
     libraries = folder / "stand_in"
     if not libraries.exists():
         aside = folder / f"stand_in.{os.getpid()}"
@@ -77,7 +59,7 @@ def rtx() -> dict[str, str]:
     """Gives the environment in which a child process imports TensorRT for RTX: NVIDIA's parser and builder, 96 MB of wheels."""
     if os.environ.get("VSTAR_RTX") != "1":
         pytest.skip("set VSTAR_RTX=1 to install the proprietary wheels of TensorRT for RTX (96 MB) into a scratch folder")
-    folder = _scratch(f"tensorrt-rtx-{RTX}", f"tensorrt_rtx_cu13_bindings=={RTX}", f"tensorrt_rtx_cu13_libs=={RTX}")
+    folder = scratch.installed(f"tensorrt-rtx-{RTX}", f"tensorrt_rtx_cu13_bindings=={RTX}", f"tensorrt_rtx_cu13_libs=={RTX}")
     link = folder / "link" / "libtensorrt_rtx.so"
     if not link.exists():
         link.parent.mkdir(exist_ok=True)

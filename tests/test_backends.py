@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -119,9 +120,26 @@ def test_wrong_clips_end_in_one_sentence(artifact, capsys):
 def test_a_file_that_onnx_runtime_cannot_open(tmp_path):
     import onnx_packages  # noqa: F401 - skips where they are missing
 
-    here = backend_named("onnxruntime").machine(torch.device("cpu"))
+    here = backend_named("onnxruntime").machine(torch.device("cpu"), {})
     folder = engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime", **here)
     with pytest.raises(EngineError, match="cannot be opened by ONNX Runtime"):
+        Engine.load(engine=folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "cut", "complaint"),
+    [
+        ("unet.onnx", 100, r"unet.onnx has \d+ bytes where manifest.json says"),
+        ("unet.onnx.data", None, "unet.onnx.data is missing, though manifest.json lists it"),
+    ],
+)
+def test_damaged_onnx_files_are_refused(onnx_engine, tmp_path, file, cut, complaint):
+    folder = shutil.copytree(onnx_engine.folder, tmp_path / "e")
+    if cut is None:
+        (folder / file).unlink()
+    else:
+        os.truncate(folder / file, cut)
+    with pytest.raises(EngineError, match=complaint):
         Engine.load(engine=folder)
 
 

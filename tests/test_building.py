@@ -2,19 +2,23 @@
 
 import errno
 import json
+import shutil
 import stat
 import threading
 import types
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from vstar_engine import checkpoint
+from vstar_engine import Engine, checkpoint
+from vstar_engine.artifacts import write_manifest
 from vstar_engine.build import parse_frames
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.config import MODELS
-from vstar_engine.errors import EngineError, MissingLibrary, OutputError
+from vstar_engine.errors import CheckpointError, EngineError, MissingLibrary, OutputError
 from vstar_engine.export import builder_named, building
 from vstar_engine.export.settings import Estimate, Settings
 
@@ -128,6 +132,20 @@ def test_what_a_killed_build_left_is_no_engine_and_is_cleared(weights, builder, 
     assert names(tmp_path) == ["e"]
 
 
+def test_a_disk_that_is_too_full_is_said_before_the_work(weights, builder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20 - 1))
+    with pytest.raises(OutputError, match=r"takes 1 MiB where .* has 0 MiB free"):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    assert builder.count == 0
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_locked(weights, builder, tmp_path):
+    (tmp_path / ".e.lock").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*\.e\.lock: Is a directory"):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+
+
 def test_a_folder_that_is_not_there(weights, builder, tmp_path):
     with pytest.raises(OutputError, match="there is no folder"):
         building.build(SETTINGS, weights, tmp_path / "no" / "e", report=silent)
@@ -168,12 +186,41 @@ def test_two_builds_at_once_are_one(weights, builder, tmp_path):
         ({"frames": (32, 16)}, "must ascend"),
         ({"size": (33, 64)}, "multiples of 32"),
         ({"batch": 9}, "batch must be 1 to 8, got 9"),
+        ({"opset": 18}, "--opset is for backend onnxruntime and tensorrt and tensorrt-rtx; inductor has no use for it"),
+        ({"backend": "onnxruntime", "plugin": "aot"}, "--plugin is for backend tensorrt and tensorrt-rtx; onnxruntime has"),
+        ({"refit": "yes"}, "--refit is for backend tensorrt; inductor has no use"),
+        ({"timing_cache": Path("t")}, "--timing-cache is for backend tensorrt;"),
+        ({"workspace": 1}, "--workspace is for backend tensorrt and"),
+        ({"backend": "tensorrt-rtx", "compatibility": "ampere"}, "--compatibility is for backend tensorrt; tensorrt-rtx has"),
+        ({"backend": "tensorrt-rtx", "refit": "yes"}, "--refit is for backend tensorrt; tensorrt-rtx has"),
+        ({"backend": "tensorrt", "targets": ("SM80",)}, "--targets is for backend tensorrt-rtx; tensorrt has"),
+        ({"backend": "tensorrt", "refit": "maybe"}, "refit must be one of no, yes, stripped, got 'maybe'"),
+        ({"backend": "tensorrt", "compatibility": "all"}, "compatibility must be one of exact, capability, ampere, got 'all'"),
+        ({"backend": "tensorrt", "level": 6}, "level must be one of 0, 1, 2, 3, 4, 5, got 6"),
+        ({"backend": "tensorrt", "workspace": 0}, "workspace must be 1 MiB or more, got 0"),
     ],
     ids=str,
 )
 def test_settings_that_make_no_sense(changed, complaint):
     with pytest.raises(ValueError, match=complaint):
         Settings(**{"spec": MODELS["mini"], "backend": "inductor", **changed})
+
+
+def test_weights_that_changed_after_the_build(builder, mini_weights, tmp_path):
+    folder = shutil.copytree(mini_weights, tmp_path / "w")
+    artifact = building.build(SETTINGS, checkpoint.Weights(folder), tmp_path / "e", report=silent)
+    assert artifact.manifest["weights_path"] == str(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="was altered"):
+        Engine.load(engine=artifact)
+    for name in ("manifest.json", "MODEL_CARD.md"):
+        (folder / name).unlink()
+    write_manifest(folder, {name: value for name, value in manifest.items() if name not in ("files", "sha256")})
+    with pytest.raises(EngineError, match=f"built for weights .*, not .*; rebuild it: .*--weights {folder} .*--force"):
+        Engine.load(engine=artifact)
 
 
 def test_frames_are_read_as_a_list():
@@ -227,6 +274,8 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeyp
         (["--backend", "inductor", "--device", "warp"], 6, "unknown device"),
         (["--backend", "inductor", "--weights", "none"], 3, "no weights at none"),
         (["--backend", "inductor", "--out", "no/e"], 4, "there is no folder"),
+        (["--backend", "inductor", "--compatibility", "ampere"], 2, "--compatibility is for backend tensorrt; inductor"),
+        (["--backend", "tensorrt", "--level", "9"], 2, "invalid choice: 9"),
     ],
     ids=str,
 )

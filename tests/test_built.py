@@ -1,6 +1,7 @@
 """Built engines: what they are called, and every way one is refused before a library reads it."""
 
 import json
+import os
 
 import pytest
 from engines import engine_at, identity
@@ -79,6 +80,15 @@ def test_damaged_engines_are_refused(engine, fault, capsys):
         Engine.load(engine=engine)
     assert main(["generate", "x", "--engine", str(engine)]) == 9
     assert complaint in capsys.readouterr().err
+
+
+def test_an_engine_of_another_user(engine, monkeypatch):
+    if os.getuid() == 0:
+        os.chown(engine, 1, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: -1)
+    with pytest.raises(EngineError, match="belongs to another user; an engine is code"):
+        Engine.load(engine=engine)
 
 
 def test_an_engine_that_is_not_there(tmp_path):

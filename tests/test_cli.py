@@ -172,7 +172,12 @@ def test_missing_library(here, monkeypatch, capsys):
 def test_interruption_leaves_nothing(here, number, code):
     command = [sys.executable, "-m", "vstar_engine", "generate", "x", "--model", "mini", "--steps", "900", "--size", "32x32"]
     child = subprocess.Popen(
-        [*command, "-v"], cwd=here, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT}
+        [*command, "-v"],
+        cwd=here,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert child.stderr is not None
     for line in child.stderr:

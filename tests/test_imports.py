@@ -12,13 +12,15 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     ["errors", "timeline", "config", "kernels"],
     ["artifacts", "device", "golden", "allocator"],
-    ["built"],
+    ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic", "lora"],
     ["bundled", "backends", "export"],
+    ["batch"],
     ["engine", "verify", "doctor"],
-    ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "bench"],
+    ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
+    ["serving"],
     ["cli"],
 ]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from tools.mini import captions
+from tools.mini import captions, claims, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
 from vstar_engine import Sampling, Tar, analysis, bundled, engine
@@ -15,6 +15,7 @@ from vstar_engine.checkpoint import WEIGHTS
 FOLDER = bundled.FOLDER / "mini"
 LARGEST = 32 * 10**6
 MARGIN, COHERENT = 0.05, 0.95
+VISITED, VISITED_MARGIN = 0.8, 0.3
 STEPS = Sampling(steps=6, guidance=6.0)
 WINTER_TO_SPRING, DAY_TO_NIGHT = STORIES[0], STORIES[8]
 
@@ -56,6 +57,11 @@ def told(mini):
     return made
 
 
+@pytest.fixture(scope="module")
+def reader():
+    return probe.load(claims.PROBE)
+
+
 @pytest.mark.parametrize("prompt", [WINTER_TO_SPRING.prompt, DAY_TO_NIGHT.prompt], ids=["winter to spring", "day to night"])
 def test_vstar_and_real_stories_are_more_dynamic_than_the_base_model(told, prompt):
     story, base, ours = told[prompt]
@@ -63,6 +69,14 @@ def test_vstar_and_real_stories_are_more_dynamic_than_the_base_model(told, promp
     dynamics = [analysis.dynamics(analysis.cosine(analysis.pixels(frames))) for frames in (base, ours, real)]
     assert dynamics[1] > dynamics[0] + MARGIN
     assert dynamics[2] > dynamics[0] + MARGIN
+
+
+def test_vstar_visits_the_states_in_order_and_on_time(told, reader):
+    for story, base, ours in told.values():
+        before, after = (claims.measure(reader, story, frames) for frames in (base, ours))
+        assert after["visited"] >= VISITED
+        for name in ("visited", "at_anchors", "alignment"):
+            assert after[name] > before[name] + VISITED_MARGIN, (story.prompt, name)
 
 
 def test_neighbouring_frames_stay_alike(told):

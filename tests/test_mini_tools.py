@@ -110,6 +110,7 @@ def measured(arm, story, dynamics, extra=()):
     numbers = {name: {"dynamics": dynamics, "neighbours": 0.99} for name in ("pixels", "features", "factors", *extra)}
     numbers |= {"visited": 1.0, "at_anchors": 0.5, "alignment": 0.25, "cuts": 0}
     sigma = [list(level) for level in tables.PAPER.items()] if arm in ("tar", "both") else []
+    numbers["pixels"]["curve"] = {str(apart): 1 - dynamics for apart in tables.SHOWN}
     return {"case": {"arm": arm, "story": story, "seed": 0, "frames": 64, "sigma": sigma}, "numbers": numbers}
 
 
@@ -118,11 +119,18 @@ def test_tables_show_a_planted_difference_and_only_what_every_row_has(extra):
     found = [measured("base", story, 0.1 * story, extra) for story in range(4)]
     found += [measured("both", story, 0.1 * story + 0.3, extra) for story in range(4)]
     made = tables.tables(found)
-    line = next(line for line in made.splitlines() if line.startswith("| VSTAR - base, 64 frames"))
+    line = next(line for line in made["differences"].splitlines() if line.startswith("| VSTAR - base, 64 frames"))
     assert line.count("0.300 [0.300, 0.300]") == (4 if extra else 3)
-    assert ("DreamSim" in made) == bool(extra)
-    assert "| 64 frames |" in made
-    assert "| 16 frames |" not in made
+    assert ("DreamSim" in made["frames-64"]) == bool(extra)
+    assert made["frames-16"] == ""
+    assert made["intervals"].splitlines()[-1].startswith("| states and TAR (VSTAR) | 0.550 |")
+
+
+@pytest.mark.parametrize("path", claims.DOCUMENTS, ids=lambda path: path.name)
+def test_the_claims_in_documents_are_those_measured(path):
+    document = path.read_text()
+    assert "<!-- claims:" in document
+    assert claims.renewed(document, claims.rows(claims.RESULTS)) == document
 
 
 def test_whitening_leaves_pixels_and_makes_latents_plain():
@@ -144,7 +152,10 @@ def test_whitening_leaves_pixels_and_makes_latents_plain():
 
 def test_packed_weights_are_read_as_any_converted_ones(tmp_path):
     spec = model_named("mini")
-    pack(spec, UNet(spec.unet), Vae(spec.vae), TextTower(spec.text), tmp_path / "mini")
+    text = TextTower(spec.text)
+    for parameter in text.parameters():  # its attention and positions are drawn by the training, not by the layer
+        torch.nn.init.zeros_(parameter)
+    pack(spec, UNet(spec.unet), Vae(spec.vae), text, tmp_path / "mini")
     manifest = read_manifest(tmp_path / "mini", WEIGHTS)
     assert manifest["vocabulary"] == captions.vocabulary()
     assert {path.name for path in (tmp_path / "mini").iterdir()} == {"manifest.json", "model.safetensors"}

@@ -1,6 +1,7 @@
 """ONNX files: one node for each temporal attention, free axes, refusals, and ONNX Runtime as accurate as eager."""
 
 import dataclasses
+import resource
 
 import onnx_packages  # noqa: F401 - skips this module where the packages are missing
 
@@ -13,7 +14,8 @@ import torch
 from accuracy import assert_as_accurate
 
 from vstar_engine import checkpoint
-from vstar_engine.errors import CheckpointError, ExportError
+from vstar_engine.artifacts import write_aside
+from vstar_engine.errors import CheckpointError, ExportError, OutputError
 from vstar_engine.export import network, onnx_function, to_onnx
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 from vstar_engine.text import tokenize
@@ -231,9 +233,19 @@ def test_decoder_and_text_tower_equal_eager(golden, tmp_path):
         vae.float()
 
 
-def test_text_tower_equals_eager(mini, mini_weights, tmp_path):
+@pytest.fixture(scope="module")
+def text_tower(mini):
     described = network.text(mini.spec.text, torch.float32)
-    facts = to_onnx.write(described, checkpoint.Weights(mini_weights), tmp_path / "text.onnx")
+    return described, to_onnx.traced(described, 21)
+
+
+def test_text_tower_equals_eager(mini, mini_weights, text_tower, tmp_path, monkeypatch):
+    (described, traced), said = text_tower, []
+    monkeypatch.setattr(to_onnx, "traced", lambda *given: traced)
+    monkeypatch.setattr(to_onnx, "PATIENCE", -1.0)
+    facts = to_onnx.write(described, checkpoint.Weights(mini_weights), tmp_path / "text.onnx", report=said.append)
+    assert said[0] == "text.onnx: 0 % written"
+    assert len(said) > 10
     assert facts["outputs"] == [{"name": "context", "dtype": "float32", "shape": ["prompts", 77, mini.spec.text.width]}]
     tokens = tokenize(["deep snow", "", "flowers in bloom"])
     session = onnxruntime.InferenceSession(tmp_path / "text.onnx", providers=["CPUExecutionProvider"])
@@ -241,6 +253,19 @@ def test_text_tower_equals_eager(mini, mini_weights, tmp_path):
     torch.testing.assert_close(
         torch.from_numpy(context), mini.embed(["deep snow", "", "flowers in bloom"]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_file_that_cannot_be_written_whole(text_tower, mini_weights, tmp_path, monkeypatch):
+    described, traced = text_tower
+    monkeypatch.setattr(to_onnx, "traced", lambda *given: traced)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot write"), write_aside(tmp_path / "e", folder=True) as aside:
+            to_onnx.write(described, checkpoint.Weights(mini_weights), aside / "text.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -14,13 +14,13 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.backends import backend_named
-from vstar_engine.backends.tensorrt import TensorrtUnet, open_plan
+from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.built import Artifact
 from vstar_engine.config import MODELS
-from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary
+from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary, OutputError
 from vstar_engine.export import builder_named, tensorrt_plugins, to_tensorrt
 from vstar_engine.export.settings import TENSORRT_FRAMES, Settings
-from vstar_engine.export.tensorrt_build import Plan, check_count, count_in_engine, frame_profiles
+from vstar_engine.export.tensorrt_build import check_count, count_in_engine, frame_profiles
 
 MINI = MODELS["mini"]
 
@@ -54,8 +54,6 @@ REFUSED = {
     "unknown plugin": ({"plugin": "magic"}, "plugin must be one of auto, aot, cpp, python, none, got 'magic'"),
     "aot for rtx": ({"backend": "tensorrt-rtx", "plugin": "aot"}, "takes no quickly deployable plugins"),
     "cpp without library": ({"plugin": "cpp"}, "needs VSTAR_TENSORRT_PLUGIN"),
-    "targets": ({"targets": ("SM80",)}, "targets are for backend tensorrt-rtx"),
-    "refit for rtx": ({"backend": "tensorrt-rtx", "refit": "yes"}, "no plan whose weights can be swapped"),
     "bfloat16": ({"dtype": torch.bfloat16}, "float32 or float16, got bfloat16"),
 }
 
@@ -69,17 +67,43 @@ def test_options_that_make_no_sense_are_refused(case, monkeypatch):
         builder_named(settings.backend).options(settings)
 
 
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"compatibility": "all"}, "compatibility must be one of exact, capability, ampere, got 'all'"),
-        ({"level": 6}, "optimisation level must be 0 to 5, got 6"),
-        ({"workspace": 0}, "workspace must have bytes, got 0"),
-    ],
-)
-def test_plans_that_make_no_sense_are_refused(given, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        Plan((), **given)
+def test_the_identity_holds_what_shapes_a_plan():
+    settings = Settings(MINI, "tensorrt", workspace=512, level=5, compatibility="ampere", refit="yes", timing_cache=Path("t"))
+    options = to_tensorrt.options(settings)
+    shaped = {"opset": 21, "workspace": 512, "level": 5, "refit": "yes", "compatibility": "ampere"}
+    assert options == {"plugin": "aot", **shaped}
+    rebuilt = Settings.of(settings.identity("", {}, options), settings.device)
+    assert rebuilt == dataclasses.replace(settings, plugin="aot", timing_cache=None)
+    rtx = Settings(MINI, "tensorrt-rtx", targets=("SM89",))
+    assert to_tensorrt.options(rtx)["targets"] == ["SM89"]
+    assert Settings.of(rtx.identity("", {}, to_tensorrt.options(rtx)), rtx.device).targets == ("SM89",)
+
+
+@pytest.mark.parametrize(("capability", "named"), [((8, 9), ("any sm_89", 89)), ((10, 3), ("any sm_103", 80))], ids=str)
+def test_an_engine_names_the_gpus_that_share_it(monkeypatch, capability, named):
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert gpu(device, "exact") == f"NVIDIA H200 sm_{capability[0]}{capability[1]}"
+    settings = Settings(MINI, "tensorrt", device=device)
+    assert (gpu(device, "capability"), to_tensorrt.architecture(settings)) == named
+    assert gpu(device, "ampere") == "any from sm_80 on"
+    # later GPUs run sm_80's PTX and not one another's
+    assert to_tensorrt.architecture(dataclasses.replace(settings, compatibility="ampere")) == 80
+
+
+def test_a_gpu_before_ampere_shares_no_ampere_engine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(DeviceError, match="for GPUs of sm_80 and later, got Tesla T4 sm_75"):
+        gpu(torch.device("cuda"), "ampere")
+
+
+def test_a_timing_cache_that_cannot_be_written_is_said_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(to_tensorrt, "library", lambda backend: None)
+    settings = Settings(MINI, "tensorrt", timing_cache=tmp_path / "none" / "t")
+    with pytest.raises(OutputError, match="there is no folder"):
+        to_tensorrt.build(settings, {}, tmp_path, print)
 
 
 def test_a_layer_that_is_no_plugin_fails_the_build():
@@ -99,7 +123,7 @@ def test_a_missing_library_says_what_to_install(backend, module):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed here")
     with pytest.raises(MissingLibrary, match=f"backend {backend} needs the {module} package .*pip install"):
-        backend_named(backend).machine(torch.device("cuda"))
+        backend_named(backend).machine(torch.device("cuda"), {})
 
 
 @dataclasses.dataclass

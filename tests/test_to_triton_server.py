@@ -8,6 +8,7 @@ import onnx_packages  # noqa: F401 - skips this module where the packages are mi
 
 # isort: split
 import pytest
+import scratch
 import triton_python_backend_utils as server
 from engines import engine_at
 
@@ -71,19 +72,24 @@ def test_configurations(repository):
 
 
 def test_configurations_follow_the_published_schema(repository):
-    """The schema lies in the wheel of tritonclient, which need not be installed with what it depends on."""
-    spec = importlib.util.find_spec("tritonclient")
-    if spec is None:
-        pytest.skip("needs tritonclient, for its model_config_pb2")
+    """The schema lies in the wheel of tritonclient, of which one file is read, without what the others depend on."""
     from google.protobuf import text_format
 
-    path = f"{spec.submodule_search_locations[0]}/grpc/model_config_pb2.py"
+    path = scratch.installed("tritonclient", "tritonclient==2.73.0") / "tritonclient" / "grpc" / "model_config_pb2.py"
     schema = importlib.util.module_from_spec(loaded := importlib.util.spec_from_file_location("model_config_pb2", path))
     loaded.loader.exec_module(schema)
+    read = {}
     for configuration in repository.glob("*/config.pbtxt"):
-        read = text_format.Parse(configuration.read_text(), schema.ModelConfig())
-        assert read.name == configuration.parent.name
-        assert all(tensor.data_type for tensor in [*read.input, *read.output])
+        model = text_format.Parse(configuration.read_text(), schema.ModelConfig())
+        assert model.name == configuration.parent.name
+        assert all(tensor.data_type and tensor.dims for tensor in [*model.input, *model.output])
+        read[model.name] = model
+    assert sorted(read) == ["vstar", "vstar_decoder", "vstar_text", "vstar_unet"]
+    assert [tensor.name for tensor in read["vstar_unet"].input] == ["latents", "timestep", "context", "fps", "tar"]
+    assert list(read["vstar_unet"].output[0].dims) == [-1, 4, -1, 4, 8]
+    assert read["vstar"].model_transaction_policy.decoupled
+    with pytest.raises(text_format.ParseError, match="no field named"):
+        text_format.Parse(UNET.replace("max_batch_size", "most_rows"), schema.ModelConfig())
 
 
 def test_it_streams_every_step_and_then_the_video_that_eager_makes(orchestrator, mini):

@@ -19,7 +19,7 @@ from .engine import open_weights
 from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
-from .export.settings import MAX_BATCH, OPSET, REFIT, Settings
+from .export.settings import COMPATIBILITY, LEVELS, MAX_BATCH, OPSET, REFIT, Settings
 from .generate import add_lora_option, add_text_options
 
 MIB, GIB = 2**20, 2**30
@@ -48,13 +48,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=MAX_BATCH, help="most rows at once; guidance takes 2 (default %(default)s)"
     )
     parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX files (default %(default)s)")
-    parser.add_argument("--plugin", default=Settings.plugin, help="TensorRT: aot, cpp, python, none or %(default)s (default)")
-    parser.add_argument("--targets", default="", metavar="SM80,...", help="TensorRT for RTX: GPUs to prepare for")
-    parser.add_argument("--refit", choices=REFIT, default=Settings.refit, help="TensorRT: let weights be swapped later")
+    add_tensorrt_options(parser)
     parser.add_argument("--out", type=Path, help="the engine's folder (default: one named by its content among `engines`)")
     parser.add_argument("--force", action="store_true", help="build anew where the engine is there already")
     parser.add_argument("--dry-run", action="store_true", help="print what would be built and what it takes, and stop")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what TensorRT alone takes."""
+    ours = parser.add_argument_group("TensorRT")
+    ours.add_argument("--plugin", default=Settings.plugin, help="aot, cpp, python, none or %(default)s (default)")
+    ours.add_argument(
+        "--workspace", type=int, default=Settings.workspace, metavar="MIB", help="most memory of a kernel (default %(default)s)"
+    )
+    ours.add_argument(
+        "--level", type=int, choices=LEVELS, default=Settings.level, help="of optimisation; a higher one builds longer"
+    )
+    ours.add_argument("--refit", choices=REFIT, default=Settings.refit, help="let weights be swapped; stripped: leave them out")
+    ours.add_argument("--compatibility", choices=COMPATIBILITY, default=Settings.compatibility, help="GPUs that may run it")
+    ours.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="kept timings (default: one for GPU, version and kernel)"
+    )
+    ours.add_argument("--targets", default="", metavar="SM80,...", help="for RTX: GPUs to prepare for")
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -63,7 +79,9 @@ def settings_from(args: argparse.Namespace) -> Settings:
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
     frames, targets = parse_frames(args.frames), tuple(part for part in args.targets.split(",") if part)
-    return Settings(spec, args.backend, dtype, device, frames, size, args.batch, args.opset, args.plugin, targets, args.refit)
+    taken = ("backend", "batch", "opset", "plugin", "workspace", "level", "refit", "compatibility", "timing_cache")
+    given = {name: getattr(args, name) for name in taken}
+    return Settings(spec, dtype=dtype, device=device, frames=frames, size=size, targets=targets, **given)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -162,7 +180,8 @@ def run_refit(args: argparse.Namespace) -> int:
     if artifact.identity["options"].get("refit", "no") == "no":
         raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {artifact.command()} --refit yes")
     device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
-    artifact.check(kernel=kernel_hash(), **backend_named(artifact.identity["backend"]).machine(device))
+    here = backend_named(artifact.identity["backend"]).machine(device, artifact.identity["options"])
+    artifact.check(kernel=kernel_hash(), **here)
     # what is written holds its weights, even where the source was stripped of them
     settings = replace(Settings.of(artifact.identity, device), refit="yes")
     weights = open_weights(settings.spec, args.weights or artifact.manifest["weights_path"], args.lora or ())

@@ -1,8 +1,10 @@
-"""The command line: generate, synopsis, embed, build, engines, refit, export, inspect, convert, verify, bench and doctor.
+"""The command line: generate, synopsis, embed, build, engines, refit, export, serve, submit, status, fetch, cancel, inspect,
+convert, verify, bench and doctor.
 
 Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
 memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
-damaged, stale or made for something else; 130 interrupted, 143 terminated.
+damaged, stale or made for something else; 10 a server cannot be reached or refuses; 11 a server's job failed; 130 interrupted,
+143 terminated.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from . import __version__, build, doctor, embed, generate, prompting
+from . import __version__, build, doctor, embed, generate, prompting, remote
 from .bench import command as bench
 from .config import MODELS
 from .convert import SHARD_BYTES, convert
@@ -27,13 +29,14 @@ from .errors import MemoryShortage, VstarError
 from .golden import Golden
 from .options import Parser, layered, to_toml
 from .provenance import command_for
+from .serving import command as serve
 from .verify import Row, verify
 from .video import read_provenance
 
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 MIB = 2**20
 # commands whose settings also come from the environment and a file
-LAYERED = ("generate", "synopsis", "embed")
+LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -64,6 +67,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     build.add_engines_options(command("engines", build.run_engines, "list the engines that were built, or remove some"))
     build.add_refit_options(command("refit", build.run_refit, "swap the weights of a built TensorRT engine"))
     build.add_export_options(command("export", build.run_export, "write a built engine for another server"))
+
+    remote.add_submit_options(command("submit", remote.run_submit, "have a server make a video"))
+    remote.add_status_options(command("status", remote.run_status, "say how a server's jobs stand"))
+    remote.add_fetch_options(command("fetch", remote.run_fetch, "write what a server's job made to a file"))
+    remote.add_cancel_options(command("cancel", remote.run_cancel, "stop a server's jobs"))
+
+    serve.add_options(command("serve", serve.run, "serve videos over HTTP; jobs outlive the server"))
 
     inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")
     inspect.add_argument("file", type=Path)
@@ -153,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and gives its exit code; one sentence on stderr says what went wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in words or "--verbose" in words
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    # ours alone: the exporter and its libraries would log hundreds of lines
+    logging.getLogger(__package__).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         parser, parsers = build_parser()

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses, each default once, and the tables of models and TAR presets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .timeline import SPREAD_MODES, Position, place
@@ -196,6 +196,12 @@ class Request:
         if self.tar is not None:
             self.tar.check_levels(spec.unet.levels)
         return replace(self, size=size)
+
+
+def rows_at_once(requests: Sequence[Request]) -> int:
+    """Counts the rows of the largest call of the network, when requests are denoised together."""
+    guided = sum(request.sampling.guidance != 1.0 for request in requests)
+    return len(requests) + (guided if all(request.sampling.batch_guidance for request in requests) else 0)
 
 
 TAR_PRESETS: dict[str, Tar | None] = {

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from . import __version__, allocator, bundled, checkpoint, memory
-from . import tar as tar_rows
 from .artifacts import kernel_hash
 from .backends import EAGER, Denoiser, backend_named
+from .batch import Batch, Row
 from .built import Artifact
-from .config import Request, Sampling, Spec, Tar, model_named
+from .config import Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
-from .embeddings import Embeddings
+from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
 from .lora import Adapted, Lora
-from .sampling import Denoise, sample
-from .schedule import Schedule
 from .text import TextTower, spread, tokenize
 from .timeline import Position
 from .unet import UNet
@@ -97,7 +95,9 @@ class Engine:
             )
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
-            artifact.check(weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where))
+            artifact.check(
+                weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where, artifact.identity["options"])
+            )
         if where.type == "cpu":
             allocator.keep_pages()
         with torch.device("meta"):
@@ -176,7 +176,6 @@ class Engine:
         request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places)
         return self.run(request, on_step, embeddings)
 
-    @torch.inference_mode()
     def run(
         self,
         request: Request,
@@ -189,28 +188,89 @@ class Engine:
         device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
+        (video,) = self.run_batch([request], on_step, embeddings=[embeddings])
+        assert video is not None
+        return video
+
+    def run_batch(
+        self,
+        requests: Sequence[Request],
+        on_step: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[int], bool] | None = None,
+        embeddings: Sequence[Embeddings | None] = (),
+    ) -> list[Video | None]:
+        """Makes the videos of requests of the same frames, size and steps together; all else is each request's own.
+
+        A video does not depend on those it rode with, but for the rounding of a wider batch. `cancelled` is asked before every
+        step whether the request of that index is still wanted; those that are not give None. Raises as `run` does.
+        """
+        batch = self.begin(requests, embeddings)
+        while batch.rows and batch.done < batch.steps:
+            for index in [row.index for row in batch.rows if cancelled and cancelled(row.index)]:
+                batch.drop(index)
+            if batch.rows:
+                batch.step()
+                if on_step:
+                    on_step(batch.done, batch.steps)
+        videos: list[Video | None] = [None] * len(requests)
+        for row in batch.rows:
+            videos[row.index] = self.finish(batch, row)
+        return videos
+
+    @torch.inference_mode()
+    def begin(
+        self, requests: Sequence[Request], embeddings: Sequence[Embeddings | None] = (), encode: Encode | None = None
+    ) -> Batch:
+        """Prepares requests that share frames, size and steps; `Batch.step` as often as they have steps, then `finish` each.
+
+        `encode` takes the place of `embed`. Raises as `run` does.
+        """
+        if not requests:
+            raise ValueError("there is no request in the batch; give at least one")
+        requests = [self._fitted(request) for request in requests]
+        first = requests[0]
+        shapes = sorted({(request.frames, request.size, request.sampling.steps) for request in requests})
+        if len(shapes) > 1:
+            raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
+        if self.artifact is not None:
+            check_clip(self.artifact, *requests)
+        footprint = memory.Footprint.of(first, self.spec, self.dtype)
+        memory.check(replace(footprint, batch=rows_at_once(requests)), self.device, loaded=True)
+        seconds = {"text": 0.0, "denoise": 0.0}
+        with _timed(seconds, "text"):
+            given = [*embeddings] or [None] * len(requests)
+            rows = [
+                Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
+                for i, (request, held) in enumerate(zip(requests, given, strict=True))
+            ]
+        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds)
+
+    @torch.inference_mode()
+    def finish(self, batch: Batch, row: Row) -> Video:
+        """Decodes a video whose steps are done."""
+        seconds = dict(batch.seconds)
+        with _timed(seconds, "decode"):
+            frames = to_bytes(self.vae.decode(row.latents.to(self.dtype))[0])
+        if self.device.type == "cpu":
+            allocator.give_back()
+        return Video(frames, row.request.fps, self._provenance(row.request, row.held), seconds)
+
+    def _fitted(self, request: Request) -> Request:
+        """Gives a request with the size filled in, and says what the model was not trained for."""
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
-        if self.artifact is not None:
-            check_clip(self.artifact, request)
-        memory.check(memory.Footprint.of(request, self.spec, self.dtype), self.device, loaded=True)
         self._remark(request)
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "text"):
-            anchors, negative = self._encoded(request, embeddings)
-            where = request.anchors()
-            context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
-            unconditional = negative[None]
-            if len(negative) > 1:
-                unconditional = spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
-        with _timed(seconds, "denoise"):
-            latents = self._denoise(request, self.guided(request, context, unconditional), on_step)
-        with _timed(seconds, "decode"):
-            frames = to_bytes(self.vae.decode(latents.to(self.dtype))[0])
-        if self.device.type == "cpu":
-            allocator.give_back()
-        return Video(frames, request.fps, self._provenance(request, embeddings), seconds)
+        return request
+
+    def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
+        """Gives what the frames hear, (1, T, 77, C), and what they should not show, (1, 1 or T, 77, C)."""
+        anchors, negative = self._encoded(request, embeddings, encode)
+        where = request.anchors()
+        context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
+        if len(negative) == 1:
+            return context, negative[None]
+        return context, spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
 
     def _remark(self, request: Request) -> None:
         """Says once what this model was not trained for: words outside its vocabulary, another size than its own."""
@@ -233,10 +293,10 @@ class Engine:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
         return self.text(tokenize(prompts).to(self.device))
 
-    def _encoded(self, request: Request, embeddings: Embeddings | None) -> tuple[Tensor, Tensor]:
+    def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Gives the states (K, 77, C) and the negative prompt (1, 77, C), or those of each state (K, 77, C)."""
         if embeddings is None:
-            return self.embed(request.states), self.embed(request.negatives or [request.negative])
+            return encode(request.states), encode(request.negatives or [request.negative])
         held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)
         if held != (request.states, request.negatives, request.negative):
             raise ValueError("the request's states and negative prompts are not those of the embeddings")
@@ -244,48 +304,6 @@ class Engine:
         if self.text_hash is None:
             log.warning("these weights hold no text tower, so that of the embeddings could not be compared")
         return embeddings.anchors.to(self.device, self.dtype), embeddings.negative.to(self.device, self.dtype)
-
-    def guided(self, request: Request, context: Tensor, unconditional: Tensor) -> Denoise:
-        """Makes the function that `sample` calls: two branches in one batch or in two passes, one where guidance is 1.
-
-        context and unconditional (1, 1 or T, 77, C).
-        """
-        settings, levels = request.sampling, self.spec.unet.levels
-
-        def predict(latents: Tensor, timestep: Tensor, context: Tensor, index: int) -> Tensor:
-            fps = torch.full((len(latents),), settings.fps_condition, device=self.device)
-            rows = tar_rows.table(request.tar, levels, request.frames, index).to(self.device)
-            return self.denoiser(latents.to(self.dtype), timestep[:, None], context, fps, rows).float()
-
-        def denoise(latents: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
-            if settings.guidance == 1.0:
-                return predict(latents, timestep, context, index), None
-            if not settings.batch_guidance:
-                return predict(latents, timestep, context, index), predict(latents, timestep, unconditional, index)
-            both = torch.cat([context, unconditional.expand_as(context)])
-            conditional, plain = predict(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), both, index).chunk(2)
-            return conditional, plain
-
-        return denoise
-
-    def _denoise(self, request: Request, denoise: Denoise, on_step: Callable[[int, int], None] | None) -> Tensor:
-        assert request.size is not None
-        generator = torch.Generator().manual_seed(request.seed)
-        cells = (side // self.spec.vae.factor for side in request.size)
-        shape = (1, self.spec.unet.in_channels, request.frames, *cells)
-        latents = torch.randn(shape, generator=generator).to(self.device)
-        settings = request.sampling
-        schedule = Schedule.ddim(settings.steps, eta=settings.eta)
-
-        def noise(index: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        steps = sample(denoise, schedule, latents, guidance=settings.guidance, noise=noise)
-        for index, _, now, _ in steps:
-            latents = now
-            if on_step:
-                on_step(index + 1, settings.steps)
-        return latents
 
     def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
         made = {"engine": "vstar-engine", "version": __version__, "model": self.spec.name, "weights": self.weights}
@@ -328,11 +346,11 @@ class Choice:
         return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
 
 
-def check_clip(artifact: Artifact, request: Request) -> None:
-    """Raises EngineError when a built engine does not take the clip of a request whose size is filled in."""
-    assert request.size is not None
-    batched = request.sampling.batch_guidance and request.sampling.guidance != 1.0
-    artifact.check_clip(request.frames, request.size, 2 if batched else 1)
+def check_clip(artifact: Artifact, *requests: Request) -> None:
+    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once."""
+    first = requests[0]
+    assert first.size is not None
+    artifact.check_clip(first.frames, first.size, rows_at_once(requests))
 
 
 def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:

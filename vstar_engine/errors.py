@@ -53,3 +53,23 @@ class EngineError(VstarError, ValueError):
     """A built engine is damaged, stale, or made for something else than what is asked of it."""
 
     exit_code = 9
+
+
+class ServerError(VstarError, RuntimeError):
+    """A server cannot be reached, or refuses; `status` is HTTP's, 0 without an answer, `code` the server's word for it."""
+
+    exit_code = 10
+
+    def __init__(self, message: str, status: int = 0, code: str | None = None, param: str | None = None):
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+class JobFailed(VstarError, RuntimeError):
+    """A job ended without a video; `code` says why."""
+
+    exit_code = 11
+
+    def __init__(self, message: str, code: str):
+        super().__init__(message)
+        self.code = code

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .config import Request, Spec
+from .config import Request, Spec, rows_at_once
 from .errors import MemoryShortage
 from .text import TextTower
 from .unet import UNet
@@ -65,8 +65,7 @@ class Footprint:
     def of(request: Request, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
         """Reads a request whose size is filled in."""
         assert request.size is not None
-        batched = request.sampling.batch_guidance and request.sampling.guidance != 1.0
-        return Footprint(spec, request.frames, *request.size, dtype, 2 if batched else 1, text)
+        return Footprint(spec, request.frames, *request.size, dtype, rows_at_once([request]), text)
 
 
 @contextmanager

@@ -12,6 +12,30 @@ from .schedule import Schedule
 Denoise = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
 
 
+def advance(
+    schedule: Schedule,
+    i: int,
+    latents: Tensor,
+    conditional: Tensor,
+    unconditional: Tensor | None,
+    guidance: float | Tensor,
+    draw: Callable[[], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Takes latents from the schedule's i-th timestep to the one before it: (latents, pred_x0).
+
+    e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
+    sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
+    """
+    eps = conditional if unconditional is None else unconditional + guidance * (conditional - unconditional)
+    alpha, alpha_prev, sigma = float(schedule.alpha[i]), float(schedule.alpha_prev[i]), float(schedule.sigma[i])
+    pred_x0 = (latents - (1 - alpha) ** 0.5 * eps) / alpha**0.5 / float(schedule.scale[i])
+    direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
+    latents = alpha_prev**0.5 * float(schedule.scale_prev[i]) * pred_x0 + direction
+    if sigma > 0:
+        latents = latents + sigma * draw().to(latents)
+    return latents, pred_x0
+
+
 def sample(
     denoise: Denoise,
     schedule: Schedule,
@@ -25,8 +49,6 @@ def sample(
 
     guidance is a number or (B,), used as e_u + w (e_c - e_u); noise is the tape (steps, *latents.shape), a function of the
     step's index, or None to draw it on the CPU; `start` skips that many of the noisiest steps. The index counts from 0.
-    Each step: x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale, then
-    sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
     """
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
@@ -36,11 +58,5 @@ def sample(
     for index, i in enumerate(reversed(range(len(schedule) - start))):
         timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=latents.device)
         conditional, unconditional = denoise(latents, timestep, index)
-        eps = conditional if unconditional is None else unconditional + weight * (conditional - unconditional)
-        alpha, alpha_prev, sigma = float(schedule.alpha[i]), float(schedule.alpha_prev[i]), float(schedule.sigma[i])
-        pred_x0 = (latents - (1 - alpha) ** 0.5 * eps) / alpha**0.5 / float(schedule.scale[i])
-        direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
-        latents = alpha_prev**0.5 * float(schedule.scale_prev[i]) * pred_x0 + direction
-        if sigma > 0:
-            latents = latents + sigma * draw(index).to(latents)
+        latents, pred_x0 = advance(schedule, i, latents, conditional, unconditional, weight, lambda index=index: draw(index))
         yield index, int(timestep[0]), latents, pred_x0

@@ -4,22 +4,23 @@ import json
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .artifacts import write_aside
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CRF = 18
 SHEET_EVERY, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4
 
 
-def to_bytes(pixels: Tensor) -> np.ndarray:
+def to_bytes(pixels: "Tensor") -> np.ndarray:
     """(3, T, H, W) in about [-1, 1] -> (T, H, W, 3) uint8: clamped, scaled to 0..255 and truncated."""
     scaled = (pixels.float().clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0
-    return scaled.to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    return scaled.byte().permute(1, 2, 3, 0).cpu().numpy()
 
 
 @dataclass(frozen=True)

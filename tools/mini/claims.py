@@ -1,4 +1,6 @@
-"""Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` prints them.
+"""Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` or `... publish`.
+
+`table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of README.md and docs/claims.md.
 
 Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was.
 """
@@ -18,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from vstar_engine import Engine, Sampling, Tar, analysis
+from vstar_engine.bench.report import between_markers
 from vstar_engine.text import anchor_frames
 
 from . import probe
@@ -28,8 +31,9 @@ from .tables import LEVELS, PAPER, SWEEP, tables
 from .train_vae import to_network
 
 ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "claims.md")
 PROBE = Path(__file__).parent / "probe.safetensors"
-RESULTS = ROOT / "bench" / "results" / "mini-claims.jsonl"
+RESULTS = Path(__file__).parent / "claims.jsonl"
 STEPS, GUIDANCE = 10, 6.0
 UNTIL = 5  # of 10 steps, as 13 of 25
 INTERVALS = (1, 2, 4, 8, 12, 15, 16, 24, 31, 32, 40, 47, 48, 56, 63)
@@ -168,6 +172,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def renewed(document: str, found: list[dict[str, Any]]) -> str:
+    """A document with its tables made anew."""
+    made = tables(found)
+    return between_markers(document, "claims", made, made.__getitem__)
+
+
 def run(path: Path, limit: int | None) -> None:
     """Makes what is missing from the file."""
     done = {json.dumps(row["case"], sort_keys=True) for row in rows(path)}
@@ -181,13 +191,18 @@ def run(path: Path, limit: int | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.mini.claims", description=__doc__)
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "table", "publish"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--limit", type=int, help="make at most this many videos")
     args = parser.parse_args()
     if args.command == "run":
         run(args.results, args.limit)
-    print(tables(rows(args.results)))
+    if args.command == "publish":
+        for path in DOCUMENTS:
+            path.write_text(renewed(path.read_text(), rows(args.results)))
+            print(f"wrote {path}")
+    else:
+        print("\n\n".join(filter(None, tables(rows(args.results)).values())))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ COLUMNS = {
     "text alignment": ("alignment",),
     "cuts": ("cuts",),
 }
+# what the README shows of them
+BRIEF = ("dynamics, pixels", "dynamics, factors", "neighbours, pixels", "states in order", "text alignment", "cuts")
+SHOWN = (1, 4, 8, 16, 32, 48, 63)
 DRAWS = 2000
 
 Columns = dict[str, tuple[str, ...]]
@@ -120,11 +123,30 @@ def by_setting(found: list[dict[str, Any]], settings: Sequence[dict[int, float]]
     return lines
 
 
-def tables(found: list[dict[str, Any]]) -> str:
-    """All tables as Markdown: mean [95 % interval over stories]. A measure that some rows lack (DreamSim) is left out."""
+def by_interval(found: list[dict[str, Any]]) -> list[list[str]]:
+    """A line for each arm: mean similarity, by pixels, of frames so many apart in 64 (Fig. 8 of the paper)."""
+    lines = []
+    for arm, words in ARMS.items():
+        curves = [row["numbers"]["pixels"]["curve"] for row in chosen(found, arm, 64)]
+        if curves:
+            lines.append([words, *(f"{np.mean([curve[str(apart)] for curve in curves]):.3f}" for apart in SHOWN)])
+    return lines
+
+
+def tables(found: list[dict[str, Any]]) -> dict[str, str]:
+    """All tables by name, as Markdown, empty where nothing was measured: mean [95 % interval over stories].
+
+    A measure that some rows lack (DreamSim) is left out.
+    """
     columns = {name: path for name, path in COLUMNS.items() if all(path[0] in row["numbers"] for row in found)}
-    parts = [(f"{frames} frames", [*columns, "videos"], by_arm(found, frames, columns)) for frames in LENGTHS]
-    parts.append(("differences, paired by story", [*columns], paired(found, columns)))
-    parts.append(("sigma at level 0, 64 frames", [*columns], by_setting(found, [{0: sigma} for sigma in SWEEP], columns)))
-    parts.append(("levels, 64 frames", [*columns], by_setting(found, LEVELS, columns)))
-    return "\n\n".join(markdown([title, *head], lines) for title, head, lines in parts if lines)
+    parts = {
+        f"frames-{frames}": ([f"{frames} frames", *columns, "videos"], by_arm(found, frames, columns)) for frames in LENGTHS
+    }
+    parts["differences"] = (["differences, paired by story", *columns], paired(found, columns))
+    parts["sigma"] = (["sigma at level 0, 64 frames", *columns], by_setting(found, [{0: sigma} for sigma in SWEEP], columns))
+    parts["levels"] = (["levels, 64 frames", *columns], by_setting(found, LEVELS, columns))
+    parts["intervals"] = (["similarity by interval, 64 frames", *map(str, SHOWN)], by_interval(found))
+    brief = {name: path for name, path in columns.items() if name in BRIEF}
+    parts["claims"] = (["64 frames", *brief, "videos"], by_arm(found, 64, brief))
+    parts["claims-differences"] = (["differences, paired by story", *brief], paired(found, brief))
+    return {name: markdown(head, lines) if lines else "" for name, (head, lines) in parts.items()}

@@ -1,5 +1,6 @@
 """The UNet compiled ahead of time by AOTInductor, loaded from its package without compiling anything."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from . import Denoiser
 from .inputs import full
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     """Says what an engine depends on here: the processor it was compiled for and PyTorch's version."""
     return {"device": described(device), "versions": {"torch": torch.__version__}}
 

@@ -1,5 +1,6 @@
 """The UNet's ONNX file in ONNX Runtime, on the CPU or through its CUDA provider; tensors are bound in place."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def library() -> Any:
     return onnxruntime
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     """Says what an engine depends on here: the kind of device and the library's version."""
     return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
 

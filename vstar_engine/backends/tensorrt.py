@@ -58,14 +58,24 @@ def library(backend: str) -> Any:
     raise MissingLibrary(f"backend {backend} needs the {names[0]} package ({missing}); install it with `{install}`")
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Says what an engine depends on here: the GPU that it was built on, and the library's version."""
+def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Says what an engine depends on here: the library's version, and the GPU, as closely as its compatibility asks."""
     version = library("tensorrt").__version__
     if device.type != "cuda":
         raise DeviceError(
             "backend tensorrt builds and runs on an NVIDIA GPU; use --device cuda, or backend tensorrt-rtx to build"
         )
-    return {"device": described(device), "versions": {"tensorrt": version}}
+    return {"device": gpu(device, options["compatibility"]), "versions": {"tensorrt": version}}
+
+
+def gpu(device: torch.device, compatibility: str) -> str:
+    """Names the GPUs that share an engine with this one; DeviceError for one before Ampere among those that all later share."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if compatibility == "ampere" and major < 8:
+        raise DeviceError(
+            f"--compatibility ampere is for GPUs of sm_80 and later, got {described(device)}; use capability or exact"
+        )
+    return {"exact": described(device), "capability": f"any sm_{major}{minor}", "ampere": "any from sm_80 on"}[compatibility]
 
 
 def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:

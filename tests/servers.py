@@ -1,0 +1,135 @@
+"""Servers for tests: `vstar-engine serve` in a process of its own, with the slow engine, and the ledger that closes a run."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import httpx
+
+HERE = Path(__file__).parent
+# what a loaded machine may take to start two Python processes
+START = 60.0
+SMALL = {"size": "64x32", "num_frames": 8, "num_inference_steps": 5, "enhance_prompt": False}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """A server over a folder; it may be killed and started again, on the same port."""
+
+    def __init__(self, folder, *options, keys=(), slow=None, prefix=(), model=False):
+        self.folder, self.port, self.prefix = Path(folder), free_port(), list(prefix)
+        self.url = f"http://127.0.0.1:{self.port}"
+        settings = {"folder": str(folder), **({"step": 0.01} if slow is None else slow)}
+        renderer = () if model else ("--renderer", "slow_engine:load", "--renderer-settings", json.dumps(settings))
+        self.options = [*renderer, "--min-free", "0", *options]
+        self.keys, self.process, self.http = keys, None, httpx.Client(base_url=self.url, timeout=60.0)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self, ready=True):
+        """Starts it and gives the seconds until it was ready."""
+        begun = time.monotonic()
+        words = [*self.prefix, sys.executable, "-m", "vstar_engine", "serve", "--model", "mini", "--port", str(self.port)]
+        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "VSTAR_API_KEYS": "\n".join(self.keys)}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*words, "--data", str(self.folder / "data"), *self.options], env=environment, stdout=log, stderr=log
+            )
+        self.wait_for("/readyz" if ready else "/livez")
+        return time.monotonic() - begun
+
+    def wait_for(self, path, status=200, within=START):
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            try:
+                if self.http.get(path).status_code == status:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"{path} did not answer {status}:\n{self.log()[-3000:]}")
+
+    def log(self):
+        return (self.folder / "log").read_text(errors="replace")
+
+    def kill(self):
+        """Ends it as a power cut would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, within=60.0):
+        """Asks it to end and gives its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.http.close()
+        if self.process.poll() is None:
+            self.kill()
+
+    def post(self, prompt="a tree", headers=None, **fields):
+        return self.http.post("/v1/videos", json={"prompt": prompt, **SMALL, **fields}, headers=headers)
+
+    def create(self, prompt="a tree", **fields):
+        answer = self.post(prompt, **fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["id"]
+
+    def get(self, id):
+        answer = self.http.get(f"/v1/videos/{id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def wait(self, id, *statuses, within=30.0):
+        """Waits until a video has one of the statuses, by default until it ended."""
+        end = time.monotonic() + within
+        while (video := self.get(id))["status"] not in (statuses or ("completed", "failed")):
+            assert time.monotonic() < end, f"{video}\n{self.log()[-3000:]}"
+            time.sleep(0.02)
+        return video
+
+    def every(self):
+        """Lists every video, page by page."""
+        videos, after = [], {}
+        while True:
+            page = self.http.get("/v1/videos", params={"limit": 100, **after}).json()
+            videos += page["data"]
+            if not page["has_more"]:
+                return videos
+            after = {"after": page["last_id"]}
+
+    def ledger(self, accepted, within=60.0):
+        """Checks that what was accepted is what ended, once each, and that every file is what its record says."""
+        end = time.monotonic() + within
+        while left := [video for video in self.every() if video["status"] not in ("completed", "failed")]:
+            assert time.monotonic() < end, f"{left}\n{self.log()[-3000:]}"
+            time.sleep(0.1)
+        videos = self.every()
+        assert sorted(video["id"] for video in videos) == sorted(accepted)
+        names = {path.name for path in (self.folder / "data" / "videos").iterdir()}
+        done = [video for video in videos if video["status"] == "completed"]
+        assert names == {f"{video['id']}{end}" for video in done for end in (".mp4", ".jpg", ".sheet.jpg")}
+        for video in done:
+            path = self.folder / "data" / "videos" / f"{video['id']}.mp4"
+            content = path.read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (video["bytes"], video["sha256"])
+            with av.open(str(path)) as container:
+                assert sum(1 for _ in container.decode(video=0)) == video["num_frames"]
+        return videos

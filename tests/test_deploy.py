@@ -1,0 +1,125 @@
+"""What is deployed agrees with the project: files, options, users, metrics. Nothing is built or run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("prometheus_client", reason="needs prometheus-client: install the extra `serve`")
+pytest.importorskip("yaml", reason="needs PyYAML: install the extra `serve`")
+
+import yaml
+
+from vstar_engine.cli import build_parser
+from vstar_engine.serving import metrics
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+SERVE = build_parser()[1]["serve"]
+OPTIONS = {f"VSTAR_{action.dest.upper()}" for action in SERVE._actions if action.option_strings}
+# read by the server itself, not options
+OTHERS = {"VSTAR_API_KEYS"}
+
+
+def instructions():
+    """Gives the Dockerfile's instructions, continued lines joined."""
+    joined = re.sub(r"\\\n", " ", (DEPLOY / "Dockerfile").read_text())
+    lines = [line for line in joined.splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(maxsplit=1)) for line in lines]
+
+
+def compose(name="compose.yaml"):
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def check_serve(words):
+    """Raises ValueError where `vstar-engine serve` would not take the words."""
+    assert words[0] == "serve"
+    SERVE.parse_args(words[1:])
+
+
+def test_the_image_holds_what_the_package_is_built_from():
+    copied = [words.split()[:-1] for name, words in instructions() if name == "COPY" and not words.startswith("--from")]
+    files = [file for group in copied for file in group]
+    assert {"pyproject.toml", "csrc", "kernels", "export", "bench", "vstar_engine"} <= set(files)
+    allowed = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    for file in files:
+        assert (ROOT / file).exists(), file
+        assert f"!{file}" in allowed, file
+
+
+def test_the_image_does_not_run_as_root_and_says_how_it_is():
+    last = [i for i, (name, _) in enumerate(instructions()) if name == "FROM"][-1]
+    final = dict(instructions()[last:])
+    assert final["USER"] == "10001:10001"
+    assert "/livez" in final["HEALTHCHECK"]
+    words = json.loads(final["ENTRYPOINT"]) + json.loads(final["CMD"])
+    assert words[0] == "vstar-engine"
+    check_serve(words[1:])
+    variants = {words.split()[-1] for name, words in instructions() if name == "FROM"}
+    assert {"run-cpu", "run-cuda"} <= variants
+
+
+def test_variables_are_options_of_serve():
+    named = set()
+    for path in [DEPLOY / "Dockerfile", *DEPLOY.glob("*.yaml")]:
+        named |= set(re.findall(r"\b(VSTAR_[A-Z_]+)(?:=|:\s|, value)", path.read_text()))
+    assert {"VSTAR_DATA", "VSTAR_DATABASE", "VSTAR_HOST", "VSTAR_DEVICE"} <= named
+    assert named <= OPTIONS | OTHERS
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
+def test_compose_runs_a_server_that_it_may(name):
+    server = compose(name)["services"]["server"]
+    check_serve(server["command"])
+    if name == "compose.yaml":
+        assert server["cap_drop"] == ["ALL"]
+        assert server["read_only"] is True
+        assert all(port.startswith("127.0.0.1:") for port in server["ports"])
+
+
+def test_compose_names_only_what_it_has():
+    content = compose()
+    for name, service in content["services"].items():
+        assert set(service.get("depends_on", ())) <= set(content["services"]), name
+        for volume in service.get("volumes", ()):
+            assert volume.split(":")[0] in content["volumes"], name
+        for config in service.get("configs", ()):
+            assert config["source"] in content["configs"], name
+    for config in content["configs"].values():
+        assert "file" not in config or (DEPLOY / config["file"]).is_file()
+    assert compose("prometheus.yml")["scrape_configs"][0]["static_configs"][0]["targets"] == ["server:8000"]
+
+
+def exposed():
+    """Gives the names of every series that the server may show."""
+    names = set()
+    for family in metrics.REGISTRY.collect():
+        names |= {family.name, f"{family.name}_total", f"{family.name}_bucket", f"{family.name}_sum", f"{family.name}_count"}
+    for name, (kind, _) in metrics.WATCHED.items():
+        names.add(f"{name}_total" if kind is metrics.COUNTER else name)
+    return names
+
+
+def test_every_metric_of_the_dashboard_exists_and_every_metric_is_on_it():
+    board = json.loads((DEPLOY / "grafana" / "vstar-engine.json").read_text())
+    said = " ".join(target["expr"] for panel in board["panels"] for target in panel.get("targets", ()))
+    used = set(re.findall(r"\b(?:vstar|process)_\w+", said))
+    assert used <= exposed()
+    shown = {re.sub(r"_(?:total|bucket|sum|count)$", "", name) for name in used if name.startswith("vstar")}
+    assert shown == {name for name in (family.name for family in metrics.REGISTRY.collect()) if name.startswith("vstar")} | set(
+        metrics.WATCHED
+    )
+
+
+def test_panels_of_the_dashboard_do_not_overlap():
+    board = json.loads((DEPLOY / "grafana" / "vstar-engine.json").read_text())
+    taken = set()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

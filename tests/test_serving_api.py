@@ -1,0 +1,337 @@
+"""The API against a running server: bad input, cancellation, clients that leave, repeated requests, owners, events."""
+
+import gzip
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+pytest.importorskip("dbos", reason="needs the serve extra")
+from servers import SMALL, Server
+
+ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789abc"
+# a step of the slow engine in the jobs that are cancelled, and what else a cancellation may take
+STEP, GRACE = 0.2, 0.5
+SLOW = {"num_inference_steps": 50}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+        server.ledger([video["id"] for video in server.every()])
+
+
+def error_of(answer, status, code=None, param=None):
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"}
+    assert code is None or error["code"] == code, error
+    assert param is None or error["param"] == param, error
+    return error
+
+
+# name: what is sent (content, headers), the answer's status and code
+JSON = {"content-type": "application/json"}
+BAD = {
+    "empty": (b"", JSON, 400, "invalid_body"),
+    "not-json": (b"{prompt: 1}", JSON, 400, "invalid_body"),
+    "a-list": (b'["a"]', JSON, 400, "invalid_body"),
+    "not-utf8": (b'{"prompt": "\xff"}', JSON, 400, "invalid_body"),
+    "nul": (b'{"prompt": "a\\u0000b"}', JSON, 400, "invalid_value"),
+    "half-surrogate": (b'{"prompt": "\\ud800"}', JSON, 400, "invalid_body"),
+    "half-surrogate-name": (b'{"prompt": "a", "metadata": {"\\udfff": "a"}}', JSON, 400, "invalid_body"),
+    "long-prompt": (json.dumps({"prompt": "a" * 2001}).encode(), JSON, 400, "invalid_value"),
+    "ten-megabytes": (json.dumps({"prompt": "a" * 10_000_000}).encode(), JSON, 413, "body_too_large"),
+    "deep": (b'{"metadata": ' + b"[" * 120 + b"]" * 120 + b"}", JSON, 400, "invalid_body"),
+    "very-deep": (b"[" * 100_000, JSON, 400, "invalid_body"),
+    "nan": (b'{"prompt": "a", "guidance_scale": NaN}', JSON, 400, "invalid_body"),
+    "infinite": (b'{"prompt": "a", "guidance_scale": 1e309}', JSON, 400, "invalid_body"),
+    "huge-number": (b'{"prompt": "a", "seed": 9223372036854775808}', JSON, 400, "invalid_value"),
+    "endless-number": (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", JSON, 400, "invalid_body"),
+    "repeated-name": (b'{"prompt": "a", "prompt": "b"}', JSON, 400, "invalid_body"),
+    "number-as-text": (b'{"prompt": "a", "num_frames": "8"}', JSON, 400, "invalid_value"),
+    "unknown": (b'{"prompt": "a", "output_path": "../../x"}', JSON, 400, "unknown_field"),
+    "two-videos": (b'{"prompt": "a", "n": 2}', JSON, 400, "invalid_value"),
+    "no-prompt": (b'{"seed": 1}', JSON, 400, "invalid_value"),
+    "empty-synopsis": (b'{"prompt": "a", "synopsis": []}', JSON, 400, "invalid_value"),
+    "both-names": (b'{"prompt": "a", "synopsis": ["a"], "subprompts": ["a"]}', JSON, 400, "invalid_value"),
+    "states-without-frames": (b'{"synopsis": ["a", "b"], "num_frames": 1}', JSON, 400, "invalid_value"),
+    "places-out-of-order": (b'{"synopsis": [{"text": "a", "at": 9}, {"text": "b", "at": 1}]}', JSON, 400, "invalid_value"),
+    "half-placed": (b'{"synopsis": [{"text": "a", "at": 0}, {"text": "b"}]}', JSON, 400, "invalid_value"),
+    "odd-size": (b'{"prompt": "a", "size": "100x100"}', JSON, 400, "invalid_value"),
+    "no-size": (b'{"prompt": "a", "size": "big"}', JSON, 400, "invalid_value"),
+    "no-preset": (b'{"prompt": "a", "tar": "64D999"}', JSON, 400, "invalid_value"),
+    "no-level": (b'{"prompt": "a", "tar": {"sigma": {"7": 1}}}', JSON, 400, "invalid_value"),
+    "sigma-zero": (b'{"prompt": "a", "tar": {"sigma": {"0": 0}}}', JSON, 400, "invalid_value"),
+    "budget": (b'{"prompt": "a", "num_frames": 512, "size": "4096x4096", "num_inference_steps": 200}', JSON, 400, "too_large"),
+    "steps": (b'{"prompt": "a", "num_inference_steps": 900}', JSON, 400, "too_large"),
+    "bundle-path": (b'{"embeddings": "../../etc/passwd"}', JSON, 400, "invalid_value"),
+    "no-bundle": (b'{"embeddings": "none"}', JSON, 400, "embeddings_not_found"),
+    "image-url": (b'{"prompt": "a", "input_reference": {"image_url": "http://169.254.169.254/"}}', JSON, 400, "unsupported"),
+    "file-url": (b'{"prompt": "a", "input_reference": {"image_url": "file:///etc/passwd"}}', JSON, 400, "unsupported"),
+    "gzip": (gzip.compress(b" " * 10_000_000), {**JSON, "content-encoding": "gzip"}, 415, "unsupported_encoding"),
+    "xml": (b"<prompt/>", {"content-type": "text/xml"}, 415, "unsupported_media_type"),
+    "no-boundary": (b"abc", {"content-type": "multipart/form-data"}, 400, "invalid_body"),
+    "broken-form": (b"--x\r\nabc", {"content-type": "multipart/form-data; boundary=x"}, 400, None),
+    "mixed-form": (b"synopsis=a&synopsis[]=b", {"content-type": "application/x-www-form-urlencoded"}, 400, "invalid_body"),
+    "bad-brackets": (b"tar[sigma=1", {"content-type": "application/x-www-form-urlencoded"}, 400, "invalid_body"),
+    "deep-form": (b"a" + b"[b]" * 99 + b"=1", {"content-type": "application/x-www-form-urlencoded"}, 400, "invalid_body"),
+    "long-key": (b'{"prompt": "a"}', {**JSON, "idempotency-key": "k" * 201}, 400, "invalid_value"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_bodies_are_refused(server, name):
+    content, headers, status, code = BAD[name]
+    before = len(server.every())
+    begun = time.monotonic()
+    error_of(server.http.post("/v1/videos", content=content, headers=headers), status, code)
+    assert time.monotonic() - begun < 2.0
+    assert len(server.every()) == before
+
+
+def test_a_body_without_length_is_counted(server):
+    chunks = (b" " * 65536 for _ in range(64))
+    error_of(server.http.post("/v1/videos", content=chunks, headers=JSON), 413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/videos/../../etc/passwd", 404, None),
+        ("GET", "/v1/videos/..%2f..%2fetc%2fpasswd", 404, None),
+        ("GET", "/v1/videos/video_00000000000000000000000000000000", 404, "video_not_found"),
+        ("GET", "/v1/videos/%00", 404, "video_not_found"),
+        ("DELETE", "/v1/videos/nonsense", 404, "video_not_found"),
+        ("GET", "/v1/videos?limit=0", 400, "invalid_value"),
+        ("GET", "/v1/videos?limit=99999999999999999999", 400, "invalid_value"),
+        ("GET", "/v1/videos?order=up", 400, "invalid_value"),
+        ("GET", "/v1/videos?after=video_00000000000000000000000000000000", 404, "video_not_found"),
+        ("GET", "/v1/videos/nonsense/content?variant=secret", 400, "invalid_value"),
+        ("PUT", "/v1/videos", 405, "method_not_allowed"),
+        ("GET", "/nonsense", 404, "not_found"),
+        ("POST", "/v1/videos/edits", 400, "unsupported"),
+        ("POST", "/v1/videos/extensions", 400, "unsupported"),
+        ("POST", "/v1/videos/characters", 400, "unsupported"),
+        ("GET", "/v1/videos/characters/x", 400, "unsupported"),
+        ("GET", "/v1/models/gpt", 404, "model_not_found"),
+    ],
+)
+def test_bad_paths_are_refused(server, method, path, status, code):
+    error_of(server.http.request(method, path), status, code)
+
+
+def test_pages_of_others_are_kept_out(server):
+    error_of(server.http.post("/v1/videos", json={"prompt": "a"}, headers={"origin": "http://evil.example"}), 403)
+    error_of(server.http.get("/v1/videos", headers={"host": "evil.example"}), 403)
+    assert server.http.get("/v1/videos", headers={"origin": server.url}).status_code == 200
+
+
+def test_odd_words_come_back(server):
+    words = "שלום \u202e עולם 🌸 ' \" <script> %s {0} \\n"
+    video = server.wait(server.create(words))
+    assert (video["status"], video["prompt"], video["synopsis"]) == ("completed", words, [words])
+
+
+def test_a_form_may_spell_everything(server):
+    fields = {
+        "prompt": "a bud opens",
+        "size": "64x32",
+        "num_frames": "8",
+        "num_inference_steps": "3",
+        "tar[sigma][0]": "1.5",
+        "tar[until]": "50%",
+        "metadata[a]": "b",
+        "enhance_prompt": "true",
+    }
+    answer = server.http.post("/v1/videos", data=fields)
+    assert answer.status_code == 200, answer.text
+    video = answer.json()
+    assert video["tar"] == {"sigma": {"0": 1.5}, "strength": 1.0, "until_step": 1}
+    assert (video["num_frames"], video["metadata"]) == (8, {"a": "b"})
+
+
+def test_prompts_become_synopses(server):
+    body = {"num_frames": 8, "size": "64x32", "num_inference_steps": 3}
+    made = server.http.post("/v1/videos", json={"prompt": "a landscape from winter to spring", **body}).json()
+    assert (made["synopsis_source"], len(made["synopsis"])) == ("offline", 5)
+    plain = server.http.post("/v1/videos", json={"prompt": made["prompt"], **body, "enhance_prompt": False}).json()
+    assert plain["synopsis"] == [plain["prompt"]]
+    assert plain["seed"] != made["seed"]
+    error_of(server.http.post("/v1/videos", json={"prompt": "a", "synopsis": ["a"], "enhance_prompt": True}), 400)
+
+
+def test_the_file_can_be_read_in_parts(server):
+    video = server.wait(server.create())
+    path = f"/v1/videos/{video['id']}/content"
+    whole = server.http.get(path)
+    assert len(whole.content) == video["bytes"]
+    assert whole.headers["etag"] == f'"{video["sha256"]}"'
+    assert whole.headers["x-content-type-options"] == "nosniff"
+    part = server.http.get(path, headers={"range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+
+
+def test_a_file_that_is_not_ready_is_refused_for_good(server):
+    id = server.create("step=0.05", **SLOW)
+    answer = server.http.get(f"/v1/videos/{id}/content")
+    error_of(answer, 409, "video_not_ready")
+    assert answer.headers["x-should-retry"] == "false"
+    server.http.delete(f"/v1/videos/{id}")
+
+
+def test_cancel_while_running(server):
+    id = server.create(f"step={STEP}", **SLOW)
+    server.wait(id, "in_progress")
+    after = server.create()
+    begun = time.monotonic()
+    cancelled = server.http.post(f"/v1/videos/{id}/cancel").json()
+    assert (cancelled["status"], cancelled["error"]["code"]) == ("failed", "cancelled")
+    server.wait(after, "in_progress", "completed")
+    assert time.monotonic() - begun < STEP + GRACE
+    assert server.wait(after)["status"] == "completed"
+    assert server.get(id)["error"]["code"] == "cancelled"
+    error_of(server.http.get(f"/v1/videos/{id}/content"), 409, "cancelled")
+    assert server.http.post(f"/v1/videos/{after}/cancel").json()["status"] == "completed"
+
+
+def test_cancel_while_waiting(server):
+    first = server.create(f"step={STEP}", **SLOW)
+    server.wait(first, "in_progress")
+    # of another shape, and too long to go between
+    second = server.create("a second", num_inference_steps=199, num_frames=16)
+    assert server.http.post(f"/v1/videos/{second}/cancel").json()["error"]["code"] == "cancelled"
+    server.http.post(f"/v1/videos/{first}/cancel")
+    time.sleep(STEP + GRACE)
+    video = server.get(second)
+    assert (video["status"], video["step"]) == ("failed", None)
+
+
+def test_delete_removes_everything(server):
+    done, running = server.wait(server.create())["id"], server.create(f"step={STEP}", **SLOW)
+    server.wait(running, "in_progress")
+    for id in (done, running):
+        assert server.http.delete(f"/v1/videos/{id}").json() == {"id": id, "object": "video.deleted", "deleted": True}
+        error_of(server.http.get(f"/v1/videos/{id}"), 404, "video_not_found")
+        assert not list((server.folder / "data" / "videos").glob(f"*{id}*"))
+
+
+def test_a_client_that_leaves(server):
+    """One that asked for a job leaves it running; one that waits for its video takes it along."""
+    id = server.create("step=0.02", **SLOW)
+    with pytest.raises(httpx.ReadTimeout):
+        server.http.post("/v1/videos/sync", json={"prompt": f"left step={STEP}", **SMALL, **SLOW}, timeout=1.0)
+    left = next(video["id"] for video in server.every() if video["prompt"].startswith("left"))
+    assert server.wait(left, within=STEP + GRACE)["error"]["code"] == "cancelled"
+    assert server.wait(id)["status"] == "completed"
+
+
+def test_sync_gives_the_file(server):
+    answer = server.http.post("/v1/videos/sync", json={"prompt": "a tree", **SMALL})
+    assert (answer.status_code, answer.headers["content-type"], answer.content[4:8]) == (200, "video/mp4", b"ftyp")
+    assert float(answer.headers["x-inference-time-s"]) > 0
+    assert server.get(answer.headers["x-video-id"])["status"] == "completed"
+    answer = server.http.post("/v1/videos/sync", json={"prompt": "invalid", **SMALL})
+    error_of(answer, 422, "invalid_request")
+
+
+def test_same_key_makes_one_job(server):
+    def post(_):
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            return http.post("/v1/videos", json={"prompt": "once", **SMALL}, headers={"idempotency-key": "the-key"})
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(post, range(16)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    other = server.post("another body", headers={"idempotency-key": "the-key"})
+    error_of(other, 409, "idempotency_key_reused")
+    assert other.headers["x-should-retry"] == "false"
+
+
+def test_a_client_that_tries_again_makes_one_job(server):
+    """The reply was lost: the client says so by its count of retries, and has no key."""
+    first = server.create("tried")
+    again = server.post("tried", headers={"x-stainless-retry-count": "1"})
+    assert again.json()["id"] == first
+    assert server.create("tried") != first
+
+
+def test_events_tell_the_whole_story(server):
+    id = server.create("step=0.1", num_inference_steps=12)
+    told, kind = [], None
+    with server.http.stream("GET", f"/v1/videos/{id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("event:"):
+                kind = line.partition(":")[2].strip()
+            elif line.startswith("data:"):
+                told.append((kind, json.loads(line.partition(":")[2])))
+    kinds = [kind for kind, _ in told]
+    assert (kinds[0], kinds[-1]) == ("status", "completed")
+    assert [content["stage"] for kind, content in told if kind == "stage"].count("denoise") == 1
+    steps = [content["step"] for kind, content in told if kind == "step"]
+    assert steps == sorted(set(steps))
+    assert len(steps) >= 8
+    assert any(content.get("preview", "").startswith("data:image/") for kind, content in told if kind == "step")
+    assert told[-1][1]["sha256"] == server.get(id)["sha256"]
+
+
+def test_a_listener_hears_of_a_cancellation(server):
+    id = server.create(f"step={STEP}", **SLOW)
+    threading.Timer(0.5, lambda: httpx.post(f"{server.url}/v1/videos/{id}/cancel")).start()
+    with server.http.stream("GET", f"/v1/videos/{id}/events") as answer:
+        last = [line for line in answer.iter_lines() if line.startswith("event:")][-1]
+    assert last == "event: failed"
+
+
+def test_probes_and_models(server):
+    assert server.http.get("/livez").json() == {"status": "ok"}
+    assert server.http.get("/readyz").json() == server.http.get("/health").json() == {"status": "ready"}
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert model["id"] == "mini"
+    assert model["facts"]["limits"]["max_frames"] == 512
+    assert "vstar_jobs_accepted_total" in server.http.get("/metrics").text
+    document = server.http.get("/openapi.json").json()
+    content = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data"}
+    assert not any("422" in operation["responses"] for path in document["paths"].values() for operation in path.values())
+
+
+def test_no_prompt_in_the_log(server):
+    server.wait(server.create("a very secret prompt"))
+    server.post("a very secret prompt", seed=-1)
+    assert "very secret" not in server.log()
+
+
+def test_owners_see_only_their_own(tmp_path):
+    with Server(tmp_path, keys=(f"alice {ALICE}", f"bob {BOB}")) as server:
+        alice, bob = ({"authorization": f"Bearer {key}"} for key in (ALICE, BOB))
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": ALICE}, {"authorization": f"Basic {ALICE}"}):
+            error_of(server.http.get("/v1/videos", headers=headers), 401, "invalid_api_key")
+        for path in ("/metrics", "/openapi.json", "/v1/models", "/nonsense"):
+            error_of(server.http.get(path), 401)
+        assert server.http.get("/livez").status_code == 200
+        id = server.post(headers=alice).json()["id"]
+        path = f"/v1/videos/{id}"
+        for method, there in (
+            ("GET", path),
+            ("DELETE", path),
+            ("POST", f"{path}/cancel"),
+            ("GET", f"{path}/content"),
+            ("GET", f"{path}/events"),
+            ("GET", f"/v1/videos?after={id}"),
+        ):
+            error_of(server.http.request(method, there, headers=bob), 404, "video_not_found")
+        error_of(server.http.post(f"{path}/remix", json={"prompt": "mine"}, headers=bob), 404)
+        assert server.http.get("/v1/videos", headers=bob).json()["data"] == []
+        assert [video["id"] for video in server.http.get("/v1/videos", headers=alice).json()["data"]] == [id]
+        # the same key of idempotency is another one for another owner
+        same = [server.post(headers={**who, "idempotency-key": "k"}).json()["id"] for who in (alice, bob)]
+        assert len(set(same)) == 2
+        assert ALICE not in server.log()
+        assert BOB not in server.log()

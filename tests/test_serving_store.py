@@ -1,0 +1,135 @@
+"""The store's folder and file, and what the sweeper takes away."""
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("dbos", reason="needs the serve extra")
+from vstar_engine.serving import retention, sqlite
+from vstar_engine.serving.job import new_id
+from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.store import JobStore, StoreError, _moment, sqlite_path
+
+
+def test_a_second_server_is_kept_out(tmp_path):
+    first, second = (JobStore(Settings(data=tmp_path)) for _ in range(2))
+    first.open()
+    with pytest.raises(StoreError, match="another server uses"):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
+
+
+def test_a_damaged_database_is_refused(tmp_path):
+    (tmp_path / "jobs.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 8192)
+    store = JobStore(Settings(data=tmp_path))
+    with pytest.raises(StoreError, match="is damaged, move it away"):
+        store.open()
+    store.close()
+
+
+def test_urls():
+    assert str(sqlite_path("sqlite:////a/b")) == "/a/b"
+    assert sqlite_path("postgresql://me@host/jobs") is None
+    with pytest.raises(StoreError, match="is a URL"):
+        sqlite_path("jobs")
+
+
+@pytest.mark.parametrize("milliseconds", [1, 1795276799001, 1795276799999])
+def test_a_moment_is_exact(milliseconds):
+    """DBOS reads it back through a float, and cuts."""
+    from datetime import datetime
+
+    assert int(datetime.fromisoformat(_moment(milliseconds)).timestamp() * 1000) == milliseconds
+
+
+def test_commits_share_a_wait_for_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / "jobs.sqlite"
+    sqlite.prepare(path)
+    connection = sqlite3.connect(path, factory=sqlite.Connection)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+    connection.execute("CREATE TABLE kept (value)")
+    disk, waits, real, lock = sqlite.Disk(path), [], os.fsync, threading.Lock()
+
+    def slow(descriptor):
+        with lock:
+            waits.append(descriptor)
+        time.sleep(0.02)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+
+    async def sixteen():
+        await asyncio.gather(*(disk.sync() for _ in range(16)))
+
+    asyncio.run(sixteen())
+    assert len(waits) in (2, 4)  # the log and the folder, once or, for those who came late, twice
+    disk.close()
+    connection.close()
+
+
+def test_a_disk_that_fails_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "jobs.sqlite"
+    sqlite.prepare(path)
+    disk = sqlite.Disk(path)
+    with pytest.raises(sqlite.DiskError):
+        asyncio.run(disk.sync())
+    disk.close()
+
+
+class Kept:
+    """A store of ended jobs, the oldest first: ids with the time of their end."""
+
+    def __init__(self, ends):
+        self.ends = ends
+
+    async def ended(self, before=None, limit=100):
+        return [id for id, end in self.ends.items() if before is None or end <= before][:limit]
+
+    async def delete(self, ids):
+        for id in ids:
+            del self.ends[id]
+
+    async def known(self, ids):
+        return set(ids) & set(self.ends)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Four videos of 1000 bytes, an hour apart."""
+    (tmp_path / "videos").mkdir()
+    ids = [new_id() for _ in range(4)]
+    for id in ids:
+        (tmp_path / "videos" / f"{id}.mp4").write_bytes(b"x" * 990)
+        (tmp_path / "videos" / f"{id}.jpg").write_bytes(b"x" * 10)
+    return Kept({id: time.time() - 3600 * (4 - i) for i, id in enumerate(ids)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"), [({}, 4), ({"keep_for": 2.5 * 3600}, 2), ({"keep_bytes": 3999}, 3), ({"keep_bytes": 1}, 0)]
+)
+def test_what_is_kept(kept, tmp_path, settings, left):
+    ids = list(kept.ends)
+    asyncio.run(retention.sweep(kept, Settings(data=tmp_path, **settings)))
+    assert list(kept.ends) == ids[4 - left :]
+    assert {path.name for path in (tmp_path / "videos").iterdir()} == {
+        f"{i}{end}" for i in kept.ends for end in (".mp4", ".jpg")
+    }
+
+
+def test_files_without_a_job_go(kept, tmp_path):
+    folder, old, young = tmp_path / "videos", new_id(), new_id()
+    for id in (old, young):
+        (folder / f"{id}.mp4").touch()
+    os.utime(folder / f"{old}.mp4", (0, 0))
+    (folder / "README").touch()
+    asyncio.run(retention.sweep(kept, Settings(data=tmp_path)))
+    assert not (folder / f"{old}.mp4").exists()
+    assert (folder / f"{young}.mp4").exists()
+    assert (folder / "README").exists()
+    assert retention.stored(folder) == 4000

@@ -1,0 +1,81 @@
+"""Warming up: every bucket goes through all stages, and a batch is used only where it pays."""
+
+import pytest
+import slow_engine
+
+from vstar_engine.serving import warmup
+from vstar_engine.serving.pace import Pace
+from vstar_engine.serving.warmup import warm
+
+BUCKETS = [(8, 32, 64), (16, 32, 64)]
+
+
+class Timed(slow_engine.Slow):
+    """Steps take no time; the clock is moved on by what a batch of that size would take."""
+
+    def __init__(self, seconds, clock, short_at=99):
+        super().__init__(0.0)
+        self.times, self.clock, self.short_at, self.batches = seconds, clock, short_at, []
+
+    def step(self, batch):
+        if len(batch.rows) >= self.short_at:
+            raise MemoryError
+        self.batches.append(len(batch.rows))
+        self.clock[0] += self.times[len(batch.rows)]
+        batch.done += 1
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(warmup.time, "perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "limit"),
+    [
+        ({1: 1.0, 2: 1.0, 4: 1.0}, 4, 4),
+        ({1: 1.0, 2: 1.81, 4: 3.5}, 4, 2),
+        ({1: 1.0, 2: 1.83, 4: 1.0}, 4, 1),
+        ({1: 1.0, 2: 1.2, 4: 2.2}, 4, 2),
+        ({1: 1.0, 2: 1.2, 3: 1.3}, 3, 3),
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, 1, 1),
+    ],
+    ids=str,
+)
+def test_a_batch_is_used_where_it_makes_a_tenth_more(clock, seconds, most, limit):
+    found = warm(Timed(seconds, clock), BUCKETS[:1], most, {})
+    assert found["batch_limits"] == {"8x32x64": limit}
+    assert found["paces"]["8x32x64"]["step"] == 1.0
+
+
+def test_a_batch_that_does_not_fit_is_not_used(clock):
+    found = warm(Timed({1: 1.0, 2: 1.0}, clock, short_at=4), BUCKETS[:1], 8, {})
+    assert found["batch_limits"] == {"8x32x64": 2}
+
+
+def test_what_is_known_is_not_measured_again(clock):
+    renderer = Timed({1: 1.0, 2: 1.0}, clock)
+    first = warm(renderer, BUCKETS, 2, {})
+    renderer.batches.clear()
+    assert warm(renderer, BUCKETS, 2, first) == first
+    assert set(renderer.batches) == {1}
+
+
+def test_pace_stretches_what_was_measured_to_other_clips():
+    pace = Pace()
+    assert pace.longest(slow_engine.job(), 1) == 0.0
+    pace.learn({"8x32x64": {"begin": 0.1, "step": 2.0, "finish": 5.0}, "64x32x64": {"begin": 0.1, "step": 20.0, "finish": 9.0}})
+    assert pace.longest(slow_engine.job(), 4) == 8.0
+    assert pace.whole(slow_engine.job(steps=10), 2) == pytest.approx(2 * 25.1)
+    assert pace.longest(slow_engine.job(frames=16), 1) == 10.0
+    assert pace.longest(slow_engine.job(frames=128), 1) == 40.0
+
+
+def test_pace_follows_what_steps_take():
+    pace, one = Pace(), slow_engine.job()
+    pace.learn({"8x32x64": {"begin": 0.1, "step": 2.0, "finish": 0.0}})
+    for _ in range(20):
+        pace.note(one, 2, 8.0)
+    assert pace.longest(one, 1) == pytest.approx(4.0, rel=0.01)

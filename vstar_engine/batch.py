@@ -1,0 +1,108 @@
+"""Videos of the same frames, size and steps on their way through one denoiser, each with settings of its own."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import tar
+from .backends import Denoiser
+from .config import Request, Spec
+from .embeddings import Embeddings
+from .sampling import advance
+from .schedule import Schedule
+
+
+@dataclass(eq=False)
+class Row:
+    """One video of a batch: what it hears, where its noise comes from, and how far it has come.
+
+    `index` is its place among the requests and `held` the embeddings it brought; context and unconditional are
+    (1, 1 or T, 77, C), latents and clean (what the last step took for the finished latents) (1, 4, T, h, w).
+    """
+
+    index: int
+    request: Request
+    held: Embeddings | None
+    context: Tensor
+    unconditional: Tensor
+    schedule: Schedule
+    generator: torch.Generator
+    latents: Tensor
+    clean: Tensor | None = None
+
+    @staticmethod
+    def of(index: int, request: Request, held: Embeddings | None, context: Tensor, unconditional: Tensor, spec: Spec) -> "Row":
+        """Draws the first noise of a request whose size is filled in; on the CPU, so that a seed is the same everywhere."""
+        assert request.size is not None
+        generator = torch.Generator().manual_seed(request.seed)
+        cells = (side // spec.vae.factor for side in request.size)
+        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
+        schedule = Schedule.ddim(request.sampling.steps, eta=request.sampling.eta)
+        return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
+
+    @property
+    def guided(self) -> bool:
+        return self.request.sampling.guidance != 1.0
+
+    def noise(self) -> Tensor:
+        return torch.randn(self.latents.shape, generator=self.generator)
+
+    def advance(self, done: int, conditional: Tensor, unconditional: Tensor | None) -> None:
+        """Takes the latents one step further."""
+        i, guidance = len(self.schedule) - 1 - done, self.request.sampling.guidance
+        self.latents, self.clean = advance(self.schedule, i, self.latents, conditional, unconditional, guidance, self.noise)
+
+
+@dataclass
+class Batch:
+    """Rows that share each call of the denoiser. `done` counts steps, `seconds` is what each stage took."""
+
+    denoiser: Denoiser
+    spec: Spec
+    dtype: torch.dtype
+    rows: list[Row]
+    done: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows[0].schedule)
+
+    def drop(self, index: int) -> None:
+        """Takes a video out; the others go on as they would have."""
+        self.rows = [row for row in self.rows if row.index != index]
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
+        start = time.perf_counter()
+        guided = [row for row in self.rows if row.guided]
+        heard, unheard = [(row, row.context) for row in self.rows], [(row, row.unconditional) for row in guided]
+        if all(row.request.sampling.batch_guidance for row in self.rows):
+            eps = self._predict([*heard, *unheard])
+        else:
+            eps = torch.cat([self._predict(rows) for rows in (heard, unheard) if rows])
+        conditional, plain = eps[: len(heard)], iter(eps[len(heard) :])
+        for row, e in zip(self.rows, conditional, strict=True):
+            row.advance(self.done, e[None], next(plain)[None] if row.guided else None)
+        self.done += 1
+        self.seconds["denoise"] += time.perf_counter() - start
+
+    def _predict(self, calls: Sequence[tuple[Row, Tensor]]) -> Tensor:
+        """Gives the noise of rows that each hear a context: (n, 4, T, h, w) float32."""
+        rows, heard = zip(*calls, strict=True)
+        latents = torch.cat([row.latents for row in rows]).to(self.dtype)
+        device, first = latents.device, rows[0]
+        frames = max(context.shape[1] for context in heard)
+        context = torch.cat([context.expand(1, frames, -1, -1) for context in heard])
+        at = int(first.schedule.timesteps[self.steps - 1 - self.done])
+        timestep = torch.full((len(rows), 1), at, device=device)
+        fps = torch.tensor([row.request.sampling.fps_condition for row in rows], device=device)
+        # branches of one video share its row of g
+        sharing = rows[:1] if len(self.rows) == 1 else rows
+        levels = self.spec.unet.levels
+        g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in sharing])
+        return self.denoiser(latents, timestep, context, fps, g.to(device)).float()

@@ -1,0 +1,245 @@
+"""A client of `vstar-engine serve`: submit a video, wait for it, fetch it. Needs httpx alone.
+
+from vstar_engine.client import Client
+
+with Client("http://127.0.0.1:8000") as client:
+    video = client.submit("a landscape from winter to spring", num_frames=64, seed=1)
+    client.wait(video.id, lambda video: print(video.progress))
+    client.fetch(video.id, "spring.mp4")
+"""
+
+import json
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from .artifacts import check_writable, write_aside
+from .errors import JobFailed, ServerError
+
+URL = "http://127.0.0.1:8000"
+URL_VARIABLE, KEY_VARIABLE = "VSTAR_SERVER", "VSTAR_API_KEY"
+# answers after which the same request may succeed
+PASSING = (408, 429, 500, 502, 503, 504)
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
+LONGEST_POLL = 5.0
+VARIANTS = ("video", "thumbnail", "spritesheet")
+QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
+
+
+@dataclass(frozen=True)
+class Video:
+    """A job as the server tells it; `progress` is percent, `content` everything that was said."""
+
+    id: str
+    status: str
+    progress: int
+    content: Mapping[str, Any] = field(repr=False)
+    error: Mapping[str, Any] | None = None
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "Video":
+        return Video(content["id"], content["status"], int(content.get("progress") or 0), content, content.get("error"))
+
+    @property
+    def ended(self) -> bool:
+        return self.status in (COMPLETED, FAILED)
+
+
+class Client:
+    """Talks to one server; requests that may succeed when repeated are, for `patience` seconds.
+
+    `url` and `key` default to the environment's VSTAR_SERVER and VSTAR_API_KEY. A submission carries an idempotency key, so
+    that repeating it makes no second job.
+    """
+
+    def __init__(self, url: str | None = None, key: str | None = None, patience: float = 60.0, timeout: float = 60.0):
+        url = url or os.environ.get(URL_VARIABLE) or URL
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"a server's address starts with http:// or https://, got {url!r}")
+        key = key or os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url, self.patience = url.rstrip("/").removesuffix("/v1"), patience
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def submit(self, prompt: str | None = None, *, idempotency_key: str | None = None, **settings: Any) -> Video:
+        """Asks for a video and gives its job; `settings` are the server's fields: `synopsis`, `num_frames`, `tar` ..."""
+        body = {name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return Video.of(self._json("POST", "/v1/videos", json=body, headers=headers))
+
+    def status(self, id: str) -> Video:
+        """Gives a job as it is now."""
+        return Video.of(self._json("GET", _path(id)))
+
+    def wait(self, id: str, progress: Callable[[Video], None] | None = None, timeout: float | None = None) -> Video:
+        """Waits for a job's end, through restarts of the server no longer than `patience`, and gives the completed video.
+
+        `progress` hears of every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        before: Video | None = None
+        while True:
+            answer = self._send("GET", _path(id))
+            video = Video.of(answer.json())
+            if progress and (before is None or video.content != before.content):
+                progress(video)
+            if video.status == FAILED:
+                error = video.error or {}
+                raise JobFailed(f"{id} failed: {error.get('message', 'the server says no more')}", str(error.get("code")))
+            if video.ended:
+                return video
+            before, pause = video, _poll_after(answer)
+            if end is not None and time.monotonic() + pause > end:
+                raise TimeoutError(f"{id} is {video.status}, {video.progress} %, after {timeout:g} seconds")
+            time.sleep(pause)
+
+    def events(self, id: str) -> Iterator[dict[str, Any]]:
+        """Yields what the server tells of a job while it runs: stages, steps with the time left, previews, its end."""
+        with self._open("GET", f"{_path(id)}/events", headers={"Accept": "text/event-stream"}) as answer:
+            kind, data = "message", []
+            for line in answer.iter_lines():
+                name, _, value = line.partition(":")
+                if name == "event":
+                    kind = value.strip()
+                elif name == "data":
+                    data.append(value.removeprefix(" "))
+                elif not line and data:
+                    yield {"event": kind, **json.loads("\n".join(data))}
+                    kind, data = "message", []
+
+    def fetch(self, id: str, path: str | Path, variant: str = "video", force: bool = False) -> Path:
+        """Writes a completed video, its thumbnail or its spritesheet to a file, whole or not at all."""
+        if variant not in VARIANTS:
+            raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, got {variant!r}")
+        path = Path(path)
+        check_writable(path, force)
+        wanted = {"variant": variant}
+        with (
+            self._open("GET", f"{_path(id)}/content", params=wanted) as answer,
+            write_aside(path) as aside,
+            aside.open("wb") as file,
+        ):
+            for part in answer.iter_bytes():
+                file.write(part)
+        return path
+
+    def cancel(self, id: str) -> Video:
+        """Stops a job; its record stays, as failed with the code `cancelled`."""
+        return Video.of(self._json("POST", f"{_path(id)}/cancel"))
+
+    def delete(self, id: str) -> None:
+        """Stops a job if it runs, and removes its record and files."""
+        self._json("DELETE", _path(id))
+
+    def list(self, limit: int | None = None, order: str = "desc") -> Iterator[Video]:
+        """Yields jobs, the newest first or, with order "asc", the oldest; at most `limit`."""
+        after: str | None = None
+        left = limit
+        while left is None or left > 0:
+            wanted = {"order": order, "limit": min(left or 100, 100), **({"after": after} if after else {})}
+            page = self._json("GET", "/v1/videos", params=wanted)
+            yield from map(Video.of, page["data"])
+            if not page["has_more"]:
+                return
+            after, left = page["last_id"], None if left is None else left - len(page["data"])
+
+    def generate(
+        self, prompt: str | None, path: str | Path, progress: Callable[[Video], None] | None = None, **settings: Any
+    ) -> Path:
+        """Submits, waits and fetches."""
+        check_writable(Path(path))
+        return self.fetch(self.wait(self.submit(prompt, **settings).id, progress).id, path)
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        answer = self._send(method, path, **request)
+        try:
+            content = answer.json()
+        except ValueError as error:
+            raise ServerError(f"{self.url} answered {method} {path} without JSON: no vstar-engine server?") from error
+        return content
+
+    def _send(self, method: str, path: str, stream: bool = False, **request: Any) -> httpx.Response:
+        """Gives an answer of status 2xx, read unless `stream`, trying again while that may help; ServerError otherwise."""
+        end, tries = time.monotonic() + self.patience, 0
+        while True:
+            asked = self._http.build_request(method, path, **request)
+            try:
+                answer = self._http.send(asked, stream=stream)
+                if answer.is_success:
+                    return answer
+                answer.read()
+                answer.close()
+                failure = refusal(answer)
+            except httpx.TransportError as error:
+                answer = None
+                failure = ServerError(f"no answer from {self.url} ({_said(error)}); is `vstar-engine serve` running?")
+            if not self._pause(end, tries, answer):
+                raise failure
+            tries += 1
+
+    @contextmanager
+    def _open(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """Opens an answer whose content is read inside."""
+        answer = self._send(method, path, stream=True, **request)
+        try:
+            yield answer
+        except httpx.TransportError as error:
+            raise ServerError(f"{self.url} broke off in the middle of an answer ({_said(error)})") from error
+        finally:
+            answer.close()
+
+    def _pause(self, end: float, tries: int, answer: httpx.Response | None) -> bool:
+        """Waits before another try and says whether there shall be one."""
+        if answer is not None and (answer.status_code not in PASSING or answer.headers.get("x-should-retry") == "false"):
+            return False
+        pause = min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE) * random.uniform(0.75, 1.0)
+        if answer is not None and (asked := answer.headers.get("retry-after", "")).isdecimal():
+            pause = float(asked)
+        if time.monotonic() + pause > end:
+            return False
+        time.sleep(pause)
+        return True
+
+
+def refusal(answer: httpx.Response) -> ServerError:
+    """Makes the error that an answer tells of."""
+    try:
+        error = answer.json()["error"]
+        return ServerError(error["message"], answer.status_code, error.get("code"), error.get("param"))
+    except (ValueError, KeyError, TypeError):
+        return ServerError(f"the server answered HTTP {answer.status_code}: {answer.text[:200]}", answer.status_code)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _path(id: str) -> str:
+    if not id.replace("_", "").isalnum():
+        raise ValueError(f"a video's id is letters, digits and underscores, got {id!r}")
+    return f"/v1/videos/{id}"
+
+
+def _poll_after(answer: httpx.Response) -> float:
+    """Gives how long the server asks a client to wait, in seconds."""
+    said = answer.headers.get("openai-poll-after-ms", "")
+    return min(int(said) / 1000, LONGEST_POLL) if said.isdecimal() else 1.0

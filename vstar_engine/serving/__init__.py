@@ -1,0 +1,1 @@
+"""Serving over HTTP: durable jobs in front of an engine that lives in another process."""

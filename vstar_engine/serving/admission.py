@@ -1,0 +1,112 @@
+"""What is let in: a bounded number of jobs, each within a budget, while there is room for videos."""
+
+import math
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+
+from .errors import LIMITED, SERVER, ApiError, invalid
+from .job import Job
+from .settings import MIB, Settings
+
+# seconds between the ends of the latest jobs say when to come again
+LATEST, SOONEST, LATEST_RETRY = 16, 1, 60
+# reservations younger than this may not be in the store yet
+SETTLED = 10.0
+
+
+class Admission:
+    """Counts unfinished jobs by owner. A check and its reservation happen without a pause between: bounds are exact."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.draining = False
+        self._owners: dict[str, tuple[str, float]] = {}  # id -> owner, when it was reserved
+        self._per_owner: Counter[str] = Counter()
+        self._ends: deque[float] = deque(maxlen=LATEST)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._owners
+
+    def restore(self, owners: Mapping[str, str]) -> None:
+        """Counts jobs that were accepted before."""
+        for id, owner in owners.items():
+            self._hold(id, owner)
+
+    def check_budget(self, job: Job) -> None:
+        """Raises ApiError for a job that no queue would make smaller."""
+        limits = self.settings
+        if job.frames > limits.max_frames:
+            raise invalid(f"num_frames is at most {limits.max_frames} here, got {job.frames}", "num_frames", "too_large")
+        if job.steps > limits.max_steps:
+            raise invalid(
+                f"num_inference_steps is at most {limits.max_steps} here, got {job.steps}", "num_inference_steps", "too_large"
+            )
+        if job.work > limits.max_work:
+            raise invalid(
+                f"frames x pixels x steps is at most {limits.max_work:.3g} here, got {job.work:.3g}: "
+                "ask for fewer frames, fewer steps or a smaller size",
+                "num_frames",
+                "too_large",
+            )
+
+    def check_open(self) -> None:
+        """Raises ApiError while the server ends or has no room for videos."""
+        if self.draining:
+            raise ApiError(503, "draining", "the server is about to end and takes no jobs", None, SERVER, {"Retry-After": "5"})
+        free = shutil.disk_usage(self.settings.videos).free
+        if free < self.settings.min_free:
+            said = f"{free // MIB} MiB are free where videos are kept, {self.settings.min_free // MIB} MiB are kept free"
+            raise ApiError(507, "storage_full", said, None, SERVER, {"Retry-After": "30"})
+
+    def reserve(self, id: str, owner: str) -> bool:
+        """Takes a place for a job and says whether it is a new one; ApiError where there is none."""
+        if id in self._owners:
+            return False
+        limits = self.settings
+        if len(self._owners) >= limits.max_queue:
+            raise self._full(f"{limits.max_queue} jobs wait or run, and there is no room for more", "queue_full")
+        if limits.max_queue_per_key is not None and self._per_owner[owner] >= limits.max_queue_per_key:
+            raise self._full(f"{limits.max_queue_per_key} jobs of this key wait or run", "key_queue_full")
+        self._hold(id, owner)
+        return True
+
+    def _hold(self, id: str, owner: str) -> None:
+        self._owners[id] = (owner, time.monotonic())
+        self._per_owner[owner] += 1
+
+    def release(self, id: str) -> None:
+        """Gives a job's place back; the end of a job also tells how fast they go."""
+        if self.give_back(id):
+            self._ends.append(time.monotonic())
+
+    def give_back(self, id: str) -> bool:
+        """Gives a place back that was not used; False where there was none."""
+        owner, _ = self._owners.pop(id, (None, 0.0))
+        if owner is None:
+            return False
+        self._per_owner[owner] -= 1
+        if not self._per_owner[owner]:
+            del self._per_owner[owner]
+        return True
+
+    def reconcile(self, unfinished: Mapping[str, str]) -> None:
+        """Drops places of jobs that ended elsewhere."""
+        now = time.monotonic()
+        for id, (_, since) in list(self._owners.items()):
+            if id not in unfinished and now - since > SETTLED:
+                self.give_back(id)
+
+    def retry_after(self) -> int:
+        """Gives the seconds after which a place may be free, by how fast the latest jobs ended."""
+        if len(self._ends) < 2:
+            return SOONEST
+        each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return max(SOONEST, min(LATEST_RETRY, math.ceil(each)))
+
+    def _full(self, message: str, code: str) -> ApiError:
+        return ApiError(429, code, message, None, LIMITED, {"Retry-After": str(self.retry_after())})

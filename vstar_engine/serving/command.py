@@ -1,0 +1,168 @@
+"""The `serve` command: settings from flags, environment and file, an engine behind them, and an orderly end."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..built import Artifact
+from ..bundled import BUNDLED
+from ..config import model_named
+from ..engine import Choice
+from ..errors import MissingLibrary, OutputError
+from ..generate import add_model_options
+from ..options import add_config_options
+from ..prompting import add_llm_options, llm_from
+from .settings import HOUR, MIB, Settings
+
+EXTRA = "pip install 'vstar-engine[serve]'"
+LEVELS = ("debug", "info", "warning", "error")
+log = logging.getLogger(__name__)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `serve`; defaults come from `Settings`."""
+    _add_server_options(parser.add_argument_group("server"))
+    _add_limit_options(parser.add_argument_group("limits"))
+    model = parser.add_argument_group("model")
+    add_model_options(parser)
+    model.add_argument(
+        "--embeddings", type=Path, metavar="DIR", help="bundles of `embed`, for requests that name one by its id"
+    )
+    model.add_argument("--renderer", metavar="MODULE:FUNCTION", help="what makes videos in the worker, instead of the engine")
+    model.add_argument(
+        "--renderer-settings", type=_json_object, default="{}", metavar="JSON", help="what that function is given"
+    )
+    add_llm_options(parser)
+    add_config_options(parser)
+
+
+def _json_object(text: str) -> str:
+    """Checks that a text is a JSON object, and keeps it as it was given."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no JSON object")
+    return text
+
+
+def _add_server_options(group: argparse._ArgumentGroup) -> None:
+    def add(name: str, **how: Any) -> None:
+        how.setdefault("default", getattr(Settings, name))
+        group.add_argument(f"--{name.replace('_', '-')}", **how)
+
+    add("host", help="address to listen at (default %(default)s)")
+    add("port", type=int, help="default %(default)s")
+    add("data", type=Path, metavar="DIR", help="folder of videos and jobs (default %(default)s)")
+    add("database", metavar="URL", help="postgresql://... instead of a file in the folder")
+    add("instance", metavar="NAME", help="stays the same over restarts, differs between servers of one database")
+    group.add_argument("--keys", type=Path, metavar="FILE", help="a key a line, `[OWNER ]KEY`; or $VSTAR_API_KEYS")
+    add("insecure", action="store_true", help="listen to other machines without keys")
+    add("grace", type=float, metavar="S", help="seconds that running jobs have when the server is to end (default %(default)g)")
+    group.add_argument("--log-level", choices=LEVELS, default="info", help="debug logs prompts (default %(default)s)")
+    group.add_argument("--log-text", action="store_true", help="log plain lines instead of JSON")
+
+
+def _add_limit_options(group: argparse._ArgumentGroup) -> None:
+    def add(name: str, help: str, kind: type = int, **how: Any) -> None:
+        default = getattr(Settings, name)
+        said = help if default is None else f"{help} (default %(default)s)"
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=said, **how)
+
+    add("max_queue", "jobs that wait or run")
+    add("max_queue_per_key", "jobs of one key that wait or run")
+    add("max_frames", "frames of a video")
+    add("max_steps", "denoising steps of a video")
+    add("max_work", "frames x pixels x steps of a video")
+    add("max_batch", "videos that may ride in one batch, where that was measured to pay")
+    add("batch_delay", "seconds that a video waits for others to ride with", float, metavar="S")
+    add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
+    group.add_argument(
+        "--min-free",
+        type=int,
+        default=Settings.min_free // MIB,
+        metavar="MIB",
+        help="kept free where videos are (default %(default)s)",
+    )
+    group.add_argument(
+        "--keep-hours", type=float, metavar="H", help="delete videos this long after they ended (default: never)"
+    )
+    group.add_argument("--keep-mib", type=int, metavar="MIB", help="delete the oldest videos beyond this size (default: none)")
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """Gives the settings that options say; ValueError where one makes no sense."""
+    same = (
+        *("data", "database", "instance", "host", "port", "insecure", "embeddings", "grace", "sync_timeout"),
+        *("max_queue", "max_queue_per_key", "max_frames", "max_steps", "max_work", "max_batch", "batch_delay"),
+    )
+    return Settings(
+        **{name: getattr(args, name) for name in same},
+        min_free=args.min_free * MIB,
+        keep_for=None if args.keep_hours is None else args.keep_hours * HOUR,
+        keep_bytes=None if args.keep_mib is None else args.keep_mib * MIB,
+    )
+
+
+def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
+    """Gives the model that is asked for; the bundled one where nothing is."""
+    if args.model is None and args.weights is None and args.engine is None:
+        args.model = BUNDLED[0]
+        log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
+    artifact = None if args.engine is None else Artifact.open(args.engine)
+    return Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype), artifact
+
+
+def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
+    """Gives what the worker loads, as plain values: `Engine.load`'s arguments and where bundles lie, or a renderer's own."""
+    if args.renderer is not None:
+        return json.loads(args.renderer_settings)
+    engine = {
+        "model": choice.model,
+        "weights": None if choice.weights is None else str(choice.weights),
+        "backend": choice.backend,
+        "device": choice.device,
+        "dtype": choice.dtype,
+        "spatial_attention": args.spatial_attention,
+        "engine": args.engine,
+        "loras": list(args.lora or ()),
+    }
+    return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `serve` until it is told to end."""
+    try:
+        from . import app, keys, logs, process, resolve, server, service
+    except ImportError as error:
+        if (error.name or "").startswith("vstar_engine"):
+            raise
+        raise MissingLibrary(f"serving needs {error.name}, which is not installed; {EXTRA}") from error
+    settings = settings_from(args)
+    known = keys.Keys.read(args.keys)
+    settings.check_bind(len(known))
+    logs.configure(args.log_level, not args.log_text)
+    choice, artifact = choice_of(args)
+    llm = None if args.no_synopsis else llm_from(args)
+    resolver = resolve.Resolver(
+        model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
+    )
+    rules = process.Rules(max_batch=settings.max_batch, batch_delay=settings.batch_delay)
+    engine = process.ProcessEngine(settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    gateway = service.Service(settings, engine, resolver)
+    try:
+        gateway.store.open()
+        server.Server(app.build(gateway, known), gateway).run()
+    except OSError as error:
+        raise OutputError(f"cannot serve from {settings.data}: {error.strerror or error}") from error
+    except SystemExit:  # uvicorn's, where the application did not start
+        if gateway.failure is None:
+            raise
+    finally:
+        gateway.store.close()
+    if gateway.failure is not None:
+        raise gateway.failure
+    return 0

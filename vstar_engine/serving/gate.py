@@ -1,0 +1,100 @@
+"""What stands before every route: keys, where a request comes from, how large it may be, and headers of every answer."""
+
+import json
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import metrics
+from .errors import FINAL, UNAUTHENTICATED, ApiError
+from .keys import LOCAL, Keys
+from .service import Caller
+from .settings import LOOPBACK_NAMES, Settings
+
+# open without a key: they tell nothing, and machines and browsers ask before they have one
+OPEN = ("/", "/livez", "/readyz", "/health")
+HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
+LONGEST_KEY = 200
+
+
+class Gate:
+    """ASGI middleware that lets requests in, with their `Caller` in the scope's state."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys):
+        self.app, self.settings, self.keys = app, settings, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def reply(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            await send(message)
+
+        try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            scope.setdefault("state", {})["caller"] = self._caller(scope["path"], headers)
+            self._check_length(headers)
+        except ApiError as error:
+            metrics.refused(error.code)
+            await answer(error, reply)
+            return
+        await self.app(scope, self._counted(receive), reply)
+
+    def _caller(self, path: str, headers: Mapping[str, str]) -> Caller:
+        owner = LOCAL
+        if not self.keys:
+            self._check_source(headers)
+        elif path not in OPEN:
+            found = self.keys.owner(headers.get("authorization"))
+            if found is None:
+                said = "give an API key: Authorization: Bearer KEY"
+                raise ApiError(401, "invalid_api_key", said, None, UNAUTHENTICATED, {"WWW-Authenticate": "Bearer"})
+            owner = found
+        again = headers.get("x-stainless-retry-count", "0")
+        key = headers.get("idempotency-key")
+        if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isprintable()):
+            raise ApiError(400, "invalid_value", f"an Idempotency-Key has 1 to {LONGEST_KEY} printable characters")
+        return Caller(owner, key, int(again) if again.isascii() and again.isdigit() and len(again) < 5 else 0)
+
+    def _check_source(self, headers: Mapping[str, str]) -> None:
+        """Without keys, keeps out web pages of others: by their origin, and by names that were made to point here."""
+        host = headers.get("host", "")
+        if self.settings.loopback and urlsplit(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
+            raise ApiError(403, "forbidden_host", "this server answers to its loopback names only", headers=FINAL)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise ApiError(403, "forbidden_origin", "pages of other sites may not use this server", headers=FINAL)
+
+    def _check_length(self, headers: Mapping[str, str]) -> None:
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.settings.max_body):
+            raise self._too_long()
+
+    def _counted(self, receive: Receive) -> Receive:
+        got = 0
+
+        async def counted() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > self.settings.max_body:
+                raise self._too_long()
+            return message
+
+        return counted
+
+    def _too_long(self) -> ApiError:
+        return ApiError(413, "body_too_large", f"a body has at most {self.settings.max_body} bytes")
+
+
+async def answer(error: ApiError, send: Send) -> None:
+    """Sends an error."""
+    body = json.dumps(error.body()).encode()
+    headers = {**error.headers, "content-type": "application/json", "content-length": str(len(body))}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,117 @@
+"""Logs as JSON lines with the id of the request they belong to, and the middleware that gives requests their ids.
+
+A request's line names its method, route and status, never its query, body or key. Prompts are logged at DEBUG only.
+"""
+
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import metrics, tracing
+
+HEADER = b"x-request-id"
+WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+UNKNOWN_ROUTE = "other"
+# asked for every few seconds by machines: logged at DEBUG
+PROBES = ("/livez", "/readyz", "/health", "/metrics")
+log = logging.getLogger("vstar_engine.http")
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
+# attributes of a record that are no fields of the line
+OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+
+
+class JsonLines(logging.Formatter):
+    """Writes a record as one JSON object: time, level, logger, message, request_id, job_id and what `extra` brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, held in (("request_id", request_id.get()), ("job_id", job_id.get()), ("trace_id", tracing.trace_id())):
+            if held is not None:
+                line[name] = held
+        line |= {name: value for name, value in vars(record).items() if name not in OWN}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure(level: str = "info", as_json: bool = True, stream: TextIO | None = None) -> None:
+    """Sends every log to `stream`, stderr if None; uvicorn's own line for each request gives way to ours."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = name != "uvicorn.access"
+    # httpx writes the address of every request of a language model at INFO
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def about(job: str) -> Iterator[None]:
+    """Puts a job's id into every line that is logged inside."""
+    token = job_id.set(job)
+    try:
+        yield
+    finally:
+        job_id.reset(token)
+
+
+class Requests:
+    """ASGI middleware: an id, a span, a measured time and a line for every request; the answer carries the id."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(HEADER, b"")
+        id = given.decode() if WELL_FORMED.fullmatch(given) else uuid.uuid4().hex
+        token = request_id.set(id)
+        begun, answer = time.perf_counter(), {"status": 500, "seconds": 0.0}
+
+        async def reply(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer.update(status=message["status"], seconds=time.perf_counter() - begun)
+                message = {**message, "headers": [*message.get("headers", ()), (HEADER, id.encode())]}
+            await send(message)
+
+        try:
+            with tracing.request(scope) as span:
+                try:
+                    await self.app(scope, receive, reply)
+                finally:
+                    self.report(scope, int(answer["status"]), answer["seconds"] or time.perf_counter() - begun, span)
+        finally:
+            request_id.reset(token)
+
+    def report(self, scope: Scope, status: int, seconds: float, span: tracing.Span) -> None:
+        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+        method = scope["method"] if scope["method"] in METHODS else UNKNOWN_ROUTE
+        metrics.answered(method, route, status, seconds)
+        tracing.answered(span, method, route, status)
+        level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+        about_it = {"method": method, "route": route, "status": status, "ms": round(seconds * 1e3, 2)}
+        log.log(level, "%s %s %d", method, route, status, extra=about_it)
+
+
+METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")

@@ -1,0 +1,161 @@
+"""What a worker runs: an engine with a cache of embeddings, bundles of them, and previews."""
+
+import gc
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import Batch, Row
+from ..config import MAX_FRAMES
+from ..embeddings import Embeddings, Encode
+from ..engine import Engine
+from ..errors import MemoryShortage
+from ..video import Video
+from .job import Job
+
+CACHE_BYTES = 256 * 2**20
+# clips that are warmed where nothing says which: on a GPU also the length most videos have
+FRAMES = {"cpu": (16,), "cuda": (16, 64)}
+PREVIEW_FRAMES = 4
+# keeps the fit of colours from following noise where a warm-up video has few of them
+RIDGE = 1e-3
+# how PyTorch says on the CPU, in a plain RuntimeError, that memory is out
+NO_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+class TextCache:
+    """Keeps what the text tower made of lists of texts, up to so many bytes; those that lay unused longest go first.
+
+    A list is kept as a whole: a text's embedding depends, in its last bits, on how many were encoded with it.
+    """
+
+    def __init__(self, encode: Encode, most: int = CACHE_BYTES):
+        self.encode, self.most = encode, most
+        self.kept: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+        self.bytes = self.hits = self.misses = 0
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        key = tuple(texts)
+        if key in self.kept:
+            self.hits += 1
+            self.kept.move_to_end(key)
+            return self.kept[key]
+        self.misses += 1
+        made = self.encode(texts)
+        if made.nbytes <= self.most:
+            self.kept[key] = made
+            self.bytes += made.nbytes
+        while self.bytes > self.most:
+            _, oldest = self.kept.popitem(last=False)
+            self.bytes -= oldest.nbytes
+        return made
+
+
+class Model:
+    """An engine as a worker sees it: jobs in, videos out."""
+
+    def __init__(self, engine: Engine, bundles: Path | None = None, cache_bytes: int = CACHE_BYTES):
+        self.engine, self.bundles = engine, bundles
+        self.texts = TextCache(engine.embed, cache_bytes)
+        self.colours: Tensor | None = None  # (5, 3): what a latent cell's 4 channels and 1 say of its red, green and blue
+
+    def facts(self) -> dict[str, Any]:
+        """Describes the model as `events.FACTS` says, but for what warming up measures."""
+        engine, artifact = self.engine, self.engine.artifact
+        return {
+            "model": engine.spec.name,
+            "weights": engine.weights,
+            "backend": "eager" if artifact is None else artifact.identity["backend"],
+            "device": str(engine.device),
+            "dtype": str(engine.dtype)[6:],
+            "size": list(engine.spec.size),
+            "multiple": engine.spec.multiple,
+            "levels": engine.spec.unet.levels,
+            "max_frames": MAX_FRAMES if artifact is None else artifact.most_frames,
+            "text": engine.text is not None,
+        }
+
+    def buckets(self) -> list[tuple[int, int, int]]:
+        """Gives the clips (frames, height, width) to warm where none are named: a built engine's own, else usual ones."""
+        artifact, frames, size = self.engine.artifact, FRAMES[self.engine.device.type], self.engine.spec.size
+        if artifact is not None:
+            frames, size = tuple(artifact.identity["frames"]) or frames, tuple(artifact.identity["size"] or size)
+        return [(count, *size) for count in frames]
+
+    def most_at_once(self) -> int:
+        """Gives how many guided videos fit a call of the network by how it was built."""
+        return 2**16 if self.engine.artifact is None else max(1, self.engine.artifact.identity["batch"] // 2)
+
+    def begin(self, jobs: Sequence[Job]) -> Batch:
+        """Prepares the videos of jobs of one shape; raises as `Engine.begin` does."""
+        held = [None if job.embeddings is None else self._bundle(job.embeddings) for job in jobs]
+        return self.engine.begin([job.request() for job in jobs], held, self.texts)
+
+    def _bundle(self, id: str) -> Embeddings:
+        if self.bundles is None or Path(id).name != id:
+            raise ValueError(f"there are no embeddings {id!r} here")
+        return Embeddings.read(self.bundles / f"{id}.safetensors")
+
+    def step(self, batch: Batch) -> None:
+        """Takes a batch one step further, and waits for the device: what comes next must not run ahead of a cancellation."""
+        batch.step()
+        if self.engine.device.type == "cuda":
+            torch.cuda.synchronize(self.engine.device)
+
+    def finish(self, batch: Batch, row: Row) -> Video:
+        return self.engine.finish(batch, row)
+
+    def learn_colours(self, row: Row, video: Video) -> None:
+        """Fits what latents look like by a line from each cell's channels to the mean colour of its pixels."""
+        factor = self.engine.spec.vae.factor
+        pixels = torch.from_numpy(video.frames).double().unflatten(1, (-1, factor)).unflatten(3, (-1, factor))
+        colours = pixels.mean(dim=(2, 4)).flatten(0, 2)  # (T, h, factor, w, factor, 3) -> (cells, 3)
+        cells = _with_one(row.latents[0].movedim(0, -1).flatten(0, 2).double().cpu())
+        square = cells.T @ cells / len(cells) + RIDGE * torch.eye(cells.shape[1], dtype=torch.float64)
+        self.colours = torch.linalg.solve(square, cells.T @ colours / len(cells))
+
+    @torch.inference_mode()
+    def preview(self, row: Row) -> np.ndarray | None:
+        """Shows what a video looks like so far: some of its frames side by side, a pixel a cell, (h, n w, 3) uint8."""
+        if row.clean is None or self.colours is None:
+            return None
+        frames = row.clean[0].movedim(0, -1)
+        taken = torch.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames))).long()
+        cells = frames[taken.to(frames.device)].double().cpu()
+        strip = torch.cat(list((_with_one(cells) @ self.colours).clamp(0, 255)), dim=1)
+        return strip.byte().numpy()
+
+    def counters(self) -> dict[str, int]:
+        """Counts what the cache of embeddings did."""
+        return {"cache_hits": self.texts.hits, "cache_misses": self.texts.misses, "cache_bytes": self.texts.bytes}
+
+    def is_shortage(self, error: BaseException) -> bool:
+        """Says whether an error means that something did not fit into memory."""
+        known = isinstance(error, MemoryError | MemoryShortage | torch.OutOfMemoryError)
+        return known or any(words in str(error) for words in NO_MEMORY)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Says whether an error leaves the device unusable for this process."""
+        return isinstance(error, torch.AcceleratorError)
+
+    def release(self) -> None:
+        """Gives back what a batch that did not fit has left."""
+        gc.collect()
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _with_one(cells: Tensor) -> Tensor:
+    return torch.cat([cells, torch.ones_like(cells[..., :1])], dim=-1)
+
+
+def load(settings: dict[str, Any]) -> Model:
+    """Loads the model that a server was set up for: `Engine.load`'s arguments by name under "engine"."""
+    bundles = settings.get("embeddings")
+    engine = Engine.load(**settings["engine"])
+    return Model(engine, None if bundles is None else Path(bundles), settings.get("cache_bytes", CACHE_BYTES))

@@ -1,0 +1,109 @@
+"""The engine in a child process of the server."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import results
+from .dispatch import Dispatcher
+from .lanes import Message, Rules
+
+log = logging.getLogger(__name__)
+
+MODEL = "vstar_engine.serving.model:load"
+# the longest line: a batch of jobs with all the text that they may hold
+LINE = 64 * 2**20
+DEFAULT_RULES = Rules()
+
+
+class ProcessLink:
+    """A worker as a child, talked to over a socket pair: it ends when this process does."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
+        self.name, self.folder, self.environment = "the worker", folder, environment
+        self.child: asyncio.subprocess.Process | None = None
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def open(self, message: Message) -> AsyncIterator[Message]:
+        """Starts a child and gives what it says."""
+        # no other process writes here while the child is not there
+        results.sweep(self.folder)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = (sys.executable, "-m", "vstar_engine.serving.worker", str(theirs.fileno()))
+            environment = {**os.environ, **self.environment}
+            self.child = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment
+            )
+        reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE)
+        self.name = f"the worker (process {self.child.pid})"
+        self.send(message)
+        return _messages(reader)
+
+    def send(self, message: Message) -> None:
+        """Writes a line; the socket of a dead child takes it without a word."""
+        assert self.writer is not None
+        self.writer.write(json.dumps(message).encode() + b"\n")
+
+    async def kill(self) -> None:
+        """Ends the child, also one that is stopped, and waits for its end."""
+        if self.child is None:
+            return
+        if self.child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                # Popen.kill would wait for the child, and so take its exit code from asyncio
+                os.kill(self.child.pid, signal.SIGKILL)
+        code = await self.child.wait()
+        log.info("%s ended with %d", self.name, code)
+        if self.writer is not None:
+            self.writer.close()
+
+
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
+    while True:
+        try:
+            line = await reader.readline()
+        except ConnectionError:
+            return
+        if not line.endswith(b"\n"):  # the end, or what was being said when it came
+            return
+        yield json.loads(line)
+
+
+class ProcessEngine(Dispatcher):
+    """An `EngineClient` whose worker is a child process.
+
+    `folder` takes the results and belongs to this engine alone; `settings` are those of `factory`, a MODULE:FUNCTION that gives
+    the child its `Renderer`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        rules: Rules = DEFAULT_RULES,
+        factory: str = MODEL,
+        environment: Mapping[str, str] | None = None,
+    ):
+        self.folder = folder.absolute()
+        start = {"factory": factory, "settings": dict(settings), "folder": str(self.folder)}
+        self.link = ProcessLink(self.folder, environment or {})
+        super().__init__([self.link], start, rules)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return None if self.link.child is None else self.link.child.pid
+
+    async def start(self) -> None:
+        """Makes the folder, starts the child and waits until it is warm."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        await super().start()

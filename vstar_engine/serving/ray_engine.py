@@ -1,0 +1,185 @@
+"""The engine as replicas on a Ray cluster: each actor owns a worker of its own, and sends the videos it makes back.
+
+Only lines of JSON and the bytes of finished files travel. Ray itself runs code for whoever reaches it, so its token
+authentication is always on here; use it inside a network of your own all the same.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingLibrary, OutputError
+from . import events, results
+from .dispatch import Dispatcher
+from .lanes import Message, Rules, WorkerError
+from .process import MODEL, ProcessLink
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "vstar-engine"
+LOOPBACK = "127.0.0.1"
+# seconds that an actor has to end its worker before it is ended itself
+ENDING = 5.0
+DEFAULT_RULES = Rules()
+
+
+def library() -> Any:
+    """Imports Ray, with its token authentication on and its usage reports off."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        raise ValueError(
+            f"RAY_AUTH_MODE must be token, got {os.environ['RAY_AUTH_MODE']!r}: else anyone who reaches Ray runs code here"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's 15 lets anything else on the machine starve the engine
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingLibrary(f"--ray needs the ray package ({error}); install it: pip install 'vstar-engine[scale]'") from error
+    return ray
+
+
+def connect(address: str | None) -> Any:
+    """Joins a cluster, or starts one on this machine alone; gives Ray. WorkerError where a cluster is not to be had."""
+    ray = library()
+    where = {"address": "local", "_node_ip_address": LOOPBACK} if address is None else {"address": address}
+    try:
+        ray.init(**where, namespace=NAMESPACE, include_dashboard=None if address else False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WorkerError(f"there is no Ray cluster to be had at {address or LOOPBACK}: {error}") from error
+    return ray
+
+
+class Replica:
+    """The actor: a worker's parent, wherever Ray put it."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        self.folder = Path(tempfile.mkdtemp(prefix="vstar-replica-"))
+        self.link = ProcessLink(self.folder, environment)
+
+    async def talk(self, line: str) -> AsyncIterator[tuple[str, dict[str, bytes]]]:
+        """Starts a worker and gives what it says, each finished video with its files."""
+        message = json.loads(line)
+        async for said in await self.link.open({**message, "folder": str(self.folder)}):
+            yield json.dumps(said), await asyncio.to_thread(self.take_files, said)
+
+    def take_files(self, said: Message) -> dict[str, bytes]:
+        """Reads a finished video's files and removes them here."""
+        if said["say"] != "event" or said["event"]["kind"] != events.Done.kind:
+            return {}
+        found = {name: (self.folder / name).read_bytes() for name in results.names(said["id"])}
+        results.remove(self.folder, said["id"])
+        return found
+
+    async def tell(self, line: str) -> None:
+        self.link.send(json.loads(line))
+
+    async def kill(self) -> None:
+        await self.link.kill()
+
+
+class RayLink:
+    """A way to one replica; an actor that is lost is made anew where there is room."""
+
+    def __init__(self, number: int, folder: Path, environment: Mapping[str, str], resources: Mapping[str, float]):
+        self.name, self.folder = f"replica {number}", folder
+        self.environment, self.resources = dict(environment), dict(resources)
+        self.actor: Any = None
+
+    async def open(self, message: Message) -> AsyncIterator[Message]:
+        """Makes the actor where there is none, and has it start a worker."""
+        if self.actor is None:
+            made = library().remote(Replica).options(**self.resources, max_restarts=0, scheduling_strategy="SPREAD")
+            self.actor = made.remote(self.environment)
+        return self._messages(self.actor.talk.options(num_returns="streaming").remote(json.dumps(message)))
+
+    async def _messages(self, said: Any) -> AsyncIterator[Message]:
+        ray = library()
+        try:
+            async for reference in said:
+                line, files = await reference
+                message = json.loads(line)
+                if files:
+                    message = await asyncio.to_thread(self.keep, message, files)
+                yield message
+        except ray.exceptions.RayError as error:
+            log.warning("%s: %s", self.name, str(error).splitlines()[0])
+            self.actor = None
+
+    def keep(self, message: Message, files: Mapping[str, bytes]) -> Message:
+        """Writes a video's files here, the video last; gives the event that this makes of it."""
+        done = message["event"]
+        try:
+            for name in sorted(files, key=lambda name: name == done["file"]):
+                results.keep(files[name], self.folder / name)
+        except OutputError as error:
+            code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
+            return {**message, "event": events.Failed(code, str(error), retry=True).to_json()}
+        if hashlib.sha256(files[done["file"]]).hexdigest() != done["sha256"]:
+            failed = events.Failed(events.GENERATION_FAILED, "the video changed on its way here", retry=True)
+            return {**message, "event": failed.to_json()}
+        return message
+
+    def send(self, message: Message) -> None:
+        if self.actor is not None:
+            self.actor.tell.remote(json.dumps(message))
+
+    async def kill(self) -> None:
+        """Ends the replica's worker; where the actor does not even do that, the actor."""
+        actor, ray = self.actor, library()
+        if actor is None:
+            return
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(actor.kill.remote().future()), ENDING)
+        except (ray.exceptions.RayError, TimeoutError):
+            self.actor = None
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+
+
+class RayEngine(Dispatcher):
+    """An `EngineClient` whose workers are `replicas` actors on the Ray cluster at `address`, or on one started here.
+
+    `folder` takes the results, on this machine; `settings` are those of `factory`, as for `ProcessEngine`, and what they name
+    must lie at the same place on every node. `resources` is what Ray sets aside for a replica: {"num_gpus": 1}, say.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        rules: Rules = DEFAULT_RULES,
+        factory: str = MODEL,
+        environment: Mapping[str, str] | None = None,
+        replicas: int = 1,
+        address: str | None = None,
+        resources: Mapping[str, float] | None = None,
+    ):
+        if replicas < 1:
+            raise ValueError(f"there must be at least 1 replica, got {replicas}")
+        self.folder, self.address = folder.absolute(), address
+        given = resources or {"num_cpus": 1}
+        links = [RayLink(number, self.folder, environment or {}, given) for number in range(replicas)]
+        super().__init__(links, {"factory": factory, "settings": dict(settings)}, rules)
+
+    async def start(self) -> None:
+        """Joins the cluster and starts the replicas; returns when the first is warm."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        results.sweep(self.folder)
+        await asyncio.to_thread(connect, self.address)
+        try:
+            await super().start()
+        except BaseException:
+            await asyncio.to_thread(library().shutdown)
+            raise
+
+    async def close(self, grace: float) -> None:
+        await super().close(grace)
+        await asyncio.to_thread(library().shutdown)

@@ -1,0 +1,227 @@
+"""The routes under `/v1/videos`: thin skins over the service."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import ValidationError
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from . import results
+from .errors import FINAL, SERVER, ApiError, invalid
+from .events import CANCELLED
+from .forms import read_body
+from .live import COMPLETED, FAILED
+from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
+from .service import Caller, Service
+from .store import Record
+from .view import poll_after
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+Body = TypeVar("Body", bound=Wishes)
+MEDIA = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
+# what OpenAI's clients can ask for and this engine does not do
+UNSUPPORTED = "is not something this engine does: it makes videos from words, and `remix` makes one again with other words"
+# seconds between two looks at a job that this server does not run itself
+PAUSE = 1.0
+PING = 15
+
+
+def service_of(request: Request) -> Service:
+    return request.app.state.service
+
+
+def caller_of(request: Request) -> Caller:
+    return request.state.caller
+
+
+async def read(request: Request, kind: type[Body]) -> Body:
+    """Reads a body; ApiError names the field that is wrong. Only forms may spell numbers as text."""
+    content, form = await read_body(request)
+    if "input_reference" in content:
+        raise ApiError(400, "unsupported", f"a video from a picture {UNSUPPORTED}", "input_reference")
+    try:
+        return kind.model_validate(content, strict=not form)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        param = ".".join(str(part) for part in first["loc"][:1]) or None
+        said = f"{param}: {first['msg']}" if param else first["msg"].removeprefix("Value error, ")
+        raise invalid(said, param, "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value") from error
+
+
+def answer(service: Service, record: Record, status: int = 200) -> JSONResponse:
+    """Shows a video, and says when to ask again."""
+    shown = service.show(record)
+    headers = {"openai-poll-after-ms": str(poll_after(shown))}
+    return JSONResponse(shown.model_dump(mode="json"), status, headers=headers)
+
+
+@router.post("", response_model=Video)
+async def create_video(request: Request) -> JSONResponse:
+    """Accepts a video to make. A repeated Idempotency-Key gives the video of its first request."""
+    service = service_of(request)
+    return answer(service, await service.create(caller_of(request), await read(request, CreateVideo)))
+
+
+@router.get("", response_model=Videos)
+async def list_videos(
+    request: Request,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> JSONResponse:
+    """Lists the caller's videos, by default the newest first; `after` is the last id of the page before."""
+    service, owner = service_of(request), caller_of(request).owner
+    edge = None if after is None else await service.edge(owner, after)
+    records, more = await service.store.page(owner, edge, limit, order == "desc")
+    data = [service.show(record) for record in records]
+    ends = (data[0].id, data[-1].id) if data else (None, None)
+    return JSONResponse(Videos(data=data, first_id=ends[0], last_id=ends[1], has_more=more).model_dump(mode="json"))
+
+
+@router.post("/sync", response_class=FileResponse)
+async def create_and_wait(request: Request) -> FileResponse:
+    """Makes a video and answers with its mp4. A client that leaves takes its video with it."""
+    service, caller = service_of(request), caller_of(request)
+    record = await service.create(caller, await read(request, CreateVideo))
+    ended = asyncio.ensure_future(service.ended(record, service.settings.sync_timeout))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done() or ended.result().outcome is None:
+            await service.cancel(caller.owner, record.job.id)
+            raise ApiError(
+                504, "timeout", "the video took too long for one request; POST /v1/videos waits for none", None, SERVER
+            )
+    finally:
+        ended.cancel()
+        gone.cancel()
+    return _file(service, ended.result(), "video")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@router.post("/edits", include_in_schema=False)
+@router.post("/extensions", include_in_schema=False)
+@router.post("/characters", include_in_schema=False)
+@router.get("/characters/{character_id}", include_in_schema=False)
+async def unsupported(request: Request) -> None:
+    """Refuses what only other engines do."""
+    raise ApiError(400, "unsupported", f"{request.url.path} {UNSUPPORTED}")
+
+
+@router.get("/{video_id}", response_model=Video)
+async def retrieve_video(request: Request, video_id: str) -> JSONResponse:
+    """Shows a video and how far it is. One that failed says so in `status` and `error`."""
+    service = service_of(request)
+    return answer(service, await service.get(caller_of(request).owner, video_id))
+
+
+@router.delete("/{video_id}", response_model=Deleted)
+async def delete_video(request: Request, video_id: str) -> Deleted:
+    """Stops a video if it runs, and removes it with its files."""
+    await service_of(request).delete(caller_of(request).owner, video_id)
+    return Deleted(id=video_id)
+
+
+@router.post("/{video_id}/cancel", response_model=Video)
+async def cancel_video(request: Request, video_id: str) -> JSONResponse:
+    """Stops a video and keeps its record; one that ended stays as it is."""
+    service = service_of(request)
+    return answer(service, await service.cancel(caller_of(request).owner, video_id))
+
+
+@router.post("/{video_id}/remix", response_model=Video)
+async def remix_video(request: Request, video_id: str) -> JSONResponse:
+    """Makes a video again with another prompt: the same seed, size and settings unless others are given."""
+    service = service_of(request)
+    body = await read(request, RemixVideo)
+    return answer(service, await service.remix(caller_of(request), video_id, body))
+
+
+@router.get("/{video_id}/content", response_class=FileResponse)
+async def download_content(
+    request: Request, video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
+) -> FileResponse:
+    """Gives a finished video's file."""
+    service = service_of(request)
+    record = await service.get(caller_of(request).owner, video_id)
+    return _file(service, record, variant)
+
+
+def _file(service: Service, record: Record, variant: str) -> FileResponse:
+    shown = service.show(record)
+    if shown.status == FAILED:
+        assert shown.error is not None
+        status = 409 if shown.error.code == CANCELLED else 422
+        raise ApiError(status, shown.error.code, f"the video failed: {shown.error.message}", headers=FINAL)
+    if shown.status != COMPLETED:
+        raise ApiError(409, "video_not_ready", f"the video is {shown.status}", headers=FINAL)
+    path = service.settings.videos / dict(zip(MEDIA, results.names(shown.id), strict=True))[variant]
+    whole = path.is_file() and (variant != "video" or path.stat().st_size == shown.bytes)
+    if not whole:
+        raise ApiError(404, "content_missing", f"the {variant} is no longer on this server")
+    headers = {"x-video-id": shown.id, "cache-control": "private, no-transform"}
+    if variant == "video":
+        headers |= {"etag": f'"{shown.sha256}"', "x-inference-time-s": f"{sum((shown.inference_seconds or {}).values()):.3f}"}
+    return FileResponse(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
+
+
+@router.get("/{video_id}/events", response_class=EventSourceResponse)
+async def follow_video(request: Request, video_id: str) -> EventSourceResponse:
+    """Streams what happens to a video: `status`, `stage` and `step` events, and at the end `completed` or `failed`."""
+    service = service_of(request)
+    record = await service.get(caller_of(request).owner, video_id)
+    return EventSourceResponse(follow(service, record), ping=PING)
+
+
+async def follow(service: Service, record: Record) -> AsyncIterator[ServerSentEvent]:
+    """Yields the newest state, then what changes; a slow reader skips steps, never the end."""
+    service.streams += 1
+    told: dict[str, Any] = {}
+    try:
+        while not service.over:
+            shown, live = service.show(record), service.runner.board[record.job.id]
+            version = live.version if live else 0
+            if shown.status in (COMPLETED, FAILED):
+                yield _event(shown.status, shown.model_dump(mode="json"))
+                return
+            if told.get("status") != shown.status:
+                yield _event("status", shown.model_dump(mode="json"))
+            if shown.stage and told.get("stage") != shown.stage:
+                yield _event("stage", {"stage": shown.stage})
+            if shown.step and told.get("step") != shown.step:
+                preview = live.preview if live and live.preview is not told.get("preview") else None
+                yield _event("step", _step(shown, preview))
+            told = {**shown.model_dump(include={"status", "stage", "step"}), "preview": live.preview if live else None}
+            if live is not None:
+                await live.after(version, PAUSE)
+            else:
+                await asyncio.sleep(PAUSE)
+            if live is None or live.version == version:
+                known = await service.store.get(record.job.id)
+                if known is None:
+                    return
+                record = known
+    finally:
+        service.streams -= 1
+
+
+def _step(shown: Video, preview: str | None) -> dict[str, Any]:
+    said = {
+        "step": shown.step,
+        "total": shown.num_inference_steps,
+        "progress": shown.progress,
+        "seconds_left": shown.seconds_left,
+    }
+    return said if preview is None else {**said, "preview": preview}
+
+
+def _event(name: str, content: dict[str, Any]) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(content), event=name)

@@ -1,0 +1,158 @@
+"""Takes jobs from the store to the engine, and outcomes back."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import logs, metrics, results, tracing
+from .events import CANCELLED, GENERATION_FAILED, STORAGE_FULL, Done, EngineClient, Event, Failed
+from .job import Job
+from .live import COMPLETED, RUNNING, Board, Live, completed, failed
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+# seconds between two looks at a full disk
+LOOK = 1.0
+
+
+class Stopped(asyncio.CancelledError):
+    """Ends a run without an outcome: the job is cancelled already, or stays in the store for the next start."""
+
+
+class Runner:
+    """Runs jobs on an engine and publishes what happens to them on a board."""
+
+    def __init__(self, engine: EngineClient, settings: Settings, released: Callable[[str], None]):
+        self.engine, self.settings, self.board = engine, settings, Board()
+        self.stopping = False
+        self.running: dict[str, Job] = {}
+        self.started = asyncio.Event()
+        self._released = released
+        self._cancelled: set[str] = set()
+        # videos that are made and not recorded yet, so that a store that was full does not cost them
+        self._made: dict[str, dict[str, Any]] = {}
+
+    async def make(self, job: Job) -> dict[str, Any]:
+        """Makes a job's video and gives its outcome; Stopped when there is none to record."""
+        live, made = self.board.open(job), None
+        self.running[job.id] = job
+        try:
+            with logs.about(job.id):
+                if (made := self._made.get(job.id)) is None:
+                    if live.outcome is not None:  # cancelled between the queue and here
+                        raise Stopped
+                    await self._wait_for_engine()
+                    made = self._made[job.id] = self._outcome(job, await self._last_event(job, live))
+                return made
+        finally:
+            del self.running[job.id]
+            if not made:  # nobody hears of this run again: what the store says of the job counts
+                self._forget(live)
+
+    def _forget(self, live: Live) -> None:
+        if live.outcome is None:
+            self.board.drop(live.job.id)
+            live.changed()
+
+    async def _wait_for_engine(self) -> None:
+        await self.started.wait()
+        if self.stopping:
+            raise Stopped
+
+    async def _last_event(self, job: Job, live: Live) -> Done | Failed:
+        full_since: float | None = None
+        while True:
+            last = await self._ride(job, live)
+            if self.stopping and not isinstance(last, Done):
+                raise Stopped
+            if job.id in self._cancelled:
+                self._cancelled.discard(job.id)
+                results.remove(self.settings.videos, job.id)
+                raise Stopped
+            if not isinstance(last, Failed) or last.code != STORAGE_FULL:
+                return last
+            full_since = full_since or time.monotonic()
+            if time.monotonic() - full_since > self.settings.storage_wait:
+                return last
+            log.warning("no space for a video; its job waits")
+            live.wait_for_space()
+            await self._wait_for_space(job)
+
+    async def _ride(self, job: Job, live: Live) -> Done | Failed:
+        """Submits a job once and follows it to its end."""
+        if self.stopping or job.id in self._cancelled:
+            return Failed(CANCELLED, "cancelled before it began")
+        last: Event | None = None
+        async for last in self.engine.submit(job):
+            metrics.event(job, last)
+            tracing.event(job, last)
+            live.hear(last)
+        if isinstance(last, Done | Failed):
+            return last
+        return Failed(GENERATION_FAILED, "the engine ended the job without a word")
+
+    async def _wait_for_space(self, job: Job) -> None:
+        await asyncio.sleep(LOOK)
+        while shutil.disk_usage(self.settings.videos).free < self.settings.min_free:
+            if self.stopping or job.id in self._cancelled:
+                return
+            await asyncio.sleep(LOOK)
+
+    def _outcome(self, job: Job, last: Done | Failed) -> dict[str, Any]:
+        if isinstance(last, Done):
+            return completed(last)
+        log.warning("the job failed: %s", last.code)
+        return failed(last.code, last.message)
+
+    def recorded(self, job: Job, outcome: dict[str, Any]) -> None:
+        """Publishes an outcome that the store holds."""
+        self._made.pop(job.id, None)
+        self.board.open(job).end(outcome)
+        self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
+
+    def _finish(self, job: Job, status: str) -> None:
+        self._released(job.id)
+        metrics.finished(job, status, max(time.time() - job.created_at, 0.0))
+
+    async def cancel(self, job: Job) -> None:
+        """Stops a job that the store has recorded as cancelled."""
+        self._made.pop(job.id, None)
+        live = self.board.open(job)
+        if live.outcome is None:
+            live.end(failed(CANCELLED, "cancelled on request"))
+            self._finish(job, CANCELLED)
+        if job.id in self.running:
+            self._cancelled.add(job.id)
+            await self.engine.cancel(job.id)
+        else:
+            results.remove(self.settings.videos, job.id)
+
+    async def left(self, id: str, timeout: float) -> None:
+        """Waits until a cancelled job has left the engine, at most `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while id in self.running and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def drain(self, grace: float) -> None:
+        """Lets running jobs end within `grace` seconds; the others, and what is left of these, wait in the store."""
+        self.stopping = True
+        for id in list(self.running):
+            live = self.board[id]
+            if live is None or live.status != RUNNING:
+                await self.engine.cancel(id)
+        self.started.set()
+        end = time.monotonic() + grace
+        while self.running and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        if self.running:
+            log.warning("%d jobs did not end within %g s and stay for the next start", len(self.running), grace)
+
+    async def close(self) -> None:
+        """Ends the engine."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.engine.close(0.0)

@@ -1,0 +1,297 @@
+"""The gateway: accepts jobs once, answers what is known of them, and looks after those that nobody waits for."""
+
+import asyncio
+import errno
+import hashlib
+import logging
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from ..errors import VstarError
+from . import metrics, retention
+from .admission import Admission
+from .errors import FINAL, SERVER, ApiError, not_found
+from .events import EngineClient
+from .job import ID, Job
+from .live import FAILED, RUNNING
+from .resolve import Resolver, fingerprint, remixed
+from .runner import Runner
+from .schema import CreateVideo, RemixVideo, Video, Wishes
+from .settings import Settings
+from .sqlite import DiskError
+from .store import JobStore, Record
+from .view import video
+
+log = logging.getLogger(__name__)
+
+# a repeated request within this many seconds is the same one, where its client says that it tries again
+REPEATED = 60.0
+TICK = 2.0
+# a job that two looks this far apart find pending and not running has lost its run
+LOST = 4.0
+RECONCILE = 10.0
+DELETE_WAIT = 30.0
+
+
+def unwritable(error: OperationalError | DiskError) -> ApiError:
+    """Says that the database of jobs cannot be written: there is no room, or it does not answer."""
+    again = {"Retry-After": "5"}
+    full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(error.orig)
+    if full:
+        return ApiError(507, "storage_full", "there is no room to write the job down", None, SERVER, again)
+    return ApiError(503, "store_unavailable", "the database of jobs does not answer", None, SERVER, again)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is, and what its headers say of repetition."""
+
+    owner: str
+    idempotency_key: str | None = None
+    retries: int = 0
+
+
+class Service:
+    """Everything behind the routes. Start it within a running event loop."""
+
+    def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver):
+        self.settings, self.engine, self.resolver = settings, engine, resolver
+        self.admission = Admission(settings)
+        self.store = JobStore(settings)
+        self.runner = Runner(engine, settings, self.admission.release)
+        self.failure: VstarError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.streams, self.over = 0, False
+        self._recent: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lost: dict[str, float] = {}
+
+    async def start(self) -> None:
+        """Starts the store, which is open; the engine goes on starting behind it."""
+        self._watch()
+        await self.store.start(self.runner)
+        unfinished = await self.store.unfinished()
+        self.admission.restore(unfinished)
+        metrics.recovered(len(unfinished))
+        self._tasks = [asyncio.create_task(work()) for work in (self._start_engine, self._watchdog, self._sweeper)]
+
+    def _watch(self) -> None:
+        board, videos = self.runner.board, self.settings.videos
+        metrics.watch(
+            queued_jobs=lambda: len(self.admission) - board.count(RUNNING),
+            running_jobs=lambda: board.count(RUNNING),
+            queue_limit=lambda: self.settings.max_queue,
+            ready=lambda: float(self.ready),
+            draining=lambda: float(self.admission.draining),
+            disk_free_bytes=lambda: shutil.disk_usage(videos).free,
+            stored_bytes=lambda: retention.stored(videos),
+            event_streams=lambda: self.streams,
+        )
+
+    async def _start_engine(self) -> None:
+        try:
+            await self.engine.start()
+        except VstarError as error:
+            log.error("the engine cannot start: %s", error)
+            self.failure = error
+            self.on_failure()
+            return
+        log.info("ready: %s", self.engine.facts())
+        self.runner.started.set()
+
+    @property
+    def ready(self) -> bool:
+        return self.runner.started.is_set() and self.engine.ready and not self.admission.draining
+
+    async def close(self) -> None:
+        """Ends everything; what has not ended stays in the store."""
+        self.admission.draining = self.runner.stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.runner.close()
+        await self.store.stop()
+
+    async def drain(self) -> None:
+        """Takes no more jobs and lets the running ones end, within the time of grace."""
+        self.admission.draining = True
+        await self.runner.drain(self.settings.grace)
+        self.over = True
+
+    async def create(self, caller: Caller, body: CreateVideo) -> Record:
+        """Accepts a video, or finds the one that the same request made before."""
+        return await self._accept(caller, body, body.prompt, fingerprint("create", body), None)
+
+    async def remix(self, caller: Caller, id: str, body: RemixVideo) -> Record:
+        """Accepts another video like one that is there."""
+        source = (await self.get(caller.owner, id)).job
+        said = fingerprint(f"remix {id}", body)
+        return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
+
+    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> Record:
+        id = self._id_of(caller, said) or await self._repeated(caller, said)
+        job = self.resolver.plain(body, prompt, caller.owner, said, id)
+        self.admission.check_budget(job)
+        self._recent[caller.owner, said] = (job.id, time.monotonic())
+        job = replace(job, remixed_from=source)
+        lock = self._locks.setdefault(job.id, asyncio.Lock())
+        try:
+            async with lock:
+                if id is not None and (known := await self._known(job)) is not None:
+                    return known
+                self.admission.check_open()
+                return await self._enqueue(job, body)
+        except (OperationalError, DiskError) as error:
+            raise unwritable(error) from error
+        finally:
+            self._locks.pop(job.id, None)
+
+    async def _enqueue(self, job: Job, body: Wishes) -> Record:
+        new = self.admission.reserve(job.id, job.key_id)
+        try:
+            job = await self.resolver.told(job, body)
+            await self.store.add(job)
+        except BaseException:
+            # a write that failed may have reached the database all the same: the watchdog counts it again if so
+            if new:
+                self.admission.give_back(job.id)
+            raise
+        self.runner.board.open(job)
+        metrics.accepted(job)
+        return Record(job, int(job.created_at * 1000))
+
+    def _id_of(self, caller: Caller, said: str) -> str | None:
+        if caller.idempotency_key is None:
+            return None
+        digest = hashlib.sha256(f"{caller.owner}\0{caller.idempotency_key}".encode()).hexdigest()
+        return f"video_{digest[:32]}"
+
+    async def _repeated(self, caller: Caller, said: str) -> str | None:
+        """Gives the id that the first try of a request got, where its client says that this is another."""
+        now = time.monotonic()
+        while self._recent and now - next(iter(self._recent.values()))[1] > REPEATED:
+            self._recent.popitem(last=False)
+        if not caller.retries:
+            return None
+        if (caller.owner, said) in self._recent:
+            return self._recent[caller.owner, said][0]
+        # the first try may have reached a server that died since
+        found = [r.job.id for r in await self.store.since(caller.owner, REPEATED) if r.job.fingerprint == said]
+        return found[-1] if found else None
+
+    async def _known(self, job: Job) -> Record | None:
+        record = await self.store.get(job.id)
+        if record is None:
+            return None
+        if record.job.fingerprint != job.fingerprint or record.job.key_id != job.key_id:
+            message = "this Idempotency-Key was used with another body"
+            raise ApiError(409, "idempotency_key_reused", message, None, headers=FINAL)
+        return record
+
+    async def get(self, owner: str, id: str) -> Record:
+        """Gives an owner's job; ApiError where there is none, or it is another's."""
+        record = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
+        if record is None or record.job.key_id != owner:
+            raise not_found(id)
+        return record
+
+    async def edge(self, owner: str, id: str) -> Record:
+        """Gives an owner's job with its place in the list."""
+        await self.get(owner, id)
+        record = await self.store.get(id)
+        if record is None:
+            raise not_found(id)
+        return record
+
+    def _at_hand(self, id: str) -> Record | None:
+        """Gives a job that is on the board, where no other server could know more of it."""
+        live = self.runner.board[id] if self.store.alone else None
+        return Record(live.job, 0, live.outcome) if live else None
+
+    def show(self, record: Record) -> Video:
+        return video(record, self.runner.board[record.job.id], self.settings.keep_for)
+
+    async def cancel(self, owner: str, id: str) -> Record:
+        """Stops a job; one that ended stays as it is."""
+        record = await self.get(owner, id)
+        if record.outcome is None and self._outcome_of(id) is None:
+            await self.store.cancel(id)
+            known = await self.store.get(id)
+            if known is not None and known.outcome is not None and known.outcome["status"] == FAILED:
+                await self.runner.cancel(known.job)
+            return known or record
+        return record
+
+    def _outcome_of(self, id: str) -> dict[str, Any] | None:
+        live = self.runner.board[id]
+        return live.outcome if live else None
+
+    async def delete(self, owner: str, id: str) -> None:
+        """Stops a job and removes it with its files."""
+        record = await self.cancel(owner, id)
+        await self.runner.left(id, DELETE_WAIT)
+        await retention.delete(self.store, self.settings.videos, [id])
+        self.runner.board.drop(record.job.id)
+
+    async def ended(self, record: Record, timeout: float) -> Record:
+        """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            live = self.runner.board[record.job.id]
+            if live is not None and live.outcome is not None:
+                return Record(record.job, record.created, live.outcome)
+            if live is None:
+                await asyncio.sleep(min(left, 0.5))
+            else:
+                await live.after(live.version, min(left, TICK))
+            if live is None or live.outcome is None:
+                record = await self.store.get(record.job.id) or record
+            if record.outcome is not None:
+                return record
+        return record
+
+    async def _watchdog(self) -> None:
+        """Takes up jobs whose run ended without an outcome, and stops runs whose job was cancelled elsewhere."""
+        last = 0.0
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                await self._look_after()
+                if time.monotonic() - last > RECONCILE:
+                    last = time.monotonic()
+                    unfinished = await self.store.unfinished()
+                    self.admission.reconcile(unfinished)
+                    self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
+            except (OperationalError, DiskError) as error:
+                log.warning("the database of jobs does not answer: %s", unwritable(error).code)
+            self.runner.board.forget()
+
+    async def _look_after(self) -> None:
+        now = time.monotonic()
+        running = set(self.runner.running)
+        claimed = await self.store.claimed()
+        odd = (claimed - running - set(self.runner.running)) | {id for id in running - claimed if id in self.runner.running}
+        self._lost = {id: self._lost.get(id, now) for id in odd}
+        lost = [id for id, since in self._lost.items() if now - since >= LOST]
+        if (resumed := [id for id in lost if id in claimed]) and not self.runner.stopping:
+            log.warning("%d jobs had lost their run and are taken up again", len(resumed))
+            await self.store.resume(resumed)
+        for id in (id for id in lost if id not in claimed and id in self.runner.running):
+            await self.runner.cancel(self.runner.running[id])
+        for id in lost:
+            del self._lost[id]
+
+    async def _sweeper(self) -> None:
+        while True:
+            try:
+                await retention.sweep(self.store, self.settings)
+            except (OperationalError, OSError) as error:
+                log.warning("nothing was swept: %s", type(error).__name__)
+            await asyncio.sleep(retention.EVERY)

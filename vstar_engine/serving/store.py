@@ -1,0 +1,277 @@
+"""Jobs that outlive the process: DBOS workflows in SQLite or Postgres, behind one small class."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, DBOSConfig, WorkflowStatus
+from dbos._serialization import DBOSDefaultSerializer, DBOSPortableJSON
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from ..artifacts import PRIVATE
+from ..errors import VstarError
+from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
+from .job import VERSION, Job
+from .live import FAILED, QUEUED, failed
+from .runner import Runner, Stopped
+from .settings import Settings
+from .sqlite import Connection, Disk, prepare
+
+log = logging.getLogger(__name__)
+
+QUEUE, WORKFLOW = "videos", "generate"
+# jobs of another version of `Job` are left to a server that understands them
+APPLICATION_VERSION = f"jobs-{VERSION}"
+POLLING = 0.02
+# a job that sees this many deaths of the server is taken for their cause. The engine counts the deaths of its worker by itself;
+# a server that is killed at will must not lose the jobs that happened to run
+MOST_RECOVERIES = 100
+MIDDLE_PRIORITY = 1000
+UNFINISHED, FINISHED = ["ENQUEUED", "DELAYED", "PENDING"], ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+
+_runner: Runner | None = None
+
+
+class StoreError(VstarError, RuntimeError):
+    """The database of jobs cannot be opened."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job as the store knows it; `outcome` is None until it ended. `created` orders them, in milliseconds."""
+
+    job: Job
+    created: int
+    outcome: dict[str, Any] | None = None
+
+    @property
+    def status(self) -> str:
+        return self.outcome["status"] if self.outcome else QUEUED
+
+
+def _refuse_pickle(text: str) -> Any:
+    raise TypeError("the database holds a pickled value, which would run code: it was not written by this server")
+
+
+def _the_runner() -> Runner:
+    assert _runner is not None
+    return _runner
+
+
+@DBOS.step(name="make")
+async def _make(content: dict[str, Any]) -> dict[str, Any]:
+    return await _the_runner().make(Job.from_json(content))
+
+
+@DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MOST_RECOVERIES)
+async def _generate(content: dict[str, Any]) -> dict[str, Any]:
+    try:
+        outcome = await _make(content)
+    except DBAPIError as error:
+        # the job stays pending; the watchdog takes it up when the database can be written again
+        log.warning("an outcome could not be recorded: %s", type(error.orig).__name__)
+        raise Stopped from error
+    _the_runner().recorded(Job.from_json(content), outcome)
+    return outcome
+
+
+class JobStore:
+    """Accepted jobs and their outcomes. What `add` has returned is never lost."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._lock: int | None = None
+        self._disk: Disk | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Says that no other server can write to this database."""
+        return self._disk is not None
+
+    def open(self) -> None:
+        """Makes the folder and keeps others out of it; StoreError where it or its database cannot be used."""
+        self.settings.videos.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        self._claim_folder()
+        if (path := sqlite_path(self.settings.database_url)) is not None:
+            try:
+                prepare(path)
+                self._disk = Disk(path)
+            except (sqlite3.Error, OSError) as error:
+                hint = f"if {path} is damaged, move it away: videos stay, and their list starts anew"
+                raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
+
+    async def start(self, runner: Runner) -> None:
+        """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
+        global _runner
+        _runner = runner
+        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign]
+        engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
+        config = DBOSConfig(
+            name="vstar-engine",
+            system_database_url=self.settings.database_url,
+            executor_id=self.settings.instance,
+            application_version=APPLICATION_VERSION,
+            serializer=DBOSPortableJSON,
+            log_level="ERROR",
+            db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
+        )
+        try:
+            DBOS(config=config)
+            DBOS.launch()
+            limit = 2 * self.settings.max_batch
+            await DBOS.register_queue_async(
+                QUEUE, worker_concurrency=limit, polling_interval_sec=POLLING, on_conflict="always_update"
+            )
+        except DBAPIError as error:
+            raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
+
+    def _claim_folder(self) -> None:
+        """Keeps a second server out of the folder of data."""
+        self._lock = os.open(self.settings.data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"another server uses {self.settings.data}; give --data another folder") from error
+
+    async def stop(self) -> None:
+        """Leaves the database; what has not ended is taken up at the next start."""
+        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+
+    def close(self) -> None:
+        """Lets others into the folder."""
+        if self._disk is not None:
+            self._disk.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def add(self, job: Job) -> None:
+        """Writes a job down. An id that is there already stays what it is."""
+        await DBOS.enqueue_workflow_with_options_async(
+            {
+                "workflow_name": WORKFLOW,
+                "queue_name": QUEUE,
+                "workflow_id": job.id,
+                "app_version": APPLICATION_VERSION,
+                "priority": MIDDLE_PRIORITY - job.priority,
+                "authenticated_user": job.key_id,
+            },
+            job.to_json(),
+        )
+        await self._sync()
+
+    async def _sync(self) -> None:
+        if self._disk is not None:
+            await self._disk.sync()
+
+    async def get(self, id: str) -> Record | None:
+        found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
+        return _record(found[0]) if found else None
+
+    async def page(self, owner: str, after: Record | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
+        """Gives up to `limit` jobs of an owner that come after another one, and whether there are more."""
+        edge = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after.created)}
+        wanted, fetched = limit + 1, limit + 17
+        while True:
+            found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
+            records = [_record(status) for status in found]
+            whole = len(records) < fetched
+            if not whole:  # the last millisecond may go on behind the limit
+                records = [record for record in records if record.created != records[-1].created]
+            records.sort(key=_order, reverse=newest_first)
+            if after is not None:
+                records = [r for r in records if (_order(r) < _order(after) if newest_first else _order(r) > _order(after))]
+            if whole or len(records) >= wanted:
+                return records[:limit], len(records) > limit
+            fetched *= 2
+
+    async def since(self, owner: str, seconds: float) -> list[Record]:
+        """Gives an owner's jobs of the last seconds."""
+        begin = datetime.now(UTC).timestamp() - seconds
+        found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
+        return [_record(status) for status in found]
+
+    async def unfinished(self) -> dict[str, str]:
+        """Gives the owner of every job without an outcome, by id."""
+        found = await DBOS.list_workflows_async(name=WORKFLOW, status=UNFINISHED, load_input=False, load_output=False)
+        return {status.workflow_id: status.authenticated_user or "" for status in found}
+
+    async def claimed(self) -> set[str]:
+        """Gives the ids of the jobs that the database says run here."""
+        found = await DBOS.list_workflows_async(
+            name=WORKFLOW, status="PENDING", executor_id=self.settings.instance, load_input=False, load_output=False
+        )
+        return {status.workflow_id for status in found}
+
+    async def resume(self, ids: Sequence[str]) -> None:
+        """Puts jobs back into the queue, whose run ended without an outcome."""
+        await DBOS.resume_workflows_async(list(ids), queue_name=QUEUE)
+
+    async def cancel(self, id: str) -> None:
+        """Records a job as cancelled, unless it ended."""
+        await DBOS.cancel_workflow_async(id)
+        await self._sync()
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        await DBOS.delete_workflows_async(list(ids))
+        await self._sync()
+
+    async def known(self, ids: Sequence[str]) -> set[str]:
+        """Gives those ids that the store has."""
+        found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False, load_output=False)
+        return {status.workflow_id for status in found}
+
+    async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
+        """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
+        edge = {} if before is None else {"completed_before": _moment(int(before * 1000))}
+        found = await DBOS.list_workflows_async(
+            name=WORKFLOW, status=FINISHED, limit=limit, load_input=False, load_output=False, **edge
+        )
+        return [status.workflow_id for status in found]
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Gives the file of an SQLite URL; None for another database. StoreError for no URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StoreError("the database is a URL such as sqlite:///jobs.sqlite or postgresql://user@host/name") from error
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
+def _moment(milliseconds: int) -> str:
+    # half a millisecond more, since it is cut to whole ones after a way through floating point
+    return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
+
+
+def _order(record: Record) -> tuple[int, str]:
+    return record.created, record.job.id
+
+
+def _record(status: WorkflowStatus) -> Record:
+    assert status.input is not None
+    job = Job.from_json(status.input["args"][0])
+    return Record(job, status.created_at or 0, _outcome(status))
+
+
+def _outcome(status: WorkflowStatus) -> dict[str, Any] | None:
+    if status.status in UNFINISHED:
+        return None
+    if status.status == "SUCCESS":
+        return status.output
+    at = (status.completed_at or status.updated_at or 0) / 1000
+    code, message = {
+        "CANCELLED": (CANCELLED, "cancelled on request"),
+        "MAX_RECOVERY_ATTEMPTS_EXCEEDED": (WORKER_CRASHED, f"the server died {MOST_RECOVERIES} times while this job ran"),
+    }.get(status.status, (GENERATION_FAILED, "the job ended in an error; the server's log has more"))
+    return {**failed(code, message), "status": FAILED, "at": at}

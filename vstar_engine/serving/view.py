@@ -1,0 +1,73 @@
+"""A job as the API shows it: what the store has, and what is newer on the board."""
+
+from .job import Job
+from .live import COMPLETED, FAILED, Live
+from .schema import Video, VideoError
+from .store import Record
+
+# milliseconds after which a client should ask again
+SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
+
+
+def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
+    """Gives what a client sees of a job."""
+    job = record.job
+    outcome = record.outcome or (live.outcome if live else None)
+    shown = Video(
+        id=job.id,
+        model=job.model,
+        status=outcome["status"] if outcome else live.status if live else record.status,
+        progress=_progress(outcome["status"] if outcome else None, live),
+        created_at=int(job.created_at),
+        seconds=seconds_of(job),
+        size=size_of(job),
+        prompt=job.prompt,
+        remixed_from_video_id=job.remixed_from,
+        num_frames=job.frames,
+        fps=job.fps,
+        seed=job.seed,
+        synopsis=list(job.states),
+        synopsis_source=job.synopsis_source,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance,
+        negative_prompt=job.negative,
+        tar=job.tar,
+        embeddings=job.embeddings,
+        priority=job.priority,
+        metadata=job.metadata,
+    )
+    if outcome is None:
+        if live is not None:
+            shown.stage, shown.step, shown.seconds_left = live.stage, live.step, live.seconds_left
+        return shown
+    shown.completed_at = int(outcome["at"])
+    shown.expires_at = int(outcome["at"] + keep_for) if keep_for is not None else None
+    if outcome["status"] == FAILED:
+        shown.error = VideoError(code=outcome["code"], message=outcome["message"])
+    else:
+        shown.bytes, shown.sha256, shown.inference_seconds = outcome["bytes"], outcome["sha256"], outcome["seconds"]
+    return shown
+
+
+def _progress(ended: str | None, live: Live | None) -> int:
+    if ended == COMPLETED:
+        return 100
+    return live.progress if live else 0
+
+
+def seconds_of(job: Job) -> str:
+    """Spells how long a job's video plays."""
+    return f"{job.frames / job.fps:.3f}".rstrip("0").rstrip(".")
+
+
+def size_of(job: Job) -> str:
+    """Spells a job's size as WIDTHxHEIGHT."""
+    height, width = job.size
+    return f"{width}x{height}"
+
+
+def poll_after(shown: Video) -> int:
+    """Gives the milliseconds after which asking again is worth it."""
+    if shown.seconds_left is None:
+        return QUEUED_POLL if shown.status == "queued" else SOONEST_POLL
+    return max(SOONEST_POLL, min(LATEST_POLL, int(shown.seconds_left * 100)))

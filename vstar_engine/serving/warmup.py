@@ -1,0 +1,99 @@
+"""What a worker does before it is ready: takes every bucket through all stages, and measures whether a batch pays."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import results
+from .job import Job
+from .renderer import Renderer
+
+log = logging.getLogger(__name__)
+
+# a batch is used where it makes at least so many times the videos of half of it in the same time
+PAYS = 1.1
+PROMPT = "red and blue flowers on a green meadow, white clouds"
+# steps that are timed, of which the fastest counts: on a GPU the first ones load kernels and capture graphs
+STEPS = {"cpu": 2, "gpu": 5}
+
+# frames, height, width
+Bucket = tuple[int, int, int]
+
+
+def bucket_name(frames: int, size: Sequence[int]) -> str:
+    """Names a clip as in "16x320x512"."""
+    return "x".join(map(str, (frames, *size)))
+
+
+def warm(renderer: Renderer, buckets: Sequence[Bucket], most: int, known: dict[str, Any]) -> dict[str, Any]:
+    """Takes every bucket through all stages once, and gives what was measured.
+
+    {"batch_limits": {bucket: jobs}, "paces": {bucket: seconds of "begin", "step", "finish"}}. `known` is what an earlier worker
+    of the same server measured, which is not measured again.
+    """
+    limits, paces = dict(known.get("batch_limits", {})), dict(known.get("paces", {}))
+    steps = STEPS["cpu" if renderer.facts()["device"].startswith("cpu") else "gpu"]
+    for bucket in buckets:
+        name = bucket_name(bucket[0], bucket[1:])
+        measured = _whole(renderer, bucket, steps)
+        if name not in limits:
+            paces[name] = measured
+            most_here = min(most, renderer.most_at_once())
+            limits[name] = _limit(renderer, bucket, paces[name]["step"], most_here, steps)
+            log.info("%s: %.3f s a step, batches of up to %d", name, paces[name]["step"], limits[name])
+    return {"batch_limits": limits, "paces": paces}
+
+
+def _jobs(bucket: Bucket, count: int, steps: int) -> list[Job]:
+    frames, height, width = bucket
+    return [Job(f"warm-up-{i}", "", "", PROMPT, (PROMPT,), frames, (height, width), 0.0, i, steps=steps) for i in range(count)]
+
+
+def _together(renderer: Renderer, bucket: Bucket, count: int, steps: int) -> float:
+    """Gives the seconds of a step of `count` videos together."""
+    return _fastest(renderer, renderer.begin(_jobs(bucket, count, steps)))
+
+
+def _fastest(renderer: Renderer, batch: Any) -> float:
+    taken = []
+    for _ in range(batch.steps):
+        start = time.perf_counter()
+        renderer.step(batch)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _whole(renderer: Renderer, bucket: Bucket, steps: int) -> dict[str, float]:
+    """Makes one video with few steps, writes it, and times the stages."""
+    marks = [time.perf_counter()]
+    batch = renderer.begin(_jobs(bucket, 1, steps))
+    marks.append(time.perf_counter())
+    step = _fastest(renderer, batch)
+    marks.append(time.perf_counter())
+    video = renderer.finish(batch, batch.rows[0])
+    marks.append(time.perf_counter())
+    renderer.learn_colours(batch.rows[0], video)
+    with tempfile.TemporaryDirectory() as folder:
+        results.write(video, Path(folder), "warm-up")
+    return {"begin": marks[1] - marks[0], "step": step, "finish": marks[3] - marks[2]}
+
+
+def _limit(renderer: Renderer, bucket: Bucket, one: float, most: int, steps: int) -> int:
+    """Widens the batch as long as that pays: gives the number of videos that are best made together."""
+    limit, seconds = 1, one
+    while limit < most:
+        wider = min(2 * limit, most)
+        try:
+            wide = _together(renderer, bucket, wider, steps)
+        except (RuntimeError, MemoryError) as error:
+            if not renderer.is_shortage(error):
+                raise
+            renderer.release()
+            break
+        if wider / wide < PAYS * limit / seconds:
+            break
+        limit, seconds = wider, wide
+    return limit

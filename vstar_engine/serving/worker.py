@@ -1,0 +1,299 @@
+"""The process that makes videos: reads jobs and writes events as lines of JSON over a socket that its parent gave it.
+
+    python -m vstar_engine.serving.worker DESCRIPTOR
+
+To it: {"do": "start", ...} once, then {"do": "run", "run": number, "jobs": [...]}, {"do": "cancel", "id": ...}.
+From it: {"say": "ready", "facts": ...} or {"say": "refused", "message": ...}; {"say": "event", "id": ..., "event": ...};
+{"say": "free", "run": number, ...} when all of a run's videos have left the device; and {"say": "failed", "ids": ...,
+"code": ..., "message": ...} for jobs that failed together, so that the parent decides whether each shall be tried alone.
+"""
+
+import base64
+import ctypes
+import io
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import VstarError
+from ..video import Video
+from . import events, results
+from .job import Job
+from .renderer import Batch, Renderer
+from .warmup import bucket_name, warm
+
+log = logging.getLogger(__name__)
+
+PREVIEW_EVERY = 0.5  # seconds
+PREVIEW_QUALITY = 70
+# videos that may wait to be written while the next ones are made
+WRITING = 4
+PR_SET_PDEATHSIG = 1
+
+Message = dict[str, Any]
+Send = Callable[[Message], None]
+
+
+@dataclass
+class Run:
+    """A batch in the worker: its jobs by index, and what its progress was last told with."""
+
+    number: int
+    jobs: list[Job]
+    batch: Batch
+    shown: float = 0.0
+
+    def index(self, id: str) -> int | None:
+        """Finds a job that still rides along."""
+        riding = {self.jobs[row.index].id: row.index for row in self.batch.rows}
+        return riding.get(id)
+
+
+@dataclass
+class Worker:
+    """Makes videos run by run; the newest run goes first, but every older one gets a step before the next is taken in."""
+
+    renderer: Renderer
+    folder: Path
+    send: Send
+    runs: list[Run] = field(default_factory=list)
+    # ids whose video is being written, and whether they were cancelled meanwhile
+    writing: dict[str, bool] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
+    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WRITING))
+
+    def serve(self, inbox: "queue.SimpleQueue[Message | None]") -> None:
+        """Works until the inbox gives None."""
+        while True:
+            waiting = not self.runs
+            while waiting or not inbox.empty():
+                message = inbox.get()
+                if message is None:
+                    self.writer.shutdown()
+                    return
+                self.take(message)
+                waiting = False
+            if self.runs:
+                self.turn()
+
+    def take(self, message: Message) -> None:
+        """Does what a message asks for."""
+        if message["do"] == "run":
+            self.begin(message["run"], [Job.from_json(job) for job in message["jobs"]])
+        elif message["do"] == "cancel":
+            self.cancel(message["id"])
+        else:
+            raise ValueError(f"a worker is told to run or to cancel, got {message['do']!r}")
+
+    def tell(self, id: str, event: events.Event) -> None:
+        self.send({"say": "event", "id": id, "event": event.to_json()})
+
+    def begin(self, number: int, jobs: list[Job]) -> None:
+        """Takes a run in: its text is encoded at once."""
+        for job in jobs:
+            self.tell(job.id, events.Started(len(jobs)))
+            self.tell(job.id, events.Stage("text"))
+        batch = self.guarded(number, jobs, lambda: self.renderer.begin(jobs))
+        if batch is None:
+            self.free(number, {}, 0)
+            return
+        self.runs.append(Run(number, jobs, batch))
+        for job in jobs:
+            self.tell(job.id, events.Stage("denoise"))
+
+    def guarded(self, number: int, jobs: list[Job], work: Callable[[], Any]) -> Any:
+        """Does work for jobs; where it fails, tells of that and gives None. What breaks the device ends the process."""
+        try:
+            return work()
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if self.renderer.is_fatal(error):
+                raise
+            if self.renderer.is_shortage(error):
+                code = events.OUT_OF_MEMORY
+            else:
+                code = events.INVALID_REQUEST if isinstance(error, ValueError) else events.GENERATION_FAILED
+            log.warning("run %d: %s", number, error, exc_info=code == events.GENERATION_FAILED)
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.send({"say": "failed", "ids": [job.id for job in jobs], "code": code, "message": message})
+        # after the handler: the error's frames held what did not fit
+        self.renderer.release()
+        return None
+
+    def turn(self) -> None:
+        """Takes the newest run one step; when it is over, the one below gets one before anything else comes in between."""
+        run = self.runs[-1]
+        self.step(run)
+        if run not in self.runs and self.runs:
+            self.step(self.runs[-1])
+
+    def step(self, run: Run) -> None:
+        riding = [run.jobs[row.index] for row in run.batch.rows]
+
+        def work() -> bool:
+            self.renderer.step(run.batch)
+            return True
+
+        if self.guarded(run.number, riding, work) is None:
+            self.leave(run)
+            return
+        self.progress(run)
+        if run.batch.done == run.batch.steps:
+            self.finish(run)
+
+    def progress(self, run: Run) -> None:
+        """Tells of a step, twice a second with a picture."""
+        batch, now = run.batch, time.monotonic()
+        left = batch.seconds["denoise"] / batch.done * (batch.steps - batch.done)
+        show = now - run.shown >= PREVIEW_EVERY and batch.done < batch.steps
+        run.shown = now if show else run.shown
+        for row in batch.rows:
+            picture = self.picture(row) if show else None
+            self.tell(run.jobs[row.index].id, events.Step(batch.done, batch.steps, round(left, 3), picture))
+
+    def picture(self, row: Any) -> str | None:
+        strip = self.renderer.preview(row)
+        if strip is None:
+            return None
+        held = io.BytesIO()
+        results.save_jpeg(strip, held, PREVIEW_QUALITY)
+        return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
+
+    def finish(self, run: Run) -> None:
+        """Decodes a run's videos one after the other; each is written while the next is decoded."""
+        for row in list(run.batch.rows):
+            job = run.jobs[row.index]
+            self.tell(job.id, events.Stage("decode"))
+
+            def work(row: Any = row) -> Video:
+                return self.renderer.finish(run.batch, row)
+
+            video = self.guarded(run.number, [job], work)
+            if video is not None:
+                self.room.acquire()
+                self.writing[job.id] = False
+                self.writer.submit(self.write, job, video).add_done_callback(end_with)
+        self.leave(run)
+
+    def leave(self, run: Run) -> None:
+        self.runs.remove(run)
+        self.free(run.number, run.batch.seconds, run.batch.done)
+
+    def free(self, number: int, seconds: dict[str, float], steps: int) -> None:
+        counters = self.renderer.counters()
+        self.send({"say": "free", "run": number, "seconds": seconds, "steps": steps, "counters": counters})
+
+    def write(self, job: Job, video: Video) -> None:
+        """Writes a video's files, on the writer's thread."""
+        start = time.perf_counter()
+        self.tell(job.id, events.Stage("encode"))
+        try:
+            about = results.write(video, self.folder, job.id)
+        except OSError as error:
+            code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
+            self.end(job, events.Failed(code, str(error), retry=True))
+            return
+        seconds = {**video.seconds, "encode": time.perf_counter() - start}
+        self.end(job, events.Done(**about, seconds={stage: round(value, 4) for stage, value in seconds.items()}))
+
+    def end(self, job: Job, event: events.Event) -> None:
+        """Ends a job whose video left the device."""
+        self.room.release()
+        with self.lock:
+            cancelled = self.writing.pop(job.id)
+        if cancelled:
+            results.remove(self.folder, job.id)
+            event = events.Failed(events.CANCELLED, "the job was cancelled")
+        self.tell(job.id, event)
+
+    def cancel(self, id: str) -> None:
+        """Takes a job out between two steps; one whose video is being written goes when that is done."""
+        with self.lock:
+            if id in self.writing:
+                self.writing[id] = True
+        for run in list(self.runs):
+            index = run.index(id)
+            if index is None:
+                continue
+            run.batch.drop(index)
+            self.tell(id, events.Failed(events.CANCELLED, "the job was cancelled"))
+            if not run.batch.rows:
+                self.leave(run)
+
+
+def end_with(work: "Future[None]") -> None:
+    """Ends the process when the writer's thread met what it does not know: the parent then starts another."""
+    if error := work.exception():
+        log.error("a video could not be written", exc_info=error)
+        os._exit(1)
+
+
+def start(message: Message, send: Send) -> Worker | None:
+    """Loads and warms what a start message names; None, after saying why, where that cannot be."""
+    module, _, name = message["factory"].partition(":")
+    try:
+        renderer = getattr(import_module(module), name)(message["settings"])
+        buckets = [tuple(bucket) for bucket in message["buckets"] or renderer.buckets()]
+        measured = warm(renderer, buckets, message["max_batch"], message["known"])
+    except (VstarError, ValueError, MemoryError) as error:
+        send({"say": "refused", "message": str(error), "exit_code": getattr(error, "exit_code", 2)})
+        return None
+    facts = renderer.facts()
+    own = measured["paces"].get(bucket_name(16, facts["size"]))
+    step = None if own is None else own["step"]
+    send({"say": "ready", "facts": {**facts, **measured, "step_seconds": step}})
+    return Worker(renderer, Path(message["folder"]), send)
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to end this process when its parent ends, however that happens; where it cannot, the socket tells."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Serves the socket whose descriptor is the argument, until it is closed."""
+    die_with_parent()
+    # a server that drains tells its worker itself when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(2, 1)  # what a library prints is no message
+    link = socket.socket(fileno=int(sys.argv[1]))
+    lines, lock = link.makefile("rb"), threading.Lock()
+
+    def send(message: Message) -> None:
+        with lock:
+            link.sendall(json.dumps(message).encode() + b"\n")
+
+    message = json.loads(lines.readline())
+    logging.basicConfig(level=message["log"], format="%(levelname)s %(name)s: %(message)s")
+    worker = start(message, send)
+    if worker is None:
+        return
+    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in lines:
+            message = json.loads(line)
+            inbox.put(message)
+        # the parent is gone or done with this process: nothing here is worth finishing
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    worker.serve(inbox)
+
+
+if __name__ == "__main__":
+    main()
