@@ -1,5 +1,6 @@
 """Where one forward's arithmetic and time go, by kind of block."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -42,11 +43,18 @@ def _temporal_attention_flops(q: Sequence[int], k: Sequence[int], *_: object, **
     return 4 * batch * positions * heads * head_dim * frames * k[1]
 
 
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
 def flop_counter() -> Any:
-    """Gives PyTorch's counter of FLOPs, which also knows our op; loaded when needed, since with it comes Triton."""
+    """Gives PyTorch's counter of FLOPs, which also knows our ops; loaded when needed, since with it comes Triton."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    formulas = {torch.ops.vstar.temporal_attention: _temporal_attention_flops}
+    formulas = {
+        torch.ops.vstar.temporal_attention: _temporal_attention_flops,
+        torch.ops.vstar.linear: _linear_flops,
+    }
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

@@ -2,13 +2,12 @@
 
 import ctypes
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
-from vstar_engine.kernels.geglu import geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
-from vstar_engine.unet import GEGLU, Linear, Norm, Pointwise, SpatialBlock, UNet, sdpa
+from vstar_engine.kernels.linear import linear_ref
+from vstar_engine.unet import Linear, Norm, Pointwise, SpatialBlock, UNet, sdpa
 
 M_MMAP_THRESHOLD = -3
 # where glibc's thresholds have grown to once large tensors were freed, and how many it maps at most
@@ -20,19 +19,13 @@ class PlainNorm(Norm):
         return groupnorm_silu_ref(x, self.num_groups, self.weight, self.bias, self.eps, self.silu)
 
 
-class PlainGEGLU(GEGLU):
-    def forward(self, x: Tensor) -> Tensor:
-        return geglu_ref(self.proj(x))
-
-
 class PlainLinear(Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False) -> Tensor:
+        return linear_ref(x, self.weight.flatten(1), self.bias, residual, gate)
 
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Norm: PlainNorm,
-    GEGLU: PlainGEGLU,
     **dict.fromkeys((Linear, Pointwise), PlainLinear),
 }
 

@@ -114,6 +114,8 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
     """FLOPs of products, a multiply-add being two; other arithmetic never decides."""
     if "temporal_attention" in name:
         return 4 * args[0].numel() * args[1].shape[1]  # q (B, T, P, heads, head_dim), k (B, Tk, ...)
+    if name == "linear":
+        return 2 * args[0].numel() * args[1].shape[0]  # x (..., in), weight (out, in)
     if "scaled_dot_product" in name:
         return 4 * args[0].numel() * args[1].shape[2]  # q (N, heads, L, head_dim), k (N, heads, Lk, ...)
     from torch.utils.flop_counter import flop_registry  # with it comes Triton
@@ -125,7 +127,7 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
 def ops_of(spec: Spec, frames: int, size: tuple[int, int], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
     """Traces one forward of `batch` clips of `frames` frames."""
     with without_data(dtype):
-        unet = lay_out(UNet(spec.unet).eval(), "channels_last")
+        unet = lay_out(UNet(spec.unet, "sdpa").eval(), "channels_last")
         *inputs, tar = step_inputs(spec, size, frames, "cpu", dtype)
         tracker = ModuleTracker()
         with tracker, Recorder(tracker) as recorder:

@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import temporal_attention_triton as kernels
+from .aot_fused import FusedEntry, fused_entries
 from .temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, SHARED_LIMIT, Config, configs, padded
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -52,15 +53,24 @@ class Entry:
         kind = "dense" if self.dense else "even" if self.even else "ragged"
         return f"temporal_attention_{form}_d{self.head_dim}_{self.dtype}_{kind}_sm{self.arch}"
 
+    @property
+    def kernel(self) -> Any:
+        return kernels.kernel(self.config)
+
+    @property
+    def warps(self) -> int:
+        return self.config.warps
+
+    def argument(self, name: str) -> tuple[str, bool]:
+        """Gives an argument's type, and whether it is known to be a multiple of 16."""
+        if name in POINTERS:
+            return "*fp32" if name == "bias" else f"*{self.dtype}", True
+        return ("fp32" if name == "scale" else "i32"), False
+
     def constants(self) -> dict[str, Any]:
         """Gives the constexprs, for strides that are multiples of 16 bytes."""
         unit = 16 // DTYPES[self.dtype].bytes
         return kernels.constants(self.config, self.head_dim, unit, self.dense, self.even, widen=False)
-
-    def key(self) -> str:
-        """Hashes everything that shapes the compiled code."""
-        source = kernels.kernel(self.config).cache_key
-        return hashlib.sha256(json.dumps([FORMAT, triton.__version__, source, asdict(self)]).encode()).hexdigest()
 
 
 def entries(archs: list[int], head_dims: list[int], dtypes: list[str]) -> list[Entry]:
@@ -76,22 +86,25 @@ def entries(archs: list[int], head_dims: list[int], dtypes: list[str]) -> list[E
     ]
 
 
-def compile_entry(entry: Entry) -> Any:
+def key_of(entry: Entry | FusedEntry) -> str:
+    """Hashes everything that shapes the compiled code."""
+    return hashlib.sha256(json.dumps([FORMAT, triton.__version__, entry.kernel.cache_key, asdict(entry)]).encode()).hexdigest()
+
+
+def compile_entry(entry: Entry | FusedEntry) -> Any:
     """Compiles one entry as the launcher would: 16-byte aligned pointers and strides, no other assumption."""
-    kernel = kernels.kernel(entry.config)
-    constants = entry.constants()
+    kernel, constants = entry.kernel, entry.constants()
     signature, attributes, values = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             values[(index,)] = constants[name]
-        elif name in POINTERS:
-            signature[name] = "*fp32" if name == "bias" else f"*{entry.dtype}"
-            attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+            signature[name], aligned = entry.argument(name)
+            if aligned:
+                attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options={"num_warps": entry.config.warps})
+    return triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options={"num_warps": entry.warps})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -141,15 +154,22 @@ def tensor_core(entry: Entry) -> str | None:
     return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(entry.arch, "HMMA") if large else "HMMA"
 
 
-def faults(entry: Entry, record: dict[str, Any]) -> list[str]:
+def faults(entry: Entry | FusedEntry, record: dict[str, Any]) -> list[str]:
     """Says in a sentence each what would make the compiled entry run badly or not at all."""
-    config, found = entry.config, []
+    found = []
     if record["spills"] or record["stack"] or record["local"]:
         found.append(f"spills: {record['spills']} local loads and stores, {record['stack']} bytes of stack")
     if record["shared"] > SHARED_LIMIT[entry.arch]:
         found.append(f"needs {record['shared']} bytes of shared memory where sm_{entry.arch} has {SHARED_LIMIT[entry.arch]}")
     if record["hidden_parameters"] < 0 or record["scratch"]:
         found.append(f"has {record['parameters']} parameters and {record['scratch']} bytes of scratch; the launcher gives none")
+    found += entry.faults(record) if isinstance(entry, FusedEntry) else _tile_faults(entry, record)
+    return [f"{entry.name} {sentence}" for sentence in found]
+
+
+def _tile_faults(entry: Entry, record: dict[str, Any]) -> list[str]:
+    """Looks at tensor cores and at how wide the tiles are loaded."""
+    config, found = entry.config, []
     claimed = tensor_core(entry)
     if claimed and not any(re.fullmatch(claimed, name) for name in record["tensor_core"]):
         found.append(f"claims {claimed} but holds {record['tensor_core'] or 'no tensor-core instruction'}")
@@ -164,12 +184,12 @@ def faults(entry: Entry, record: dict[str, Any]) -> list[str]:
         if others or record["loads_32"] > bias or record["loads_128"] * 16 * threads < tile:
             loads = f"{record['loads_128']} of 128 bits, {record['loads_32']} of 32, others {record['loads_other']}"
             found.append(f"loads its tiles through less than 128 bits at a time: {loads}")
-    return [f"{entry.name} {sentence}" for sentence in found]
+    return found
 
 
-def build(entry: Entry, out: Path) -> dict[str, Any]:
+def build(entry: Entry | FusedEntry, out: Path) -> dict[str, Any]:
     """Gives the record of one entry, compiled now or found whole in `out`."""
-    key = entry.key()
+    key = key_of(entry)
     stem = out / f"{entry.name}_{key[:12]}"
     record_path = stem.with_suffix(".json")
     if record_path.is_file():
@@ -194,7 +214,7 @@ def build(entry: Entry, out: Path) -> dict[str, Any]:
         "shared": metadata.shared,
         "scratch": metadata.global_scratch_size + metadata.profile_scratch_size,
         "parameters": declared,
-        "hidden_parameters": declared - (len(kernels.kernel(entry.config).arg_names) - len(constants)),
+        "hidden_parameters": declared - (len(entry.kernel.arg_names) - len(constants)),
         "constexprs": constants,
         "triton": triton.__version__,
         "ptx": ptx.name,
@@ -207,7 +227,7 @@ def build(entry: Entry, out: Path) -> dict[str, Any]:
     return record
 
 
-def attempt(entry: Entry, out: Path) -> dict[str, Any] | str:
+def attempt(entry: Entry | FusedEntry, out: Path) -> dict[str, Any] | str:
     """As `build`, with the sentence of a compilation that failed in the record's place."""
     try:
         return build(entry, out)
@@ -235,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"head widths lie between 1 and {max(HEAD_DIMS)}, got {chosen.head_dim}")
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
-    wanted = entries(chosen.arch, chosen.head_dim, chosen.dtype)
+    wanted = [*entries(chosen.arch, chosen.head_dim, chosen.dtype), *fused_entries(chosen.arch, chosen.dtype)]
     chosen.out.mkdir(parents=True, exist_ok=True)
     # spawned: a forked copy of Triton's compiler threads would hang
     with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:

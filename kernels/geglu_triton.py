@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# elements a program makes: eight of half precision for each of 128 threads fill 16-byte accesses
-BLOCK, WARPS = 1024, 4
+# elements a program makes at most
+BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=("blocks",))
@@ -24,6 +24,11 @@ def geglu_kernel(x, out, inner, blocks, BLOCK: tl.constexpr, EVEN: tl.constexpr)
     g = tl.load(value + inner, mask=inside).to(tl.float32)
     y = v * (0.5 * g * (1.0 + tl.erf(g * 0.7071067811865476)))
     tl.store(out + row * inner + column, y.to(out.dtype.element_ty), mask=inside)
+
+
+def warps(block: int) -> int:
+    """Eight elements of half precision a thread fill 16-byte accesses."""
+    return max(1, block // 256)
 
 
 def constants(inner: int) -> dict[str, Any]:
@@ -42,5 +47,5 @@ def geglu_triton(x: Tensor) -> Tensor:
     values = constants(inner)
     blocks = triton.cdiv(inner, values["BLOCK"])
     with torch.cuda.device_of(x):
-        geglu_kernel[(out.numel() // inner * blocks,)](x, out, inner, blocks, **values, num_warps=WARPS)
+        geglu_kernel[(out.numel() // inner * blocks,)](x, out, inner, blocks, **values, num_warps=warps(values["BLOCK"]))
     return out

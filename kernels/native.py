@@ -59,6 +59,16 @@ class GroupNormArguments(ctypes.Structure):
     )
 
 
+class LinearArguments(ctypes.Structure):
+    """`struct vstar_linear_arguments` of csrc/cpu/fused.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "in_features", "out_features")),
+        *((name, ctypes.c_int32) for name in ("gate", "isa", "threads")),
+    )
+
+
 @dataclass(frozen=True)
 class Library:
     """The loaded library and the instruction sets it runs on this machine, plainest first."""
@@ -100,6 +110,7 @@ def _load() -> Library | str:
     handle.vstar_temporal_attention.argtypes = (ctypes.POINTER(Arguments),)
     handle.vstar_geglu.argtypes = (ctypes.POINTER(GegluArguments),)
     handle.vstar_groupnorm_silu.argtypes = (ctypes.POINTER(GroupNormArguments),)
+    handle.vstar_linear.argtypes = (ctypes.POINTER(LinearArguments),)
     handle.vstar_isa_name.restype = ctypes.c_char_p
     names = [handle.vstar_isa_name(i) for i in range(3)]
     return Library(paths[0], handle, tuple(name.decode() for name in names if name))
@@ -185,4 +196,14 @@ def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps:
         *(DTYPES[rows.dtype], silu, _isa(library), torch.get_num_threads()),
     )
     _raise_for(library.handle.vstar_groupnorm_silu(ctypes.byref(arguments)))
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool) -> Tensor:
+    """Multiplies contiguous float32 x (..., in) by weight (out, in), adds bias and residual, or gates half by half."""
+    library, features = _library(), weight.shape[0]
+    out = torch.empty((*x.shape[:-1], features // 2 if gate else features), dtype=x.dtype)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, weight, bias, residual, out))
+    sizes = (x.numel() // x.shape[-1], x.shape[-1], features, gate, _isa(library), torch.get_num_threads())
+    _raise_for(library.handle.vstar_linear(ctypes.byref(LinearArguments(*pointers, *sizes))))
     return out

@@ -1,4 +1,4 @@
-"""GEGLU and group norm with SiLU on a CPU: against float64, by every instruction set, layout and dtype; what they refuse."""
+"""The fused ops on a CPU: against float64, by every instruction set, layout and dtype; what they refuse."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from accuracy import assert_as_accurate
 from vstar_engine.kernels import native
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
+from vstar_engine.kernels.linear import linear, linear_ref
 
 PRESENT, WHY = native.status()
 ISAS = native._load().isas if PRESENT else ()
@@ -79,19 +80,56 @@ def test_groupnorm_silu(shape, groups, dtype, silu):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("after", ["", "bias", "bias residual", "residual", "gate", "bias gate"])
+@pytest.mark.parametrize("shape", [(2, 30, 64, 192), (1, 7, 37, 50), (3, 129, 700, 20), (2, 24, 16, 640)], ids=str)
+@torch.no_grad()
+def test_linear(shape, after):
+    items, rows, features, made = shape
+    x, weight = torch.randn(items, rows, features), torch.randn(made, features) / features**0.5
+    bias = torch.randn(made) if "bias" in after else None
+    residual = torch.randn(items, rows, made) if "residual" in after else None
+    given, gate = (x, weight, bias, residual), "gate" in after
+    eager = linear_ref(*given, gate)
+    exact = linear_ref(*(None if tensor is None else tensor.double() for tensor in given), gate)
+    got = linear(*given, gate)
+    assert got.is_contiguous()
+    assert_as_accurate(got, eager, exact)
+
+
+@pytest.mark.skipif(not PRESENT, reason=WHY)
+@torch.no_grad()
+def test_linear_takes_any_strides():
+    wide, weight = torch.randn(3, 5, 64), torch.randn(8, 32)
+    torch.testing.assert_close(linear(wide[..., ::2], weight, None), linear_ref(wide[..., ::2], weight, None))
+    across = torch.randn(8, 5, 3).permute(2, 1, 0)
+    torch.testing.assert_close(linear(wide[..., :32], weight, None, across), linear_ref(wide[..., :32], weight, None, across))
+
+
+def test_linear_with_gradients_is_pytorchs():
+    x, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(4, 8)
+    linear(x, weight, None, gate=True).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_the_rows(threads):
     x, norm = normal(2, 32, 16, 999), (8, torch.ones(32), torch.zeros(32), 1e-6)
-    gated = torch.randn(1001, 640)
-    one = groupnorm_silu(x, *norm), geglu(gated)
+    gated, weight = torch.randn(1001, 640), torch.randn(320, 640)
+
+    def compute():
+        with torch.no_grad():
+            return groupnorm_silu(x, *norm), geglu(gated), linear(gated, weight, None, gate=True)
+
+    one = compute()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        shared = groupnorm_silu(x, *norm), geglu(gated)
+        shared = compute()
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(shared[0], one[0], rtol=1e-5, atol=1e-6)
-    assert torch.equal(shared[1], one[1])
+    assert all(torch.equal(*pair) for pair in zip(shared[1:], one[1:], strict=True))
 
 
 def test_a_mean_far_from_zero_does_not_cancel():
@@ -138,6 +176,7 @@ def test_a_compiler_sees_standard_operators():
     [
         (lambda: geglu(torch.zeros(3, 5)), r"values and gates, not empty, got \(3, 5\)"),
         (lambda: geglu(torch.zeros(0, 4)), r"not empty, got \(0, 4\)"),
+        (lambda: torch.ops.vstar.linear(torch.ones(2, 6), torch.ones(3, 5), None, None, False), r"x \(..., 5\)"),
         (
             lambda: groupnorm_silu(torch.zeros(2, 6, 3), 4, torch.ones(6), torch.ones(6), 1e-5),
             "6 channels do not make 4 groups",
@@ -148,7 +187,7 @@ def test_a_compiler_sees_standard_operators():
             r"\(N, C, ...\), not empty, got \(6,\)",
         ),
     ],
-    ids=["odd", "empty", "groups", "weight", "rank"],
+    ids=["odd", "empty", "features", "groups", "weight", "rank"],
 )
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):

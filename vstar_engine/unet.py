@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .config import UNetSpec
 from .errors import MissingLibrary
-from .kernels.geglu import geglu
 from .kernels.groupnorm_silu import groupnorm_silu
+from .kernels.linear import linear
 from .kernels.native import serves
 from .kernels.temporal_attention import MAX_FRAMES, temporal_attention, temporal_attention_dense
 
@@ -83,21 +83,10 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer over the last axis of (..., rows, channels).
+    """A linear layer over the last axis; adds a residual to what it makes, or gates one half of it by the other (GEGLU)."""
 
-    In float32 on a CPU it runs as a 1x1 convolution over channels-last memory, the same bytes: measured 1.3 to 2.2 times as
-    fast as PyTorch's matrix product for 32 to 5120 channels (AMD EPYC, two threads, torch 2.13).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        eager = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        weight = self.weight.flatten(1)
-        # a single item would take the convolution's slow path
-        if not eager or x.dim() < 3 or x.shape[:-2].numel() == 1:
-            return F.linear(x, weight, self.bias)
-        rows = x.reshape(-1, x.shape[-2], 1, x.shape[-1]).contiguous()
-        out = F.conv2d(rows.permute(0, 3, 1, 2), weight[:, :, None, None], self.bias)
-        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False) -> Tensor:
+        return linear(x, self.weight.flatten(1), self.bias, residual, gate)
 
 
 class Pointwise(Linear):
@@ -176,7 +165,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return geglu(self.proj(x))
+        return self.proj(x, gate=True)
 
 
 class FeedForward(nn.Module):
@@ -184,8 +173,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.net[2](self.net[0](x), residual)
 
 
 class SelfAttention(nn.Module):
@@ -197,10 +186,10 @@ class SelfAttention(nn.Module):
         self.to_qkv = Linear(width, 3 * heads * head_dim, bias=False)
         self.to_out = nn.Sequential(Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], residual: Tensor | None = None) -> Tensor:
         """x (..., width); `attend` sees q, k, v as (..., heads, head_dim) views of the projection."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
-        return self.to_out(attend(q, k, v).flatten(-2))
+        return self.to_out[0](attend(q, k, v).flatten(-2), residual)
 
 
 class CrossAttention(nn.Module):
@@ -213,11 +202,17 @@ class CrossAttention(nn.Module):
         self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias=False)
         self.to_out = nn.Sequential(Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor, context: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        residual: Tensor | None = None,
+    ) -> Tensor:
         """x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
         k, v = self.to_kv(context.flatten(0, 1)).unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x).reshape(k.shape[0], -1, self.heads, self.head_dim)
-        return self.to_out(attend(q, k, v).reshape(*x.shape[:2], -1))
+        return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), residual)
 
 
 class SpatialBlock(nn.Module):
@@ -230,9 +225,9 @@ class SpatialBlock(nn.Module):
         self.attend = SPATIAL_ATTENTION[attention]()
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x), self.attend)
-        x = x + self.attn2(self.norm2(x), context, self.attend)
-        return x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x), self.attend, residual=x)
+        x = self.attn2(self.norm2(x), context, self.attend, residual=x)
+        return self.ff(self.norm3(x), residual=x)
 
 
 class SpatialTransformer(nn.Module):
@@ -254,7 +249,8 @@ class SpatialTransformer(nn.Module):
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(h).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return self.proj_out(h, rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class TemporalBlock(nn.Module):
@@ -271,9 +267,9 @@ class TemporalBlock(nn.Module):
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return op(q, k, v, g)
 
-        x = x + self.attn1(self.norm1(x), attend)
-        x = x + self.attn2(self.norm2(x), attend)
-        return x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x), attend, residual=x)
+        x = self.attn2(self.norm2(x), attend, residual=x)
+        return self.ff(self.norm3(x), residual=x)
 
 
 class TemporalTransformer(nn.Module):
@@ -292,7 +288,8 @@ class TemporalTransformer(nn.Module):
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 4, 1).flatten(2, 3))
         for block in self.transformer_blocks:
             h = block(h, g)
-        return x + self.proj_out(h).unflatten(2, x.shape[3:]).permute(0, 4, 1, 2, 3)
+        rows = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+        return self.proj_out(h, rows).unflatten(2, x.shape[3:]).permute(0, 4, 1, 2, 3)
 
 
 class Downsample(nn.Module):

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -14,6 +16,10 @@ namespace {
 constexpr int64_t kElementsPerThread = 128 * 1024;
 // Four turns a thread even out a busy core.
 constexpr int64_t kTurns = 4;
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
 
 int threads_for(int64_t elements, int most) { return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::max(1, most))); }
 
@@ -102,8 +108,41 @@ void run(const vstar_groupnorm_silu_arguments& a, const Isa& isa) {
   });
 }
 
+bool valid(const vstar_linear_arguments& a) {
+  return a.x && a.weight && a.out && a.rows > 0 && a.in > 0 && a.out_features > 0 && (!a.gate || a.out_features % 2 == 0);
+}
+
+// Rows that are multiplied by one panel after another while they lie in the second-level cache.
+constexpr int64_t kBlockFloats = 48 * 1024;
+
+void run(const vstar_linear_arguments& a, const Isa& isa) {
+  const int64_t width = a.gate ? a.out_features / 2 : a.out_features;
+  const int64_t columns = isa.panel(a), panels = (width + columns - 1) / columns * (a.gate ? 2 : 1);
+  const int threads = threads_for(a.rows * a.out_features / 16 * a.in / 16, a.threads);
+  const std::unique_ptr<float, Free> packed(
+      static_cast<float*>(std::aligned_alloc(64, size_t(panels * columns * a.in) * sizeof(float))));
+  if (!packed) throw std::bad_alloc();
+  deal(panels, threads, [&](int64_t panel) { isa.pack(a, panel, packed.get()); });
+  const int64_t rows = std::max<int64_t>(24, kBlockFloats / a.in), blocks = (a.rows + rows - 1) / rows;
+  deal(blocks, threads, [&](int64_t block) {
+    isa.linear(a, packed.get(), a.rows * block / blocks, a.rows * (block + 1) / blocks);
+  });
+}
+
 }  // namespace
 }  // namespace vstar
+
+extern "C" int vstar_linear(const vstar_linear_arguments* arguments) {
+  if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;
+  const vstar::Isa* isa = vstar::isa(arguments->isa);
+  if (!isa) return VSTAR_NO_SUCH_ISA;
+  try {
+    vstar::run(*arguments, *isa);
+  } catch (const std::bad_alloc&) {
+    return VSTAR_NO_MEMORY;
+  }
+  return VSTAR_OK;
+}
 
 extern "C" int vstar_geglu(const vstar_geglu_arguments* arguments) {
   if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;

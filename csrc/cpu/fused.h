@@ -22,6 +22,16 @@ struct vstar_groupnorm_silu_arguments {
   int32_t dtype, silu, isa, threads;
 };
 
+// out (rows, out_features) = x (rows, in) . weight (out_features, in) + bias + residual (rows, out_features); both may be null.
+// With gate set, the first half of the features times gelu of the second: out (rows, out_features / 2). float32, contiguous.
+struct vstar_linear_arguments {
+  const float *x, *weight, *bias, *residual;
+  float* out;
+  int64_t rows, in, out_features;
+  int32_t gate, isa, threads;
+};
+
+__attribute__((visibility("default"))) int vstar_linear(const vstar_linear_arguments* arguments);
 __attribute__((visibility("default"))) int vstar_geglu(const vstar_geglu_arguments* arguments);
 __attribute__((visibility("default"))) int vstar_groupnorm_silu(const vstar_groupnorm_silu_arguments* arguments);
 }
@@ -41,6 +51,12 @@ using Measure = void (*)(const vstar_groupnorm_silu_arguments&, int64_t item, in
 using Normalise = void (*)(const vstar_groupnorm_silu_arguments&, int64_t item, int64_t begin_row, int64_t end_row,
                            const float* gain, const float* shift);
 
+// Columns of a panel; and lays out one panel of weights, values' panels before gates'.
+using Panel = int64_t (*)(const vstar_linear_arguments&);
+using Pack = void (*)(const vstar_linear_arguments&, int64_t panel, float* packed);
+// Some rows by all panels.
+using Linear = void (*)(const vstar_linear_arguments&, const float* packed, int64_t begin_row, int64_t end_row);
+
 // What is compiled for one instruction set.
 struct Isa {
   const char* name;
@@ -48,6 +64,9 @@ struct Isa {
   Geglu geglu;
   Measure measure;
   Normalise normalise;
+  Pack pack;
+  Linear linear;
+  Panel panel;
 };
 
 // Those this machine runs, plainest first, and one of them by its number: negative picks the best, null is not there.

@@ -10,8 +10,11 @@ namespace vstar {
   void attend_##set(const vstar_attention&, const Bias*, int64_t, int64_t, Scratch);                              \
   void geglu_##set(const vstar_geglu_arguments&, int64_t, int64_t);                                               \
   void measure_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, float*, Moments*);         \
-  void normalise_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, const float*, const float*);
-#define KERNELS(set) {#set, attend_##set, geglu_##set, measure_##set, normalise_##set}
+  void normalise_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, const float*, const float*); \
+  void pack_##set(const vstar_linear_arguments&, int64_t, float*);                                                \
+  void linear_##set(const vstar_linear_arguments&, const float*, int64_t, int64_t);                               \
+  int64_t panel_##set(const vstar_linear_arguments&);
+#define KERNELS(set) {#set, attend_##set, geglu_##set, measure_##set, normalise_##set, pack_##set, linear_##set, panel_##set}
 
 DECLARE(baseline)
 DECLARE(avx2)
