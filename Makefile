@@ -1,7 +1,7 @@
 # One virtual environment in .venv; pinned by constraints.txt. Override PYTHON to choose the interpreter.
 PYTHON ?= python3
-# groups of pyproject.toml to install for the tests; EXTRAS=dev,onnx,serve tests the ONNX export and the server too
-EXTRAS ?= dev
+# groups of pyproject.toml to install for the tests; EXTRAS=dev,serve,onnx tests the ONNX export too
+EXTRAS ?= dev,serve
 TESTED = .venv/test-$(EXTRAS)
 INSTALL = .venv/bin/python -m pip install --disable-pip-version-check -q
 PIP = $(INSTALL) -c constraints.txt
@@ -10,9 +10,11 @@ DEMO_STATES = "a landscape covered in thick snow, bare trees" "the snow melts, p
 
 BENCH = out/bench
 NAME ?= cpu-2core-avx512
+KILLS ?= 1000
+SOAK ?= 30
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-slow openai-clients check bench bench-publish clean
+.PHONY: demo test test-slow test-reliability openai-clients check bench bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
@@ -28,6 +30,11 @@ openai-clients: build/openai-2.24.0
 
 build/openai-2.24.0: $(TESTED)
 	$(INSTALL) --no-deps --target $@ openai==2.24.0 distro==1.9.0 jiter==0.19.0 sniffio==1.3.1
+
+# the long form of the server's reliability matrix: hours; KILLS and SOAK (minutes) scale it. Rows that need Debian's strace,
+# postgresql, chromium and chromium-driver are skipped where these are missing
+test-reliability: .venv/reliability
+	.venv/bin/python -m pytest -q -s -rs tests/test_serving_*.py tests/test_deploy.py --kills $(KILLS) --soak $(SOAK)
 
 check: $(TESTED)
 	.venv/bin/ruff check .
@@ -78,6 +85,10 @@ $(TESTED): .venv/torch pyproject.toml
 	$(PIP) -e ".[bench]"
 	mkdir -p out
 	touch $@ .venv/demo
+
+.venv/reliability: .venv/torch pyproject.toml
+	$(PIP) -e ".[dev,serve]"
+	touch $@
 
 clean:
 	rm -rf .venv out build

@@ -198,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.rehearse:
         args.model, args.weights, args.device, args.dtype = "mini", None, "cpu", "float32"
-        args.frames, args.steps, args.size, args.jobs, args.rounds = 2, 2, "32x32", 4, 1
+        args.frames, args.steps, args.size, args.jobs, args.rounds = 4, 2, "32x32", 4, 1
     if args.jobs < 1 or (args.rate is not None and args.rate <= 0):
         raise ValueError(f"jobs must be at least 1 and a rate above 0, got {args.jobs} and {args.rate}")
     size = body_of(args, 0)["size"]

@@ -16,6 +16,13 @@ from vstar_engine.golden import Golden
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="of the long reliability tests; `make test-reliability`: 1000")
+    parser.addoption(
+        "--soak", type=float, default=1.0, help="minutes of the long reliability tests; `make test-reliability`: 30"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

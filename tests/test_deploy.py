@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,10 @@ def instructions():
 
 def compose(name="compose.yaml"):
     return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def kubernetes():
+    return {item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())}
 
 
 def check_serve(words):
@@ -90,6 +95,26 @@ def test_compose_names_only_what_it_has():
     for config in content["configs"].values():
         assert "file" not in config or (DEPLOY / config["file"]).is_file()
     assert compose("prometheus.yml")["scrape_configs"][0]["static_configs"][0]["targets"] == ["server:8000"]
+
+
+def test_kubernetes_runs_a_gateway_that_it_may():
+    found = kubernetes()
+    assert set(found) == {"RayCluster", "StatefulSet", "Service"}
+    container = found["StatefulSet"]["spec"]["template"]["spec"]["containers"][0]
+    begun, gateway = container["args"][0].split("&& exec ")
+    assert begun.startswith("ray start --address=vstar-engine-head-svc:6379")
+    check_serve(shlex.split(gateway)[1:])
+    groups = [found["RayCluster"]["spec"]["headGroupSpec"], *found["RayCluster"]["spec"]["workerGroupSpecs"]]
+    pods = [group["template"]["spec"] for group in groups] + [found["StatefulSet"]["spec"]["template"]["spec"]]
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"]
+        names = {variable["name"]: variable for variable in pod["containers"][0]["env"]}
+        assert names["RAY_AUTH_MODE"]["value"] == "token"
+        assert "valueFrom" in names["RAY_AUTH_TOKEN"]
+        mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+    selected = found["Service"]["spec"]["selector"]
+    assert selected.items() <= found["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
 
 
 def exposed():

@@ -67,6 +67,10 @@ def test_a_killed_worker_costs_its_job_one_more_try_and_others_nothing(tmp_path)
         videos = server.ledger([first, second, third])
         assert {video["status"] for video in videos} == {"completed"}
         assert (counters(server)["restarts"], counters(server)["retried"]) == (1, 1)
+        told = server.http.get("/metrics").text
+        assert "vstar_worker_restarts_total 1.0" in told
+        assert 'vstar_jobs_finished_total{status="completed"} 3.0' in told
+        assert "vstar_embedding_cache_hits_total 0.0" in told
 
 
 def test_a_poison_job_fails_after_three_tries_and_the_next_runs(tmp_path):

@@ -23,7 +23,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 
 # what `watch` may be told to read: a gauge or a counter, and what it says
 GAUGE, COUNTER = GaugeMetricFamily, CounterMetricFamily
-WATCHED: dict[str, tuple[type[Metric], str]] = {
+WATCHED: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str]] = {
     "vstar_queued_jobs": (GAUGE, "Jobs accepted and not started"),
     "vstar_running_jobs": (GAUGE, "Jobs an engine works on"),
     "vstar_queue_limit": (GAUGE, "Jobs the queue takes before it answers 429"),

@@ -20,7 +20,7 @@ from ..artifacts import PRIVATE
 from ..errors import VstarError
 from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
 from .job import VERSION, Job
-from .live import FAILED, QUEUED, failed
+from .live import FAILED, failed
 from .runner import Runner, Stopped
 from .settings import Settings
 from .sqlite import Connection, Disk, prepare
@@ -53,10 +53,6 @@ class Record:
     job: Job
     created: int
     outcome: dict[str, Any] | None = None
-
-    @property
-    def status(self) -> str:
-        return self.outcome["status"] if self.outcome else QUEUED
 
 
 def _refuse_pickle(text: str) -> Any:
@@ -119,7 +115,7 @@ class JobStore:
         """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
         global _runner
         _runner = runner
-        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign]
+        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign, assignment]
         engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
         config = DBOSConfig(
             name="vstar-engine",
@@ -188,7 +184,7 @@ class JobStore:
 
     async def page(self, owner: str, after: Record | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
         """Gives up to `limit` jobs of an owner that come after another one, and whether there are more."""
-        edge = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after.created)}
+        edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after.created)}
         wanted, fetched = limit + 1, limit + 17
         while True:
             found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
@@ -241,7 +237,7 @@ class JobStore:
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
-        edge = {} if before is None else {"completed_before": _moment(int(before * 1000))}
+        edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
         found = await DBOS.list_workflows_async(
             name=WORKFLOW, status=FINISHED, limit=limit, load_input=False, load_output=False, **edge
         )

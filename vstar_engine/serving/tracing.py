@@ -70,7 +70,12 @@ def event(job: Job, event: Event) -> None:
     """Keeps a job's spans: one for the whole, from its acceptance on, and one for each stage."""
     match event:
         case Started():
-            facts = {"vstar.job": job.id, "vstar.frames": job.frames, "vstar.steps": job.steps, "vstar.batch": event.batch}
+            facts: dict[str, str | int] = {
+                "vstar.job": job.id,
+                "vstar.frames": job.frames,
+                "vstar.steps": job.steps,
+                "vstar.batch": event.batch,
+            }
             _end(job.id)
             accepted = int(job.created_at * NANOSECONDS)
             _jobs[job.id] = tracer.start_span("job", context.Context(), attributes=facts, start_time=accepted)

@@ -1,0 +1,59 @@
+"""The load on a server: when requests come, how a run is reduced, and a rehearsal against a real one."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+pytest.importorskip("dbos", reason="needs the serve extra")
+
+from vstar_engine.bench import serve
+from vstar_engine.bench.rows import read
+from vstar_engine.bench.serve import BURST, POISSON, Outcome, arrivals, measured, percentile
+from vstar_engine.bench.tables import serve as table
+from vstar_engine.cli import main
+
+
+def test_arrivals_are_all_at_once_or_at_random_with_the_rate_asked_for():
+    assert arrivals(BURST, 5, 2.0, seed=0) == [0.0] * 5
+    times = arrivals(POISSON, 4000, 2.0, seed=0)
+    gaps = [b - a for a, b in pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    assert mean == pytest.approx(0.5, rel=0.05)
+    # of an exponential the spread is the mean
+    assert math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) == pytest.approx(0.5, rel=0.1)
+    assert arrivals(POISSON, 9, 2.0, seed=1) == arrivals(POISSON, 9, 2.0, seed=1) != arrivals(POISSON, 9, 2.0, seed=2)
+
+
+@pytest.mark.parametrize(("p", "wanted"), [(50, 2.0), (75, 3.0), (95, 4.0), (99, 4.0)])
+def test_a_percentile_is_a_value_that_was_measured(p, wanted):
+    assert percentile([3.0, 1.0, 4.0, 2.0], p) == wanted
+
+
+def test_what_was_refused_or_failed_was_not_served_in_time():
+    outcomes = [Outcome(0.01, 1.0, "completed"), Outcome(0.02, 3.0, "completed")]
+    outcomes += [Outcome(0.03, 0.5, "failed"), Outcome(0.04, math.inf, "HTTP 429")]
+    numbers = measured(outcomes, whole=4.0, slo=2.0)
+    assert (numbers["median"], numbers["p99"], numbers["post_p99"]) == (2.0, 3.0, 0.04)
+    assert (numbers["attained"], numbers["throughput"]) == (0.25, 0.5)
+    assert (numbers["completed"], numbers["failed"], numbers["refused"]) == (2, 1, 1)
+    with pytest.raises(RuntimeError, match="no video was completed: HTTP 429"):
+        measured(outcomes[3:], 1.0, 1.0)
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--rate", "-1"]])
+def test_a_load_that_makes_no_sense_is_refused(words):
+    assert main(["bench", "serve", *words]) == 2
+
+
+@pytest.mark.slow
+def test_a_rehearsal_measures_every_part(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert main(["bench", "serve", "--rehearse", "--out", str(out)]) == 0
+    rows = read([out])
+    assert [row.case["part"] for row in rows] == list(serve.PARTS)
+    assert all(row.status == "ok" for row in rows)
+    load, alone = table(rows, spread=False)
+    assert "poisson" in load
+    assert "burst" in load
+    assert "bare engine" in alone

@@ -1,0 +1,313 @@
+"""The long form of the reliability matrix: kills by the hundred, disks that fail at every kind of write, Postgres, a soak.
+
+`make test-reliability` runs it at full length; `--kills` and `--soak` (minutes) scale it.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+pytest.importorskip("dbos", reason="needs the serve extra")
+from servers import SMALL, START, Server, free_port
+
+from vstar_engine.client import Client
+from vstar_engine.errors import ServerError
+
+pytestmark = pytest.mark.slow
+
+# jobs that may be on their way at once: enough that every kill finds some, few enough that they end
+OUTSTANDING = 8
+LEDGER = 600.0
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
+GROWTH = 100 * 2**20
+
+
+class Submitter:
+    """Clients that go on submitting while their server dies again and again; what a reply accepted is in `ids`."""
+
+    def __init__(self, server, clients=2):
+        self.server, self.ids, self.errors, self.stopping = server, [], [], threading.Event()
+        self.pool = ThreadPoolExecutor(clients)
+        self.done = [self.pool.submit(self.run, number) for number in range(clients)]
+
+    def run(self, number):
+        with Client(self.server.url, patience=START, timeout=10) as client:
+            fields = {name: value for name, value in SMALL.items() if name != "prompt"}
+            while not self.stopping.is_set():
+                try:
+                    if sum(not video.ended for video in client.list(OUTSTANDING)) < OUTSTANDING:
+                        self.ids.append(client.submit("a tree", **fields).id)
+                except ServerError as error:
+                    self.errors.append(error)
+                time.sleep(0.02)
+
+    def stop(self):
+        self.stopping.set()
+        for future in self.done:
+            future.result()
+        self.pool.shutdown()
+
+
+def processes(server):
+    """Gives the server's process and its workers', as far as they are there."""
+    try:
+        here = psutil.Process(server.process.pid)
+        return here, [child for child in here.children() if "worker" in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return None, []
+
+
+def test_kills_at_random_moments(tmp_path, pytestconfig):
+    """F1 and F2 by the hundred: kill -9 of server or worker, also as they start; nothing accepted is lost or made twice."""
+    count, chance = pytestconfig.getoption("kills"), random.Random(1)
+    server, of = Server(tmp_path, slow={"step": 0.02}), {"server": 0, "server as it starts": 0, "worker": 0}
+    starts = [server.start()]
+    submitter = Submitter(server)
+    try:
+        while (killed := sum(of.values())) < count:
+            time.sleep(chance.uniform(0.0, 1.0))
+            _, workers = processes(server)
+            kind = chance.choices(list(of), [2, 1, 1])[0]
+            if kind == "worker" and workers:
+                workers[0].kill()
+            elif kind == "server as it starts":
+                server.kill()
+                server.spawn()
+                time.sleep(chance.uniform(0.0, 2.0))
+                server.kill()
+                starts.append(server.start())
+            else:
+                kind = "server"
+                server.kill()
+                starts.append(server.start())
+            of[kind] += 1
+            if (killed + 1) % 50 == 0:
+                print(f"{killed + 1} kills, {len(submitter.ids)} jobs", flush=True)
+    finally:
+        submitter.stop()
+    try:
+        assert not submitter.errors
+        videos = server.ledger(submitter.ids, within=LEDGER)
+    finally:
+        server.__exit__()
+    middle = sorted(starts)[len(starts) // 2]
+    print(f"{of}, {len(videos)} jobs, ready after {middle:.1f} s (median), {max(starts):.1f} s at most")
+    assert {video["status"] for video in videos} == {"completed"}
+
+
+# --- disks that fail: strace answers system calls with an error, from the nth on for a while
+
+DATABASE = ("jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm")
+# (what fails, which calls, on the database's files alone)
+INJECTIONS = {
+    "database write": ("pwrite64", True),
+    "database sync": ("fsync,fdatasync", True),
+    "database size": ("ftruncate", True),
+    "result sync": ("fsync", False),
+    "result rename": ("rename,renameat,renameat2", False),
+    "any write to a file": ("write,pwrite64,writev", None),
+}
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("what", INJECTIONS)
+def test_failing_disks(tmp_path, what, error):
+    """Every kind of write and sync fails for a while: what was accepted ends, and nothing half-written is served."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace: apt-get install strace")
+    calls, database = INJECTIONS[what]
+    data = (tmp_path / "data").absolute()
+    if database is None:
+        # files alone: a socket that fails is not a disk that fails
+        watched = [str(data / name) for name in DATABASE] + [str(data / "videos")]
+    else:
+        watched = [str(data / name) for name in DATABASE] if database else []
+    paths = [word for path in watched for word in ("-P", path)]
+    inject = f"inject={calls}:error={error}:when=3..40+3"
+    trace = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), *paths, "-e", f"trace={calls}", "-e", inject]
+    # what it made before the disk fails shall be there after
+    server = Server(tmp_path, slow={"step": 0.01})
+    server.start()
+    before = [server.create("before") for _ in range(2)]
+    server.ledger(before)
+    server.stop()
+    server.prefix = trace
+    accepted, refused = list(before), []
+    try:
+        server.spawn()
+        submit_for(server, 6.0, accepted, refused)
+        served_is_whole(server)
+    finally:
+        server.kill_all()
+    server.prefix = []
+    server.start()
+    try:
+        videos = server.ledger(accepted, within=120, more=True)
+    finally:
+        server.__exit__()
+    injected = (tmp_path / "trace").read_text(errors="replace").count("(INJECTED)")
+    ended = {video["error"]["code"] if video["error"] else "completed" for video in videos}
+    print(
+        f"{what}, {error}: {injected} failures, {len(accepted)} accepted, refused {sorted(set(refused))}, ended {sorted(ended)}"
+    )
+    assert injected > 0
+    assert set(refused) <= {0, 429, 500, 503, 507}
+    assert {video["id"] for video in videos if video["status"] == "completed"} >= set(before)
+
+
+def submit_for(server, seconds, accepted, refused):
+    """Submits for a while, as soon as it answers; notes what each reply said, 0 for none."""
+    end = time.monotonic() + START
+    until = None
+    while time.monotonic() < (until or end):
+        try:
+            answer = server.post("while the disk fails")
+        except httpx.TransportError:
+            if server.process.poll() is not None:
+                server.spawn()
+            if until is not None:
+                refused.append(0)
+            time.sleep(0.05)
+            continue
+        until = until or time.monotonic() + seconds
+        if answer.status_code == 200:
+            accepted.append(answer.json()["id"])
+        else:
+            assert "error" in answer.json()
+            refused.append(answer.status_code)
+        time.sleep(0.05)
+
+
+def served_is_whole(server):
+    """Checks that whatever can be fetched now has the bytes and hash of its record."""
+    for folder in (server.folder / "data" / "videos").glob("video_*.mp4"):
+        try:
+            answer = server.http.get(f"/v1/videos/{folder.stem}/content")
+        except httpx.TransportError:
+            continue
+        if answer.status_code == 200:
+            assert answer.content[4:8] == b"ftyp"
+            assert len(answer.content) == folder.stat().st_size
+
+
+# --- Postgres, from Debian's package, on loopback
+
+
+@contextmanager
+def postgres(folder):
+    """Makes a database cluster and gives its address and a function that kills and starts it again."""
+    if not POSTGRES:
+        pytest.skip("needs Postgres: apt-get install postgresql")
+    (bin,), port = POSTGRES, free_port()
+    folder.mkdir()
+    shutil.chown(folder, "postgres")
+    for parent in folder.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    subprocess.run([*user, bin / "initdb", "-D", folder / "db", "-A", "trust", "-U", "vstar"], check=True, capture_output=True)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+
+    def start():
+        words = [bin / "pg_ctl", "-D", folder / "db", "-o", options, "-l", folder / "log", "-w", "start"]
+        subprocess.run([*user, *words], check=True, capture_output=True)
+
+    def crash():
+        os.kill(int((folder / "db" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+        time.sleep(0.5)
+        start()
+
+    start()
+    try:
+        subprocess.run([*user, bin / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "vstar", "vstar"], check=True)
+        yield f"postgresql://vstar@127.0.0.1:{port}/vstar", crash
+    finally:
+        subprocess.run([*user, bin / "pg_ctl", "-D", folder / "db", "-m", "immediate", "stop"], capture_output=True)
+
+
+def test_kills_with_postgres(tmp_path, pytestconfig):
+    """F1 on Postgres: the server is killed, and so is the database."""
+    chance = random.Random(2)
+    with postgres(tmp_path / "postgres") as (url, crash):
+        server = Server(tmp_path / "server", "--database", url, slow={"step": 0.02})
+        server.start()
+        submitter = Submitter(server)
+        try:
+            for number in range(max(pytestconfig.getoption("kills") // 50, 6)):
+                time.sleep(chance.uniform(0.2, 1.5))
+                if number % 3 == 2:
+                    crash()
+                else:
+                    server.kill()
+                    server.start()
+        finally:
+            submitter.stop()
+        try:
+            assert not [error for error in submitter.errors if error.status not in (500, 503)]
+            videos = server.ledger(submitter.ids, within=LEDGER)
+        finally:
+            server.__exit__()
+        assert {video["status"] for video in videos} == {"completed"}
+        print(f"{len(videos)} jobs on Postgres")
+
+
+def test_two_servers_share_a_database(tmp_path):
+    """Each runs what it took; one that is killed takes its jobs up again when it is back, and none is made twice."""
+    with postgres(tmp_path / "postgres") as (url, _):
+        servers = [
+            Server(tmp_path / name, "--database", url, "--instance", name, slow={"step": 0.05}) for name in ("one", "two")
+        ]
+        for server in servers:
+            shared = server.folder / "data"
+            shared.mkdir()
+            (shared / "videos").symlink_to(tmp_path / "videos")
+        (tmp_path / "videos").mkdir()
+        try:
+            for server in servers:
+                server.start()
+            ids = [servers[number % 2].create(f"job {number}") for number in range(16)]
+            time.sleep(0.5)
+            servers[0].kill()
+            servers[0].start()
+            videos = servers[1].ledger(ids, within=120)
+        finally:
+            for server in servers:
+                server.__exit__()
+    assert {video["status"] for video in videos} == {"completed"}
+
+
+# --- a soak
+
+
+def test_soak(tmp_path, pytestconfig):
+    """L3: jobs, cancellations and readers for many minutes; nothing fails, and memory, files and descriptors stay flat."""
+    minutes = pytestconfig.getoption("soak")
+    with Server(tmp_path, "--keep-mib", "20", slow={"step": 0.005}) as server:
+        here, _ = processes(server)
+        rounds, held, end = 0, [], time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            ids = [server.create("soak", num_frames=chance) for chance in (8, 8, 12, 16)]
+            server.http.post(f"/v1/videos/{ids[-1]}/cancel")
+            for id in ids:
+                video = server.wait(id, within=60)
+                assert video["status"] == "completed" or video["error"]["code"] == "cancelled"
+            server.http.get(f"/v1/videos/{ids[0]}/content")
+            if rounds % 10 == 0:
+                held.append((here.memory_info().rss, here.num_fds()))
+            rounds += 1
+        settled = held[len(held) // 4]
+        print(f"{4 * rounds} jobs in {minutes:g} minutes, {(held[-1][0] - settled[0]) / 2**20:.1f} MiB more than at a quarter")
+        assert held[-1][0] - settled[0] < GROWTH
+        assert held[-1][1] - settled[1] < 20
+        names = {path.suffix for path in (tmp_path / "data" / "videos").iterdir()}
+        assert names <= {".mp4", ".jpg"}
