@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
         for name, held in (("request_id", request_id.get()), ("job_id", job_id.get()), ("trace_id", tracing.trace_id())):
             if held is not None:
                 line[name] = held
-        line |= {name: value for name, value in vars(record).items() if name not in OWN}
+        line |= {name: value for name, value in vars(record).items() if name not in OWN and name[0] != "_"}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
