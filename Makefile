@@ -1,7 +1,7 @@
 # One virtual environment in .venv; pinned by constraints.txt. Override PYTHON to choose the interpreter.
 PYTHON ?= python3
-# groups of pyproject.toml to install for the tests; EXTRAS=dev,onnx,serve tests the ONNX export and the server too
-EXTRAS ?= dev
+# groups of pyproject.toml to install for the tests; EXTRAS=dev,serve,onnx tests the ONNX export too
+EXTRAS ?= dev,serve
 TESTED = .venv/test-$(EXTRAS)
 INSTALL = .venv/bin/python -m pip install --disable-pip-version-check -q
 PIP = $(INSTALL) -c constraints.txt

@@ -5,8 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from engines import engine_at
 from slow_engine import job
 
+from vstar_engine import Engine
+from vstar_engine.built import Artifact
 from vstar_engine.embeddings import embed
 from vstar_engine.serving import events
 from vstar_engine.serving.lanes import Rules
@@ -47,7 +50,7 @@ def test_a_job_hears_the_same_from_the_cache(mini):
 def test_facts_and_buckets_of_the_model(mini):
     model = Model(mini)
     facts = model.facts()
-    assert {*events.FACTS} - facts.keys() == {"batch_limits", "step_seconds"}
+    assert {*events.FACTS} - facts.keys() == {"batch_limits", "step_seconds", "counters"}
     assert facts["size"] == [96, 128]
     assert model.buckets() == [(16, 96, 128)]
 
@@ -67,6 +70,24 @@ def test_a_preview_looks_like_the_video(mini):
     expected = np.concatenate(list(seen), axis=1)
     # a plain grey strip would be as far off as the colours spread
     assert np.abs(strip - expected).mean() < 0.6 * np.abs(expected - expected.mean()).mean()
+
+
+def test_an_engine_built_for_one_row_takes_guidance_in_two_passes(mini, tmp_path):
+    built = Engine(**{**vars(mini), "artifact": Artifact.open(engine_at(tmp_path / "engine", batch=1, size=list(SIZE)))})
+    model, sizes = Model(built), []
+    assert model.most_at_once() == 1
+    batch = model.begin([job("snow", steps=1)])
+    batch.denoiser = lambda *given: sizes.append(len(given[0])) or mini.denoiser(*given)
+    model.step(batch)
+    assert sizes == [1, 1]
+
+
+def test_a_built_engine_says_what_it_takes(mini, tmp_path):
+    artifact = Artifact.open(engine_at(tmp_path / "engine", batch=8, size=list(SIZE), frames=[16, 64]))
+    model = Model(Engine(**{**vars(mini), "artifact": artifact}))
+    assert model.most_at_once() == 4
+    assert model.buckets() == [(16, *SIZE), (64, *SIZE)]
+    assert (model.facts()["max_frames"], model.facts()["backend"]) == (64, "inductor")
 
 
 def test_bundles_are_found_by_their_id(mini, tmp_path):

@@ -300,7 +300,7 @@ def test_slow_steps_are_no_hang(tmp_path):
     """Three times what such a step should take is waited for, though that is more than `hang_after`."""
 
     async def scenario():
-        async with running(tmp_path, step=0.4, rules=rules(hang_after=0.3)) as engine:
+        async with running(tmp_path, step=0.4, rules=rules(hang_after=0.3, max_batch=1)) as engine:
             return await told(engine, job(steps=3)), engine.facts()["counters"]["restarts"]
 
     found, restarts = asyncio.run(scenario())

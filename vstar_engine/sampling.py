@@ -1,6 +1,7 @@
 """DDIM with classifier-free guidance, as a generator that yields each step."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,5 +59,5 @@ def sample(
     for index, i in enumerate(reversed(range(len(schedule) - start))):
         timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=latents.device)
         conditional, unconditional = denoise(latents, timestep, index)
-        latents, pred_x0 = advance(schedule, i, latents, conditional, unconditional, weight, lambda index=index: draw(index))
+        latents, pred_x0 = advance(schedule, i, latents, conditional, unconditional, weight, partial(draw, index))
         yield index, int(timestep[0]), latents, pred_x0

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -25,7 +26,7 @@ from .service import Service, unwritable
 from .sqlite import DiskError
 
 REF = "#/components/schemas/{model}"
-BODIES = {"create_video": CreateVideo, "create_and_wait": CreateVideo, "remix_video": RemixVideo}
+BODIES: dict[str, type[BaseModel]] = {"create_video": CreateVideo, "create_and_wait": CreateVideo, "remix_video": RemixVideo}
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -138,7 +139,8 @@ def _openapi(app: FastAPI, keyed: bool) -> dict[str, Any]:
         return app.openapi_schema
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     schemas = document["components"]["schemas"]
-    for model in (*BODIES.values(), Errors):
+    bodies: tuple[type[BaseModel], ...] = (CreateVideo, RemixVideo, Errors)
+    for model in bodies:
         described = model.model_json_schema(ref_template=REF)
         schemas.update(described.pop("$defs", {}))
         schemas[model.__name__] = described

@@ -22,6 +22,8 @@ HUNG_FACTOR = 3.0
 PATIENCE = {"cpu": 60.0, "gpu": 10.0}
 # seconds before a worker that would not start is tried again: doubled each time, up to the last
 RETRY_FIRST, RETRY_LAST = 0.2, 10.0
+# what a worker counts of its cache of embeddings, since it started
+CACHES = ("cache_hits", "cache_misses", "cache_bytes")
 
 
 class Dispatcher:
@@ -52,9 +54,9 @@ class Dispatcher:
             await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
             raise
         tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
-        self.tasks = [asyncio.create_task(work) for work in (*tended, self._pump(), self._watch())]
-        for task in self.tasks:
-            task.add_done_callback(_loud)
+        self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
+        for work in self.tasks:
+            work.add_done_callback(_loud)
 
     @property
     def ready(self) -> bool:
@@ -64,7 +66,8 @@ class Dispatcher:
         """Describes the model, and counts what happened on the workers."""
         running = sum(len(lane.tickets) for lane in self.lanes)
         now = {"waiting": len(self.waiting), "running": running, "workers": sum(lane.up for lane in self.lanes)}
-        return {**self.described, "counters": {**self.counts, **now}}
+        caches = {name: sum(lane.counters.get(name, 0) for lane in self.lanes) for name in CACHES}
+        return {**self.described, "counters": {**self.counts, **now, **caches}}
 
     async def submit(self, job: Job) -> AsyncIterator[events.Event]:
         """Makes a job's video; a stream that is closed before its end cancels the job."""
@@ -205,7 +208,7 @@ class Dispatcher:
             ride = lane.rides.pop(message["run"])
             if message["steps"]:
                 self.pace.note(ride.job, len(ride.tickets), message["seconds"]["denoise"] / message["steps"])
-            self.described["caches"] = message["counters"]
+            lane.counters = message["counters"]
             self.news.set()
         elif message["say"] == "failed":
             for id in message["ids"]:

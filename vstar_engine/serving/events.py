@@ -123,6 +123,8 @@ FACTS = {
     "levels": "levels of the UNet that TAR may name",
     "max_frames": "longest clip",
     "text": "whether the engine has its text tower, else embeddings are needed",
-    "batch_limits": 'measured at warm-up: {"FRAMESxHEIGHTxWIDTHxSTEPS": jobs that may ride together}',
+    "batch_limits": 'measured at warm-up: {"FRAMESxHEIGHTxWIDTH": jobs that may ride together}; other clips ride alone',
     "step_seconds": "measured at warm-up: seconds of one step of the model's own size and 16 frames, None if unknown",
+    "counters": "since the start: restarts, retried, batches, batched_jobs, between, cache_hits, cache_misses; "
+    "now: waiting, running, workers, cache_bytes",
 }

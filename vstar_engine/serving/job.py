@@ -60,7 +60,8 @@ class Job:
     def from_json(content: dict[str, Any]) -> "Job":
         """Reads what `to_json` wrote; TypeError for other fields."""
         tuples = {f.name for f in fields(Job) if str(f.type).startswith("tuple")}
-        return Job(**{name: tuple(value) if name in tuples else value for name, value in content.items()})
+        given: dict[str, Any] = {name: tuple(value) if name in tuples else value for name, value in content.items()}
+        return Job(**given)
 
     @property
     def shape(self) -> tuple[int, tuple[int, int], int]:

@@ -102,6 +102,7 @@ class Lane:
     link: Link
     up: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
     rides: dict[int, Ride] = field(default_factory=dict)
     tickets: set[Ticket] = field(default_factory=set)
     silent: float = 0.0

@@ -3,6 +3,7 @@
 import gc
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch, Row
-from ..config import MAX_FRAMES
+from ..config import MAX_FRAMES, Request
 from ..embeddings import Embeddings, Encode
 from ..engine import Engine
 from ..errors import MemoryShortage
@@ -94,7 +95,14 @@ class Model:
     def begin(self, jobs: Sequence[Job]) -> Batch:
         """Prepares the videos of jobs of one shape; raises as `Engine.begin` does."""
         held = [None if job.embeddings is None else self._bundle(job.embeddings) for job in jobs]
-        return self.engine.begin([job.request() for job in jobs], held, self.texts)
+        return self.engine.begin([self._request(job) for job in jobs], held, self.texts)
+
+    def _request(self, job: Job) -> Request:
+        """Gives a job's request; its guidance branches take two passes where the engine was built for one row."""
+        request, artifact = job.request(), self.engine.artifact
+        if artifact is None or artifact.identity["batch"] > 1:
+            return request
+        return replace(request, sampling=replace(request.sampling, batch_guidance=False))
 
     def _bundle(self, id: str) -> Embeddings:
         if self.bundles is None or Path(id).name != id:

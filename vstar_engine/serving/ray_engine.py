@@ -69,14 +69,13 @@ class Replica:
         """Starts a worker and gives what it says, each finished video with its files."""
         message = json.loads(line)
         async for said in await self.link.open({**message, "folder": str(self.folder)}):
-            yield json.dumps(said), await asyncio.to_thread(self.take_files, said)
+            done = said["say"] == "event" and said["event"]["kind"] == events.Done.kind
+            yield json.dumps(said), await asyncio.to_thread(self.take_files, said["id"]) if done else {}
 
-    def take_files(self, said: Message) -> dict[str, bytes]:
+    def take_files(self, id: str) -> dict[str, bytes]:
         """Reads a finished video's files and removes them here."""
-        if said["say"] != "event" or said["event"]["kind"] != events.Done.kind:
-            return {}
-        found = {name: (self.folder / name).read_bytes() for name in results.names(said["id"])}
-        results.remove(self.folder, said["id"])
+        found = {name: (self.folder / name).read_bytes() for name in results.names(id)}
+        results.remove(self.folder, id)
         return found
 
     async def tell(self, line: str) -> None:

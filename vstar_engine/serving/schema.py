@@ -32,21 +32,23 @@ class State(Strict):
     """One state of a synopsis: what is seen, and where in the clip."""
 
     text: Words
-    at: Place | None = Field(None, description="a frame such as 12, or a share of the clip such as 0.5 or 50%")
+    at: Place | None = Field(default=None, description="a frame such as 12, or a share of the clip such as 0.5 or 50%")
     duration: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
-        None, description="its length relative to the other states'"
+        default=None, description="its length relative to the other states'"
     )
-    negative: Unwanted | None = Field(None, description="what it should not show")
+    negative: Unwanted | None = Field(default=None, description="what it should not show")
 
 
 class TarSettings(Strict):
     """Temporal attention regularisation: the motion dial. Smaller sigma means more motion."""
 
-    preset: Annotated[str, Field(max_length=40)] | None = Field(None, description="such as 64D1_32D8, or none")
-    sigma: Sigma | dict[Level, Sigma] | None = Field(None, description="in frames, by level of the UNet; a number is level 0's")
+    preset: Annotated[str, Field(max_length=40)] | None = Field(default=None, description="such as 64D1_32D8, or none")
+    sigma: Sigma | dict[Level, Sigma] | None = Field(
+        default=None, description="in frames, by level of the UNet; a number is level 0's"
+    )
     strength: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] | None = None
     until: Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")] | None = Field(
-        None, description="last step with it, counted from 0, or a share of the steps such as 56%"
+        default=None, description="last step with it, counted from 0, or a share of the steps such as 56%"
     )
 
 
@@ -58,23 +60,25 @@ class Wishes(Strict):
 
     model: Annotated[str, Field(max_length=100)] | None = None
     seconds: Annotated[int, Field(ge=1, le=600)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}$")] | None = Field(
-        None, description="length; num_frames comes before it"
+        default=None, description="length; num_frames comes before it"
     )
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
-    size: Annotated[str, Field(pattern=SIZE)] | None = Field(None, description="WIDTHxHEIGHT in pixels")
-    fps: Annotated[float, Field(ge=1, le=60, allow_inf_nan=False)] | None = Field(None, description="of the file")
-    synopsis: Synopsis | None = Field(None, description="the states that the video passes through, in order")
-    subprompts: Synopsis | None = Field(None, description="another name of synopsis")
-    spread: Literal["linear", "ease", "hold"] | None = Field(None, description="how states spread over the frames")
+    size: Annotated[str, Field(pattern=SIZE)] | None = Field(default=None, description="WIDTHxHEIGHT in pixels")
+    fps: Annotated[float, Field(ge=1, le=60, allow_inf_nan=False)] | None = Field(default=None, description="of the file")
+    synopsis: Synopsis | None = Field(default=None, description="the states that the video passes through, in order")
+    subprompts: Synopsis | None = Field(default=None, description="another name of synopsis")
+    spread: Literal["linear", "ease", "hold"] | None = Field(default=None, description="how states spread over the frames")
     tar: Annotated[str, Field(max_length=40)] | TarSettings | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     negative_prompt: Unwanted | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(None, description="drawn where it is not given")
-    embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(None, description="id of a precomputed bundle")
-    enhance_prompt: bool | None = Field(None, description="describe the prompt's states; true where no synopsis is given")
-    priority: Priority | None = Field(None, description="higher runs earlier")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(default=None, description="drawn where it is not given")
+    embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(default=None, description="id of a precomputed bundle")
+    enhance_prompt: bool | None = Field(
+        default=None, description="describe the prompt's states; true where no synopsis is given"
+    )
+    priority: Priority | None = Field(default=None, description="higher runs earlier")
     metadata: Annotated[dict[Label, Note], Field(max_length=16)] | None = None
     # sent by habit, and ignored
     user: Annotated[str, Field(max_length=512)] | None = None
@@ -100,7 +104,7 @@ class Wishes(Strict):
 class CreateVideo(Wishes):
     """A video to make."""
 
-    prompt: Prompt | None = Field(None, description="may be left out where a synopsis or embeddings are given")
+    prompt: Prompt | None = Field(default=None, description="may be left out where a synopsis or embeddings are given")
 
     @model_validator(mode="after")
     def _something(self) -> "CreateVideo":
@@ -148,12 +152,12 @@ class Video(BaseModel):
     embeddings: str | None
     priority: int
     metadata: dict[str, str]
-    stage: str | None = Field(None, description="what runs now: text, denoise, decode or encode")
+    stage: str | None = Field(default=None, description="what runs now: text, denoise, decode or encode")
     step: int | None = None
-    seconds_left: float | None = Field(None, description="as far as the steps so far tell")
+    seconds_left: float | None = Field(default=None, description="as far as the steps so far tell")
     bytes: int | None = None
-    sha256: str | None = Field(None, description="of the mp4")
-    inference_seconds: dict[str, float] | None = Field(None, description="by stage")
+    sha256: str | None = Field(default=None, description="of the mp4")
+    inference_seconds: dict[str, float] | None = Field(default=None, description="by stage")
 
 
 class Videos(BaseModel):

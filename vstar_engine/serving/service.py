@@ -84,7 +84,15 @@ class Service:
 
     def _watch(self) -> None:
         board, videos = self.runner.board, self.settings.videos
+
+        def counted(name: str) -> Callable[[], float]:
+            return lambda: self.engine.facts()["counters"][name]
+
         metrics.watch(
+            worker_restarts=counted("restarts"),
+            embedding_cache_bytes=counted("cache_bytes"),
+            embedding_cache_hits=counted("cache_hits"),
+            embedding_cache_misses=counted("cache_misses"),
             queued_jobs=lambda: len(self.admission) - board.count(RUNNING),
             running_jobs=lambda: board.count(RUNNING),
             queue_limit=lambda: self.settings.max_queue,
@@ -165,7 +173,9 @@ class Service:
         new = self.admission.reserve(job.id, job.key_id)
         try:
             job = await self.resolver.told(job, body)
-            await self.store.add(job)
+            # with nobody before it a job need not wait for the queue's next look
+            idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
+            await self.store.add(job, at_once=idle)
         except BaseException:
             # a write that failed may have reached the database all the same: the watchdog counts it again if so
             if new:

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS, DBOSConfig, WorkflowStatus
-from dbos._serialization import DBOSDefaultSerializer, DBOSPortableJSON
+from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
+from dbos._serialization import DBOSDefaultSerializer
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 QUEUE, WORKFLOW = "videos", "generate"
 # jobs of another version of `Job` are left to a server that understands them
 APPLICATION_VERSION = f"jobs-{VERSION}"
-POLLING = 0.02
+POLLING = 0.05
 # a job that sees this many deaths of the server is taken for their cause. The engine counts the deaths of its worker by itself;
 # a server that is killed at will must not lose the jobs that happened to run
 MOST_RECOVERIES = 100
@@ -94,6 +94,11 @@ class JobStore:
         self._disk: Disk | None = None
 
     @property
+    def at_work(self) -> int:
+        """Gives how many jobs are with the engine at most, so that it can choose what rides together and goes between."""
+        return 2 * self.settings.max_batch
+
+    @property
     def alone(self) -> bool:
         """Says that no other server can write to this database."""
         return self._disk is not None
@@ -114,23 +119,22 @@ class JobStore:
         """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
         global _runner
         _runner = runner
-        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign]
+        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign, assignment]
         engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
         config = DBOSConfig(
             name="vstar-engine",
             system_database_url=self.settings.database_url,
             executor_id=self.settings.instance,
             application_version=APPLICATION_VERSION,
-            serializer=DBOSPortableJSON,
+            serializer=DBOSPortableJSONSerializer(),
             log_level="ERROR",
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
         )
         try:
             DBOS(config=config)
             DBOS.launch()
-            limit = 2 * self.settings.max_batch
             await DBOS.register_queue_async(
-                QUEUE, worker_concurrency=limit, polling_interval_sec=POLLING, on_conflict="always_update"
+                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
             )
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
@@ -155,19 +159,23 @@ class JobStore:
             os.close(self._lock)
             self._lock = None
 
-    async def add(self, job: Job) -> None:
-        """Writes a job down. An id that is there already stays what it is."""
-        await DBOS.enqueue_workflow_with_options_async(
-            {
-                "workflow_name": WORKFLOW,
-                "queue_name": QUEUE,
-                "workflow_id": job.id,
-                "app_version": APPLICATION_VERSION,
-                "priority": MIDDLE_PRIORITY - job.priority,
-                "authenticated_user": job.key_id,
-            },
-            job.to_json(),
-        )
+    async def add(self, job: Job, at_once: bool) -> None:
+        """Writes a job down, to run in its turn or `at_once`. An id that is there already stays what it is."""
+        if at_once:
+            with SetWorkflowID(job.id), DBOSContextSetAuth(job.key_id, None):
+                await DBOS.start_workflow_async(_generate, job.to_json())
+        else:
+            await DBOS.enqueue_workflow_with_options_async(
+                {
+                    "workflow_name": WORKFLOW,
+                    "queue_name": QUEUE,
+                    "workflow_id": job.id,
+                    "app_version": APPLICATION_VERSION,
+                    "priority": MIDDLE_PRIORITY - job.priority,
+                    "authenticated_user": job.key_id,
+                },
+                job.to_json(),
+            )
         await self._sync()
 
     async def _sync(self) -> None:
@@ -180,7 +188,7 @@ class JobStore:
 
     async def page(self, owner: str, after: Record | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
         """Gives up to `limit` jobs of an owner that come after another one, and whether there are more."""
-        edge = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after.created)}
+        edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after.created)}
         wanted, fetched = limit + 1, limit + 17
         while True:
             found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
@@ -233,7 +241,7 @@ class JobStore:
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
-        edge = {} if before is None else {"completed_before": _moment(int(before * 1000))}
+        edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
         found = await DBOS.list_workflows_async(
             name=WORKFLOW, status=FINISHED, limit=limit, load_input=False, load_output=False, **edge
         )

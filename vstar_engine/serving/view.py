@@ -1,7 +1,9 @@
 """A job as the API shows it: what the store has, and what is newer on the board."""
 
+from typing import Any
+
 from .job import Job
-from .live import COMPLETED, FAILED, Live
+from .live import COMPLETED, FAILED, QUEUED, Live
 from .schema import Video, VideoError
 from .store import Record
 
@@ -16,7 +18,7 @@ def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
     shown = Video(
         id=job.id,
         model=job.model,
-        status=outcome["status"] if outcome else live.status if live else record.status,
+        status=_status(outcome, live),
         progress=_progress(outcome["status"] if outcome else None, live),
         created_at=int(job.created_at),
         seconds=seconds_of(job),
@@ -47,6 +49,12 @@ def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
     else:
         shown.bytes, shown.sha256, shown.inference_seconds = outcome["bytes"], outcome["sha256"], outcome["seconds"]
     return shown
+
+
+def _status(outcome: dict[str, Any] | None, live: Live | None) -> Any:
+    if outcome is not None:
+        return outcome["status"]
+    return live.status if live else QUEUED
 
 
 def _progress(ended: str | None, live: Live | None) -> int:
