@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from servers import Server
 
 from vstar_engine import bundled

@@ -5,11 +5,9 @@ import io
 import json
 import logging
 
-import pytest
-
-pytest.importorskip("fastapi", reason="needs FastAPI: install the extra `serve`")
-
 import httpx
+import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
 from fastapi import FastAPI
 
 from vstar_engine.errors import MissingLibrary

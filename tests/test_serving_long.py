@@ -17,8 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, START, Server, free_port
 
 from vstar_engine.client import Client

@@ -101,15 +101,7 @@ class Service:
             disk_free_bytes=lambda: shutil.disk_usage(videos).free,
             stored_bytes=lambda: retention.stored(videos),
             event_streams=lambda: self.streams,
-            worker_restarts=lambda: self._engine_count("counters", "restarts"),
-            embedding_cache_hits=lambda: self._engine_count("caches", "cache_hits"),
-            embedding_cache_misses=lambda: self._engine_count("caches", "cache_misses"),
-            embedding_cache_bytes=lambda: self._engine_count("caches", "cache_bytes"),
         )
-
-    def _engine_count(self, group: str, name: str) -> float:
-        """Reads a number that the engine keeps; 0 until it has told one."""
-        return self.engine.facts().get(group, {}).get(name, 0)
 
     async def _start_engine(self) -> None:
         try:
