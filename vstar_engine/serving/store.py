@@ -20,7 +20,7 @@ from ..artifacts import PRIVATE
 from ..errors import VstarError
 from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
 from .job import VERSION, Job
-from .live import FAILED, QUEUED, failed
+from .live import FAILED, failed
 from .runner import Runner, Stopped
 from .settings import Settings
 from .sqlite import Connection, Disk, prepare
@@ -53,10 +53,6 @@ class Record:
     job: Job
     created: int
     outcome: dict[str, Any] | None = None
-
-    @property
-    def status(self) -> str:
-        return self.outcome["status"] if self.outcome else QUEUED
 
 
 def _refuse_pickle(text: str) -> Any:
