@@ -31,6 +31,7 @@ from ..errors import VstarError
 from ..video import Video
 from . import events, results
 from .job import Job
+from .lines import configure, formatter
 from .renderer import Batch, Renderer
 from .warmup import bucket_name, warm
 
@@ -203,10 +204,18 @@ class Worker:
             about = results.write(video, self.folder, job.id)
         except OSError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
+            self.discard(job)
             self.end(job, events.Failed(code, str(error), retry=True))
             return
         seconds = {**video.seconds, "encode": time.perf_counter() - start}
         self.end(job, events.Done(**about, seconds={stage: round(value, 4) for stage, value in seconds.items()}))
+
+    def discard(self, job: Job) -> None:
+        """Removes what was written of a video that is none; where even that fails, the next try writes over it."""
+        try:
+            results.remove(self.folder, job.id)
+        except OSError as error:
+            log.warning("what was written of %s cannot be removed: %s", job.id, error)
 
     def end(self, job: Job, event: events.Event) -> None:
         """Ends a job whose video left the device."""
@@ -214,7 +223,7 @@ class Worker:
         with self.lock:
             cancelled = self.writing.pop(job.id)
         if cancelled:
-            results.remove(self.folder, job.id)
+            self.discard(job)
             event = events.Failed(events.CANCELLED, "the job was cancelled")
         self.tell(job.id, event)
 
@@ -278,7 +287,7 @@ def main() -> None:
             link.sendall(json.dumps(message).encode() + b"\n")
 
     message = json.loads(lines.readline())
-    logging.basicConfig(level=message["log"], format="%(levelname)s %(name)s: %(message)s")
+    configure(message["log"], formatter(message.get("log_json", False)))
     worker = start(message, send)
     if worker is None:
         return
