@@ -16,7 +16,7 @@ import psutil
 
 HERE = Path(__file__).parent
 # what a loaded machine may take to start two Python processes
-START = 180.0
+START = 180
 SMALL = {"size": "64x32", "num_frames": 8, "num_inference_steps": 5, "enhance_prompt": False}
 
 
@@ -86,7 +86,7 @@ class Server:
 
     def __exit__(self, *error):
         self.http.close()
-        if self.process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             self.kill()
 
     def post(self, prompt="a tree", headers=None, **fields):

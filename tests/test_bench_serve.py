@@ -4,8 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 
 from vstar_engine.bench import serve
 from vstar_engine.bench.rows import read

@@ -4,8 +4,7 @@ import json
 import time
 
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from browser import browser
 from servers import Server
 

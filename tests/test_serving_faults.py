@@ -1,5 +1,6 @@
 """Workers that die, hang or run out of memory, and weights that are not weights: what is accepted still ends, once."""
 
+import json
 import os
 import pickle
 import shutil
@@ -11,8 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from servers import Server
 
 from vstar_engine import bundled
@@ -67,6 +67,8 @@ def test_a_killed_worker_costs_its_job_one_more_try_and_others_nothing(tmp_path)
         videos = server.ledger([first, second, third])
         assert {video["status"] for video in videos} == {"completed"}
         assert (counters(server)["restarts"], counters(server)["retried"]) == (1, 1)
+        written = [json.loads(line) for line in server.log().splitlines()]
+        assert [line for line in written if line["logger"].endswith("dispatch") and "is gone" in line["message"]]
         told = server.http.get("/metrics").text
         assert "vstar_worker_restarts_total 1.0" in told
         assert 'vstar_jobs_finished_total{status="completed"} 3.0' in told

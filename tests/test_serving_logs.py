@@ -5,11 +5,9 @@ import io
 import json
 import logging
 
-import pytest
-
-pytest.importorskip("fastapi", reason="needs FastAPI: install the extra `serve`")
-
 import httpx
+import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
 from fastapi import FastAPI
 
 from vstar_engine.errors import MissingLibrary
@@ -92,6 +90,16 @@ def test_unknown_paths_share_one_series_and_probes_stay_silent(app, lines):
 def test_a_crash_is_a_line_with_its_trace_and_a_500(app, lines):
     assert get(app, "/broken").status_code == 500
     assert [line["status"] for line in lines() if "status" in line] == [500]
+
+
+def test_a_process_that_serves_no_requests_writes_the_same_lines(lines):
+    from vstar_engine.serving.lines import as_json, formatter
+
+    assert as_json()
+    record = logging.makeLogRecord({"msg": "a %s", "args": ("worker",), "levelno": 20, "levelname": "INFO", "step": 3})
+    line = json.loads(formatter(as_json()).format(record))
+    assert (line["message"], line["level"], line["step"]) == ("a worker", "info", 3)
+    assert "request_id" not in line
 
 
 def test_spans_only_where_they_are_configured():

@@ -17,8 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-
-pytest.importorskip("dbos", reason="needs the serve extra")
+import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, START, Server, free_port
 
 from vstar_engine.client import Client
@@ -215,11 +214,13 @@ def postgres(folder):
     for parent in folder.parents[:3]:
         parent.chmod(parent.stat().st_mode | 0o011)
     user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    subprocess.run([*user, bin / "initdb", "-D", folder / "db", "-A", "trust", "-U", "vstar"], check=True, capture_output=True)
+    subprocess.run(
+        [*user, bin / "initdb", "-N", "-D", folder / "db", "-A", "trust", "-U", "vstar"], check=True, capture_output=True
+    )
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
 
     def start():
-        words = [bin / "pg_ctl", "-D", folder / "db", "-o", options, "-l", folder / "log", "-w", "start"]
+        words = [bin / "pg_ctl", "-D", folder / "db", "-o", options, "-l", folder / "log", "-w", "-t", str(START), "start"]
         subprocess.run([*user, *words], check=True, capture_output=True)
 
     def crash():
@@ -243,7 +244,7 @@ def test_kills_with_postgres(tmp_path, pytestconfig):
         server.start()
         submitter = Submitter(server)
         try:
-            for number in range(max(pytestconfig.getoption("kills") // 50, 6)):
+            for number in range(max(pytestconfig.getoption("kills") // 50, 3)):
                 time.sleep(chance.uniform(0.2, 1.5))
                 if number % 3 == 2:
                     crash()

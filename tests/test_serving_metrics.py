@@ -3,8 +3,7 @@
 import time
 
 import pytest
-
-pytest.importorskip("prometheus_client", reason="needs prometheus-client: install the extra `serve`")
+import serve_packages  # noqa: F401 - skips where they are missing
 
 from vstar_engine.serving import metrics
 from vstar_engine.serving.events import Done, Failed, Started, Step

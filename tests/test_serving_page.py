@@ -6,11 +6,9 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import pytest
-
-pytest.importorskip("fastapi", reason="needs FastAPI: install the extra `serve`")
-
 import httpx
+import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
 from fastapi import FastAPI
 
 from vstar_engine.serving import page

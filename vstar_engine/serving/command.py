@@ -158,7 +158,7 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Runs `serve` until it is told to end."""
     try:
-        from . import app, keys, logs, resolve, server, service
+        from . import app, keys, logs, resolve, server, service, tracing
     except ImportError as error:
         if (error.name or "").startswith("vstar_engine"):
             raise
@@ -167,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     known = keys.Keys.read(args.keys)
     settings.check_bind(len(known))
     logs.configure(args.log_level, not args.log_text)
+    tracing.configure()
     choice, artifact = choice_of(args)
     llm = None if args.no_synopsis else llm_from(args)
     resolver = resolve.Resolver(

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
-from . import events
+from . import events, lines
 from .job import Job
 from .lanes import Lane, Link, Message, Ride, Rules, Ticket, WorkerError
 from .pace import Pace
@@ -129,6 +129,7 @@ class Dispatcher:
             "max_batch": rules.max_batch,
             "known": known,
             "log": log.getEffectiveLevel(),
+            "log_json": lines.as_json(),
         }
         try:
             stream = await lane.link.open({"do": "start", **message})

@@ -3,20 +3,18 @@
 A request's line names its method, route and status, never its query, body or key. Prompts are logged at DEBUG only.
 """
 
-import json
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TextIO
+from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import metrics, tracing
+from . import lines, metrics, tracing
 
 HEADER = b"x-request-id"
 WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -27,35 +25,12 @@ log = logging.getLogger("vstar_engine.http")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
-# attributes of a record that are no fields of the line
-OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
-
-
-class JsonLines(logging.Formatter):
-    """Writes a record as one JSON object: time, level, logger, message, request_id, job_id and what `extra` brought."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, Any] = {
-            "time": f"{at}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for name, held in (("request_id", request_id.get()), ("job_id", job_id.get()), ("trace_id", tracing.trace_id())):
-            if held is not None:
-                line[name] = held
-        line |= {name: value for name, value in vars(record).items() if name not in OWN and name[0] != "_"}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 def configure(level: str = "info", as_json: bool = True, stream: TextIO | None = None) -> None:
     """Sends every log to `stream`, stderr if None; uvicorn's own line for each request gives way to ours."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    held = {"request_id": request_id.get, "job_id": job_id.get, "trace_id": tracing.trace_id}
+    lines.configure(level.upper(), lines.JsonLines(held) if as_json else lines.formatter(False), stream)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"

@@ -32,6 +32,7 @@ from ..errors import VstarError
 from ..video import Video
 from . import events, results
 from .job import Job
+from .lines import configure, formatter
 from .renderer import Batch, Renderer
 from .warmup import bucket_name, warm
 
@@ -283,7 +284,7 @@ def main() -> None:
             os._exit(0)
 
     message = json.loads(lines.readline())
-    logging.basicConfig(level=message["log"], format="%(levelname)s %(name)s: %(message)s")
+    configure(message["log"], formatter(message.get("log_json", False)))
     worker = start(message, send)
     if worker is None:
         return
