@@ -17,6 +17,8 @@ from vstar_engine.serving.process import ProcessEngine
 
 # no test may take longer, in seconds: a job that is lost would wait for ever
 LIMIT = 60.0
+# a worker is back after 0.7 s; other work may share the machine
+READY = 30.0
 LONG = {"frames": 16, "steps": 40}
 
 
@@ -260,7 +262,7 @@ def test_a_killed_worker_costs_one_more_try_of_its_job_and_nothing_else(tmp_path
             return time.monotonic() - gone, await asyncio.gather(*tasks), engine.facts()["counters"]
 
     back, (one, other), counters = asyncio.run(scenario())
-    assert back < 5.0
+    assert back < READY
     assert len(of(events.Started, one)) == 2
     assert len(of(events.Started, other)) == 1
     assert all(isinstance(found[-1], events.Done) for found in (one, other))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -43,11 +44,15 @@ def test_a_video_that_changed_on_its_way_is_no_result(tmp_path):
     message, files = arrived(sha256="0" * 64)
     event = RayLink(0, tmp_path, {}, {}).keep(message, files)["event"]
     assert (event["kind"], event["code"], event["retry"]) == ("failed", "generation_failed", True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_full_is_said(tmp_path, monkeypatch):
+    synced = itertools.count()
+
     def full(descriptor):
-        raise OSError(28, "No space left on device")
+        if next(synced) == 4:  # two pictures are there, file and name, when the video finds no room
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     event = RayLink(0, tmp_path, {}, {}).keep(*arrived())["event"]

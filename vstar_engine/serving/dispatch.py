@@ -131,7 +131,10 @@ class Dispatcher:
             "log": log.getEffectiveLevel(),
             "log_json": lines.as_json(),
         }
-        stream = await lane.link.open({"do": "start", **message})
+        try:
+            stream = await lane.link.open({"do": "start", **message})
+        except OSError as error:
+            raise WorkerError(f"{lane.link.name} cannot be started: {error}") from error
         try:
             async with asyncio.timeout(rules.start_timeout):
                 first = await anext(stream, None)
@@ -154,8 +157,8 @@ class Dispatcher:
         """Hears a worker until it is gone, then starts it again, for as long as the engine is open."""
         try:
             stream = await opening
-        except (WorkerError, OSError) as error:
-            log.error("%s cannot be started: %s", lane.link.name, error)
+        except WorkerError as error:
+            log.error("%s", error)
             stream = await self._reopen(lane)
         while True:
             async for message in stream:
@@ -173,7 +176,7 @@ class Dispatcher:
         while True:
             try:
                 return await self._open(lane)
-            except (WorkerError, OSError) as error:
+            except WorkerError as error:
                 log.error("%s cannot be started again, next try in %.1f s: %s", lane.link.name, pause, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_LAST)

@@ -103,10 +103,17 @@ class RayLink:
 
     async def open(self, message: Message) -> AsyncIterator[Message]:
         """Makes the actor where there is none, and has it start a worker."""
+        ray = library()
+        try:
+            return self._messages(self._talk(json.dumps(message)))
+        except ray.exceptions.RayError as error:
+            raise WorkerError(f"{self.name} cannot be placed: {str(error).splitlines()[0]}") from error
+
+    def _talk(self, line: str) -> Any:
         if self.actor is None:
             made = library().remote(Replica).options(**self.resources, max_restarts=0, scheduling_strategy="SPREAD")
             self.actor = made.remote(self.environment)
-        return self._messages(self.actor.talk.options(num_returns="streaming").remote(json.dumps(message)))
+        return self.actor.talk.options(num_returns="streaming").remote(line)
 
     async def _messages(self, said: Any) -> AsyncIterator[Message]:
         ray = library()
@@ -129,8 +136,10 @@ class RayLink:
                 results.keep(files[name], self.folder / name)
         except OutputError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
+            results.discard(self.folder, message["id"])
             return {**message, "event": events.Failed(code, str(error), retry=True).to_json()}
         if hashlib.sha256(files[done["file"]]).hexdigest() != done["sha256"]:
+            results.discard(self.folder, message["id"])
             failed = events.Failed(events.GENERATION_FAILED, "the video changed on its way here", retry=True)
             return {**message, "event": failed.to_json()}
         return message

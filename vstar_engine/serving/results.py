@@ -1,6 +1,7 @@
 """A finished video in the results folder: whole, synced to the disk and hashed, or not there at all."""
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import numpy as np
 from ..artifacts import sha256, write_aside
 from ..errors import OutputError
 from ..video import Video, contact_sheet
+
+log = logging.getLogger(__name__)
 
 # what the file system says when there is no room
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -99,6 +102,14 @@ def remove(folder: Path, id: str) -> None:
     """Removes a video's files, whichever are there."""
     for name in names(id):
         (folder / name).unlink(missing_ok=True)
+
+
+def discard(folder: Path, id: str) -> None:
+    """Removes what was written of a video that is none; where even that fails, the next try writes over it."""
+    try:
+        remove(folder, id)
+    except OSError as error:
+        log.warning("what was written of %s cannot be removed: %s", id, error)
 
 
 def sweep(folder: Path) -> None:

@@ -9,6 +9,7 @@ From it: {"say": "ready", "facts": ...} or {"say": "refused", "message": ...}; {
 """
 
 import base64
+import contextlib
 import ctypes
 import io
 import json
@@ -204,18 +205,11 @@ class Worker:
             about = results.write(video, self.folder, job.id)
         except OSError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
-            self.discard(job)
+            results.discard(self.folder, job.id)
             self.end(job, events.Failed(code, str(error), retry=True))
             return
         seconds = {**video.seconds, "encode": time.perf_counter() - start}
         self.end(job, events.Done(**about, seconds={stage: round(value, 4) for stage, value in seconds.items()}))
-
-    def discard(self, job: Job) -> None:
-        """Removes what was written of a video that is none; where even that fails, the next try writes over it."""
-        try:
-            results.remove(self.folder, job.id)
-        except OSError as error:
-            log.warning("what was written of %s cannot be removed: %s", job.id, error)
 
     def end(self, job: Job, event: events.Event) -> None:
         """Ends a job whose video left the device."""
@@ -223,7 +217,7 @@ class Worker:
         with self.lock:
             cancelled = self.writing.pop(job.id)
         if cancelled:
-            self.discard(job)
+            results.discard(self.folder, job.id)
             event = events.Failed(events.CANCELLED, "the job was cancelled")
         self.tell(job.id, event)
 
@@ -283,8 +277,11 @@ def main() -> None:
     lines, lock = link.makefile("rb"), threading.Lock()
 
     def send(message: Message) -> None:
-        with lock:
-            link.sendall(json.dumps(message).encode() + b"\n")
+        try:
+            with lock:
+                link.sendall(json.dumps(message).encode() + b"\n")
+        except ConnectionError:
+            os._exit(0)
 
     message = json.loads(lines.readline())
     configure(message["log"], formatter(message.get("log_json", False)))
@@ -294,9 +291,9 @@ def main() -> None:
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def listen() -> None:
-        for line in lines:
-            message = json.loads(line)
-            inbox.put(message)
+        with contextlib.suppress(ConnectionError):
+            for line in lines:
+                inbox.put(json.loads(line))
         # the parent is gone or done with this process: nothing here is worth finishing
         os._exit(0)
 
