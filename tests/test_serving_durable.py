@@ -12,7 +12,7 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
 
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
-POST_P99, GET_P99, READY = 2.0, 0.5, 30.0
+POST_P99, GET_P99, READY = 10.0, 1.0, 120.0
 QUICK = {"num_inference_steps": 1}
 TINY_DISK = 24  # MiB
 

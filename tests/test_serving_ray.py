@@ -208,3 +208,24 @@ def test_who_has_no_token_is_not_let_in(cluster):
     assert done.returncode != 0
     assert "InvalidAuthToken" in done.stderr
     assert "WorkerError: there is no Ray cluster to be had" in done.stderr
+
+
+@pytest.mark.slow
+@needs_ray
+def test_the_server_with_replicas_loses_nothing_when_it_is_killed(tmp_path):
+    pytest.importorskip("dbos", reason="needs the serve extra")
+    from servers import Server
+
+    with Server(tmp_path, "--ray", "--replicas", "2", "--warm", "8x32x64", slow={"step": 0.2}) as server:
+        ids = [server.create(f"tree {i}", num_inference_steps=10) for i in range(6)]
+        server.wait(ids[0], "in_progress", "completed")
+        server.kill()
+        server.start()
+        videos = server.ledger(ids, within=LIMIT)
+        assert all(video["status"] == "completed" for video in videos)
+        # longer than Ray lets a process live after SIGTERM
+        last = server.create(num_inference_steps=30)
+        server.wait(last, "in_progress")
+        assert server.stop() == 0
+        server.start()
+        assert server.get(last)["status"] == "completed"

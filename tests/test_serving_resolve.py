@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vstar_engine.config import MODELS, TAR_PRESETS, Tar
 from vstar_engine.embeddings import Embeddings
+from vstar_engine.errors import EndpointError
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.job import Job, tar_from
 from vstar_engine.serving.resolve import Resolver, bundle_path, fingerprint, remixed, tar_of
@@ -84,6 +85,36 @@ def test_tar_survives_a_remix(sigma, strength, until):
     made = RESOLVER.plain(again, "b", "alice", "")
     assert tar_from(made.tar) == tar_from(job.tar)
     assert (made.seed, made.frames, made.size, made.guidance, made.states) == (3, job.frames, job.size, 1.5, ("b",))
+
+
+class Told:
+    """A language model that says two states, or nothing."""
+
+    def __init__(self, states=("a bud", "a flower")):
+        self.said = states
+
+    def states(self, prompt, count, most):
+        if not self.said:
+            raise EndpointError("no answer")
+        return self.said
+
+
+def test_a_language_model_describes_the_states():
+    resolver = Resolver(MODELS["mini"], llm=Told())
+    job = job_of(resolver)
+    assert (job.states, job.synopsis_source, job.prompt) == (("a bud", "a flower"), "llm", "a tree")
+    assert job_of(resolver, enhance_prompt=False).states == ("a tree",)
+    assert job_of(resolver, synopsis=["b"]).states == ("b",)
+    silent = Resolver(MODELS["mini"], enhance=False, llm=Told())
+    assert job_of(silent).states == ("a tree",)
+    assert job_of(silent, enhance_prompt=True).synopsis_source == "llm"
+
+
+def test_a_language_model_that_fails():
+    assert job_of(Resolver(MODELS["mini"], llm=Told(()))).synopsis_source == "prompt"
+    with pytest.raises(ApiError, match="gives no answer") as caught:
+        job_of(Resolver(MODELS["mini"], llm=Told(()), llm_required=True))
+    assert (caught.value.status, caught.value.code) == (503, "prompt_not_enhanced")
 
 
 def bundle(tmp_path, states=("a", "b"), spec=MODELS["mini"]):

@@ -115,7 +115,9 @@ def kept(tmp_path):
 )
 def test_what_is_kept(kept, tmp_path, settings, left):
     ids = list(kept.ends)
-    asyncio.run(retention.sweep(kept, Settings(data=tmp_path, **settings)))
+    forgotten = []
+    asyncio.run(retention.sweep(kept, Settings(data=tmp_path, **settings), forgotten.append))
+    assert forgotten == ids[: 4 - left]
     assert list(kept.ends) == ids[4 - left :]
     assert {path.name for path in (tmp_path / "videos").iterdir()} == {
         f"{i}{end}" for i in kept.ends for end in (".mp4", ".jpg")
@@ -128,7 +130,7 @@ def test_files_without_a_job_go(kept, tmp_path):
         (folder / f"{id}.mp4").touch()
     os.utime(folder / f"{old}.mp4", (0, 0))
     (folder / "README").touch()
-    asyncio.run(retention.sweep(kept, Settings(data=tmp_path)))
+    asyncio.run(retention.sweep(kept, Settings(data=tmp_path), list))
     assert not (folder / f"{old}.mp4").exists()
     assert (folder / f"{young}.mp4").exists()
     assert (folder / "README").exists()

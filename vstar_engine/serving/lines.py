@@ -28,7 +28,7 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= {name: value for name, read in self.held.items() if (value := read()) is not None}
-        line |= {name: value for name, value in vars(record).items() if name not in OWN}
+        line |= {name: value for name, value in vars(record).items() if name not in OWN and name[0] != "_"}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -10,7 +10,9 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,12 @@ def connect(address: str | None) -> Any:
         said = f"there is no Ray cluster to be had at {address or LOOPBACK}: {str(error).splitlines()[0]}"
         raise WorkerError(f"{said}; is the address right, and RAY_AUTH_TOKEN that of the cluster?") from error
     return ray
+
+
+def keep_sigterm() -> None:
+    """Takes SIGTERM back from Ray, whose handler aborts a process that still runs 3 s later: draining takes longer."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 class Replica:
@@ -174,6 +182,7 @@ class RayEngine(Dispatcher):
         self.folder.mkdir(parents=True, exist_ok=True)
         results.sweep(self.folder)
         await asyncio.to_thread(connect, self.address)
+        keep_sigterm()
         try:
             await super().start()
         except BaseException:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from . import results
@@ -26,15 +27,21 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
 
 
-async def sweep(store: JobStore, settings: Settings) -> int:
-    """Deletes what is too old, too much or unknown; gives the number of videos deleted."""
+async def sweep(store: JobStore, settings: Settings, forget: Callable[[str], None]) -> int:
+    """Deletes what is too old, too much or unknown, and tells `forget`; gives the number of videos deleted."""
     gone = 0
+
+    async def drop(ids: list[str]) -> int:
+        for id in ids:
+            forget(id)
+        return await delete(store, settings.videos, ids)
+
     if settings.keep_for is not None:
         while ids := await store.ended(time.time() - settings.keep_for, BATCH):
-            gone += await delete(store, settings.videos, ids)
+            gone += await drop(ids)
     if settings.keep_bytes is not None:
         while stored(settings.videos) > settings.keep_bytes and (ids := await store.ended(limit=1)):
-            gone += await delete(store, settings.videos, ids)
+            gone += await drop(ids)
     await _orphans(store, settings.videos)
     if gone:
         log.info("%d videos were deleted by age or quota", gone)

@@ -144,10 +144,10 @@ class Service:
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
     async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> Record:
-        id = self._id_of(caller, said) or await self._repeated(caller, said)
+        id = self._id_of(caller) or await self._repeated(caller, said)
         job = self.resolver.plain(body, prompt, caller.owner, said, id)
         self.admission.check_budget(job)
-        self._recent[caller.owner, said] = (job.id, time.monotonic())
+        self._remember(caller, said, job.id)
         job = replace(job, remixed_from=source)
         lock = self._locks.setdefault(job.id, asyncio.Lock())
         try:
@@ -177,7 +177,15 @@ class Service:
         metrics.accepted(job)
         return Record(job, int(job.created_at * 1000))
 
-    def _id_of(self, caller: Caller, said: str) -> str | None:
+    def _remember(self, caller: Caller, said: str, id: str) -> None:
+        """Keeps a request's id for as long as its client may send it again."""
+        now = time.monotonic()
+        self._recent[caller.owner, said] = (id, now)
+        self._recent.move_to_end((caller.owner, said))
+        while now - next(iter(self._recent.values()))[1] > REPEATED:
+            self._recent.popitem(last=False)
+
+    def _id_of(self, caller: Caller) -> str | None:
         if caller.idempotency_key is None:
             return None
         digest = hashlib.sha256(f"{caller.owner}\0{caller.idempotency_key}".encode()).hexdigest()
@@ -185,13 +193,11 @@ class Service:
 
     async def _repeated(self, caller: Caller, said: str) -> str | None:
         """Gives the id that the first try of a request got, where its client says that this is another."""
-        now = time.monotonic()
-        while self._recent and now - next(iter(self._recent.values()))[1] > REPEATED:
-            self._recent.popitem(last=False)
         if not caller.retries:
             return None
-        if (caller.owner, said) in self._recent:
-            return self._recent[caller.owner, said][0]
+        id, since = self._recent.get((caller.owner, said), ("", 0.0))
+        if id and time.monotonic() - since <= REPEATED:
+            return id
         # the first try may have reached a server that died since
         found = [r.job.id for r in await self.store.since(caller.owner, REPEATED) if r.job.fingerprint == said]
         return found[-1] if found else None
@@ -301,7 +307,7 @@ class Service:
     async def _sweeper(self) -> None:
         while True:
             try:
-                await retention.sweep(self.store, self.settings)
+                await retention.sweep(self.store, self.settings, self.runner.board.drop)
             except (OperationalError, OSError) as error:
                 log.warning("nothing was swept: %s", type(error).__name__)
             await asyncio.sleep(retention.EVERY)

@@ -101,7 +101,8 @@ class JobStore:
 
     def open(self) -> None:
         """Makes the folder and keeps others out of it; StoreError where it or its database cannot be used."""
-        self.settings.videos.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        for folder in (self.settings.data, self.settings.videos):
+            folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         self._claim_folder()
         if (path := sqlite_path(self.settings.database_url)) is not None:
             try:
@@ -128,6 +129,9 @@ class JobStore:
         )
         try:
             DBOS(config=config)
+            its = logging.getLogger("dbos")
+            its.handlers.clear()
+            its.propagate = True
             DBOS.launch()
             await DBOS.register_queue_async(
                 QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"

@@ -204,10 +204,18 @@ class Worker:
             about = results.write(video, self.folder, job.id)
         except OSError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
+            self.discard(job)
             self.end(job, events.Failed(code, str(error), retry=True))
             return
         seconds = {**video.seconds, "encode": time.perf_counter() - start}
         self.end(job, events.Done(**about, seconds={stage: round(value, 4) for stage, value in seconds.items()}))
+
+    def discard(self, job: Job) -> None:
+        """Removes what was written of a video that is none; where even that fails, the next try writes over it."""
+        try:
+            results.remove(self.folder, job.id)
+        except OSError as error:
+            log.warning("what was written of %s cannot be removed: %s", job.id, error)
 
     def end(self, job: Job, event: events.Event) -> None:
         """Ends a job whose video left the device."""
@@ -215,7 +223,7 @@ class Worker:
         with self.lock:
             cancelled = self.writing.pop(job.id)
         if cancelled:
-            results.remove(self.folder, job.id)
+            self.discard(job)
             event = events.Failed(events.CANCELLED, "the job was cancelled")
         self.tell(job.id, event)
 
