@@ -81,7 +81,7 @@ def child(script: str, environment: dict[str, str], **request: Any) -> Any:
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     if done.returncode:
         raise ChildDied(f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-6000:]}")

@@ -149,10 +149,11 @@ def test_a_mini_engine_is_built_by_the_command_line(tmp_path):
 TOPOLOGY = UNetSpec(model_channels=32, head_dim=8, context_dim=16, norm_groups=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "frames", "targets"),
     [
-        pytest.param("float32", [16], ["SM80"], id="float32", marks=pytest.mark.slow),
+        pytest.param("float32", [16], ["SM80"], id="float32"),
         pytest.param("float16", [16, 64], FOUR, id="float16-four"),
     ],
 )
