@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
+from vstar_engine.kernels.aot_fused import FusedEntry, fused_entries
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def compiled(tmp_path_factory):
 def test_every_entry_has_its_artifact(compiled):
     manifest = json.loads((compiled / "manifest.json").read_text())
     records = {record["name"]: record for record in manifest["entries"]}
-    wanted = entries(list(ARCHITECTURES), [64], ["fp16"])
+    wanted = [*entries(list(ARCHITECTURES), [64], ["fp16"]), *fused_entries(list(ARCHITECTURES), ["fp16"])]
     assert manifest["faults"] == []
     assert set(records) == {entry.name for entry in wanted}
     for record in records.values():
@@ -45,7 +46,7 @@ def test_every_entry_has_its_artifact(compiled):
         assert hashlib.sha256(cubin).hexdigest() == record["cubin_sha256"]
         assert f".target {record['target']}" in (compiled / record["ptx"]).read_text()
         assert record["registers"] <= 255
-        assert record["warps"] == record["config"]["warps"]
+        assert record["warps"] == {entry.name: entry.warps for entry in wanted}[record["name"]]
 
 
 def test_padded_heads_do_not_spill_on_sm_80(tmp_path):
@@ -121,3 +122,11 @@ def test_unknown_options_are_refused(options, sentence, tmp_path):
 def test_names_tell_entries_apart():
     names = [entry.name for entry in entries(list(ARCHITECTURES), list(HEAD_DIMS), list(DTYPES))]
     assert len(names) == len(set(names))
+
+
+def test_narrow_loads_of_a_fused_kernel_are_refused():
+    entry = FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024")
+    whole = {"spills": 0, "stack": 0, "local": 0, "shared": 0, "hidden_parameters": 0, "scratch": 0, "loads_128": 2}
+    assert faults(entry, whole) == []
+    (sentence,) = faults(entry, {**whole, "loads_128": 0, "loads_32": 8, "loads_other": []})
+    assert "geglu_block1024_fp16_sm90 loads x through less than 128 bits" in sentence

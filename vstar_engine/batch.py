@@ -43,10 +43,6 @@ class Row:
         schedule = Schedule.ddim(request.sampling.steps, eta=request.sampling.eta)
         return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
 
-    @property
-    def guided(self) -> bool:
-        return self.request.sampling.guidance != 1.0
-
     def noise(self) -> Tensor:
         return torch.randn(self.latents.shape, generator=self.generator)
 
@@ -79,7 +75,7 @@ class Batch:
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
         start = time.perf_counter()
-        guided = [row for row in self.rows if row.guided]
+        guided = [row for row in self.rows if row.request.sampling.guided(self.done)]
         heard, unheard = [(row, row.context) for row in self.rows], [(row, row.unconditional) for row in guided]
         if all(row.request.sampling.batch_guidance for row in self.rows):
             eps = self._predict([*heard, *unheard])
@@ -87,7 +83,7 @@ class Batch:
             eps = torch.cat([self._predict(rows) for rows in (heard, unheard) if rows])
         conditional, plain = eps[: len(heard)], iter(eps[len(heard) :])
         for row, e in zip(self.rows, conditional, strict=True):
-            row.advance(self.done, e[None], next(plain)[None] if row.guided else None)
+            row.advance(self.done, e[None], next(plain)[None] if row in guided else None)
         self.done += 1
         self.seconds["denoise"] += time.perf_counter() - start
 

@@ -13,7 +13,7 @@ from . import memory, plan
 from .artifacts import check_writable
 from .backends import BACKENDS
 from .built import Artifact, size_words
-from .config import MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
+from .config import FAST, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
 from .device import DTYPES, device_named, dtype_named
 from .embeddings import Embeddings
 from .engine import Choice, Engine, check_clip
@@ -128,6 +128,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=Sampling.batch_guidance,
         help="both guidance branches in one batch (faster) or in two passes (less memory)",
     )
+    parser.add_argument(
+        "--fast",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="sooner, but no longer exactly the same video: " + "; ".join(f"{name}: {words}" for name, words in FAST.items()),
+    )
     add_model_options(parser)
     parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
@@ -188,6 +194,11 @@ def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
     return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
 
 
+def fast_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """Reads what may change the video a little to make it sooner, each name once."""
+    return tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
+
+
 def tar_from(args: argparse.Namespace) -> Tar | None:
     """Gives the preset with single settings on top of it."""
     preset = tar_named(args.tar)
@@ -201,7 +212,7 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
 
 def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
     """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance)
+    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast_from(args))
     size, tar = parse_size(args.size) if args.size else None, tar_from(args)
     at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
     if not at and not durations:

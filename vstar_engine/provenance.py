@@ -21,6 +21,7 @@ def command_for(provenance: dict[str, Any]) -> str:
         words.append(f"--{name.replace('_', '-')}={sampling[name]}")
     if not sampling["batch_guidance"]:
         words.append("--no-batch-guidance")
+    words += [f"--fast={name}" for name in sampling.get("fast", ())]
     words += ["--tar", "none"]
     if tar := request["tar"]:
         words += [f"--sigma={level}={sigma}" for level, sigma in tar["sigma"].items()]

@@ -1,0 +1,46 @@
+"""What may change a video a little to make it sooner: refused where it makes no sense, and done where it is asked for."""
+
+import pytest
+import torch
+
+from vstar_engine import Sampling
+from vstar_engine.batch import Batch, Row
+from vstar_engine.config import MODELS, Request
+
+SPEC = MODELS["mini"]
+
+
+def test_nothing_is_fast_by_default():
+    assert Sampling().fast == ()
+    assert all(Sampling().guided(index) for index in range(25))
+    assert not Sampling(guidance=1.0).guided(0)
+
+
+@pytest.mark.parametrize(("steps", "guided"), [(25, 15), (10, 6), (3, 2), (1, 1)])
+def test_guidance_ends_after_three_fifths_of_the_steps(steps, guided):
+    sampling = Sampling(steps, fast=("guidance-interval",))
+    assert [sampling.guided(index) for index in range(steps)] == [True] * guided + [False] * (steps - guided)
+
+
+def test_bad_names_and_what_does_not_compose():
+    with pytest.raises(ValueError, match="some of guidance-interval, got warp"):
+        Sampling(fast=("warp",))
+    with pytest.raises(ValueError, match="does not compose with guidance 1"):
+        Sampling(guidance=1.0, fast=("guidance-interval",))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_steps_without_guidance_ask_for_one_branch(batched):
+    asked = []
+
+    def denoiser(latents, timestep, context, fps, tar):
+        asked.append(len(latents))
+        return torch.zeros_like(latents)
+
+    sampling = Sampling(5, batch_guidance=batched, fast=("guidance-interval",))
+    request = Request(("a",), frames=2, size=(32, 32), sampling=sampling)
+    row = Row.of(0, request, None, torch.zeros(1, 2, 77, 64), torch.zeros(1, 1, 77, 64), SPEC)
+    batch = Batch(denoiser, SPEC, torch.float32, [row])
+    for _ in range(5):
+        batch.step()
+    assert asked == ([2, 2, 2, 1, 1] if batched else [1] * 8)
