@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from accuracy import assert_as_accurate, relative_error
@@ -18,7 +17,7 @@ from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.rows import read
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS, Request
+from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 
 SPEC = MODELS["mini"]
@@ -68,22 +67,6 @@ def test_shared_rows_are_repeated(engine, mini):
     given = (latents, timestep, context[:, :1], fps, tar[:1])
     with torch.inference_mode():
         assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
-
-
-def test_videos_ride_together_on_a_built_engine(engine, mini):
-    """As many as its batch takes; each as if it were alone in eager."""
-    once = Sampling(steps=2, guidance=1.0)
-    requests = [
-        Request(("snow", "flowers"), 5, 1, SIZE, once, Tar({0: 1.0, 1: 8.0})),
-        Request(("rain",), 5, 2, SIZE, once, Tar({0: 4.0}, strength=0.5)),
-    ]
-    together = engine.run_batch(requests)
-    for video, request in zip(together, requests, strict=True):
-        alone = mini.run(request).frames.astype(int)
-        # rounding may carry a byte over its edge
-        assert np.abs(video.frames.astype(int) - alone).max() <= 1
-    with pytest.raises(EngineError, match="takes a batch of 2, got 3"):
-        engine.run_batch([*requests, requests[0]])
 
 
 def test_a_dense_tar_is_for_eager():
