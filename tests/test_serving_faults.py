@@ -19,7 +19,7 @@ from vstar_engine import bundled
 from vstar_engine.config import MODELS
 
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
-NOTICED, BACK, REFUSED = 5.0, 60.0, 60.0
+NOTICED, BACK, REFUSED = 5.0, 60.0, 180.0
 STEP = 0.2
 LONG = {"num_inference_steps": 20}
 # of another shape, so that they do not ride along
