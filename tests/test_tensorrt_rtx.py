@@ -110,7 +110,9 @@ def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
 
 def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
     file, nodes = onnx_engine.file("unet.onnx"), onnx_engine.manifest["facts"]["unet"]["temporal_attentions"]
-    (result,) = built(job(file, nodes, frames=(7, 16), ranges={"batch": [1, 2, 2]}, targets=["SM89"], out=tmp_path / "unet.plan"))
+    (result,) = built(
+        job(file, nodes, frames=(7, 16), ranges={"batch": [1, 2, 2]}, targets=["SM89"], out=tmp_path / "unet.plan")
+    )
     assert result.get("plugin_layers") == nodes > 0, result
     assert len(result["configured"]) == 2 * nodes
     assert {(tensors[0][0], tensors[3][0]) for tensors in result["configured"]} == {("FLOAT", "FLOAT")}
