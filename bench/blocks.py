@@ -51,7 +51,7 @@ def flop_counter() -> Any:
     """Gives PyTorch's counter of FLOPs, which also knows our ops; loaded when needed, since with it comes Triton."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    formulas = {
+    formulas: dict[Any, Callable[..., int]] = {
         torch.ops.vstar.temporal_attention: _temporal_attention_flops,
         torch.ops.vstar.linear: _linear_flops,
     }

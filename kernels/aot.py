@@ -255,7 +255,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"head widths lie between 1 and {max(HEAD_DIMS)}, got {chosen.head_dim}")
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
-    wanted = [*entries(chosen.arch, chosen.head_dim, chosen.dtype), *fused_entries(chosen.arch, chosen.dtype)]
+    wanted: list[Entry | FusedEntry] = [
+        *entries(chosen.arch, chosen.head_dim, chosen.dtype),
+        *fused_entries(chosen.arch, chosen.dtype),
+    ]
     chosen.out.mkdir(parents=True, exist_ok=True)
     # spawned: a forked copy of Triton's compiler threads would hang
     with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:

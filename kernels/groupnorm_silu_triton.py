@@ -16,7 +16,7 @@ from torch import Tensor
 # a tile's rows and channels: 16-byte accesses of half precision for each of 256 threads, two of each
 ROWS, CHANNELS, WARPS = 64, 64, 8
 # blocks of rows whose moments a program of `settle_kernel` reads at a time
-BLOCKS = 64
+BLOCKS = 32
 
 
 @triton.jit

@@ -105,13 +105,15 @@ def _load() -> Library | str:
         return _missing()
     try:
         handle = ctypes.CDLL(str(paths[0]))
+        handle.vstar_temporal_attention.argtypes = (ctypes.POINTER(Arguments),)
+        handle.vstar_geglu.argtypes = (ctypes.POINTER(GegluArguments),)
+        handle.vstar_groupnorm_silu.argtypes = (ctypes.POINTER(GroupNormArguments),)
+        handle.vstar_linear.argtypes = (ctypes.POINTER(LinearArguments),)
+        handle.vstar_isa_name.restype = ctypes.c_char_p
     except OSError as error:
         return f"{paths[0]} does not load: {error}"
-    handle.vstar_temporal_attention.argtypes = (ctypes.POINTER(Arguments),)
-    handle.vstar_geglu.argtypes = (ctypes.POINTER(GegluArguments),)
-    handle.vstar_groupnorm_silu.argtypes = (ctypes.POINTER(GroupNormArguments),)
-    handle.vstar_linear.argtypes = (ctypes.POINTER(LinearArguments),)
-    handle.vstar_isa_name.restype = ctypes.c_char_p
+    except AttributeError as error:
+        return f"{paths[0]} was built from other sources than these: {error}; reinstall"
     names = [handle.vstar_isa_name(i) for i in range(3)]
     return Library(paths[0], handle, tuple(name.decode() for name in names if name))
 

@@ -81,7 +81,7 @@ def test_the_command_prints_a_map(by, capsys):
     assert main(["roofline", "--model", "mini", "--frames", "2", "--by", by]) == 0
     printed = capsys.readouterr().out
     assert "mini, 2 frames of 96x128, batch 2, float16" in printed
-    assert {"kind": "temporal attention", "block": "output_blocks.0", "op": "native_group_norm"}[by] in printed
+    assert {"kind": "temporal attention", "block": "output_blocks.0", "op": "groupnorm_silu"}[by] in printed
 
 
 def test_a_size_the_model_cannot_take_is_refused(capsys):

@@ -1,5 +1,6 @@
 """The C++ kernel against float64: forms, lengths, widths, dtypes, strides and every instruction set this machine runs."""
 
+import _ctypes
 import itertools
 import random
 import subprocess
@@ -245,6 +246,14 @@ def test_memory_grows_linearly_with_frames():
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     for frames, peak in zip((16, 64, 256, 512), map(int, run.stdout.split()), strict=True):
         assert peak <= frames * 64 * (64 + 5) * 4 / 1024 + NOISE_KIB
+
+
+def test_a_library_of_other_sources_is_said(monkeypatch):
+    other = Path(_ctypes.__file__)  # a library, and not ours
+    monkeypatch.setattr(native, "_installed", lambda: [other])
+    reason = native._load.__wrapped__()
+    assert "was built from other sources" in reason
+    assert "reinstall" in reason
 
 
 def test_missing_library_is_said_once(monkeypatch, caplog):

@@ -39,6 +39,7 @@ def configure(level: int | str, formatter: logging.Formatter, stream: TextIO | N
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("vstar_engine").setLevel(logging.NOTSET)  # the command line keeps it quieter for its other commands
 
 
 def formatter(as_json: bool) -> logging.Formatter:
