@@ -21,7 +21,10 @@ struct Free {
   void operator()(float* p) const { std::free(p); }
 };
 
-int threads_for(int64_t elements, int most) { return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::max(1, most))); }
+// The same for products of a linear layer: about 80 microseconds of them.
+constexpr int64_t kProductsPerThread = 2 * 1024 * 1024;
+
+int threads_for(int64_t work, int64_t each, int most) { return int(std::clamp<int64_t>(work / each, 1, std::max(1, most))); }
 
 // Calls work(unit) for every unit once.
 template <class Function>
@@ -49,7 +52,7 @@ bool valid(const vstar_groupnorm_silu_arguments& a) {
 }
 
 void run(const vstar_geglu_arguments& a, Geglu kernel) {
-  const int threads = threads_for(a.rows * a.inner, a.threads);
+  const int threads = threads_for(a.rows * a.inner, kElementsPerThread, a.threads);
   const int64_t blocks = std::min<int64_t>(a.rows, threads == 1 ? 1 : kTurns * threads);
   deal(blocks, threads, [&](int64_t block) { kernel(a, a.rows * block / blocks, a.rows * (block + 1) / blocks); });
 }
@@ -75,7 +78,7 @@ void settle(const vstar_groupnorm_silu_arguments& a, const Moments* blocks, int6
 }
 
 void run(const vstar_groupnorm_silu_arguments& a, const Isa& isa) {
-  const int threads = threads_for(a.items * a.rows * a.channels, a.threads);
+  const int threads = threads_for(a.items * a.rows * a.channels, kElementsPerThread, a.threads);
   const int64_t wanted = threads == 1 ? 1 : (kTurns * threads + a.items - 1) / a.items;
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, a.rows), width = round_up(a.channels, kMaxLanes);
   const auto begin = [&](int64_t block) { return a.rows * block / blocks; };
@@ -118,12 +121,13 @@ constexpr int64_t kBlockFloats = 48 * 1024;
 void run(const vstar_linear_arguments& a, const Isa& isa) {
   const int64_t width = a.gate ? a.out_features / 2 : a.out_features;
   const int64_t columns = isa.panel(a), panels = (width + columns - 1) / columns * (a.gate ? 2 : 1);
-  const int threads = threads_for(a.rows * a.out_features / 16 * a.in / 16, a.threads);
+  const int threads = threads_for(a.rows * a.out_features * a.in, kProductsPerThread, a.threads);
   const std::unique_ptr<float, Free> packed(
       static_cast<float*>(std::aligned_alloc(64, size_t(panels * columns * a.in) * sizeof(float))));
   if (!packed) throw std::bad_alloc();
   deal(panels, threads, [&](int64_t panel) { isa.pack(a, panel, packed.get()); });
-  const int64_t rows = std::max<int64_t>(24, kBlockFloats / a.in), blocks = (a.rows + rows - 1) / rows;
+  const int64_t rows = std::max<int64_t>(24, kBlockFloats / a.in);
+  const int64_t blocks = std::max<int64_t>(threads, (a.rows + rows - 1) / rows);
   deal(blocks, threads, [&](int64_t block) {
     isa.linear(a, packed.get(), a.rows * block / blocks, a.rows * (block + 1) / blocks);
   });
