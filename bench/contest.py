@@ -17,7 +17,7 @@ from .rows import ABSENT, FAILED, SKIPPED, WRONG, Row, Rows, sentence
 from .timing import MIN_ROUNDS, Timing, interleave, seconds_of, synchronize
 
 # what an allocation, a compiler or a kernel launch raises; anything else is this program's own fault and rises
-FAILURES = (RuntimeError, OSError, NotImplementedError, MemoryError)
+FAILURES = (RuntimeError, OSError, MemoryError)
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 STREAM_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 BANDWIDTH, MATRIX = "bandwidth ceiling", "matrix ceiling"

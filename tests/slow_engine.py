@@ -14,6 +14,7 @@ may hold, anywhere:
     step=S      each step takes S seconds for this video
 """
 
+import asyncio
 import errno
 import itertools
 import os
@@ -160,3 +161,20 @@ class Slow:
 
 def load(settings):
     return Slow(**settings)
+
+
+async def told(engine, job, heard=None):
+    """Runs a job to its end and gives its events."""
+    heard = [] if heard is None else heard
+    async for event in engine.submit(job):
+        heard.append((time.monotonic(), event))
+    return [event for _, event in heard]
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def of(kind, found):
+    return [event for event in found if isinstance(event, kind)]

@@ -13,7 +13,7 @@ ORDER = [
     ["errors", "timeline", "config", "kernels"],
     ["artifacts", "device", "golden", "allocator"],
     ["built", "client"],
-    ["offline", "llm", "synopsis", "text", "schedule", "tar", "unet", "vae", "video"],
+    ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic", "lora"],
     ["bundled", "backends", "export"],

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import slow_engine
-from slow_engine import BUCKET, job
+from slow_engine import BUCKET, job, of, told, until
 
 from vstar_engine.artifacts import sha256
 from vstar_engine.serving import events
@@ -32,23 +32,6 @@ async def running(folder, **settings):
             yield engine
         finally:
             await engine.close(0)
-
-
-async def told(engine, job, heard=None):
-    """Runs a job to its end and gives its events."""
-    heard = [] if heard is None else heard
-    async for event in engine.submit(job):
-        heard.append((time.monotonic(), event))
-    return [event for _, event in heard]
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
-def of(kind, found):
-    return [event for event in found if isinstance(event, kind)]
 
 
 def rules(**changed):

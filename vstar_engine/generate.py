@@ -19,9 +19,9 @@ from .embeddings import Embeddings
 from .engine import Choice, Engine, check_clip
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
+from .spatial_attention import SPATIAL_ATTENTION
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
 from .timeline import SPREAD_MODES, parse_position
-from .unet import SPATIAL_ATTENTION
 from .video import Video, check_ending
 
 DEFAULT_TAR = "64D1_32D8"

@@ -45,18 +45,21 @@ class Dispatcher:
     async def start(self) -> None:
         """Starts every worker; returns when the first is ready, raises WorkerError where that one cannot be started."""
         opened = [asyncio.create_task(self._open(lane)) for lane in self.lanes]
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._abandon, opened)
             done, _ = await asyncio.wait(opened, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except BaseException:
-            await _stop(opened)
-            await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
-            raise
+            undo.pop_all()
         tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
         self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
         for work in self.tasks:
             work.add_done_callback(_loud)
+
+    async def _abandon(self, opened: "Sequence[asyncio.Task[Any]]") -> None:
+        """Ends workers whose start failed or was given up."""
+        await _stop(opened)
+        await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
 
     @property
     def ready(self) -> bool:

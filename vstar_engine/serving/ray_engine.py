@@ -192,11 +192,10 @@ class RayEngine(Dispatcher):
         results.sweep(self.folder)
         await asyncio.to_thread(connect, self.address)
         keep_sigterm()
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(asyncio.to_thread, library().shutdown)
             await super().start()
-        except BaseException:
-            await asyncio.to_thread(library().shutdown)
-            raise
+            undo.pop_all()
 
     async def close(self, grace: float) -> None:
         await super().close(grace)

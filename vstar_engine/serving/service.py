@@ -1,6 +1,7 @@
 """The gateway: accepts jobs once, answers what is known of them, and looks after those that nobody waits for."""
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import logging
@@ -162,17 +163,15 @@ class Service:
             self._locks.pop(job.id, None)
 
     async def _enqueue(self, job: Job, body: Wishes) -> Record:
-        new = self.admission.reserve(job.id, job.key_id)
-        try:
+        with contextlib.ExitStack() as undo:
+            if self.admission.reserve(job.id, job.key_id):
+                # a write that failed may have reached the database all the same: the watchdog counts it again if so
+                undo.callback(self.admission.give_back, job.id)
             job = await self.resolver.told(job, body)
             # with nobody before it a job need not wait for the queue's next look
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
-        except BaseException:
-            # a write that failed may have reached the database all the same: the watchdog counts it again if so
-            if new:
-                self.admission.give_back(job.id)
-            raise
+            undo.pop_all()
         self.runner.board.open(job)
         metrics.accepted(job)
         return Record(job, int(job.created_at * 1000))
