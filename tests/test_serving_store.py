@@ -10,9 +10,9 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 
 from vstar_engine.serving import retention, sqlite
-from vstar_engine.serving.job import new_id
+from vstar_engine.serving.job import Job, new_id
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.store import JobStore, StoreError, _moment, sqlite_path
+from vstar_engine.serving.store import DBOS, JobStore, Record, StoreError, _moment, sqlite_path
 
 
 def test_a_second_server_is_kept_out(tmp_path):
@@ -46,6 +46,28 @@ def test_a_moment_is_exact(milliseconds):
     from datetime import datetime
 
     assert int(datetime.fromisoformat(_moment(milliseconds)).timestamp() * 1000) == milliseconds
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch):
+    """The database may know whole seconds only."""
+    times = [10.1, 10.3, 10.2, 11.5, 10.9]  # by id
+    kept = [
+        Record(Job(f"video_{n}", "me", "mini", "", ("a",), 8, (32, 64), created_at=at), int(at) * 1000)
+        for n, at in enumerate(times)
+    ]
+
+    async def listed(limit, sort_desc, start_time="0", end_time="9", **rest):
+        inside = [r for r in kept if start_time <= _moment(r.created) <= end_time]
+        return sorted(inside, key=lambda record: record.created, reverse=sort_desc)[:limit]
+
+    monkeypatch.setattr(DBOS, "list_workflows_async", listed)
+    monkeypatch.setattr("vstar_engine.serving.store._record", lambda record: record)
+    store, seen, more = JobStore(Settings(data=tmp_path)), [], True
+    while more:
+        page, more = asyncio.run(store.page("me", seen[-1] if seen else None, 2, newest_first))
+        seen += page
+    assert [record.job.created_at for record in seen] == sorted(times, reverse=newest_first)
 
 
 def test_commits_share_a_wait_for_the_disk(tmp_path, monkeypatch):

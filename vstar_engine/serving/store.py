@@ -48,7 +48,7 @@ class StoreError(VstarError, RuntimeError):
 
 @dataclass(frozen=True)
 class Record:
-    """A job as the store knows it; `outcome` is None until it ended. `created` orders them, in milliseconds."""
+    """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds."""
 
     job: Job
     created: int
@@ -262,8 +262,9 @@ def _moment(milliseconds: int) -> str:
     return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
 
 
-def _order(record: Record) -> tuple[int, str]:
-    return record.created, record.job.id
+def _order(record: Record) -> tuple[int, float, str]:
+    # below Python 3.12 DBOS counts whole seconds in SQLite
+    return record.created, record.job.created_at, record.job.id
 
 
 def _record(status: WorkflowStatus) -> Record:
