@@ -14,7 +14,7 @@ ORDER = [
     ["artifacts", "device", "golden", "allocator"],
     ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "unet", "vae", "video"],
-    ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
+    ["checkpoint", "embeddings", "sampling", "memory", "analysis", "step_cache"],
     ["convert", "synthetic", "lora"],
     ["bundled", "backends", "export"],
     ["batch"],

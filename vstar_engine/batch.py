@@ -13,6 +13,7 @@ from .config import Request, Spec
 from .embeddings import Embeddings
 from .sampling import advance
 from .schedule import Schedule
+from .step_cache import StepCache
 
 
 @dataclass(eq=False)
@@ -62,6 +63,7 @@ class Batch:
     rows: list[Row]
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
+    cache: StepCache | None = None
 
     @property
     def steps(self) -> int:
@@ -101,4 +103,8 @@ class Batch:
         sharing = rows[:1] if len(self.rows) == 1 else rows
         levels = self.spec.unet.levels
         g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in sharing])
-        return self.denoiser(latents, timestep, context, fps, g.to(device)).float()
+        inputs = (latents, timestep, context, fps, g.to(device))
+        if self.cache is None:
+            return self.denoiser(*inputs).float()
+        branches = [(row.index, hears is row.context) for row, hears in calls]
+        return self.cache(branches, first.request.sampling.whole(self.done), *inputs).float()

@@ -119,10 +119,15 @@ class Tar:
 
 
 # what `Sampling.fast` may name: faster, and no longer exactly the same video
-GUIDANCE_INTERVAL = "guidance-interval"
-FAST = {GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape"}
+GUIDANCE_INTERVAL, STEP_CACHE = "guidance-interval", "step-cache"
+FAST = {
+    GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape",
+    STEP_CACHE: "the deep levels of the network in every second step only, the finest level in each",
+}
 # of ten, how many steps are guided
 GUIDED_TENTHS = 6
+# one step in so many runs the whole network
+WHOLE_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,15 @@ class Sampling:
         """Says whether the step of an index, counted from 0, takes the unconditional branch too."""
         within = GUIDANCE_INTERVAL not in self.fast or 10 * index < GUIDED_TENTHS * self.steps
         return self.guidance != 1.0 and within
+
+    def whole(self, index: int) -> bool:
+        """Says whether the step of an index, counted from 0, runs the whole network."""
+        return STEP_CACHE not in self.fast or index % WHOLE_EVERY == 0
+
+    @property
+    def walk(self) -> tuple[str, ...]:
+        """Gives what of `fast` decides what each call of the network is; videos of one batch share it."""
+        return tuple(name for name in (STEP_CACHE,) if name in self.fast)
 
 
 @dataclass(frozen=True)

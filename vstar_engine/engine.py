@@ -17,11 +17,12 @@ from .artifacts import kernel_hash
 from .backends import EAGER, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
-from .config import Request, Sampling, Spec, Tar, model_named, rows_at_once
+from .config import STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
 from .lora import Adapted, Lora
+from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
 from .timeline import Position
 from .unet import UNet
@@ -229,7 +230,7 @@ class Engine:
             raise ValueError("there is no request in the batch; give at least one")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
-        shapes = sorted({(request.frames, request.size, request.sampling.steps) for request in requests})
+        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
@@ -243,7 +244,11 @@ class Engine:
                 Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
-        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds)
+        cache = None
+        if STEP_CACHE in first.sampling.fast:
+            assert isinstance(self.denoiser, UNet)
+            cache = StepCache(self.denoiser)
+        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()
     def finish(self, batch: Batch, row: Row) -> Video:
@@ -347,9 +352,14 @@ class Choice:
 
 
 def check_clip(artifact: Artifact, *requests: Request) -> None:
-    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once."""
+    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once.
+
+    ValueError where a request wants steps that run a part of the network.
+    """
     first = requests[0]
     assert first.size is not None
+    if STEP_CACHE in first.sampling.fast:
+        raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {artifact.folder} can only run it whole")
     artifact.check_clip(first.frames, first.size, rows_at_once(requests))
 
 

@@ -6,6 +6,7 @@ channels are then the same bytes read as (B, T, P, C) by the temporal layers. Pa
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -293,6 +294,14 @@ class Stage(nn.ModuleList):
         return x
 
 
+@dataclass
+class Deep:
+    """What the last `stages` output blocks take from the ones before: kept by a whole forward, used by one that has it."""
+
+    stages: int
+    features: Tensor | None = None
+
+
 class UNet(nn.Module):
     """Predicts the noise in a video's latents; `spatial_attention` is a key of `SPATIAL_ATTENTION`."""
 
@@ -357,22 +366,30 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor, deep: Deep | None = None
+    ) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
+        `deep` without features gets them; one that has them spares the blocks between those it names.
         """
         frames = latents.shape[2]
+        cut = len(self.output_blocks) - deep.stages if deep else 0
+        known = deep.features if deep else None
+        spared = 0 if known is None else cut
         emb = self.embed(timestep, fps)
         x = to_frames(latents)
         skips = []
-        for i, stage in enumerate(self.input_blocks):
+        for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
             x = stage(x, emb, context, tar, frames)
             if i == 0 and self.spec.init_attention:
                 x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
             skips.append(x)
-        x = self.middle_block(x, emb, context, tar, frames)
-        for stage in self.output_blocks:
+        x = self.middle_block(x, emb, context, tar, frames) if known is None else known
+        for i, stage in enumerate(self.output_blocks[spared:], spared):
+            if deep and i == cut:
+                deep.features = x
             x = stage(torch.cat([x, skips.pop()], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()
