@@ -41,7 +41,7 @@ class Row:
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
         latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
-        schedule = Schedule.ddim(request.sampling.steps, eta=request.sampling.eta)
+        schedule = Schedule.of(request.sampling)
         return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
 
     def noise(self) -> Tensor:

@@ -17,7 +17,7 @@ from .artifacts import kernel_hash
 from .backends import EAGER, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
-from .config import STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
+from .config import FEW_STEP, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
@@ -278,7 +278,9 @@ class Engine:
         return context, spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
 
     def _remark(self, request: Request) -> None:
-        """Says once what this model was not trained for: words outside its vocabulary, another size than its own."""
+        """Says once what this model was not trained for: few steps, words outside its vocabulary, another size than its own."""
+        if FEW_STEP in request.sampling.fast and not self.loras:
+            _warn(f"{FEW_STEP} is for a consistency model, and no LoRA that makes this one such is merged: expect a poor video")
         if not self.vocabulary:
             return
         words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", " ".join([*request.states, request.negative, *request.negatives]).lower())

@@ -13,7 +13,7 @@ from . import memory, plan
 from .artifacts import check_writable
 from .backends import BACKENDS
 from .built import Artifact, size_words
-from .config import FAST, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
+from .config import FAST, FEW_STEP, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
 from .device import DTYPES, device_named, dtype_named
 from .embeddings import Embeddings
 from .engine import Choice, Engine, check_clip
@@ -95,8 +95,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
     parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
     parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
-    parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps (default %(default)s)")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale (default %(default)s)")
+    few, least = Sampling.few(), f"with --fast {FEW_STEP}"
+    said = f"denoising steps (default {Sampling.steps}, {least} {few.steps})"
+    parser.add_argument("--steps", type=int, help=said)
+    said = f"guidance scale (default {Sampling.guidance}, {least} {few.guidance})"
+    parser.add_argument("--guidance", type=float, help=said)
     parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
     parser.add_argument(
         "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
@@ -142,6 +145,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_llm_options(parser)
     add_config_options(parser)
+    parser.set_defaults(settle=settle)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on other settings."""
+    own = Sampling.few() if FEW_STEP in fast_from(args) else Sampling()
+    args.steps = own.steps if args.steps is None else args.steps
+    args.guidance = own.guidance if args.guidance is None else args.guidance
 
 
 def add_timeline_options(parser: argparse.ArgumentParser) -> None:
