@@ -119,12 +119,13 @@ class Tar:
                 raise ValueError(f"TAR level {level} does not exist: this network has levels 0 to {levels - 1}")
 
 
-# what `Sampling.fast` may name: faster, and no longer exactly the same video
-GUIDANCE_INTERVAL, STEP_CACHE, FEW_STEP = "guidance-interval", "step-cache", "few-step"
+# faster, and no longer exactly the same video: what `Sampling.fast` may name, and FP8, which is a way to load a network
+GUIDANCE_INTERVAL, STEP_CACHE, FEW_STEP, FP8 = "guidance-interval", "step-cache", "few-step", "fp8"
 FAST = {
     GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape",
     STEP_CACHE: "the deep levels of the network in every second step only, the finest level in each",
     FEW_STEP: "4 steps of a consistency model without guidance, for weights with a consistency LoRA",
+    FP8: "linear layers in FP8, on a GPU that multiplies in it",
 }
 # of ten, how many steps are guided
 GUIDED_TENTHS = 6
@@ -162,6 +163,8 @@ class Sampling:
         unknown = [name for name in self.fast if name not in FAST]
         if unknown:
             raise ValueError(f"fast must name some of {', '.join(FAST)}, got {', '.join(unknown)}")
+        if FP8 in self.fast:
+            raise ValueError(f"{FP8} is a way to load the network, not to sample with it: Engine.load(fp8=True)")
         if GUIDANCE_INTERVAL in self.fast and self.guidance == 1.0:
             raise ValueError(f"{GUIDANCE_INTERVAL} does not compose with guidance 1: there is none to leave out")
         if FEW_STEP in self.fast:

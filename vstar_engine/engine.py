@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from . import __version__, allocator, bundled, checkpoint, memory
-from .artifacts import kernel_hash
+from .artifacts import digest_of, kernel_hash
 from .backends import EAGER, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
-from .config import FEW_STEP, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
+from .choice import Choice, check_clip, check_fp8
+from .config import FEW_STEP, FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
+from .fp8 import calibrate, convert
 from .lora import Adapted, Lora
 from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
@@ -52,11 +54,13 @@ class Engine:
         artifact: Artifact | None = None,
         path: Path | None = None,
         loras: Sequence[Lora] = (),
+        fp8: Mapping[str, float] | None = None,
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
         self.artifact = artifact  # the built engine that `denoiser` runs; none in eager
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
         self.path, self.loras = path, tuple(loras)  # where the weights lie, and what is merged into the UNet's
+        self.fp8 = fp8  # the largest input, in calibration, of each layer that multiplies in FP8; None where none does
         self.text_hash = text_hash
         self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
@@ -71,13 +75,15 @@ class Engine:
         text: str | None = "weights",
         engine: str | Path | Artifact | None = None,
         loras: Sequence[str] = (),
+        fp8: bool = False,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
         `engine` is a folder made by `vstar-engine build`: its back end runs the UNet, and it says which model, weights, device
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
-        FILE:STRENGTH, merged into the UNet; a built engine has its own in it.
+        FILE:STRENGTH, merged into the UNet; a built engine has its own in it. With `fp8` its linear layers multiply in
+        FP8, scaled by what a short clip shows when it is loaded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -94,6 +100,8 @@ class Engine:
                 f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
                 "and give its folder as engine"
             )
+        if fp8:
+            check_fp8(where, kind, artifact, text is not None)
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
             artifact.check(
@@ -117,15 +125,23 @@ class Engine:
         vae = vae.eval().requires_grad_(False)
         vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
         merged = tensors.loras if isinstance(tensors, Adapted) else ()
-        return Engine(
+        made = Engine(
             spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact, tensors.path, merged
         )
+        if fp8:
+            made.fp8 = calibrate(denoiser, spec, made.embed)
+            convert(denoiser, made.fp8)
+            if where.type == "cpu":
+                _warn(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+        return made
 
     def adapt(self, loras: Sequence[str] = ()) -> None:
         """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
 
         Raises CheckpointError for a file that does not fit, and the UNet stays as it was; ValueError for a built engine.
         """
+        if self.fp8 is not None:
+            raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
         if self.artifact is not None or not isinstance(self.denoiser, UNet):
             raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
         before = [str(lora) for lora in self.loras]
@@ -320,49 +336,9 @@ class Engine:
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
         if self.loras:
             held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]
+        if self.fp8 is not None:
+            held[FP8] = {"layers": len(self.fp8), "largest_inputs": digest_of(self.fp8)}
         return {**made, "request": asdict(request), **held, **run}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is loaded: as asked for, else as the built engine says, else the defaults."""
-
-    model: str = "videocrafter2"
-    weights: str | Path | None = None
-    backend: str = EAGER
-    device: str = "cpu"
-    dtype: str = "float32"
-
-    @staticmethod
-    def of(
-        artifact: Artifact | None,
-        model: str | None,
-        weights: str | Path | None,
-        backend: str | None,
-        device: str | None,
-        dtype: str | None,
-    ) -> "Choice":
-        """Settles each setting; EngineError where one asked for is not the built engine's."""
-        asked = {"model": model, "weights": weights, "backend": backend, "device": device, "dtype": dtype}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if artifact is None:
-            return Choice(**given)  # type: ignore[arg-type]
-        artifact.check(**{name: given[name] for name in ("model", "backend", "dtype") if name in given})
-        own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
-        own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
-        return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
-
-
-def check_clip(artifact: Artifact, *requests: Request) -> None:
-    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once.
-
-    ValueError where a request wants steps that run a part of the network.
-    """
-    first = requests[0]
-    assert first.size is not None
-    if STEP_CACHE in first.sampling.fast:
-        raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {artifact.folder} can only run it whole")
-    artifact.check_clip(first.frames, first.size, rows_at_once(requests))
 
 
 def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:

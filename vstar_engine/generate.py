@@ -13,10 +13,11 @@ from . import memory, plan
 from .artifacts import check_writable
 from .backends import BACKENDS
 from .built import Artifact, size_words
-from .config import FAST, FEW_STEP, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
+from .choice import Choice, check_clip, check_fp8
+from .config import FAST, FEW_STEP, FP8, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
 from .device import DTYPES, device_named, dtype_named
 from .embeddings import Embeddings
-from .engine import Choice, Engine, check_clip
+from .engine import Engine
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
 from .spatial_attention import SPATIAL_ATTENTION
@@ -223,7 +224,8 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
 
 def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
     """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast_from(args))
+    fast = tuple(name for name in fast_from(args) if name != FP8)
+    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
     size, tar = parse_size(args.size) if args.size else None, tar_from(args)
     at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
     if not at and not durations:
@@ -279,6 +281,9 @@ def run(args: argparse.Namespace) -> int:
     files = outputs(args, len(requests))
     dtype = dtype_named(choice.dtype)
     device = device_named(choice.device, dtype)
+    fp8 = FP8 in fast_from(args)
+    if fp8:
+        check_fp8(device, dtype, artifact, bundle is None)
     for request in requests:
         if artifact is not None:
             check_clip(artifact, request)
@@ -287,7 +292,7 @@ def run(args: argparse.Namespace) -> int:
     requests = requests_for(found)
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or ())
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), fp8)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

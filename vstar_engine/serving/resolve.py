@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..built import Artifact
+from ..choice import check_clip
 from ..config import Request, Sampling, Spec, Tar, tar_named
 from ..embeddings import Embeddings
-from ..engine import check_clip
 from ..errors import CheckpointError, EndpointError
 from ..llm import Llm
 from ..synopsis import GIVEN, PROMPT, Synopsis, synopsize
