@@ -6,6 +6,7 @@ channels are then the same bytes read as (B, T, P, C) by the temporal layers. Pa
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,14 @@ class SelfAttention(nn.Module):
         return self.to_out[0](attend(q, k, v).flatten(-2), residual)
 
 
+@dataclass(frozen=True)
+class Heard:
+    """Texts as the cross-attentions take them: `shape` is that of the context, `kv` every layer's projection of it."""
+
+    shape: torch.Size
+    kv: dict[nn.Module, Tensor]
+
+
 class CrossAttention(nn.Module):
     """Attention of positions to text; frames that share a text share its keys and values."""
 
@@ -174,12 +183,13 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        context: Tensor,
+        context: Tensor | Heard,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
         residual: Tensor | None = None,
     ) -> Tensor:
         """x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
-        k, v = self.to_kv(context.flatten(0, 1)).unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
+        kv = context.kv[self] if isinstance(context, Heard) else self.to_kv(context.flatten(0, 1))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x).reshape(k.shape[0], -1, self.heads, self.head_dim)
         return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), residual)
 
@@ -193,7 +203,7 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
-    def forward(self, x: Tensor, context: Tensor, rows: int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Heard, rows: int) -> Tensor:
         x = parted(self.attn1(self.norm1(x), self.attend, residual=x), rows)
         x = self.attn2(self.norm2(x), context, self.attend, residual=x)
         return self.ff(self.norm3(x), residual=x)
@@ -213,7 +223,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Pointwise(channels, channels, ones)
 
-    def forward(self, x: Tensor, context: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Heard, frames: int) -> Tensor:
         """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         rows = context.shape[0] * frames
@@ -287,7 +297,7 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, tar: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | Heard, tar: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Gives x and emb, which part into branches at the first text that is heard."""
         for layer in self:
             if isinstance(layer, ResBlock):
@@ -367,7 +377,12 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+    def hear(self, context: Tensor) -> Heard:
+        """Projects texts for every step to come: give `forward` what this gives in the context's place."""
+        texts = context.flatten(0, 1)
+        return Heard(context.shape, {part: part.to_kv(texts) for part in self.modules() if isinstance(part, CrossAttention)})
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor | Heard, fps: Tensor, tar: Tensor) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
