@@ -125,7 +125,7 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def ops_of(spec: Spec, frames: int, size: tuple[int, int], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
-    """Traces one forward of `batch` clips of `frames` frames."""
+    """Traces one forward of a clip of `frames` frames that hears `batch` texts, the branches of guidance."""
     with without_data(dtype):
         unet = lay_out(UNet(spec.unet, "sdpa").eval(), "channels_last")
         *inputs, tar = step_inputs(spec, size, frames, "cpu", dtype)
@@ -186,7 +186,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="videocrafter2")
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
     parser.add_argument("--size", type=parse_size, metavar="HEIGHTxWIDTH", help="default the model's own")
-    parser.add_argument("--batch", type=int, default=GUIDANCE_BRANCHES, choices=(1, 2), help="clips, default %(default)s")
+    parser.add_argument(
+        "--batch", type=int, default=GUIDANCE_BRANCHES, choices=(1, 2), help="guidance branches, default %(default)s"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--tflops", type=float, default=790.0, help="matrix rate, TFLOP/s; default %(default)s, a busy H200")
     parser.add_argument("--bandwidth", type=float, default=4.8, help="memory, TB/s; default %(default)s, an H200's")

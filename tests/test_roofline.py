@@ -53,9 +53,21 @@ def test_every_product_of_a_small_model_has_a_kind_of_the_map(small):
     assert kinds == products | {"spatial convolution", "temporal convolution", "embeddings"}
 
 
-def test_work_grows_with_the_batch(small):
+def test_a_second_branch_repeats_what_hears_a_text(small):
     alone = roofline.ops_of(model_named("mini"), 16, (96, 128), torch.float32, batch=1)
-    assert sum(op.flops for op in small) == pytest.approx(2 * sum(op.flops for op in alone), rel=1e-3)
+    first = (
+        "input_blocks.0",
+        "init_attn",
+        "input_blocks.1.0",
+        "input_blocks.1.1.proj_in",
+        "input_blocks.1.1.transformer_blocks.0.attn1",
+    )
+
+    def flops(ops, before):
+        return sum(op.flops for op in ops if op.module.startswith(first) == before)
+
+    assert flops(small, True) == flops(alone, True) > 0
+    assert flops(small, False) == pytest.approx(2 * flops(alone, False), rel=1e-3)
 
 
 def test_a_floor_is_the_longer_of_arithmetic_and_traffic():

@@ -1,14 +1,16 @@
 """Steps that run the finest level alone: exact where the features are those of the same step, each branch with its own."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vstar_engine import Engine, Sampling, Tar, memory
-from vstar_engine.config import Request
-from vstar_engine.step_cache import StepCache
-from vstar_engine.unet import Deep, Stage
+from vstar_engine.bench.seeded import seeded_unet
+from vstar_engine.config import MODELS, Request
+from vstar_engine.step_cache import Deep, StepCache
+from vstar_engine.unet import Stage, UNet
 
 CACHED = ("step-cache",)
 SIZE = (32, 64)
@@ -30,9 +32,9 @@ def latents(engine, requests, drop=None):
     return {row.index: row.latents for row in batch.rows}
 
 
-def step_inputs(spec, rows, frames=3):
+def step_inputs(spec, rows, frames=3, texts=1):
     g = torch.Generator().manual_seed(1)
-    context = torch.randn(rows, 1, 77, spec.context_dim, generator=g)
+    context = torch.randn(rows * texts, 1, 77, spec.context_dim, generator=g)
     tar = torch.rand(1, spec.levels, frames, generator=g)
     return torch.randn(rows, 4, frames, 4, 8, generator=g), torch.full((rows, 1), 481), context, torch.full((rows,), 28), tar
 
@@ -52,8 +54,9 @@ def ran(mini):
 @torch.inference_mode()
 @pytest.mark.parametrize("stages", [2, 4])
 @pytest.mark.parametrize("dense", [False, True], ids=["rows", "dense"])
-def test_features_of_the_same_step_give_the_same_noise_to_the_bit(mini, stages, dense):
-    *inputs, tar = step_inputs(mini.spec.unet, rows=2)
+@pytest.mark.parametrize("texts", [1, 2])
+def test_features_of_the_same_step_give_the_same_noise_to_the_bit(mini, stages, dense, texts):
+    *inputs, tar = step_inputs(mini.spec.unet, rows=2, texts=texts)
     tar = tar[..., None] * tar[..., None, :] if dense else tar
     deep = Deep(stages)
     whole = mini.denoiser(*inputs, tar, deep)
@@ -62,8 +65,21 @@ def test_features_of_the_same_step_give_the_same_noise_to_the_bit(mini, stages, 
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("stages", [2, 4])
+def test_levels_without_texts_take_features_that_know_them(stages):
+    """Where the finest level hears no text, branches part below it: only its cached features know them apart."""
+    spec = replace(MODELS["mini"].unet, attention_levels=(2,))
+    unet = seeded_unet(spec, "cpu", torch.float32)
+    inputs, deep = step_inputs(spec, rows=1, texts=2), Deep(stages)
+    whole = unet(*inputs, deep)
+    assert len(whole) == 2
+    assert not torch.equal(whole[0], whole[1])
+    assert torch.equal(whole, unet(*inputs, deep))
+
+
+@torch.inference_mode()
 def test_what_the_features_hold_is_not_computed_again(mini, ran):
-    inputs, cache = step_inputs(mini.spec.unet, rows=1), StepCache(mini.denoiser)
+    inputs, cache = step_inputs(mini.spec.unet, rows=1), StepCache(mini.denoiser, mini.spec.unet)
     cache(["a"], True, *inputs)
     whole = ran.copy()
     ran.clear()
@@ -112,13 +128,23 @@ def test_a_built_engine_refuses_in_a_sentence(mini):
         built.begin([request("snow")])
 
 
-def test_it_takes_no_more_memory_than_a_whole_step(mini):
-    spec = mini.spec.unet
-    inputs = step_inputs(spec, rows=2, frames=16)
-    with torch.inference_mode(), memory.LiveBytes() as plain:
-        mini.denoiser(*inputs)
-    cache = StepCache(mini.denoiser)
-    with torch.inference_mode(), memory.LiveBytes() as cached:
-        for step in range(4):
-            cache(["heard", "unheard"], step % 2 == 0, *inputs)
+@pytest.mark.parametrize("name", ["mini", "videocrafter2"])
+def test_the_plan_of_memory_holds_for_it(name):
+    spec = MODELS[name]
+    cells = [side // spec.vae.factor for side in spec.size]
+    with memory.without_data(torch.float16):
+        unet = UNet(spec.unet)
+        inputs = [
+            torch.empty(1, 4, 16, *cells),
+            torch.empty(1, 1, dtype=torch.int64),
+            torch.empty(2, 16, 77, spec.unet.context_dim),
+            torch.empty(1, dtype=torch.int64),
+            torch.empty(1, spec.unet.levels, 16, dtype=torch.float32),
+        ]
+        with memory.LiveBytes() as plain:
+            unet(*inputs)
+        cache = StepCache(unet, spec.unet)
+        with memory.LiveBytes() as cached:
+            for step in range(3):
+                cache(["heard", "unheard"], step % 2 == 0, *inputs)
     assert cached.peak <= memory.MARGIN * plain.peak

@@ -4,26 +4,36 @@ From one sampling step to the next the deep features change little, and most of 
 bit and keeps them, for each guidance branch of each video; the step after it runs only the blocks around them.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .unet import Deep, UNet
+from .config import UNetSpec
 
 # the levels, from the finest, that every step runs
 FRESH_LEVELS = 1
 
 
+@dataclass
+class Deep:
+    """What the last `stages` output blocks take from the ones before: kept by a whole forward, used by one that has it."""
+
+    stages: int
+    features: Tensor | None = None
+
+
 class StepCache:
     """Runs a network whole, or on the deep features that each branch of a batch had when it last ran whole."""
 
-    def __init__(self, unet: UNet):
+    def __init__(self, unet: Callable[..., Tensor], spec: UNetSpec):
         self.unet = unet
-        self.stages = FRESH_LEVELS * (unet.spec.num_res_blocks + 1)
+        self.stages = FRESH_LEVELS * (spec.num_res_blocks + 1)
         self.held: dict[tuple[Hashable, ...], Tensor] = {}
 
-    def __call__(self, branches: Sequence[Hashable], whole: bool, *inputs: Tensor) -> Tensor:
+    def __call__(self, branches: Sequence[Hashable], whole: bool, *inputs: Any) -> Tensor:
         """Gives the noise of rows that go by the names in `branches`."""
         names = tuple(branches)
         if not whole:

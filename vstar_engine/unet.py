@@ -17,6 +17,7 @@ from .kernels.groupnorm_silu import groupnorm_silu
 from .kernels.linear import linear
 from .kernels.temporal_attention import temporal_attention, temporal_attention_dense
 from .spatial_attention import SPATIAL_ATTENTION
+from .step_cache import Deep
 
 GROUPS = UNetSpec.norm_groups
 INIT_ATTENTION_HEADS = 8
@@ -121,6 +122,12 @@ def to_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
+def parted(x: Tensor, rows: int) -> Tensor:
+    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows."""
+    branches = rows // x.shape[0]
+    return x if branches == 1 else torch.cat([x] * branches)
+
+
 class GEGLU(nn.Module):
     """Projects to value and gate halves and gates with the exact GELU."""
 
@@ -156,6 +163,14 @@ class SelfAttention(nn.Module):
         return self.to_out[0](attend(q, k, v).flatten(-2), residual)
 
 
+@dataclass(frozen=True)
+class Heard:
+    """Texts as the cross-attentions take them: `shape` is that of the context, `kv` every layer's projection of it."""
+
+    shape: torch.Size
+    kv: dict[nn.Module, Tensor]
+
+
 class CrossAttention(nn.Module):
     """Attention of positions to text; frames that share a text share its keys and values."""
 
@@ -169,12 +184,13 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        context: Tensor,
+        context: Tensor | Heard,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
         residual: Tensor | None = None,
     ) -> Tensor:
         """x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
-        k, v = self.to_kv(context.flatten(0, 1)).unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
+        kv = context.kv[self] if isinstance(context, Heard) else self.to_kv(context.flatten(0, 1))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x).reshape(k.shape[0], -1, self.heads, self.head_dim)
         return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), residual)
 
@@ -188,8 +204,8 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attn1(self.norm1(x), self.attend, residual=x)
+    def forward(self, x: Tensor, context: Tensor | Heard, rows: int) -> Tensor:
+        x = parted(self.attn1(self.norm1(x), self.attend, residual=x), rows)
         x = self.attn2(self.norm2(x), context, self.attend, residual=x)
         return self.ff(self.norm3(x), residual=x)
 
@@ -208,13 +224,14 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Pointwise(channels, channels, ones)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B*T, C, H, W), context (B, 1 or T, L, context_dim) -> like x."""
+    def forward(self, x: Tensor, context: Tensor | Heard, frames: int) -> Tensor:
+        """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        rows = context.shape[0] * frames
         for block in self.transformer_blocks:
-            h = block(h, context)
-        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-        return self.proj_out(h, rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+            h = block(h, context, rows)
+        before = parted(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
+        return self.proj_out(h, before).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class TemporalBlock(nn.Module):
@@ -281,25 +298,20 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, tar: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | Heard, tar: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Gives x and emb, which part into branches at the first text that is heard."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, frames)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                shared = x.shape[0]
+                x = layer(x, context, frames)
+                emb = parted(emb, emb.shape[0] * (x.shape[0] // shared))
             elif isinstance(layer, TemporalTransformer):
                 x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
             else:
                 x = layer(x)
-        return x
-
-
-@dataclass
-class Deep:
-    """What the last `stages` output blocks take from the ones before: kept by a whole forward, used by one that has it."""
-
-    stages: int
-    features: Tensor | None = None
+        return x, emb
 
 
 class UNet(nn.Module):
@@ -366,16 +378,32 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
+    def hear(self, context: Tensor) -> Heard:
+        """Projects texts for every step to come: give `forward` what this gives in the context's place."""
+        texts = context.flatten(0, 1)
+        return Heard(context.shape, {part: part.to_kv(texts) for part in self.modules() if isinstance(part, CrossAttention)})
+
     def forward(
-        self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor, deep: Deep | None = None
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor | Heard,
+        fps: Tensor,
+        tar: Tensor,
+        deep: Deep | None = None,
     ) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
-        `deep` without features gets them; one that has them spares the blocks between those it names.
+        With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
+        comes before the first text is computed once for all k. `deep` without features gets them; one that has them spares the
+        blocks between those that it names.
         """
-        frames = latents.shape[2]
+        frames, rows = latents.shape[2], context.shape[0]
+        if rows % latents.shape[0]:
+            raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
+        tar = tar if tar.shape[0] == 1 else parted(tar, rows)
         cut = len(self.output_blocks) - deep.stages if deep else 0
         known = deep.features if deep else None
         spared = 0 if known is None else cut
@@ -383,13 +411,17 @@ class UNet(nn.Module):
         x = to_frames(latents)
         skips = []
         for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
-            x = stage(x, emb, context, tar, frames)
+            x, emb = stage(x, emb, context, tar, frames)
             if i == 0 and self.spec.init_attention:
                 x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
             skips.append(x)
-        x = self.middle_block(x, emb, context, tar, frames) if known is None else known
+        if known is None:
+            x, emb = self.middle_block(x, emb, context, tar, frames)
+        else:
+            x, emb = known, parted(emb, emb.shape[0] * (known.shape[0] // x.shape[0]))
         for i, stage in enumerate(self.output_blocks[spared:], spared):
             if deep and i == cut:
                 deep.features = x
-            x = stage(torch.cat([x, skips.pop()], dim=1), emb, context, tar, frames)
+            skip = parted(skips.pop(), x.shape[0])
+            x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()
