@@ -5,6 +5,8 @@ from itertools import groupby
 from typing import Any
 
 from .contest import BANDWIDTH, MATRIX
+from .fast import EXACT
+from .fast import OPTIONS as FAST
 from .ladder import IMPROVEMENTS
 from .providers import OURS, PROVIDERS
 from .rows import INTERRUPTED, OK, Row, seconds
@@ -13,6 +15,7 @@ CEILINGS = (BANDWIDTH, MATRIX)
 HEADLINE = ("ours", "ours compiled", "ours, AOTInductor", "ours, CUDA graph", "clean eager", "clean compiled", "published")
 STAGES = ("text", "UNet step", "sampler", "VAE", "mp4")
 RUNGS = ("published, with preview", "published", *(f"+ {name}" for name in IMPROVEMENTS))
+WAY, WAY_WORDS = (0.0, 0.25, 0.5, 0.75, 1.0), ("the first step", "a quarter", "half", "three quarters", "the last step")
 ABLATED = ("all", *(f"all but {name}" for name in IMPROVEMENTS))
 
 
@@ -237,6 +240,51 @@ def trajectory(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
+def fast(rows: Sequence[Row], spread: bool) -> list[str]:
+    """What each option of --fast saves and costs."""
+    found = []
+    for group in _part(rows, "fast"):
+        first = group[0].case
+        lengths = sorted({row.case["frames"] for row in group})
+        table = {(row.provider, row.case["frames"]): row for row in group}
+        body = []
+        for name in FAST:
+            line = [name]
+            for frames in lengths:
+                row, exact = table.get((name, frames)), table.get((EXACT, frames))
+                line += [cell(row, exact, spread), _strayed(row) if row is not exact else ""]
+            body.append(line)
+        head = ["`--fast`", *(words for frames in lengths for words in (f"{frames} frames", "strays (cosine)"))]
+        words = f"The steps of a video, {first['steps']} unless few, guidance {first['guidance']:g}, {first['weights']} weights"
+        found.append(f"{_title(group, words)}\n\n{markdown(head, body)}")
+    return found
+
+
+def strays(rows: Sequence[Row], spread: bool) -> list[str]:
+    """How far each option of --fast strays on the way, as shares of the steps."""
+    found = []
+    for group in grouped([row for row in rows if row.suite == "pipeline" and row.case["part"] == "fast"], _strays_of):
+        body = []
+        for row in sorted(group, key=lambda row: FAST.index(row.provider)):
+            if row.status == OK and len(row.numbers["errors"]) > 1 and row.provider != EXACT:
+                errors = row.numbers["errors"]
+                body.append([row.provider, *(f"{errors[round(share * (len(errors) - 1))]:.3f}" for share in WAY)])
+        if body:
+            words = f"Relative difference of the latents on the way, {group[0].case['frames']} frames"
+            found.append(f"{_title(group, words)}\n\n{markdown(['after', *WAY_WORDS], body)}")
+    return found
+
+
+def _strays_of(row: Row) -> Any:
+    return row.case["model"], row.case["size"], row.case["frames"], row.dtype, machine_words(row)
+
+
+def _strayed(row: Row | None) -> str:
+    if row is None or row.status != OK:
+        return ""
+    return f"{row.numbers['last_error']:.3f} ({row.numbers['last_cosine']:.3f})"
+
+
 def engine(rows: Sequence[Row], spread: bool) -> list[str]:
     """Cold start, loading, building, sizes."""
     chosen = [row for row in rows if row.suite == "engine"]
@@ -308,6 +356,8 @@ TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "ladder": ladder,
     "ablation": ablation,
     "trajectory": trajectory,
+    "fast": fast,
+    "strays": strays,
     "engine": engine,
     "serve": serve,
 }
