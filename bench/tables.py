@@ -141,8 +141,8 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _part(rows: Sequence[Row], part: str) -> list[list[Row]]:
-    chosen = [row for row in rows if row.suite == "pipeline" and row.case["part"] == part]
+def _part(rows: Sequence[Row], part: str, suite: str = "pipeline") -> list[list[Row]]:
+    chosen = [row for row in rows if row.suite == suite and row.case["part"] == part]
     return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
 
 
@@ -301,6 +301,53 @@ def _overhead(row: Row, spread: bool) -> list[str]:
     return [label, cell(row, row, spread), seconds(numbers["bare"]), own, f"{numbers['outside_stages'] * 1e3:.1f} ms"]
 
 
+def roofline(rows: Sequence[Row], spread: bool) -> list[str]:
+    """Time beside its floor: by kind of op, by block, and the whole forward, which no clock interrupts."""
+    found = []
+    for part in ("kind", "block"):
+        for group in (same for some in _part(rows, part, "roofline") for same in grouped(some, _frames)):
+            ranked = sorted(group, key=lambda row: -row.numbers["median"])
+            wholes = [row for row in rows if row.case.get("part") == "whole" and row.suite == "roofline"]
+            ranked += [row for row in wholes if (*_scene(row), row.dtype) == (*_scene(ranked[0]), ranked[0].dtype)]
+            head = [part, "ops", "TFLOP", "GB", "floor", "time", "of the ops' time", "floor / time"]
+            words = f"One guided step of {group[0].case['frames']} frames by {part}"
+            found.append(f"{_title(group, words)}\n\n{markdown(head, [_beside_floor(row, spread) for row in ranked])}")
+    return found
+
+
+def _scene(row: Row) -> tuple[Any, ...]:
+    return row.case["model"], row.case["size"], row.case["frames"], machine_words(row)
+
+
+def _beside_floor(row: Row, spread: bool) -> list[str]:
+    numbers = row.numbers
+    share = f"{numbers['share']:.1%}" if "share" in numbers else ""
+    return [row.provider, *_work(row), cell(row, spread=spread), share, f"{numbers['share_of_floor']:.0%}"]
+
+
+def _work(row: Row) -> list[str]:
+    """Says how many operators a row sums up, their TFLOPs, their GB and their floor."""
+    numbers = row.numbers
+    amounts = f"{numbers['flops'] / 1e12:.3g}", f"{numbers['bytes'] / 1e9:.3g}", seconds(numbers["floor"])
+    return [str(numbers["ops"]), *amounts]
+
+
+def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
+    """What fusing saves, computed: operators, bytes, and the floor at the rates given."""
+    found = []
+    for group in (same for some in _part(rows, "fusion", "roofline") for same in grouped(some, lambda row: row.command)):
+        first = group[0]
+        rates = f"{first.ceilings['flops_per_second'] / 1e12:g} TFLOP/s, {first.ceilings['bytes_per_second'] / 1e12:g} TB/s"
+        scene = f"`{first.case['model']}` at {first.case['size']}, {first.dtype}"
+        title = f"One guided step, computed, not measured, {scene}; floors at {rates}: `{first.command}`"
+        body = [
+            [f"{row.case['frames']} frames, {row.provider}", *_work(row)]
+            for row in sorted(group, key=lambda row: row.case["frames"])
+        ]
+        found.append(f"{title}\n\n{markdown(['', 'operators', 'TFLOP', 'GB', 'floor, op by op'], body)}")
+    return found
+
+
 TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "kernels": kernels,
     "headline": headline,
@@ -308,6 +355,8 @@ TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "ladder": ladder,
     "ablation": ablation,
     "trajectory": trajectory,
+    "roofline": roofline,
+    "fusion": fusion,
     "engine": engine,
     "serve": serve,
 }
