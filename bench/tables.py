@@ -328,8 +328,9 @@ def _beside_floor(row: Row, spread: bool) -> list[str]:
 def _work(row: Row) -> list[str]:
     """Says how many operators a row sums up, their TFLOPs, their GB and their floor."""
     numbers = row.numbers
-    amounts = f"{numbers['flops'] / 1e12:.3g}", f"{numbers['bytes'] / 1e9:.3g}", seconds(numbers["floor"])
-    return [str(numbers["ops"]), *amounts]
+    amounts = (numbers["flops"] / 1e12, numbers["bytes"] / 1e9)
+    said = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" if x >= 0.01 else f"{x:.4f}" for x in amounts)
+    return [str(numbers["ops"]), *said, seconds(numbers["floor"])]
 
 
 def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
