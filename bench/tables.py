@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from .contest import BANDWIDTH, MATRIX
+from .fused import CONVOLUTION, NAMES
 from .ladder import IMPROVEMENTS
 from .providers import OURS, PROVIDERS
 from .rows import INTERRUPTED, OK, Row, seconds
@@ -88,7 +89,9 @@ def _level_and_frames(row: Row) -> str:
     return f"{row.case['frames']} at level {row.case['level']}"
 
 
-def by_provider(rows: Sequence[Row], names: Iterable[str], spread: bool, label: Callable[[Row], str] = _frames) -> str:
+def by_provider(
+    rows: Sequence[Row], names: Iterable[str], spread: bool, label: Callable[[Row], str] = _frames, head: str = "frames"
+) -> str:
     """Lays out cases down and providers across, each against ours."""
     known = {row.provider for row in rows}
     columns = [name for name in names if name in known]
@@ -102,7 +105,7 @@ def by_provider(rows: Sequence[Row], names: Iterable[str], spread: bool, label: 
     extra = ("ours: of bandwidth", "of matrix peak", "peak memory")
     used = [i for i, _ in enumerate(extra) if any(cells[len(columns) + 1 + i] for cells in body)]
     kept = [[*cells[: len(columns) + 1], *(cells[len(columns) + 1 + i] for i in used)] for cells in body]
-    return markdown(["frames", *columns, *(extra[i] for i in used)], kept)
+    return markdown([head, *columns, *(extra[i] for i in used)], kept)
 
 
 def _share(row: Row | None, name: str) -> str:
@@ -124,7 +127,7 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
         level = case["level"] if "layout" in case else None
         return case["op"], level, case.get("layout"), case["batch"], row.dtype, machine_words(row)
 
-    for group in grouped([row for row in rows if row.suite == "kernels"], same):
+    for group in grouped([row for row in rows if row.suite == "kernels" and "form" not in row.case], same):
         case = group[0].case
         title = f"`{case['op']}`, batch {case['batch']}"
         if "layout" in case:
@@ -139,6 +142,22 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
         label = _frames if "layout" in case else _level_and_frames
         found.append(f"{title}; {conditions(group)}\n\n{by_provider(group, names, spread, label)}")
     return found
+
+
+def fused(rows: Sequence[Row], spread: bool) -> list[str]:
+    """The other ops and the temporal convolution: uses down, providers across."""
+    found = []
+    chosen = [row for row in rows if row.suite == "kernels" and "form" in row.case]
+    for group in grouped(chosen, lambda row: (row.case["op"] == CONVOLUTION, row.case["batch"], row.dtype, machine_words(row))):
+        group.sort(key=lambda row: (row.case["op"], row.case["form"], row.case["level"], row.case["frames"]))
+        table = by_provider(group, NAMES, spread, _use, "")
+        found.append(f"Batch {group[0].case['batch']}; {conditions(group)}\n\n{table}")
+    return found
+
+
+def _use(row: Row) -> str:
+    case = row.case
+    return f"`{case['op']}`, {case['form']}, level {case['level']}, {case['frames']} frames"
 
 
 def _part(rows: Sequence[Row], part: str, suite: str = "pipeline") -> list[list[Row]]:
@@ -351,6 +370,7 @@ def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
 
 TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "kernels": kernels,
+    "fused": fused,
     "headline": headline,
     "stages": stages,
     "ladder": ladder,
