@@ -13,23 +13,29 @@ from vstar_engine.memory import without_data
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import UNet
 
-from .ladder import LAYERS, OURS, SPATIAL
+from .ladder import LAYERS, OURS, SPATIAL, batched
 from .ops import Machine, Op, traced
 from .plain import by_operators
 from .rows import Row, Rows
 from .scene import TAR, ByPasses, temporal_transformers
+from .seeded import step_inputs
 from .transformer import without_waste
 
 SUITE = "roofline"
-OPERATORS, ATTENTION, ENGINE = "PyTorch's operators", "fused attention", "as it is"
-# what computes the layers, from nothing of ours to all
-STAGES = (OPERATORS, ATTENTION, ENGINE)
+OPERATORS, ATTENTION, FUSED, ENGINE = (
+    "PyTorch's operators",
+    "fused attention",
+    "fused layers too",
+    "shared stem too",
+)
+# from nothing of ours to what the engine does
+STAGES = (OPERATORS, ATTENTION, FUSED, ENGINE)
 
 
 def network(spec: Spec, stage: str, frames: int) -> UNet:
     """Builds the network without data at one of STAGES; clean passes are the attention that is not fused."""
     unet = UNet(spec.unet).eval()
-    if stage == ENGINE:
+    if stage in (FUSED, ENGINE):
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
     if stage == OPERATORS:
@@ -45,7 +51,8 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
 def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: torch.dtype) -> list[Op]:
     """Traces one forward of both guidance branches at one of STAGES."""
     with without_data(dtype):
-        return traced(network(spec, stage, frames), spec, frames, size, dtype)
+        inputs = step_inputs(spec, size, frames, "cpu", dtype)
+        return traced(network(spec, stage, frames), inputs if stage == ENGINE else batched(inputs))
 
 
 def count(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, machine: Machine, rows: Rows) -> list[Row]:

@@ -1,6 +1,6 @@
 """The ops of one UNet forward: where each stands, its FLOPs and bytes, and its floor on a machine."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,22 +114,21 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
     return formula(*args, **(kwargs or {}), out_val=out) if formula else 0
 
 
-def traced(
-    unet: UNet, spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES
-) -> list[Op]:
-    """Runs a network that holds no data, channels-last, and gives its ops."""
+def traced(unet: UNet, inputs: Sequence[Tensor]) -> list[Op]:
+    """Runs a network that holds no data, channels-last, and gives its ops; `tar`, the last of its inputs, as float32."""
+    *given, tar = inputs
     lay_out(unet, "channels_last")
-    *inputs, tar = step_inputs(spec, size, frames, "cpu", dtype)
     tracker = ModuleTracker()
     with tracker, Recorder(tracker) as recorder:
-        unet(*(x[:batch] for x in inputs), tar.float())
+        unet(*given, tar.float())
     return recorder.ops
 
 
 def ops_of(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
-    """Traces one forward of `batch` clips of `frames` frames."""
+    """Traces one forward of a clip of `frames` frames that hears `batch` texts, the branches of guidance."""
     with without_data(dtype):
-        return traced(UNet(spec.unet).eval(), spec, frames, size, dtype, batch)
+        latents, timestep, context, *rest = step_inputs(spec, size, frames, "cpu", dtype)
+        return traced(UNet(spec.unet).eval(), [latents, timestep, context[:batch], *rest])
 
 
 def stage(op: Op) -> str:

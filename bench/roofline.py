@@ -1,6 +1,6 @@
 """A map of one UNet forward: FLOPs and bytes of every op, its floor on a machine, and which limit it meets there.
 
-Nothing is computed: the network runs on tensors without data, in channels-last memory, both guidance branches in one batch;
+Nothing is computed: the network runs on tensors without data, in channels-last memory, both guidance branches in one call;
 in float32 as on a CPU, else as on a GPU. An op's floor is the longer of its FLOPs at the matrix rate and its bytes, each tensor
 read or written once, at the bandwidth. Below the map stands what fusing saves. `--measure` runs the forward here instead and
 puts the time of each op beside the floor that this machine sets it.
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="videocrafter2")
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
     parser.add_argument("--size", type=parse_size, metavar="HEIGHTxWIDTH", help="default the model's own")
-    parser.add_argument("--batch", type=int, default=GUIDANCE_BRANCHES, choices=(1, 2), help="clips, default %(default)s")
+    parser.add_argument(
+        "--batch", type=int, default=GUIDANCE_BRANCHES, choices=(1, 2), help="guidance branches, default %(default)s"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="default float16; to measure on a CPU float32")
     parser.add_argument("--tflops", type=float, default=790.0, help="matrix rate, TFLOP/s; default %(default)s, a busy H200")
     parser.add_argument("--bandwidth", type=float, default=4.8, help="memory, TB/s; default %(default)s, an H200's")
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rehearse:
         args.model, args.size, args.frames, args.rounds, args.device, args.dtype = "tiny", None, [3], 1, "cpu", "float32"
     if args.measure and args.batch != GUIDANCE_BRANCHES:
-        raise ValueError(f"--measure runs both guidance branches in one batch, got --batch {args.batch}; leave it out")
+        raise ValueError(f"--measure runs both guidance branches, got --batch {args.batch}; leave it out")
     there = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_named(args.dtype or ("float32" if args.measure and there == "cpu" else "float16"))
     spec = spec_named(args.model)

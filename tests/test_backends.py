@@ -69,6 +69,13 @@ def test_shared_rows_are_repeated(engine, mini):
         assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
 
 
+def test_both_branches_of_a_video_are_rows_of_their_own(engine, mini):
+    latents, timestep, context, fps, tar = inputs(2, 5, tar=True)
+    given = (latents[:1], timestep[:1], context, fps[:1], tar[:1])
+    with torch.inference_mode():
+        assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
+
+
 def test_a_dense_tar_is_for_eager():
     latents, timestep, context, fps, tar = inputs(1, 3, tar=True)
     with pytest.raises(ValueError, match="dense one runs in eager"):

@@ -55,7 +55,7 @@ def test_a_video_does_not_depend_on_those_it_rides_with(mini, alone, order):
 
 def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
     sizes = []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[0])) or mini.denoiser(*given)})
+    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)})
     careful = request("rain", seed=9, batch_guidance=False)
     together = latents(counting, [MIXED[0], careful, MIXED[1]])
     assert sizes == [3, 2] * 4
@@ -77,7 +77,7 @@ def test_each_video_has_its_own_settings_on_it(mini):
 
 def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
     heard, sizes = [], []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[0])) or mini.denoiser(*given)})
+    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)})
     videos = counting.run_batch(
         MIXED[:3], lambda done, total: heard.append((done, total)), lambda index: index == 0 and len(heard) == 2
     )

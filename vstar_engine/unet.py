@@ -120,6 +120,12 @@ def to_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
+def parted(x: Tensor, rows: int) -> Tensor:
+    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows."""
+    branches = rows // x.shape[0]
+    return x if branches == 1 else torch.cat([x] * branches)
+
+
 class GEGLU(nn.Module):
     """Projects to value and gate halves and gates with the exact GELU."""
 
@@ -187,8 +193,8 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attn1(self.norm1(x), self.attend, residual=x)
+    def forward(self, x: Tensor, context: Tensor, rows: int) -> Tensor:
+        x = parted(self.attn1(self.norm1(x), self.attend, residual=x), rows)
         x = self.attn2(self.norm2(x), context, self.attend, residual=x)
         return self.ff(self.norm3(x), residual=x)
 
@@ -207,13 +213,14 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Pointwise(channels, channels, ones)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B*T, C, H, W), context (B, 1 or T, L, context_dim) -> like x."""
+    def forward(self, x: Tensor, context: Tensor, frames: int) -> Tensor:
+        """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        rows = context.shape[0] * frames
         for block in self.transformer_blocks:
-            h = block(h, context)
-        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-        return self.proj_out(h, rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+            h = block(h, context, rows)
+        before = parted(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
+        return self.proj_out(h, before).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class TemporalBlock(nn.Module):
@@ -280,17 +287,20 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, tar: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, tar: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Gives x and emb, which part into branches at the first text that is heard."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, frames)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                shared = x.shape[0]
+                x = layer(x, context, frames)
+                emb = parted(emb, emb.shape[0] * (x.shape[0] // shared))
             elif isinstance(layer, TemporalTransformer):
                 x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
             else:
                 x = layer(x)
-        return x
+        return x, emb
 
 
 class UNet(nn.Module):
@@ -362,17 +372,23 @@ class UNet(nn.Module):
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
+        With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
+        comes before the first text is computed once for all k.
         """
-        frames = latents.shape[2]
+        frames, rows = latents.shape[2], context.shape[0]
+        if rows % latents.shape[0]:
+            raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
+        tar = tar if tar.shape[0] == 1 else parted(tar, rows)
         emb = self.embed(timestep, fps)
         x = to_frames(latents)
         skips = []
         for i, stage in enumerate(self.input_blocks):
-            x = stage(x, emb, context, tar, frames)
+            x, emb = stage(x, emb, context, tar, frames)
             if i == 0 and self.spec.init_attention:
                 x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
             skips.append(x)
-        x = self.middle_block(x, emb, context, tar, frames)
+        x, emb = self.middle_block(x, emb, context, tar, frames)
         for stage in self.output_blocks:
-            x = stage(torch.cat([x, skips.pop()], dim=1), emb, context, tar, frames)
+            skip = parted(skips.pop(), x.shape[0])
+            x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()
