@@ -60,7 +60,7 @@ def _linear(
             f"{tuple(x.shape)} and {weight.shape[0]}"
         )
     residual = None if residual is None else residual.contiguous()
-    return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, (gain, shift), eps)
+    return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
 
 
 @_linear.register_fake

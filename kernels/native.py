@@ -208,13 +208,14 @@ def linear(
     bias: Tensor | None,
     residual: Tensor | None,
     gate: bool,
-    norm: tuple[Tensor, Tensor] | tuple[None, None],
+    gain: Tensor | None,
+    shift: Tensor | None,
     eps: float,
 ) -> Tensor:
     """Norms contiguous float32 x (..., in), multiplies by weight (out, in), adds bias and residual, or gates half by half."""
     library, features = _library(), weight.shape[0]
     out = torch.empty((*x.shape[:-1], features // 2 if gate else features), dtype=x.dtype)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, weight, bias, residual, *norm, out))
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, weight, bias, residual, gain, shift, out))
     sizes = (x.numel() // x.shape[-1], x.shape[-1], features, gate, _isa(library), torch.get_num_threads())
     _raise_for(library.handle.vstar_linear(ctypes.byref(LinearArguments(*pointers, *sizes, eps))))
     return out

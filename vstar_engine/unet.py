@@ -385,7 +385,7 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
-    def hear(self, context: Tensor) -> Heard:
+    def hear(self, context: Tensor) -> Tensor | Heard:
         """Projects texts for every step to come: give `forward` what this gives in the context's place."""
         texts = context.flatten(0, 1)
         return Heard(context.shape, {part: part.to_kv(texts) for part in self.modules() if isinstance(part, CrossAttention)})
