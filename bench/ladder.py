@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine import allocator
+from vstar_engine.backends.graphs import Recording
 from vstar_engine.unet import Linear, Norm, SpatialBlock, UNet
 from vstar_engine.vae import Vae
 
@@ -67,12 +68,12 @@ class Step:
         if GRAPH in features:
             if scene.device.type != "cuda":
                 raise NotHere("a CUDA graph needs a GPU")
-            return recorded(self.call(features - {GRAPH}))
+            return recorded(self.call(features - {GRAPH}), scene.device)
         if FUSED in features:
             check_ours(scene.device)
         inputs = scene.inputs_as(scene.dtype if DTYPE in features else torch.float32)
         if BATCHED in features:
-            branches = [inputs if STEM in features else _batched(inputs)]
+            branches = [inputs if STEM in features else batched(inputs)]
         else:
             branches = [_branch(inputs, i) for i in range(2)]
         calls = [self._forward(features, branch) for branch in branches]
@@ -215,25 +216,14 @@ def _branch(inputs: list[Tensor], i: int) -> list[Tensor]:
     return [latents, timestep, context[i : i + 1], *rest]
 
 
-def _batched(inputs: list[Tensor]) -> list[Tensor]:
+def batched(inputs: list[Tensor]) -> list[Tensor]:
     """Gives both branches as two videos of a batch, which share nothing but the regulariser."""
     latents, timestep, context, fps, tar = inputs
     return [latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2, 1), context, fps.repeat(2), tar]
 
 
-def recorded(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def recorded(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """Records a call as a CUDA graph; every replay writes the same tensor."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return out
-
-    return replay
+    recording = Recording(call, device)
+    recording()
+    return recording

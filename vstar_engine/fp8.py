@@ -8,22 +8,25 @@ convolutions stay, and so do the text's keys and values, which are little work.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Sampling, Spec, Tar
 from .embeddings import Encode
 from .errors import DeviceError
+from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
 from .kernels.geglu import geglu
+from .kernels.linear import LayerNorm
 from .sampling import sample
 from .schedule import Schedule
 from .tar import table
 from .text import spread
 from .unet import CrossAttention, Linear, ResBlock, UNet
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = torch.finfo(E4M3).max
 # what the product takes its rows and columns in
 MULTIPLE = 16
 # the clip that inputs are watched on
@@ -37,6 +40,11 @@ def step_for(largest: float) -> float:
     Powers of two are exact in every dtype, and what is divided by one loses no digit.
     """
     return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
+
+
+def normed(x: Tensor, norm: LayerNorm | None) -> Tensor:
+    """Gives what a linear layer multiplies."""
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
 
 
 class Fp8Linear(nn.Module):
@@ -54,8 +62,9 @@ class Fp8Linear(nn.Module):
         self.register_buffer("step", scale.new_tensor(step_for(largest)))
         self.bias = layer.bias
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False) -> Tensor:
-        rows = (x.reshape(-1, x.shape[-1]) / self.step.to(x.dtype)).clamp(-LARGEST, LARGEST).to(E4M3)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        x = normed(x, norm)
+        rows = to_e4m3(x.reshape(-1, x.shape[-1]), self.step)
         out = torch._scaled_mm(rows, self.weight.t(), scale_a=self.step, scale_b=self.scale, out_dtype=x.dtype)
         out = (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1])
         if gate:
@@ -66,8 +75,8 @@ class Fp8Linear(nn.Module):
 class Fp8Pointwise(Fp8Linear):
     """A 1x1 convolution of (N, C, H, W) as a linear layer."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1), residual, gate).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def check(device: torch.device, dtype: torch.dtype) -> None:
@@ -101,12 +110,12 @@ def watched(unet: UNet) -> Iterator[dict[str, float]]:
     """Gives the largest input that each layer has met so far."""
     largest: dict[str, float] = {}
 
-    def note(name: str, x: Tensor) -> None:
+    def note(layer: nn.Module, given: tuple[Tensor], named: Mapping[str, Any], name: str) -> None:
+        x = normed(given[0], named.get("norm"))
         largest[name] = max(largest.get(name, 0.0), float(x.abs().amax()))
 
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
-        for name, layer in layers(unet).items()
+        layer.register_forward_pre_hook(partial(note, name=name), with_kwargs=True) for name, layer in layers(unet).items()
     ]
     try:
         yield largest

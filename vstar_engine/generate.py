@@ -86,6 +86,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spatial-attention", default="auto", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
     )
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -292,7 +298,7 @@ def run(args: argparse.Namespace) -> int:
     requests = requests_for(found)
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), fp8)
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

@@ -2,6 +2,8 @@
 //
 // Weights come packed: panels of some columns, each (in, columns). A few rows times a panel stay in registers over the whole
 // inner dimension; bias, residual or gate are added to them there, so that what a layer writes is written once.
+#include <cmath>
+
 #include "fused.h"
 #include "outer.h"
 
@@ -96,9 +98,57 @@ void linear(const vstar_linear_arguments& a, const float* packed, int64_t begin,
   }
 }
 
+// Calls work(i, vector of row[i...], elements of it that are there) along a row.
+template <class Work>
+inline void along(const float* row, int64_t count, const Work& work) {
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) work(i, load(row + i), kLanes);
+  if (whole < count) work(whole, load_part(row + whole, count - whole), count - whole);
+}
+
+// Lane r is the sum of the lanes of rows[r].
+inline Floats sums_of(Floats (&rows)[kLanes]) {
+  transpose(rows);
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step; step /= 2)
+    for (int i = 0; i < step; i++) rows[i] += rows[i + step];
+  return rows[0];
+}
+
+// A vector's worth of rows at a time, so that their sums are one vector.
+void norm_some(const float* x, int64_t rows, const vstar_linear_arguments& a, float* out) {
+  Floats sums[kLanes] = {}, rests[kLanes] = {}, squares[kLanes] = {};
+  for (int64_t r = 0; r < rows; r++) along(x + r * a.in, a.in, [&](int64_t, Floats v, int64_t) { sums[r] += v; });
+  const Floats count = fill(float(a.in)), guess = sums_of(sums) / count;
+  for (int64_t r = 0; r < rows; r++)
+    along(x + r * a.in, a.in, [&](int64_t, Floats v, int64_t there) {
+      Floats off = v - fill(guess[r]);
+      if (there < kLanes) off = load_part((const float*)&off, there);
+      rests[r] += off;
+      squares[r] += off * off;
+    });
+  // the first mean lost digits where the sum was large; what is left of it is small
+  const Floats rest = sums_of(rests) / count, mean = guess + rest;
+  const Floats variance = sums_of(squares) / count - rest * rest + fill(a.eps);
+  for (int64_t r = 0; r < rows; r++) {
+    const Floats scale = fill(1.0f / std::sqrt(variance[r]));
+    along(x + r * a.in, a.in, [&](int64_t i, Floats v, int64_t there) {
+      const Floats y = (v - fill(mean[r])) * scale;
+      float* to = out + r * a.in + i;
+      if (there == kLanes) store(to, y * load(a.norm_gain + i) + load(a.norm_shift + i));
+      else store_part(to, y * load_part(a.norm_gain + i, there) + load_part(a.norm_shift + i, there), there);
+    });
+  }
+}
+
 }  // namespace
 
 namespace vstar {
+
+void VSTAR_NORM_ROWS(const vstar_linear_arguments& a, int64_t begin, int64_t end, float* normed) {
+  for (int64_t row = begin; row < end; row += kLanes)
+    norm_some(a.x + row * a.in, least(kLanes, end - row), a, normed + (row - begin) * a.in);
+}
 
 int64_t VSTAR_PANEL(const vstar_linear_arguments& a) { return panel_of(a); }
 
