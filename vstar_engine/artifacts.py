@@ -16,6 +16,7 @@ from typing import Any
 from .errors import CheckpointError, OutputError, VstarError
 
 MANIFEST = "manifest.json"
+WEIGHTS = "vstar-engine weights"
 PRIVATE = 0o700
 
 

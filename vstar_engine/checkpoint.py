@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from . import schedule
-from .artifacts import digest_of, read_manifest, sha256
+from .artifacts import WEIGHTS, digest_of, read_manifest, sha256
 from .config import Spec, TextSpec, UNetSpec, VaeSpec
 from .errors import CheckpointError
 from .text import TextTower
@@ -20,7 +20,6 @@ from .vae import Vae
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "vstar-engine weights"
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 
 # our part of a name -> the official parts whose tensors it holds, stacked along the first axis

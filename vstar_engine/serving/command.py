@@ -8,10 +8,9 @@ from typing import Any
 
 from ..built import Artifact
 from ..bundled import BUNDLED
+from ..choice import Choice, add_model_options
 from ..config import model_named, parse_size
-from ..engine import Choice
 from ..errors import MissingLibrary, OutputError
-from ..generate import add_model_options
 from ..options import add_config_options
 from ..prompting import add_llm_options, llm_from
 from .events import EngineClient
