@@ -4,9 +4,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import bundled
+from .artifacts import read_weights
 from .backends import BACKENDS, EAGER
 from .built import Artifact
-from .config import ATTENTION_NAMES, DTYPE_NAMES, MODELS
+from .config import ATTENTION_NAMES, DTYPE_NAMES, MODELS, model_named
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Choice:
         own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
         own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
         return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
+
+    def check_weights(self) -> None:
+        """Raises CheckpointError for weights that are damaged or another model's, by their hashes and manifest alone."""
+        spec = model_named(self.model)
+        path = Path(self.weights or bundled.weights(spec))
+        bundled.check_model(read_weights(path), path, spec)
 
 
 def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:

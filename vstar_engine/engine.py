@@ -320,9 +320,7 @@ class Engine:
 def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
     """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
-    made_for = tensors.manifest.get("model", spec.name)
-    if made_for != spec.name:
-        raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {spec.name}")
+    bundled.check_model(tensors.manifest, tensors.path, spec)
     return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 

@@ -168,6 +168,8 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(args.log_level, not args.log_text)
     tracing.configure()
     choice, artifact = choice_of(args)
+    if args.renderer is None:
+        choice.check_weights()
     llm = None if args.no_synopsis else llm_from(args)
     resolver = resolve.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
@@ -176,12 +178,9 @@ def run(args: argparse.Namespace) -> int:
     gateway = service.Service(settings, engine, resolver)
     try:
         gateway.store.open()
-        server.Server(app.build(gateway, known), gateway).run()
+        server.Server(app.build(gateway, known), gateway).run(server.bound(settings.host, settings.port))
     except OSError as error:
         raise OutputError(f"cannot serve from {settings.data}: {error.strerror or error}") from error
-    except SystemExit:  # uvicorn's, where the application did not start
-        if gateway.failure is None:
-            raise
     finally:
         gateway.store.close()
     if gateway.failure is not None:
