@@ -160,8 +160,9 @@ class JobStore:
             dbos = DBOS(config=config)
             its = logging.getLogger("dbos")
             its.handlers.clear()
-            its.propagate = True
+            its.propagate, its.disabled = True, True  # it would log the traceback of what is answered below
             DBOS.launch()
+            its.disabled = False
             for name in OUTCOMES:
                 setattr(dbos._sys_db, name, patient(getattr(dbos._sys_db, name)))
             await DBOS.register_queue_async(
