@@ -9,8 +9,7 @@ from tools.mini import captions, claims, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
 from vstar_engine import Sampling, Tar, analysis, bundled, remarks
-from vstar_engine.artifacts import MANIFEST, read_manifest
-from vstar_engine.checkpoint import WEIGHTS
+from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest
 
 FOLDER = bundled.FOLDER / "mini"
 LARGEST = 32 * 10**6

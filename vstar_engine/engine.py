@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from .backends import EAGER, Denoiser, backend_named
 from .backends.eager import RecordedUnet
 from .batch import Batch, Row
 from .built import Artifact
+from .choice import Choice
 from .config import Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
@@ -236,7 +237,7 @@ class Engine:
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
-            check_clip(self.artifact, *requests)
+            self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
         self._check_memory(replace(footprint, batch=rows_at_once(requests)))
         seconds = {"text": 0.0, "denoise": 0.0}
@@ -315,49 +316,10 @@ class Engine:
         return {**made, "request": asdict(request), **held, **run}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What is loaded: as asked for, else as the built engine says, else the defaults."""
-
-    model: str = "videocrafter2"
-    weights: str | Path | None = None
-    backend: str = EAGER
-    device: str = "cpu"
-    dtype: str = "float32"
-
-    @staticmethod
-    def of(
-        artifact: Artifact | None,
-        model: str | None,
-        weights: str | Path | None,
-        backend: str | None,
-        device: str | None,
-        dtype: str | None,
-    ) -> "Choice":
-        """Settles each setting; EngineError where one asked for is not the built engine's."""
-        asked = {"model": model, "weights": weights, "backend": backend, "device": device, "dtype": dtype}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if artifact is None:
-            return Choice(**given)  # type: ignore[arg-type]
-        artifact.check(**{name: given[name] for name in ("model", "backend", "dtype") if name in given})
-        own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
-        own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
-        return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
-
-
-def check_clip(artifact: Artifact, *requests: Request) -> None:
-    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once."""
-    first = requests[0]
-    assert first.size is not None
-    artifact.check_clip(first.frames, first.size, rows_at_once(requests))
-
-
 def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
     """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
-    made_for = tensors.manifest.get("model", spec.name)
-    if made_for != spec.name:
-        raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {spec.name}")
+    bundled.check_model(tensors.manifest, tensors.path, spec)
     return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 
