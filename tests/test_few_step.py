@@ -106,7 +106,7 @@ def test_a_schedule_refuses_more_steps_than_the_teacher_had():
 
 
 def test_the_engine_asks_for_one_branch_a_step_and_warns_once(mini, caplog):
-    remarks.warn.cache_clear()
+    remarks.warn_once.cache_clear()
     Engine(**{**vars(mini), "loras": [SimpleNamespace(sha256="")]}).begin([Request(("snow",), 3, sampling=Sampling.few())])
     assert "LoRA" not in caplog.text
     asked = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vstar_engine import Engine, Sampling, choice, cli, fp8
+from vstar_engine import Engine, Sampling, cli, fp8
 from vstar_engine.config import Request
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST
@@ -193,7 +193,7 @@ def test_what_does_not_compose(mini, small):
     with pytest.raises(ValueError, match="needs the text tower and states, not embeddings"):
         Engine.load("mini", text=None, fp8=True)
     with pytest.raises(ValueError, match="converts the network in eager PyTorch, and DIR computes as it was built"):
-        choice.check_fp8(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
+        fp8.check_choice(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
     with pytest.raises(ValueError, match="a network in fp8 keeps the LoRAs it was loaded with"):
         small.adapt(["a.safetensors"])
     with pytest.raises(ValueError, match=r"fp8 is a way to load the network, .*Engine.load\(fp8=True\)"):

@@ -131,6 +131,17 @@ def test_gradients_pass(device):
 
 
 @torch.no_grad()
+def test_a_part_of_the_network_runs_plainly(device):
+    recorded, plain = networks(device)
+    given, stages = inputs(device), TINY.unet.num_res_blocks + 1
+    mine, theirs = Deep(stages), Deep(stages)
+    for _ in range(3):
+        assert torch.equal(recorded(*given, mine), plain(*given, theirs))
+    assert mine.features is not None
+    assert not recorded.recent
+
+
+@torch.no_grad()
 def test_replaced_parameters_need_a_new_recording(device):
     """A graph reads where parameters were, so what changes them all forgets it."""
     recorded, plain = networks(device)

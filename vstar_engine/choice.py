@@ -1,14 +1,14 @@
-"""What is to be loaded, and whether it takes what is asked of it."""
+"""What is loaded, and where it runs: settled and checked before PyTorch is."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from . import fp8
-from .backends import EAGER
+from . import bundled
+from .artifacts import read_weights
+from .backends import BACKENDS, EAGER
 from .built import Artifact
-from .config import FP8, STEP_CACHE, Request, rows_at_once
+from .config import ATTENTION_NAMES, DTYPE_NAMES, MODELS, model_named
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,46 @@ class Choice:
         own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
         return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
 
-
-def check_clip(artifact: Artifact, *requests: Request) -> None:
-    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once.
-
-    ValueError where a request wants steps that run a part of the network.
-    """
-    first = requests[0]
-    assert first.size is not None
-    if STEP_CACHE in first.sampling.fast:
-        raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {artifact.folder} can only run it whole")
-    artifact.check_clip(first.frames, first.size, rows_at_once(requests))
+    def check_weights(self) -> None:
+        """Raises CheckpointError for weights that are damaged or another model's, by their hashes and manifest alone."""
+        spec = model_named(self.model)
+        path = Path(self.weights or bundled.weights(spec))
+        bundled.check_model(read_weights(path), path, spec)
 
 
-def check_fp8(device: torch.device, dtype: torch.dtype, artifact: Artifact | None, text: bool) -> None:
-    """Raises DeviceError where FP8 cannot be multiplied, ValueError where there is no network to convert or no text to try."""
-    if artifact is not None:
-        raise ValueError(f"{FP8} converts the network in eager PyTorch, and {artifact.folder} computes as it was built")
-    if not text:
-        raise ValueError(
-            f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
-        )
-    fp8.check(device, dtype)
+def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
+    """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
+
+    def add(name: str, help: str) -> None:
+        default = getattr(Choice, name)
+        said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
+        parser.add_argument(f"--{name}", default=None if unset else default, help=said)
+
+    add("model", f"one of {', '.join(MODELS)}")
+    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
+    add("device", "cpu, cuda or cuda:N")
+    add("dtype", f"one of {', '.join(DTYPE_NAMES)}")
+    if unset:
+        add("backend", f"one of {', '.join(BACKENDS)}")
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --lora."""
+    said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all that says what is loaded; a built engine may say it too."""
+    add_text_options(parser, unset=True)
+    add_lora_option(parser)
+    parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
+    parser.add_argument(
+        "--spatial-attention", default="auto", help=f"one of {', '.join(ATTENTION_NAMES)} (default %(default)s)"
+    )
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
+    )

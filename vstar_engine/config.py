@@ -10,6 +10,9 @@ from .timeline import SPREAD_MODES, Position, place
 MAX_FRAMES = 512
 MAX_SIDE = 4096
 TRAINING_STEPS = 1000
+# names that options offer; what they stand for is known where PyTorch is
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+ATTENTION_NAMES = ("auto", "sdpa", "xformers")
 
 
 @dataclass(frozen=True)
@@ -291,6 +294,23 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (x and height.isdecimal() and width.isdecimal()):
         raise ValueError(f"a size is HEIGHTxWIDTH, such as 320x512, got {text!r}")
     return int(height), int(width)
+
+
+def parse_sigma(text: str) -> tuple[int, float]:
+    """Reads LEVEL=VALUE."""
+    level, _, sigma = text.partition("=")
+    try:
+        return int(level), float(sigma)
+    except ValueError as error:
+        raise ValueError(f"a sigma is LEVEL=VALUE, such as 0=1.5, got {text!r}") from error
+
+
+def parse_until(text: str) -> tuple[int | None, float | None]:
+    """Reads `13` as a step and `56%` as a share of the steps."""
+    try:
+        return (None, float(text[:-1]) / 100) if text.endswith("%") else (int(text), None)
+    except ValueError as error:
+        raise ValueError(f"until is a step such as 13 or a share of the steps such as 56%, got {text!r}") from error
 
 
 def model_named(name: str) -> Spec:

@@ -16,12 +16,12 @@ from .backends import EAGER, Denoiser, backend_named
 from .backends.eager import RecordedUnet
 from .batch import Batch, Row
 from .built import Artifact
-from .choice import Choice, check_clip, check_fp8
+from .choice import Choice
 from .config import FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError, MemoryShortage
-from .fp8 import calibrate, convert
+from .fp8 import calibrate, check_choice, convert
 from .lora import Adapted, Lora
 from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
@@ -83,8 +83,8 @@ class Engine:
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
         FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
-        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` linear layers multiply in FP8,
-        scaled by what a short clip shows when it is loaded.
+        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its linear layers multiply in
+        FP8, scaled by what a short clip shows when it is loaded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -102,7 +102,7 @@ class Engine:
                 "and give its folder as engine"
             )
         if fp8:
-            check_fp8(where, kind, artifact, text is not None)
+            check_choice(where, kind, artifact, text is not None)
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
             artifact.check(
@@ -135,7 +135,7 @@ class Engine:
             if isinstance(denoiser, RecordedUnet):
                 denoiser.forget()
             if where.type == "cpu":
-                remarks.warn(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+                remarks.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
         return made
 
     def adapt(self, loras: Sequence[str] = ()) -> None:
@@ -255,7 +255,7 @@ class Engine:
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
-            check_clip(self.artifact, *requests)
+            self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
         self._check_memory(replace(footprint, batch=rows_at_once(requests)))
         seconds = {"text": 0.0, "denoise": 0.0}
@@ -340,9 +340,7 @@ class Engine:
 def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
     """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
-    made_for = tensors.manifest.get("model", spec.name)
-    if made_for != spec.name:
-        raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {spec.name}")
+    bundled.check_model(tensors.manifest, tensors.path, spec)
     return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 

@@ -8,19 +8,17 @@ convolutions stay, and so do the text's keys and values, which are little work.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Sampling, Spec, Tar
+from .built import Artifact
+from .config import FP8, Sampling, Spec, Tar
 from .embeddings import Encode
 from .errors import DeviceError
 from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
 from .kernels.geglu import geglu
-from .kernels.linear import LayerNorm
+from .kernels.linear import LayerNorm, normed
 from .sampling import sample
 from .schedule import Schedule
 from .tar import table
@@ -40,11 +38,6 @@ def step_for(largest: float) -> float:
     Powers of two are exact in every dtype, and what is divided by one loses no digit.
     """
     return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
-
-
-def normed(x: Tensor, norm: LayerNorm | None) -> Tensor:
-    """Gives what a linear layer multiplies."""
-    return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
 
 
 class Fp8Linear(nn.Module):
@@ -75,8 +68,19 @@ class Fp8Linear(nn.Module):
 class Fp8Pointwise(Fp8Linear):
     """A 1x1 convolution of (N, C, H, W) as a linear layer."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1), residual, gate, norm).permute(0, 3, 1, 2)
+
+
+def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | None, text: bool) -> None:
+    """Raises DeviceError where FP8 cannot be multiplied, ValueError where there is no network to convert or no text to try."""
+    if artifact is not None:
+        raise ValueError(f"{FP8} converts the network in eager PyTorch, and {artifact.folder} computes as it was built")
+    if not text:
+        raise ValueError(
+            f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
+        )
+    check(device, dtype)
 
 
 def check(device: torch.device, dtype: torch.dtype) -> None:
@@ -110,12 +114,12 @@ def watched(unet: UNet) -> Iterator[dict[str, float]]:
     """Gives the largest input that each layer has met so far."""
     largest: dict[str, float] = {}
 
-    def note(layer: nn.Module, given: tuple[Tensor], named: Mapping[str, Any], name: str) -> None:
-        x = normed(given[0], named.get("norm"))
-        largest[name] = max(largest.get(name, 0.0), float(x.abs().amax()))
+    def note(name: str, x: Tensor, norm: LayerNorm | None = None, **_: object) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(normed(x, norm).abs().amax()))
 
     hooks = [
-        layer.register_forward_pre_hook(partial(note, name=name), with_kwargs=True) for name, layer in layers(unet).items()
+        layer.register_forward_pre_hook(lambda _, given, named, name=name: note(name, given[0], **named), with_kwargs=True)
+        for name, layer in layers(unet).items()
     ]
     try:
         yield largest

@@ -11,37 +11,34 @@ from tqdm import tqdm
 
 from . import memory, plan
 from .artifacts import check_writable
-from .backends import BACKENDS
 from .built import Artifact, size_words
-from .choice import Choice, check_clip, check_fp8
-from .config import FAST, FEW_STEP, FP8, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
-from .device import DTYPES, device_named, dtype_named
+from .choice import Choice, add_model_options
+from .config import (
+    FAST,
+    FEW_STEP,
+    FP8,
+    TAR_PRESETS,
+    Request,
+    Sampling,
+    Spec,
+    Tar,
+    model_named,
+    parse_sigma,
+    parse_size,
+    parse_until,
+    tar_named,
+)
+from .device import device_named, dtype_named
 from .embeddings import Embeddings
 from .engine import Engine
+from .fp8 import check_choice
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
-from .spatial_attention import SPATIAL_ATTENTION
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
 from .timeline import SPREAD_MODES, parse_position
 from .video import Video, check_ending
 
 DEFAULT_TAR = "64D1_32D8"
-
-
-def parse_sigma(text: str) -> tuple[int, float]:
-    level, _, sigma = text.partition("=")
-    try:
-        return int(level), float(sigma)
-    except ValueError as error:
-        raise ValueError(f"a sigma is LEVEL=VALUE, such as 0=1.5, got {text!r}") from error
-
-
-def parse_until(text: str) -> tuple[int | None, float | None]:
-    """Reads `13` as a step and `56%` as a share of the steps."""
-    try:
-        return (None, float(text[:-1]) / 100) if text.endswith("%") else (int(text), None)
-    except ValueError as error:
-        raise ValueError(f"until is a step such as 13 or a share of the steps such as 56%, got {text!r}") from error
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -55,43 +52,6 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
         return text
 
     return check
-
-
-def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
-    """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
-
-    def add(name: str, help: str) -> None:
-        default = getattr(Choice, name)
-        said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
-        parser.add_argument(f"--{name}", default=None if unset else default, help=said)
-
-    add("model", f"one of {', '.join(MODELS)}")
-    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
-    add("device", "cpu, cuda or cuda:N")
-    add("dtype", f"one of {', '.join(DTYPES)}")
-    if unset:
-        add("backend", f"one of {', '.join(BACKENDS)}")
-
-
-def add_lora_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --lora."""
-    said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
-    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    add_text_options(parser, unset=True)
-    add_lora_option(parser)
-    parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
-    parser.add_argument(
-        "--spatial-attention", default="auto", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
-    )
-    parser.add_argument(
-        "--graphs",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
-    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -289,10 +249,10 @@ def run(args: argparse.Namespace) -> int:
     device = device_named(choice.device, dtype)
     fp8 = FP8 in fast_from(args)
     if fp8:
-        check_fp8(device, dtype, artifact, bundle is None)
+        check_choice(device, dtype, artifact, bundle is None)
     for request in requests:
         if artifact is not None:
-            check_clip(artifact, request)
+            artifact.check_requests(request)
         memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
     found = told(args, given)
     requests = requests_for(found)

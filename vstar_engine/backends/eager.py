@@ -72,9 +72,9 @@ class RecordedUnet(UNet):
     def forget(self) -> bool:
         """Drops what was recorded and gives its memory back; says whether there was anything."""
         had = bool(self.recent)
+        vars(self).pop("_parts", None)
         self.recent.clear()
         self.pool = None
-        vars(self).pop("_parts", None)  # some may have been replaced
         if had:
             torch.cuda.empty_cache()
         return had
@@ -92,8 +92,8 @@ class RecordedUnet(UNet):
         tar: Tensor,
         deep: Deep | None = None,
     ) -> Tensor:
-        """As `UNet.forward`; what it gives is the caller's own. Features that are kept or given are not recorded."""
-        if isinstance(context, Heard) or deep is not None:
+        """As `UNet.forward`; what it gives is the caller's own. A part of the network is not recorded."""
+        if deep is not None or isinstance(context, Heard):
             return self.plainly(latents, timestep, context, fps, tar, deep)
         given = latents, timestep, context, fps, tar
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._watched():
