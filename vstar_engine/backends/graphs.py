@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# shapes that are kept; a server that mixes more starts the oldest anew
-SHAPES = 4
+# shapes that are kept: lengths and batches of a server; one that mixes more starts the oldest anew
+SHAPES = 8
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
