@@ -63,6 +63,15 @@ def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
     assert apart(together[2], alone[1]) < LATENTS
 
 
+def test_texts_are_projected_once(mini, alone, monkeypatch):
+    heard, hear = [], mini.denoiser.hear
+    monkeypatch.setattr(mini.denoiser, "hear", lambda context: heard.append(len(context)) or hear(context))
+    assert apart(latents(mini, [MIXED[0]])[0], alone[0]) < LATENTS
+    assert heard == [2]
+    mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(heard) > 1)
+    assert heard == [2, 5, 4]
+
+
 def test_run_is_the_case_of_one_to_the_bit(mini):
     (together,) = mini.run_batch([MIXED[0]])
     assert np.array_equal(together.frames, mini.run(MIXED[0]).frames)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .config import Request, Spec
 from .embeddings import Embeddings
 from .sampling import advance
 from .schedule import Schedule
+from .unet import UNet
 
 
 @dataclass(eq=False)
@@ -62,6 +64,7 @@ class Batch:
     rows: list[Row]
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
+    _heard: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -70,6 +73,7 @@ class Batch:
     def drop(self, index: int) -> None:
         """Takes a video out; the others go on as they would have."""
         self.rows = [row for row in self.rows if row.index != index]
+        self._heard.clear()
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -93,11 +97,18 @@ class Batch:
         """Gives the noise of rows that hear one context each, or two, all rows the first: (contexts, 4, T, h, w) float32."""
         latents = torch.cat([row.latents for row in rows]).to(self.dtype)
         device, first = latents.device, rows[0]
-        frames = max(context.shape[1] for context in heard)
-        context = torch.cat([context.expand(1, frames, -1, -1) for context in heard])
         at = int(first.schedule.timesteps[self.steps - 1 - self.done])
         timestep = torch.full((len(rows), 1), at, device=device)
         fps = torch.tensor([row.request.sampling.fps_condition for row in rows], device=device)
         levels = self.spec.unet.levels
         g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in rows])
-        return self.denoiser(latents, timestep, context, fps, g.to(device)).float()
+        return self.denoiser(latents, timestep, self._context(heard), fps, g.to(device)).float()
+
+    def _context(self, heard: Sequence[Tensor]) -> Any:
+        """Gives texts as the denoiser takes them, made once for as long as the same are heard."""
+        key = tuple(map(id, heard))
+        if key not in self._heard:
+            frames = max(context.shape[1] for context in heard)
+            context = torch.cat([context.expand(1, frames, -1, -1) for context in heard])
+            self._heard[key] = self.denoiser.hear(context) if isinstance(self.denoiser, UNet) else context
+        return self._heard[key]

@@ -99,7 +99,7 @@ def activation_bytes(request: Footprint) -> int:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
                 torch.empty(request.batch, 1, dtype=torch.int64),
-                torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim),
+                unet.hear(torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim)),
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import Spec, UNetSpec
-from ..unet import UNet
+from ..unet import Heard, UNet
 from .graphs import Recent, Recording
 
 
@@ -77,8 +77,14 @@ class RecordedUnet(UNet):
             torch.cuda.empty_cache()
         return had
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+    def hear(self, context: Tensor) -> Tensor:
+        """Gives texts as they are: their projections would not lie where a graph reads them."""
+        return context
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor | Heard, fps: Tensor, tar: Tensor) -> Tensor:
         """As `UNet.forward`; what it gives is the caller's own."""
+        if isinstance(context, Heard):
+            return self.plainly(latents, timestep, context, fps, tar)
         given = latents, timestep, context, fps, tar
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._watched():
             return self.plainly(*given)
@@ -87,7 +93,7 @@ class RecordedUnet(UNet):
         key = tuple((tuple(x.shape), x.dtype) for x in given)
         return self.recent.take(key, lambda: Fixed(self, given))(given)
 
-    def plainly(self, *given: Tensor) -> Tensor:
+    def plainly(self, *given: Any) -> Tensor:
         """As `UNet.forward`, without a graph."""
         return super().forward(*given)
 
