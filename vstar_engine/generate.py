@@ -305,7 +305,15 @@ def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: li
             tqdm(total=request.sampling.steps, desc="denoise", unit="step", file=sys.stderr, disable=None)
         )
         along = stack.enter_context(encoding(first)) if first.suffix.lower() == ".mp4" else None
-        video = told(engine.run(request, lambda done, total: bar.update(), bundle, along and (lambda part: along(told(part)))))
+
+        def step(done: int, total: int) -> None:
+            bar.update()
+
+        def heard(part: Video) -> None:
+            if along:
+                along(told(part))
+
+        video = told(engine.run(request, step, bundle, heard))
     for path in beside if along else paths:
         video.save(path)
     return video
