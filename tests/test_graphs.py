@@ -1,5 +1,8 @@
 """Steps that replay CUDA graphs: to the bit what they are plainly. On a CPU over a stand-in, on a GPU over CUDA's own."""
 
+import gc
+import weakref
+
 import fake_graphs
 import pytest
 import torch
@@ -136,6 +139,23 @@ def test_replaced_parameters_need_a_new_recording(device):
     assert all(torch.equal(recorded(*given), plain(*given)) for _ in range(3))
     recorded.to(torch.float64)
     assert not recorded.recent
+
+
+@torch.no_grad()
+def test_what_is_dropped_is_freed_at_once(graphs):
+    """Its memory is wanted, so nothing of it may wait for Python's collector."""
+    recorded, _ = networks(CPU)
+    for frames in (2, 2, 3, 3):
+        recorded(*inputs(CPU, frames))
+    kept = [weakref.ref(fixed.recording.graph) for fixed in recorded.recent.values()]
+    gc.disable()
+    try:
+        recorded.recent.popitem(last=False)
+        assert [reference() is None for reference in kept] == [True, False]
+        recorded.forget()
+        assert kept[1]() is None
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ A call's first run is a plain one: it loads kernels, and libraries choose theirs
 that. What a recorded call reads and writes must keep its address.
 """
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class Recording:
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
+        # no graph or tensor may be destroyed during a capture
+        gc.collect()
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
