@@ -59,13 +59,17 @@ class Server:
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 break
-            try:
-                if self.http.get(path).status_code == status:
-                    return
-            except httpx.TransportError:
-                pass
+            if self.answers(path, status):
+                return
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer {status}:\n{self.log()[-3000:]}")
+
+    def answers(self, path="/livez", status=200):
+        """Says whether a path answers, and so."""
+        try:
+            return self.http.get(path).status_code == status
+        except httpx.TransportError:
+            return False
 
     def log(self):
         return (self.folder / "log").read_text(errors="replace")

@@ -13,11 +13,11 @@ ORDER = [
     ["errors", "timeline", "config", "kernels"],
     ["artifacts", "device", "golden", "allocator"],
     ["built", "client"],
-    ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "unet", "vae", "video"],
+    ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
-    ["convert", "synthetic", "lora"],
+    ["convert", "synthetic", "lora", "fp8"],
     ["bundled", "backends", "export"],
-    ["batch", "remarks", "room"],
+    ["batch", "choice", "remarks", "room"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
     ["serving"],
@@ -67,6 +67,8 @@ def test_imports_point_down(name, path):
             "vstar_engine.cli",
             ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil", "httpx", "matplotlib", "onnx", "onnxruntime"],
         ),
+        ("vstar_engine.serving.app", ["torch", "av", "PIL", "ray"]),
+        ("vstar_engine.serving.worker", ["torch", "av", "PIL", "dbos", "fastapi"]),
         ("vstar_engine.bench.__main__", ["av", "PIL", "tokenizers", "ftfy", "psutil", "tqdm", "httpx", "matplotlib"]),
     ],
 )
@@ -75,3 +77,11 @@ def test_heavy_libraries_wait(module, absent):
     code = f"import sys, {module} as module; {build}; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("command", ["serve", "synopsis", "submit", "status", "fetch", "cancel", "inspect", "doctor"])
+def test_commands_that_compute_nothing_do_not_wait_for_pytorch(command):
+    """A server loads it in its worker alone, which halves the time until it answers."""
+    code = f"import sys; from vstar_engine.cli import build_parser; build_parser({command!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["False"]

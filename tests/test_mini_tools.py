@@ -8,8 +8,7 @@ from tools.mini import captions, claims, probe, stories, tables
 from tools.mini.pack import pack
 from tools.mini.render import render
 from tools.mini.scenes import SEASONS, sample
-from vstar_engine.artifacts import read_manifest
-from vstar_engine.checkpoint import WEIGHTS
+from vstar_engine.artifacts import WEIGHTS, read_manifest
 from vstar_engine.config import VaeSpec, model_named
 from vstar_engine.text import TextTower, anchor_frames
 from vstar_engine.unet import UNet

@@ -1,4 +1,4 @@
-"""The long form of the reliability matrix: kills by the hundred, disks that fail at every kind of write, Postgres, a soak.
+"""The long form of the reliability matrix: kills by the hundred, Postgres, a soak.
 
 `make test-reliability` runs it at full length; `--kills` and `--soak` (minutes) scale it.
 """
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
@@ -103,101 +102,6 @@ def test_kills_at_random_moments(tmp_path, pytestconfig):
     middle = sorted(starts)[len(starts) // 2]
     print(f"{of}, {len(videos)} jobs, ready after {middle:.1f} s (median), {max(starts):.1f} s at most")
     assert {video["status"] for video in videos} == {"completed"}
-
-
-# --- disks that fail: strace answers system calls with an error, from the nth on for a while
-
-DATABASE = ("jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm")
-# (what fails, which calls, on the database's files alone)
-INJECTIONS = {
-    "database write": ("pwrite64", True),
-    "database sync": ("fsync,fdatasync", True),
-    "database size": ("ftruncate", True),
-    "result sync": ("fsync", False),
-    "result rename": ("rename,renameat,renameat2", False),
-    "any write to a file": ("write,pwrite64,writev", None),
-}
-
-
-@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@pytest.mark.parametrize("what", INJECTIONS)
-def test_failing_disks(tmp_path, what, error):
-    """Every kind of write and sync fails for a while: what was accepted ends, and nothing half-written is served."""
-    if shutil.which("strace") is None:
-        pytest.skip("needs strace: apt-get install strace")
-    calls, database = INJECTIONS[what]
-    data = (tmp_path / "data").absolute()
-    if database is None:
-        # files alone: a socket that fails is not a disk that fails
-        watched = [str(data / name) for name in DATABASE] + [str(data / "videos")]
-    else:
-        watched = [str(data / name) for name in DATABASE] if database else []
-    paths = [word for path in watched for word in ("-P", path)]
-    inject = f"inject={calls}:error={error}:when=3..40+3"
-    trace = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), *paths, "-e", f"trace={calls}", "-e", inject]
-    # what it made before the disk fails shall be there after
-    server = Server(tmp_path, slow={"step": 0.01})
-    server.start()
-    before = [server.create("before") for _ in range(2)]
-    server.ledger(before)
-    server.stop()
-    server.prefix = trace
-    accepted, refused = list(before), []
-    try:
-        server.spawn()
-        submit_for(server, 6.0, accepted, refused)
-        served_is_whole(server)
-    finally:
-        server.kill_all()
-    server.prefix = []
-    server.start()
-    try:
-        videos = server.ledger(accepted, within=120, more=True)
-    finally:
-        server.__exit__()
-    injected = (tmp_path / "trace").read_text(errors="replace").count("(INJECTED)")
-    ended = {video["error"]["code"] if video["error"] else "completed" for video in videos}
-    print(
-        f"{what}, {error}: {injected} failures, {len(accepted)} accepted, refused {sorted(set(refused))}, ended {sorted(ended)}"
-    )
-    assert injected > 0
-    assert set(refused) <= {0, 429, 500, 503, 507}
-    assert {video["id"] for video in videos if video["status"] == "completed"} >= set(before)
-
-
-def submit_for(server, seconds, accepted, refused):
-    """Submits for a while, as soon as it answers; notes what each reply said, 0 for none."""
-    end = time.monotonic() + START
-    until = None
-    while time.monotonic() < (until or end):
-        try:
-            answer = server.post("while the disk fails")
-        except httpx.TransportError:
-            if server.process.poll() is not None:
-                server.spawn()
-            if until is not None:
-                refused.append(0)
-            time.sleep(0.05)
-            continue
-        until = until or time.monotonic() + seconds
-        if answer.status_code == 200:
-            accepted.append(answer.json()["id"])
-        else:
-            assert "error" in answer.json()
-            refused.append(answer.status_code)
-        time.sleep(0.05)
-
-
-def served_is_whole(server):
-    """Checks that whatever can be fetched now has the bytes and hash of its record."""
-    for folder in (server.folder / "data" / "videos").glob("video_*.mp4"):
-        try:
-            answer = server.http.get(f"/v1/videos/{folder.stem}/content")
-        except httpx.TransportError:
-            continue
-        if answer.status_code == 200:
-            assert answer.content[4:8] == b"ftyp"
-            assert len(answer.content) == folder.stat().st_size
 
 
 # --- Postgres, from Debian's package, on loopback

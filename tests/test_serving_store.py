@@ -8,9 +8,12 @@ import time
 
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
+from dbos._sys_db import SystemDatabase
+from sqlalchemy.exc import OperationalError
 
-from vstar_engine.serving import retention, sqlite
+from vstar_engine.serving import retention, sqlite, store
 from vstar_engine.serving.job import Job, new_id
+from vstar_engine.serving.runner import Stopped
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.store import DBOS, JobStore, Record, StoreError, _moment, sqlite_path
 
@@ -31,6 +34,41 @@ def test_a_damaged_database_is_refused(tmp_path):
     with pytest.raises(StoreError, match="is damaged, move it away"):
         store.open()
     store.close()
+
+
+class Ending:
+    """A runner, as far as the store asks whether it stops."""
+
+    stopping = False
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    monkeypatch.setattr(store, "PAUSE", 0.0)
+    monkeypatch.setattr(store, "_runner", Ending())
+    return store._runner
+
+
+def test_an_outcome_waits_for_the_database(ending):
+    """A failure to write it is not the job's: DBOS would write that down next, and the job had failed for good."""
+    failures = [OperationalError("", {}, sqlite3.OperationalError("disk I/O error"))] * 3
+
+    def write(id, status):
+        if failures:
+            raise failures.pop()
+        return id, status
+
+    assert store.patient(write)("video_1", status="SUCCESS") == ("video_1", "SUCCESS")
+    assert all(callable(getattr(SystemDatabase, name)) for name in store.OUTCOMES)
+
+
+def test_an_outcome_waits_no_longer_than_the_server_lives(ending):
+    def write():
+        ending.stopping = True
+        raise OperationalError("", {}, sqlite3.OperationalError("disk I/O error"))
+
+    with pytest.raises(Stopped):
+        store.patient(write)()
 
 
 def test_urls():

@@ -57,19 +57,22 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path, stopped):
 
 
 class Child:
-    """A worker process at the other end of a socket."""
+    """A worker process at the other end of a socket; what it complains of is in `complaints`."""
 
-    def __init__(self, folder, **settings):
+    def __init__(self, folder, ready=True, **settings):
         self.ours, theirs = socket.socketpair()
-        with theirs:
+        self.complaints = folder / "complaints"
+        with theirs, self.complaints.open("wb") as log:
             command = [sys.executable, "-m", "vstar_engine.serving.worker", str(theirs.fileno())]
             environment = {**os.environ, **slow_engine.environment()}
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-        self.ours.settimeout(30)
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stderr=log)
+        self.ours.settimeout(60)
         self.lines = self.ours.makefile("rb")
         about = {"factory": slow_engine.FACTORY, "settings": {"step": 0.0, **settings}, "folder": str(folder)}
-        self.say({"do": "start", **about, "buckets": [], "max_batch": 2, "known": {}, "log": 30})
-        assert self.hear()["say"] == "ready"
+        self.start = {"do": "start", **about, "buckets": [], "max_batch": 2, "known": {}, "log": 30}
+        if ready:
+            self.say(self.start)
+            assert self.hear()["say"] == "ready"
 
     def say(self, message):
         self.ours.sendall(json.dumps(message).encode() + b"\n")
@@ -83,7 +86,8 @@ class Child:
     def __exit__(self, *error):
         self.ours.close()
         self.lines.close()
-        self.process.wait(10)
+        self.process.wait(60)
+        assert self.complaints.read_text() == ""
 
 
 def test_it_ends_when_the_socket_is_closed_even_in_the_middle_of_a_step(tmp_path):
@@ -92,6 +96,25 @@ def test_it_ends_when_the_socket_is_closed_even_in_the_middle_of_a_step(tmp_path
         assert child.hear()["event"]["kind"] == "started"
         start = time.monotonic()
     assert time.monotonic() - start < 5.0
+    assert child.process.returncode == 0
+
+
+@pytest.mark.parametrize("said", ["nothing", "half a line", "all, to one that loads for long"])
+def test_it_ends_when_the_socket_is_closed_before_it_is_ready(tmp_path, said):
+    """As where a server is killed while it starts; what would wait for the end of loading would wait for an hour."""
+    with Child(tmp_path, ready=False, load=3600) as child:
+        line = json.dumps(child.start).encode() + b"\n"
+        child.ours.sendall({"n": b"", "h": line[:40], "a": line}[said[0]])
+        time.sleep(0.5)
+    assert child.process.returncode == 0
+
+
+def test_it_ends_when_nobody_reads_what_it_says_any_more(tmp_path):
+    """Closed with much unread, and while it writes: its next line meets a broken pipe or a connection that was reset."""
+    with Child(tmp_path) as child:
+        for number in range(200):
+            child.say({"do": "run", "run": number, "jobs": [job(steps=50).to_json()]})
+        child.hear()
     assert child.process.returncode == 0
 
 

@@ -13,9 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from .errors import CheckpointError, OutputError, VstarError
 
 MANIFEST = "manifest.json"
+WEIGHTS = "vstar-engine weights"
 PRIVATE = 0o700
 
 
@@ -122,3 +125,21 @@ def read_manifest(
         if sha256(path) != entry["sha256"]:
             raise error(f"{path} was altered: its sha256 is not the one in {MANIFEST}")
     return manifest
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Reads the manifest of a folder of weights, its files checked; {} for one safetensors file. CheckpointError for else."""
+    if path.is_dir():
+        return read_manifest(path, WEIGHTS)
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}; give a folder made by `vstar-engine convert`")
+    open_tensors(path, "np")
+    return {}
+
+
+def open_tensors(path: Path, framework: str) -> Any:
+    """Opens a safetensors file, whose header must fit its length; CheckpointError for another."""
+    try:
+        return safe_open(path, framework)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error

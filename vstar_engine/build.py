@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .artifacts import kernel_hash
 from .backends import BACKENDS, EAGER, backend_named
 from .built import Artifact, engines, engines_root, remove, size_words
+from .choice import add_lora_option, add_text_options
 from .config import model_named, parse_size
 from .device import device_named, dtype_named
 from .engine import open_weights
@@ -20,7 +21,6 @@ from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
 from .export.settings import COMPATIBILITY, LEVELS, MAX_BATCH, OPSET, REFIT, Settings
-from .generate import add_lora_option, add_text_options
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"

@@ -1,6 +1,8 @@
 """Weights that come with the package: the mini model's, trained by `tools/mini`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .config import Spec
 from .errors import CheckpointError
@@ -17,3 +19,10 @@ def weights(spec: Spec) -> Path:
             "and give the folder (--weights DIR)"
         )
     return FOLDER / spec.name
+
+
+def check_model(manifest: Mapping[str, Any], path: Path, spec: Spec) -> None:
+    """Raises CheckpointError where the manifest of weights names another model."""
+    made_for = manifest.get("model", spec.name)
+    if made_for != spec.name:
+        raise CheckpointError(f"the weights in {path} are for model {made_for}, not {spec.name}")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from . import schedule
-from .artifacts import digest_of, read_manifest, sha256
+from .artifacts import digest_of, open_tensors, read_weights, sha256
 from .config import Spec, TextSpec, UNetSpec, VaeSpec
 from .errors import CheckpointError
 from .text import TextTower
@@ -20,7 +19,6 @@ from .vae import Vae
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "vstar-engine weights"
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 
 # our part of a name -> the official parts whose tensors it holds, stacked along the first axis
@@ -71,24 +69,15 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.manifest: dict[str, Any] = {}
-        if self.path.is_dir():
-            self.manifest = read_manifest(self.path, WEIGHTS)
-            files = [self.path / entry["name"] for entry in self.manifest["files"]]
-        elif self.path.is_file():
-            files = [self.path]
-        else:
-            raise CheckpointError(f"no weights at {self.path}; give a folder made by `vstar-engine convert`")
+        self.manifest = read_weights(self.path)
+        files = [self.path / entry["name"] for entry in self.manifest.get("files", ())] or [self.path]
         self._open: dict[Path, Any] = {}
         self._read = 0
         self._where = {name: file for file in files for name in self._file(file).offset_keys()}
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, "pt")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
+            self._open[path] = open_tensors(path, "pt")
         return self._open[path]
 
     def __getitem__(self, name: str) -> Tensor:

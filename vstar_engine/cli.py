@@ -13,25 +13,20 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
 from tqdm import tqdm
 
-from . import __version__, build, doctor, embed, generate, prompting, remote
-from .bench import command as bench
-from .config import MODELS
-from .convert import SHARD_BYTES, convert
-from .device import DTYPES, device_named
+from . import __version__
+from .config import DTYPE_NAMES, MODELS
 from .errors import MemoryShortage, VstarError
-from .golden import Golden
 from .options import Parser, layered, to_toml
-from .provenance import command_for
-from .serving import command as serve
-from .verify import Row, verify
-from .video import read_provenance
+
+if TYPE_CHECKING:
+    from .verify import Row
 
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 MIB = 2**20
@@ -39,8 +34,46 @@ MIB = 2**20
 LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
 
 
-def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """Builds the parser and gives its subcommands' parsers by name."""
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does, and where its options and its `run` are; that module loads when the command is chosen."""
+
+    help: str
+    module: str
+    options: str = "add_options"
+    run: str = "run"
+
+
+COMMANDS = {
+    "generate": Command("make a video from a prompt or a sequence of states", "generate"),
+    "synopsis": Command("describe the states that prompts pass through", "prompting"),
+    "embed": Command("encode synopses once, for `generate --embeddings`", "embed"),
+    "build": Command("compile the UNet once for this machine, for `generate --engine`", "build"),
+    "engines": Command("list the engines that were built, or remove some", "build", "add_engines_options", "run_engines"),
+    "refit": Command("swap the weights of a built TensorRT engine", "build", "add_refit_options", "run_refit"),
+    "export": Command("write a built engine for another server", "build", "add_export_options", "run_export"),
+    "submit": Command("have a server make a video", "remote", "add_submit_options", "run_submit"),
+    "status": Command("say how a server's jobs stand", "remote", "add_status_options", "run_status"),
+    "fetch": Command("write what a server's job made to a file", "remote", "add_fetch_options", "run_fetch"),
+    "cancel": Command("stop a server's jobs", "remote", "add_cancel_options", "run_cancel"),
+    "serve": Command("serve videos over HTTP; jobs outlive the server", "serving.command"),
+    "inspect": Command(
+        "print the settings that made a video, and the command that makes it again", "cli", "add_inspect_options", "run_inspect"
+    ),
+    "convert": Command(
+        "convert an official checkpoint to safetensors, without running code from it",
+        "cli",
+        "add_convert_options",
+        "run_convert",
+    ),
+    "verify": Command("run golden cases against this installation", "cli", "add_verify_options", "run_verify"),
+    "bench": Command("measure speed against clean baselines and the machine's limits, report, compare", "bench.command"),
+    "doctor": Command("say what this machine has and what is missing", "cli", "add_doctor_options", "run_doctor"),
+}
+
+
+def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
+    """Builds the parser and gives its subcommands' parsers by name; where one is named, the others have no options."""
     assert __doc__ is not None
     parser = Parser(
         prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=__doc__.split("\n\n")[1]
@@ -48,70 +81,47 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers: dict[str, Parser] = {}
-
-    def command(name: str, run: Any, help: str) -> Parser:
-        parsers[name] = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        parsers[name].set_defaults(run=run)
+    for name, command in COMMANDS.items():
+        parsers[name] = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
         parsers[name].add_argument("-v", "--verbose", action="store_true", help="log more, and show where an error arose")
-        return parsers[name]
-
-    generate.add_options(command("generate", generate.run, "make a video from a prompt or a sequence of states"))
-
-    prompting.add_options(command("synopsis", prompting.run, "describe the states that prompts pass through"))
-
-    embedding = command("embed", embed.run, "encode synopses once, for `generate --embeddings`")
-    embed.add_options(embedding)
-    generate.add_text_options(embedding)
-
-    build.add_options(command("build", build.run, "compile the UNet once for this machine, for `generate --engine`"))
-    build.add_engines_options(command("engines", build.run_engines, "list the engines that were built, or remove some"))
-    build.add_refit_options(command("refit", build.run_refit, "swap the weights of a built TensorRT engine"))
-    build.add_export_options(command("export", build.run_export, "write a built engine for another server"))
-
-    remote.add_submit_options(command("submit", remote.run_submit, "have a server make a video"))
-    remote.add_status_options(command("status", remote.run_status, "say how a server's jobs stand"))
-    remote.add_fetch_options(command("fetch", remote.run_fetch, "write what a server's job made to a file"))
-    remote.add_cancel_options(command("cancel", remote.run_cancel, "stop a server's jobs"))
-
-    serve.add_options(command("serve", serve.run, "serve videos over HTTP; jobs outlive the server"))
-
-    inspect = command("inspect", run_inspect, "print the settings that made a video, and the command that makes it again")
-    inspect.add_argument("file", type=Path)
-
-    into = command("convert", run_convert, "convert an official checkpoint to safetensors, without running code from it")
-    into.add_argument("source", type=Path, help="model.ckpt, .pt or .safetensors in the official key naming")
-    into.add_argument("out", type=Path, help="folder to make")
-    into.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
-    into.add_argument("--dtype", default="float16", help=f"stored as one of {', '.join(DTYPES)} (default %(default)s)")
-    into.add_argument(
-        "--shard-size", type=int, default=SHARD_BYTES // MIB, metavar="MIB", help="largest file (default %(default)s)"
-    )
-    into.add_argument("--memory-limit", type=int, metavar="MIB", help="most memory the reading process may hold")
-    into.add_argument("--force", action="store_true", help="replace the folder if it exists")
-
-    check = command("verify", run_verify, "run golden cases against this installation")
-    check.add_argument(
-        "golden_dir", nargs="?", type=Path, help="folder with a manifest.json (default: tests/golden of the checkout)"
-    )
-    check.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
-    check.add_argument("--json", action="store_true", help="print a JSON object per case")
-
-    measure = command("bench", bench.run, "measure speed against clean baselines and the machine's limits, report, compare")
-    bench.add_options(measure)
-
-    has = command("doctor", run_doctor, "say what this machine has and what is missing")
-    has.add_argument("--json", action="store_true", help="print a JSON list")
+        if only in (None, name):
+            module = import_module(f".{command.module}", __package__)
+            parsers[name].set_defaults(run=getattr(module, command.run))
+            getattr(module, command.options)(parsers[name])
     return parser, parsers
 
 
+def add_inspect_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path)
+
+
 def run_inspect(args: argparse.Namespace) -> int:
+    from .provenance import command_for
+    from .video import read_provenance
+
     provenance = read_provenance(args.file)
     print(json.dumps(provenance, indent=2))
     print(command_for(provenance))
     return 0
 
 
+def add_convert_options(parser: argparse.ArgumentParser) -> None:
+    from .convert import SHARD_BYTES
+
+    parser.add_argument("source", type=Path, help="model.ckpt, .pt or .safetensors in the official key naming")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
+    parser.add_argument("--dtype", default="float16", help=f"stored as one of {', '.join(DTYPE_NAMES)} (default %(default)s)")
+    parser.add_argument(
+        "--shard-size", type=int, default=SHARD_BYTES // MIB, metavar="MIB", help="largest file (default %(default)s)"
+    )
+    parser.add_argument("--memory-limit", type=int, metavar="MIB", help="most memory the reading process may hold")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+
+
 def run_convert(args: argparse.Namespace) -> int:
+    from .convert import convert
+
     limit = None if args.memory_limit is None else args.memory_limit * MIB
     with tqdm(desc="convert", unit="tensor", file=sys.stderr, disable=None) as bar:
 
@@ -125,13 +135,25 @@ def run_convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "golden_dir", nargs="?", type=Path, help="folder with a manifest.json (default: tests/golden of the checkout)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per case")
+
+
 def run_verify(args: argparse.Namespace) -> int:
+    from .device import device_named, dtype_named
+    from .golden import Golden
+    from .verify import verify
+
     shipped = Path(__file__).parent.parent / "tests" / "golden"
     if args.golden_dir is None and not shipped.is_dir():
         raise ValueError("no golden cases lie beside this installation; give a folder: vstar-engine verify FOLDER")
     folder = args.golden_dir or shipped
     golden = Golden(folder)
-    device = device_named(args.device, torch.float32)
+    device = device_named(args.device, dtype_named("float32"))
     failed = passed = 0
     for row in verify(golden, str(device)):
         print(json.dumps(asdict(row)) if args.json else _line(row), flush=True)
@@ -141,7 +163,7 @@ def run_verify(args: argparse.Namespace) -> int:
     return 1 if failed or not passed else 0
 
 
-def _line(row: Row) -> str:
+def _line(row: "Row") -> str:
     verdict = "ok" if row.ok else "FAILED"
     numbers = f"{row.worst.error:9.2e} <= {row.worst.tolerance:.1e} {row.worst.output}" if row.worst else row.note
     if row.worst and not row.ok:
@@ -149,7 +171,13 @@ def _line(row: Row) -> str:
     return f"{row.kind:24} {row.name:34} {verdict:6} {numbers}"
 
 
+def add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+
+
 def run_doctor(args: argparse.Namespace) -> int:
+    from . import doctor
+
     facts = doctor.examine()
     if args.json:
         print(json.dumps([asdict(fact) for fact in facts]))
@@ -168,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger(__package__).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        parser, parsers = build_parser()
+        chosen = words[0] if words and words[0] in COMMANDS else None
+        parser, parsers = build_parser(chosen)
         if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):
             args = layered(parsers[words[0]], words[1:])
             if args.print_config:
@@ -179,12 +208,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except KeyboardInterrupt:
         return _say("interrupted; nothing half-written is left", INTERRUPTED)
-    except torch.OutOfMemoryError as error:
-        return _say(f"the device ran out of memory: {str(error).splitlines()[0]}", MemoryShortage.exit_code)
     except (VstarError, ValueError) as error:
         if verbose:
             logging.getLogger(__name__).info("where it arose:", exc_info=error)
         return _say(str(error), error.exit_code if isinstance(error, VstarError) else BAD_SETTING)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        return _say(f"the device ran out of memory: {str(error).splitlines()[0]}", MemoryShortage.exit_code)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Says whether PyTorch, where it is loaded, means a device's memory."""
+    return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
 
 
 def _say(sentence: str, code: int) -> int:

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import config, schedule
-from .artifacts import check_writable, sha256, write_aside, write_manifest
-from .checkpoint import WEIGHTS, check_finite, check_keys, official_shapes
+from .artifacts import WEIGHTS, check_writable, sha256, write_aside, write_manifest
+from .checkpoint import check_finite, check_keys, official_shapes
 from .device import dtype_named
 from .errors import CheckpointError, OutputError
 

@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from .config import DTYPE_NAMES
 from .errors import DeviceError
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .artifacts import check_writable
 from .checkpoint import text_hash
+from .choice import add_text_options
 from .config import model_named
 from .device import DTYPES, device_named, dtype_named
 from .embeddings import BATCH, VERSION, Embeddings, check_batch, embed
@@ -30,7 +31,7 @@ SUFFIX, INDEX = ".safetensors", "index.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `embed`, but for those of the model."""
+    """Adds the options of `embed`."""
     parser.add_argument("prompt", nargs="*", help="what each video shows")
     parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="the states of one video, in order")
     parser.add_argument("--synopsis", metavar="FILE", help="synopses as `synopsis` writes them")
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stored-as", default="float16", help=f"one of {', '.join(DTYPES)} (default %(default)s)")
     parser.add_argument("--batch", type=int, default=BATCH, help="texts encoded at a time (default %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    add_text_options(parser)
     add_llm_options(parser)
     add_config_options(parser)
 

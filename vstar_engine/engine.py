@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from . import __version__, allocator, bundled, checkpoint, memory, remarks, room
-from .artifacts import kernel_hash
+from .artifacts import digest_of, kernel_hash
 from .backends import EAGER, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
-from .config import Request, Sampling, Spec, Tar, model_named, rows_at_once
+from .choice import Choice
+from .config import FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
+from .fp8 import calibrate, check_choice, convert
 from .lora import Adapted, Lora
+from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
 from .timeline import Position
 from .unet import UNet
@@ -51,11 +54,13 @@ class Engine:
         artifact: Artifact | None = None,
         path: Path | None = None,
         loras: Sequence[Lora] = (),
+        fp8: Mapping[str, float] | None = None,
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
         self.artifact = artifact  # the built engine that `denoiser` runs; none in eager
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
         self.path, self.loras = path, tuple(loras)  # where the weights lie, and what is merged into the UNet's
+        self.fp8 = fp8  # the largest input, in calibration, of each layer that multiplies in FP8; None where none does
         self.text_hash = text_hash
         self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
@@ -71,6 +76,7 @@ class Engine:
         engine: str | Path | Artifact | None = None,
         loras: Sequence[str] = (),
         graphs: bool = True,
+        fp8: bool = False,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
@@ -78,7 +84,8 @@ class Engine:
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
         FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
-        one a shape, recorded in a shape's first two steps; not with `graphs=False`.
+        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its linear layers multiply in
+        FP8, scaled by what a short clip shows when it is loaded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -95,6 +102,8 @@ class Engine:
                 f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
                 "and give its folder as engine"
             )
+        if fp8:
+            check_choice(where, kind, artifact, text is not None)
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
             artifact.check(
@@ -118,15 +127,24 @@ class Engine:
         vae = vae.eval().requires_grad_(False)
         vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
         merged = tensors.loras if isinstance(tensors, Adapted) else ()
-        return Engine(
+        made = Engine(
             spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact, tensors.path, merged
         )
+        if fp8:
+            made.fp8 = calibrate(denoiser, spec, made.embed)
+            convert(denoiser, made.fp8)
+            room.forget_graphs(denoiser)
+            if where.type == "cpu":
+                remarks.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+        return made
 
     def adapt(self, loras: Sequence[str] = ()) -> None:
         """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
 
         Raises CheckpointError for a file that does not fit, and the UNet stays as it was; ValueError for a built engine.
         """
+        if self.fp8 is not None:
+            raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
         if self.artifact is not None or not isinstance(self.denoiser, UNet):
             raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
         before = [str(lora) for lora in self.loras]
@@ -235,11 +253,11 @@ class Engine:
             raise ValueError("there is no request in the batch; give at least one")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
-        shapes = sorted({(request.frames, request.size, request.sampling.steps) for request in requests})
+        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
-            check_clip(self.artifact, *requests)
+            self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
         room.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
         seconds = {"text": 0.0, "denoise": 0.0}
@@ -249,7 +267,8 @@ class Engine:
                 Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
-        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds)
+        cache = StepCache(self.denoiser, self.spec.unet) if STEP_CACHE in first.sampling.fast else None
+        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()
     def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
@@ -275,7 +294,7 @@ class Engine:
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
-        remarks.remark(request, self.spec, self.vocabulary)
+        remarks.remark(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
@@ -314,52 +333,15 @@ class Engine:
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
         if self.loras:
             held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]
+        if self.fp8 is not None:
+            held[FP8] = {"layers": len(self.fp8), "largest_inputs": digest_of(self.fp8)}
         return {**made, "request": asdict(request), **held, **run}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is loaded: as asked for, else as the built engine says, else the defaults."""
-
-    model: str = "videocrafter2"
-    weights: str | Path | None = None
-    backend: str = EAGER
-    device: str = "cpu"
-    dtype: str = "float32"
-
-    @staticmethod
-    def of(
-        artifact: Artifact | None,
-        model: str | None,
-        weights: str | Path | None,
-        backend: str | None,
-        device: str | None,
-        dtype: str | None,
-    ) -> "Choice":
-        """Settles each setting; EngineError where one asked for is not the built engine's."""
-        asked = {"model": model, "weights": weights, "backend": backend, "device": device, "dtype": dtype}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if artifact is None:
-            return Choice(**given)  # type: ignore[arg-type]
-        artifact.check(**{name: given[name] for name in ("model", "backend", "dtype") if name in given})
-        own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
-        own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
-        return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
-
-
-def check_clip(artifact: Artifact, *requests: Request) -> None:
-    """Raises EngineError when a built engine does not take the clip of requests (size filled in), or so many at once."""
-    first = requests[0]
-    assert first.size is not None
-    artifact.check_clip(first.frames, first.size, rows_at_once(requests))
 
 
 def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
     """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
-    made_for = tensors.manifest.get("model", spec.name)
-    if made_for != spec.name:
-        raise CheckpointError(f"the weights in {tensors.path} are for model {made_for}, not {spec.name}")
+    bundled.check_model(tensors.manifest, tensors.path, spec)
     return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 

@@ -12,36 +12,34 @@ from tqdm import tqdm
 
 from . import memory, plan
 from .artifacts import check_writable
-from .backends import BACKENDS
 from .built import Artifact, size_words
-from .config import FAST, MODELS, TAR_PRESETS, Request, Sampling, Spec, Tar, model_named, parse_size, tar_named
-from .device import DTYPES, device_named, dtype_named
+from .choice import Choice, add_model_options
+from .config import (
+    FAST,
+    FEW_STEP,
+    FP8,
+    TAR_PRESETS,
+    Request,
+    Sampling,
+    Spec,
+    Tar,
+    model_named,
+    parse_sigma,
+    parse_size,
+    parse_until,
+    tar_named,
+)
+from .device import device_named, dtype_named
 from .embeddings import Embeddings
-from .engine import Choice, Engine, check_clip
+from .engine import Engine
+from .fp8 import check_choice
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
-from .spatial_attention import SPATIAL_ATTENTION
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
 from .timeline import SPREAD_MODES, parse_position
 from .video import Video, check_ending, encoding
 
 DEFAULT_TAR = "64D1_32D8"
-
-
-def parse_sigma(text: str) -> tuple[int, float]:
-    level, _, sigma = text.partition("=")
-    try:
-        return int(level), float(sigma)
-    except ValueError as error:
-        raise ValueError(f"a sigma is LEVEL=VALUE, such as 0=1.5, got {text!r}") from error
-
-
-def parse_until(text: str) -> tuple[int | None, float | None]:
-    """Reads `13` as a step and `56%` as a share of the steps."""
-    try:
-        return (None, float(text[:-1]) / 100) if text.endswith("%") else (int(text), None)
-    except ValueError as error:
-        raise ValueError(f"until is a step such as 13 or a share of the steps such as 56%, got {text!r}") from error
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -57,43 +55,6 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
-def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
-    """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
-
-    def add(name: str, help: str) -> None:
-        default = getattr(Choice, name)
-        said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
-        parser.add_argument(f"--{name}", default=None if unset else default, help=said)
-
-    add("model", f"one of {', '.join(MODELS)}")
-    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
-    add("device", "cpu, cuda or cuda:N")
-    add("dtype", f"one of {', '.join(DTYPES)}")
-    if unset:
-        add("backend", f"one of {', '.join(BACKENDS)}")
-
-
-def add_lora_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --lora."""
-    said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
-    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    add_text_options(parser, unset=True)
-    add_lora_option(parser)
-    parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
-    parser.add_argument(
-        "--spatial-attention", default="auto", help=f"one of {', '.join(SPATIAL_ATTENTION)} (default %(default)s)"
-    )
-    parser.add_argument(
-        "--graphs",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
-    )
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `generate`; defaults come from the dataclasses they fill."""
     parser.add_argument("prompt", nargs="?", help="what the whole video shows; it becomes a synopsis of states")
@@ -102,8 +63,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
     parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
     parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
-    parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps (default %(default)s)")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale (default %(default)s)")
+    few, least = Sampling.few(), f"with --fast {FEW_STEP}"
+    said = f"denoising steps (default {Sampling.steps}, {least} {few.steps})"
+    parser.add_argument("--steps", type=int, help=said)
+    said = f"guidance scale (default {Sampling.guidance}, {least} {few.guidance})"
+    parser.add_argument("--guidance", type=float, help=said)
     parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
     parser.add_argument(
         "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
@@ -149,6 +113,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_llm_options(parser)
     add_config_options(parser)
+    parser.set_defaults(settle=settle)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on other settings."""
+    own = Sampling.few() if FEW_STEP in fast_from(args) else Sampling()
+    args.steps = own.steps if args.steps is None else args.steps
+    args.guidance = own.guidance if args.guidance is None else args.guidance
 
 
 def add_timeline_options(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +191,8 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
 
 def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
     """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast_from(args))
+    fast = tuple(name for name in fast_from(args) if name != FP8)
+    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
     size, tar = parse_size(args.size) if args.size else None, tar_from(args)
     at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
     if not at and not durations:
@@ -275,15 +248,18 @@ def run(args: argparse.Namespace) -> int:
     files = outputs(args, len(requests))
     dtype = dtype_named(choice.dtype)
     device = device_named(choice.device, dtype)
+    fp8 = FP8 in fast_from(args)
+    if fp8:
+        check_choice(device, dtype, artifact, bundle is None)
     for request in requests:
         if artifact is not None:
-            check_clip(artifact, request)
+            artifact.check_requests(request)
         memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
     found = told(args, given)
     requests = requests_for(found)
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs)
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

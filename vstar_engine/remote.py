@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from .artifacts import check_writable
-from .config import TAR_PRESETS, parse_size
-from .generate import parse_sigma, parse_until
+from .config import TAR_PRESETS, parse_sigma, parse_size, parse_until
 from .options import add_config_options
 from .prompting import printable
 from .synopsis import GIVEN, Synopsis, read_synopses

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import ATTENTION_NAMES
 from .errors import MissingLibrary
 from .kernels.native import serves
 from .kernels.temporal_attention import MAX_FRAMES, temporal_attention
@@ -40,8 +41,6 @@ def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         ) from error
 
 
-SPATIAL_ATTENTION: dict[str, Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
-    "auto": lambda: best_attention,
-    "sdpa": lambda: sdpa,
-    "xformers": xformers_attention,
-}
+SPATIAL_ATTENTION: dict[str, Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]]] = dict(
+    zip(ATTENTION_NAMES, (lambda: best_attention, lambda: sdpa, xformers_attention), strict=True)
+)

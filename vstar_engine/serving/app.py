@@ -1,7 +1,5 @@
 """The application: routes, what they answer when something is wrong, and the OpenAPI document."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from .. import __version__
-from ..errors import VstarError
 from . import metrics, page
 from .errors import SERVER, ApiError, invalid
 from .gate import Gate
@@ -31,19 +28,9 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def build(service: Service, keys: Keys) -> ASGIApp:
-    """Builds the whole application around a service."""
+    """Builds the whole application around a service, which is started and closed by who runs it."""
 
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        try:
-            await service.start()
-        except VstarError as error:
-            service.failure = error
-            raise
-        yield
-        await service.close()
-
-    app = FastAPI(title="vstar-engine", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="vstar-engine", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
     app.include_router(page.router)

@@ -8,10 +8,9 @@ from typing import Any
 
 from ..built import Artifact
 from ..bundled import BUNDLED
+from ..choice import Choice, add_model_options
 from ..config import model_named, parse_size
-from ..engine import Choice
 from ..errors import MissingLibrary, OutputError
-from ..generate import add_model_options
 from ..options import add_config_options
 from ..prompting import add_llm_options, llm_from
 from .events import EngineClient
@@ -170,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(args.log_level, not args.log_text)
     tracing.configure()
     choice, artifact = choice_of(args)
+    if args.renderer is None:
+        choice.check_weights()
     llm = None if args.no_synopsis else llm_from(args)
     resolver = resolve.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
@@ -178,12 +179,9 @@ def run(args: argparse.Namespace) -> int:
     gateway = service.Service(settings, engine, resolver)
     try:
         gateway.store.open()
-        server.Server(app.build(gateway, known), gateway).run()
+        server.Server(app.build(gateway, known), gateway).run(server.bound(settings.host, settings.port))
     except OSError as error:
         raise OutputError(f"cannot serve from {settings.data}: {error.strerror or error}") from error
-    except SystemExit:  # uvicorn's, where the application did not start
-        if gateway.failure is None:
-            raise
     finally:
         gateway.store.close()
     if gateway.failure is not None:

@@ -8,13 +8,12 @@ import random
 import re
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..built import Artifact
 from ..config import Request, Sampling, Spec, Tar, tar_named
-from ..embeddings import Embeddings
-from ..engine import check_clip
 from ..errors import CheckpointError, EndpointError
 from ..llm import Llm
 from ..synopsis import GIVEN, PROMPT, Synopsis, synopsize
@@ -22,6 +21,9 @@ from ..timeline import Position, parse_position
 from .errors import SERVER, ApiError, invalid
 from .job import Job, new_id, tar_from, tar_json
 from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, Wishes
+
+if TYPE_CHECKING:
+    from ..embeddings import Embeddings
 
 SEEDS = random.SystemRandom()
 
@@ -38,6 +40,10 @@ class Resolver:
     enhance: bool = True
     llm: Llm | None = None
     llm_required: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bundles is not None:  # PyTorch reads them and takes a second to load, which no request shall wait for
+            import_module("vstar_engine.embeddings")
 
     def plain(self, body: Wishes, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
         """Gives the job of a body before any language model or file is asked: the prompt stands in for its states."""
@@ -148,11 +154,13 @@ class Resolver:
             synopsis_source=synopsis.source,
         )
 
-    def bundle(self, id: str) -> Embeddings:
+    def bundle(self, id: str) -> "Embeddings":
         """Reads the bundle of an id; ApiError where the operator put none of that name."""
         path = bundle_path(self.bundles, id)
         if path is None or not path.is_file():
             raise invalid(f"there are no embeddings {id!r} on this server", "embeddings", "embeddings_not_found")
+        from ..embeddings import Embeddings
+
         try:
             return Embeddings.read(path)
         except CheckpointError as error:
@@ -163,7 +171,7 @@ class Resolver:
         try:
             request = job.request().fitted(self.spec)
             if self.artifact is not None:
-                check_clip(self.artifact, request)
+                self.artifact.check_requests(request)
         except ValueError as error:
             raise invalid(str(error)) from error
 

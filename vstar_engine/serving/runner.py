@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from . import logs, metrics, results, tracing
-from .events import CANCELLED, GENERATION_FAILED, STORAGE_FULL, Done, EngineClient, Event, Failed
+from .events import CANCELLED, GENERATION_FAILED, Done, EngineClient, Event, Failed
 from .job import Job
 from .live import COMPLETED, RUNNING, Board, Live, completed, failed
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
-# seconds between two looks at a full disk
-LOOK = 1.0
+# seconds between two looks at a full disk, and before a job whose video could not be kept is made again: doubled each time
+LOOK, LONGEST_PAUSE = 1.0, 30.0
 
 
 class Stopped(asyncio.CancelledError):
@@ -65,7 +65,8 @@ class Runner:
             raise Stopped
 
     async def _last_event(self, job: Job, live: Live) -> Done | Failed:
-        full_since: float | None = None
+        since: float | None = None
+        pause = LOOK
         while True:
             last = await self._ride(job, live)
             if self.stopping and not isinstance(last, Done):
@@ -74,14 +75,15 @@ class Runner:
                 self._cancelled.discard(job.id)
                 results.remove(self.settings.videos, job.id)
                 raise Stopped
-            if not isinstance(last, Failed) or last.code != STORAGE_FULL:
+            if not isinstance(last, Failed) or not last.retry:
                 return last
-            full_since = full_since or time.monotonic()
-            if time.monotonic() - full_since > self.settings.storage_wait:
+            since = since or time.monotonic()
+            if time.monotonic() - since > self.settings.storage_wait:
                 return last
-            log.warning("no space for a video; its job waits")
+            log.warning("a video could not be kept (%s); its job waits", last.code)
             live.wait_for_space()
-            await self._wait_for_space(job)
+            await self._wait_for_space(job, pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _ride(self, job: Job, live: Live) -> Done | Failed:
         """Submits a job once and follows it to its end."""
@@ -96,9 +98,10 @@ class Runner:
             return last
         return Failed(GENERATION_FAILED, "the engine ended the job without a word")
 
-    async def _wait_for_space(self, job: Job) -> None:
-        await asyncio.sleep(LOOK)
-        while shutil.disk_usage(self.settings.videos).free < self.settings.min_free:
+    async def _wait_for_space(self, job: Job, pause: float) -> None:
+        """Waits a while, and on until the disk has room."""
+        end = time.monotonic() + pause
+        while time.monotonic() < end or shutil.disk_usage(self.settings.videos).free < self.settings.min_free:
             if self.stopping or job.id in self._cancelled:
                 return
             await asyncio.sleep(LOOK)

@@ -1,13 +1,18 @@
 """Runs the application under uvicorn and ends it in order: no new jobs, the running ones finished, then the sockets."""
 
 import asyncio
+import contextlib
+import errno
 import logging
 import signal
+import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from ..errors import VstarError
 from .service import Service
 
 log = logging.getLogger(__name__)
@@ -16,21 +21,51 @@ log = logging.getLogger(__name__)
 LAST_ANSWERS = 2
 # slow clients may not hold a connection without a word for longer
 IDLE = 30
+# of a name's several addresses this machine need not have all
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Takes the addresses of a host, where nothing is heard yet; ValueError where another process has them, or none is here."""
+    sockets, absent = [], None
+    with contextlib.ExitStack() as undo:
+        try:
+            for family, *_, address in dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)):
+                try:
+                    sockets.append(undo.enter_context(_bind(family, address)))
+                except OSError as error:
+                    if error.errno not in ABSENT:
+                        raise
+                    absent = error
+            if absent is not None and not sockets:
+                raise absent
+        except OSError as error:
+            raise ValueError(f"cannot listen at {host}:{port}: {error.strerror}; give another --host or --port") from error
+        undo.pop_all()
+    return sockets
+
+
+def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
+    with contextlib.ExitStack() as undo:
+        held = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        held.bind(address)
+        undo.pop_all()
+    return held
 
 
 class Server(uvicorn.Server):
     """A server whose first signal drains it while it still answers, and whose second ends it at once."""
 
     def __init__(self, app: ASGIApp, service: Service):
-        settings = service.settings
         super().__init__(
             uvicorn.Config(
                 app,
-                settings.host,
-                settings.port,
                 log_config=None,
                 access_log=False,
-                lifespan="on",
+                lifespan="off",
                 server_header=False,
                 timeout_keep_alive=IDLE,
                 timeout_graceful_shutdown=LAST_ANSWERS,
@@ -41,9 +76,23 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         service.on_failure = self.end
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the service, and only where that goes well begins to listen."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
+        try:
+            await self.service.start()
+        except VstarError as error:
+            self.service.failure, self.should_exit = error, True
+            return
+        await super().startup(sockets)
+        for held in sockets or ():
+            host, port = held.getsockname()[:2]
+            log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await self.service.close()
 
     def end(self) -> None:
         self.should_exit = True

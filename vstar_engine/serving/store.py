@@ -2,19 +2,21 @@
 
 import asyncio
 import fcntl
+import functools
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
 from dbos._serialization import DBOSDefaultSerializer
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from ..artifacts import PRIVATE
 from ..errors import VstarError
@@ -31,6 +33,9 @@ QUEUE, WORKFLOW = "videos", "generate"
 # jobs of another version of `Job` are left to a server that understands them
 APPLICATION_VERSION = f"jobs-{VERSION}"
 POLLING = 0.05
+# what DBOS writes of a job's end, and the seconds between two tries where that cannot be written
+OUTCOMES = ("record_operation_result", "update_workflow_outcome")
+PAUSE = 1.0
 # a job that sees this many deaths of the server is taken for their cause. The engine counts the deaths of its worker by itself;
 # a server that is killed at will must not lose the jobs that happened to run
 MOST_RECOVERIES = 100
@@ -38,6 +43,7 @@ MIDDLE_PRIORITY = 1000
 UNFINISHED, FINISHED = ["ENQUEUED", "DELAYED", "PENDING"], ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _runner: Runner | None = None
+Answer = TypeVar("Answer")
 
 
 class StoreError(VstarError, RuntimeError):
@@ -79,6 +85,29 @@ async def _generate(content: dict[str, Any]) -> dict[str, Any]:
         raise Stopped from error
     _the_runner().recorded(Job.from_json(content), outcome)
     return outcome
+
+
+def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Makes a write wait until the database can be written; Stopped where the server ends before.
+
+    DBOS would take a failure to write a job's outcome for the job's own, and write that down as soon as it can.
+    """
+
+    @functools.wraps(write)
+    def until_written(*args: Any, **settings: Any) -> Answer:
+        told = False
+        while True:
+            try:
+                return write(*args, **settings)
+            except OperationalError as error:
+                if _the_runner().stopping:
+                    raise Stopped from error
+                if not told:
+                    log.warning("an outcome cannot be recorded yet: %s", type(error.orig).__name__)
+            told = True
+            time.sleep(PAUSE)
+
+    return until_written
 
 
 class JobStore:
@@ -128,11 +157,14 @@ class JobStore:
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
         )
         try:
-            DBOS(config=config)
+            dbos = DBOS(config=config)
             its = logging.getLogger("dbos")
             its.handlers.clear()
-            its.propagate = True
+            its.propagate, its.disabled = True, True  # it would log the traceback of what is answered below
             DBOS.launch()
+            its.disabled = False
+            for name in OUTCOMES:
+                setattr(dbos._sys_db, name, patient(getattr(dbos._sys_db, name)))
             await DBOS.register_queue_async(
                 QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
             )

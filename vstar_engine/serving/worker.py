@@ -6,6 +6,8 @@ To it: {"do": "start", ...} once, then {"do": "run", "run": number, "jobs": [...
 From it: {"say": "ready", "facts": ...} or {"say": "refused", "message": ...}; {"say": "event", "id": ..., "event": ...};
 {"say": "free", "run": number, ...} when all of a run's videos have left the device; and {"say": "failed", "ids": ...,
 "code": ..., "message": ...} for jobs that failed together, so that the parent decides whether each shall be tried alone.
+
+It ends at once and with code 0, whatever it is doing, when the socket is closed: nobody is left to hear of it.
 """
 
 import base64
@@ -283,22 +285,24 @@ def main() -> None:
         except ConnectionError:
             os._exit(0)
 
-    message = json.loads(lines.readline())
-    configure(message["log"], formatter(message.get("log_json", False)))
-    worker = start(message, send)
-    if worker is None:
-        return
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def listen() -> None:
         with contextlib.suppress(ConnectionError):
-            for line in lines:
+            while (line := lines.readline()).endswith(b"\n"):  # else the end, or what was being said when it came
                 inbox.put(json.loads(line))
         # the parent is gone or done with this process: nothing here is worth finishing
         os._exit(0)
 
+    # before anything is loaded: that takes long, and the parent may go meanwhile
     threading.Thread(target=listen, daemon=True).start()
-    worker.serve(inbox)
+    message = inbox.get()
+    assert message is not None
+    configure(message["log"], formatter(message.get("log_json", False)))
+    worker = start(message, send)
+    if worker is not None:
+        worker.serve(inbox)
+    os._exit(0)
 
 
 if __name__ == "__main__":
