@@ -66,6 +66,15 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
 
 
 @torch.no_grad()
+def test_steps_on_kept_features_run_plainly(device):
+    recorded, plain = networks(device)
+    for unet in (recorded, plain):
+        unet.noise = [unet(*inputs(device, seed=seed), deep) for deep in [Deep(2)] for seed in (0, 1, 2)]
+    assert all(torch.equal(mine, other) for mine, other in zip(recorded.noise, plain.noise, strict=True))
+    assert not recorded.recent
+
+
+@torch.no_grad()
 def test_every_shape_is_recorded_and_the_last_few_are_kept(device):
     recorded, plain = networks(device)
     for frames in [*range(1, SHAPES + 2)] * 2 + [SHAPES + 1] * 2:
