@@ -51,15 +51,20 @@ bench: .venv/bench
 	$(MEASURE) kernels --frames 128 --rounds 3 --providers ours 'ours, g = 0' 'SDPA without TAR' 'SDPA, dense bias' \
 		--out $(BENCH)/rows.jsonl
 	$(MEASURE) kernels --op temporal_transformer --levels 0 1 2 --frames 16 --rounds 3 --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --op groupnorm_silu geglu linear spatial_attention temporal_convolution --levels 0 1 2 --frames 16 \
+		--rounds 5 --limit 15 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 16 --no-compile --limit 15 --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 15 --out $(BENCH)/rows.jsonl
+	$(MEASURE) roofline --measure --model mini --frames 16 64 --limit 15 --out $(BENCH)/rows.jsonl
 	$(MEASURE) engine --no-compile --out $(BENCH)/rows.jsonl
 	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)
 	$(MEASURE) report $(BENCH)/rows.jsonl --plots $(BENCH)
 
-# takes the last `make bench` over: its rows, the plots and the tables of the documents
+# takes the last `make bench` over: its rows, the plots and the tables of the documents; and computes the map's counts
 bench-publish: .venv/bench
 	cp $(BENCH)/rows.jsonl bench/results/$(NAME).jsonl
+	rm -f bench/results/computed.jsonl
+	$(MEASURE) roofline --out bench/results/computed.jsonl
 	rm -f docs/bench/*.svg
 	$(MEASURE) report --tables engine --plots docs/bench
 	$(MEASURE) report --readme README.md

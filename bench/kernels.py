@@ -15,6 +15,7 @@ from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
 from vstar_engine.unet import INIT_ATTENTION_HEADS
 
+from . import fused
 from .contest import Contest, Pace, Provider, ceilings, hold
 from .machine import cache_bytes
 from .providers import DENSE_PROVIDERS, LAYOUTS, PROVIDERS, Attention, Problem
@@ -100,7 +101,12 @@ def error(problem: Problem, plain: set[str], name: str, answer: Tensor) -> float
     return float((answer[:, :, here].double() - exact).norm() / exact.norm())
 
 
-OPS = ("temporal_attention", "temporal_attention_dense", "temporal_transformer")
+OPS = ("temporal_attention", "temporal_attention_dense", "temporal_transformer", *fused.OPS)
+
+
+def known() -> list[str]:
+    """Lists the providers of all ops."""
+    return list(dict.fromkeys([*PROVIDERS, *fused.NAMES]))
 
 
 def level(text: str) -> int | str:
@@ -122,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=[half], help="default %(default)s")
     parser.add_argument("--batch", type=int, nargs="+", default=[{"cuda": 2, "cpu": 1}[there]], help="default %(default)s")
     parser.add_argument("--layout", choices=LAYOUTS, nargs="+", default=["fused"], help="what q, k, v lie in (default fused)")
-    parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(map(repr, PROVIDERS))}")
+    parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(map(repr, known()))}")
     parser.add_argument("--compiler", default="inductor", help="back end of torch.compile (default %(default)s)")
     parser.add_argument("--device", default=there, help="default %(default)s")
 
@@ -137,6 +143,11 @@ def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest
         if op == "temporal_transformer":
             if depth != INIT:
                 yield transformer_contest(spec, size, depth, frames, batch, dtype, device)
+            continue
+        if op in fused.OPS:
+            if depth != INIT:
+                place = fused.Place.at(spec, size, depth, frames, batch, dtype, device)
+                yield from fused.contests(op, place, depth, args.providers, args.compiler)
             continue
         shape = attention_shape(spec, size, depth, frames, batch)
         for layout in args.layout:
@@ -155,9 +166,9 @@ def run(args: argparse.Namespace) -> int:
     """Measures what the flags say; 1 if a provider was wrong or failed."""
     if args.rehearse:
         rehearse(args)
-    unknown = set(args.providers) - set(PROVIDERS)
+    unknown = set(args.providers) - set(known())
     if unknown:
-        raise ValueError(f"no provider {', '.join(sorted(unknown))}; there are {', '.join(PROVIDERS)}")
+        raise ValueError(f"no provider {', '.join(sorted(unknown))}; there are {', '.join(known())}")
     device = device_named(args.device, dtype_named(args.dtype[0]))
     torch.manual_seed(0)
     pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)

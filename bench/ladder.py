@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine import allocator
-from vstar_engine.unet import CrossAttention, Linear, Norm, SpatialBlock, UNet
+from vstar_engine.backends.graphs import Recording
+from vstar_engine.unet import Linear, Norm, SpatialBlock, UNet
 from vstar_engine.vae import Vae
 
 from .contest import Contest, NotHere, Provider, ceilings
@@ -23,42 +24,28 @@ from .transformer import Attend, as_published, with_hoisted, without_waste
 
 HOISTED, CLEAN, DTYPE, BATCHED, TEXT = "hoisted g", "no waste", "dtype", "batched guidance", "text K/V once"
 LAST, FUSED, COMPILE, AOTI, GRAPH = "channels-last", "fused kernel", "torch.compile", "AOTInductor", "CUDA graph"
-LAYERS, SPATIAL, PAGES = "fused layers", "spatial attention", "kept pages"
+LAYERS, SPATIAL, PAGES, STEM = "fused layers", "spatial attention", "kept pages", "shared stem"
 # in the order they are added; what each does
 IMPROVEMENTS = {
     HOISTED: "the bias matrix is made once, not on the host in every call",
     CLEAN: "no unused softmax and no attention maps kept; plain layers by PyTorch's own attention",
     DTYPE: "the run's dtype instead of float32",
     BATCHED: "both guidance branches in one batch",
-    TEXT: "the text's keys and values are computed once for all steps (the engine does not: too little to keep)",
+    TEXT: "the text's keys and values are computed once for all steps (not in compiled graphs)",
     LAST: "convolutions on channels-last memory",
     FUSED: "temporal attention by our kernel, reading the fused projection in place",
     LAYERS: "norms with SiLU, GEGLU, and on a CPU projections with bias and residual or gate, each in one go",
     SPATIAL: "on a CPU, spatial attention by our kernel too",
     PAGES: "on a CPU, memory stays with the process between operators",
+    STEM: "what both guidance branches compute before they hear a text is computed once",
     COMPILE: "torch.compile, by default with its longest search",
     GRAPH: "the step recorded as one CUDA graph",
 }
 BASELINE = frozenset({HOISTED, CLEAN, DTYPE, BATCHED, LAST})
-ENGINE = BASELINE | {FUSED, LAYERS, SPATIAL, PAGES}
+ENGINE = BASELINE | {TEXT, FUSED, LAYERS, SPATIAL, PAGES, STEM}
 
 # layers that compute by PyTorch's own operators unless the improvement is there
 OURS: dict[str, tuple[type[nn.Module], ...]] = {LAYERS: (Norm, Linear), SPATIAL: (SpatialBlock,)}
-
-
-class Kept(nn.Module):
-    """Stands for a projection of the text and gives the result it had."""
-
-    def __init__(self, projection: nn.Module):
-        super().__init__()
-        self.projection: nn.Module | None = projection
-        self.result: Tensor | None = None
-
-    def forward(self, context: Tensor) -> Tensor:
-        if self.result is None:
-            assert self.projection is not None
-            self.result, self.projection = self.projection(context), None
-        return self.result
 
 
 class Step:
@@ -81,11 +68,14 @@ class Step:
         if GRAPH in features:
             if scene.device.type != "cuda":
                 raise NotHere("a CUDA graph needs a GPU")
-            return recorded(self.call(features - {GRAPH}))
+            return recorded(self.call(features - {GRAPH}), scene.device)
         if FUSED in features:
             check_ours(scene.device)
         inputs = scene.inputs_as(scene.dtype if DTYPE in features else torch.float32)
-        branches = [inputs] if BATCHED in features else [_branch(inputs, i) for i in range(2)]
+        if BATCHED in features:
+            branches = [inputs if STEM in features else batched(inputs)]
+        else:
+            branches = [_branch(inputs, i) for i in range(2)]
         calls = [self._forward(features, branch) for branch in branches]
         pages = allocator.keep_pages if PAGES in features else map_pages
 
@@ -98,11 +88,9 @@ class Step:
 
     def _forward(self, features: frozenset[str], inputs: list[Tensor]) -> Callable[[], Tensor]:
         unet: Any = self.network(features)
-        if TEXT in features:
-            for module in unet.modules():
-                if isinstance(module, CrossAttention):
-                    module.to_kv = Kept(module.to_kv)  # type: ignore[assignment]
-            unet(*inputs)
+        if TEXT in features and not features & {COMPILE, AOTI}:
+            latents, timestep, context, *rest = inputs
+            return partial(unet, latents, timestep, unet.hear(context), *rest)
         if AOTI in features:
             unet = self._packaged(features, unet, inputs)
         elif COMPILE in features:
@@ -223,24 +211,19 @@ class Step:
 
 
 def _branch(inputs: list[Tensor], i: int) -> list[Tensor]:
-    """Gives one guidance branch of a batch of both; the regulariser is the same for both."""
-    *batched, tar = inputs
-    return [*(x[i : i + 1] for x in batched), tar]
+    """Gives one guidance branch."""
+    latents, timestep, context, *rest = inputs
+    return [latents, timestep, context[i : i + 1], *rest]
 
 
-def recorded(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def batched(inputs: list[Tensor]) -> list[Tensor]:
+    """Gives both branches as two videos of a batch, which share nothing but the regulariser."""
+    latents, timestep, context, fps, tar = inputs
+    return [latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2, 1), context, fps.repeat(2), tar]
+
+
+def recorded(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """Records a call as a CUDA graph; every replay writes the same tensor."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return out
-
-    return replay
+    recording = Recording(call, device)
+    recording()
+    return recording

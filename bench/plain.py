@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
-from vstar_engine.kernels.linear import linear_ref
+from vstar_engine.kernels.linear import LayerNorm, linear_ref
 from vstar_engine.spatial_attention import sdpa
 from vstar_engine.unet import Linear, Norm, Pointwise, SpatialBlock, UNet
 
@@ -21,8 +21,8 @@ class PlainNorm(Norm):
 
 
 class PlainLinear(Linear):
-    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False) -> Tensor:
-        return linear_ref(x, self.weight.flatten(1), self.bias, residual, gate)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        return linear_ref(x, self.weight.flatten(1), self.bias, residual, gate, norm)
 
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {

@@ -72,8 +72,8 @@ class Rows:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._append({"outcome": COMPLETE if kind is None else INTERRUPTED})
 
-    def write(self, row: Row) -> None:
-        """Records a row of this run."""
+    def write(self, row: Row) -> Row:
+        """Records a row of this run and gives it as it is recorded."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         row = replace(row, machine=self.machine, run=self.run, at=at, command=self.command)
         if row.status in (WRONG, FAILED):
@@ -82,6 +82,7 @@ class Rows:
         del content["outcome"]
         self._append(content)
         print(f"{row.title}: {words(row)}", flush=True)
+        return row
 
     def _append(self, content: Mapping[str, Any]) -> None:
         if self.path is not None:
@@ -133,7 +134,11 @@ def words(row: Row) -> str:
     said = []
     if "median" in numbers:
         said.append(f"{seconds(numbers['median'])} [{seconds(numbers['p20'])}, {seconds(numbers['p80'])}]")
-    for name, what in (("share_of_bandwidth", "bandwidth"), ("share_of_matrix", "matrix peak")):
+    for name, what in (
+        ("share_of_bandwidth", "bandwidth"),
+        ("share_of_matrix", "matrix peak"),
+        ("share_of_floor", "the floor's speed"),
+    ):
         if numbers.get(name) is not None:
             said.append(f"{numbers[name]:.0%} of {what}")
     if numbers.get("peak_bytes") is not None:

@@ -98,7 +98,7 @@ class Scene:
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        """Both guidance branches in one batch: latents, timestep, context, fps, tar."""
+        """Both guidance branches in one call that shares what it can: latents, timestep, context, fps, tar."""
         return step_inputs(self.spec, self.size, self.frames, self.device, self.dtype)
 
     def inputs_as(self, dtype: torch.dtype) -> list[Tensor]:

@@ -48,17 +48,17 @@ def lay_out(unet: Network, layout: str) -> Network:
 
 
 def step_inputs(spec: Spec, size: tuple[int, ...], frames: int, device: torch.device | str, dtype: torch.dtype) -> list[Tensor]:
-    """Makes what one sampling step gives the UNet: both guidance branches, a text per frame, TAR as by default."""
+    """Makes what one sampling step gives the UNet: one video, two texts (both guidance branches), one a frame, default TAR."""
     generator = torch.Generator(device).manual_seed(frames)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     height, width = (side // spec.vae.factor for side in size)
-    latents = normal(GUIDANCE_BRANCHES, spec.unet.in_channels, frames, height, width)
+    latents = normal(1, spec.unet.in_channels, frames, height, width)
     context = normal(GUIDANCE_BRANCHES, frames, spec.text.context_length, spec.unet.context_dim)
-    timestep = torch.full((GUIDANCE_BRANCHES, 1), 481, device=device)
-    fps = torch.full((GUIDANCE_BRANCHES,), Sampling.fps_condition, device=device)
+    timestep = torch.full((1, 1), 481, device=device)
+    fps = torch.full((1,), Sampling.fps_condition, device=device)
     tar = table(TAR_PRESETS["64D1_32D8"], spec.unet.levels, frames, step=0).to(device)
     return [latents, timestep, context, fps, tar]
 

@@ -18,7 +18,7 @@ from vstar_engine.vae import Vae
 from vstar_engine.video import Video, to_bytes
 
 from .contest import Contest, Pace, Provider, ceilings, hold
-from .ladder import ENGINE, Step
+from .ladder import ENGINE, GRAPH, Step
 from .rows import OK, Row, Rows
 from .scene import ERROR_BUDGET, Scene
 from .seeded import relative_error, seeded
@@ -124,7 +124,8 @@ def encode(scene: Scene, folder: Path) -> Contest:
 
 def contests(scene: Scene, step: Step, steps: int, folder: Path) -> Iterator[tuple[str, Contest]]:
     """Makes the stages one after another."""
-    yield STEP, step.contest("stages", [step.provider(STEP, ENGINE)])
+    features = ENGINE | ({GRAPH} if scene.device.type == "cuda" else set())
+    yield STEP, step.contest("stages", [step.provider(STEP, features)])
     yield TEXT, text(scene)
     yield SAMPLER, sampler(scene, steps)
     yield DECODE, decode(scene)

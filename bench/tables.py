@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from .contest import BANDWIDTH, MATRIX
+from .fused import CONVOLUTION, NAMES
 from .ladder import IMPROVEMENTS
 from .providers import OURS, PROVIDERS
 from .rows import INTERRUPTED, OK, Row, seconds
@@ -88,7 +89,9 @@ def _level_and_frames(row: Row) -> str:
     return f"{row.case['frames']} at level {row.case['level']}"
 
 
-def by_provider(rows: Sequence[Row], names: Iterable[str], spread: bool, label: Callable[[Row], str] = _frames) -> str:
+def by_provider(
+    rows: Sequence[Row], names: Iterable[str], spread: bool, label: Callable[[Row], str] = _frames, head: str = "frames"
+) -> str:
     """Lays out cases down and providers across, each against ours."""
     known = {row.provider for row in rows}
     columns = [name for name in names if name in known]
@@ -102,7 +105,7 @@ def by_provider(rows: Sequence[Row], names: Iterable[str], spread: bool, label: 
     extra = ("ours: of bandwidth", "of matrix peak", "peak memory")
     used = [i for i, _ in enumerate(extra) if any(cells[len(columns) + 1 + i] for cells in body)]
     kept = [[*cells[: len(columns) + 1], *(cells[len(columns) + 1 + i] for i in used)] for cells in body]
-    return markdown(["frames", *columns, *(extra[i] for i in used)], kept)
+    return markdown([head, *columns, *(extra[i] for i in used)], kept)
 
 
 def _share(row: Row | None, name: str) -> str:
@@ -124,7 +127,7 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
         level = case["level"] if "layout" in case else None
         return case["op"], level, case.get("layout"), case["batch"], row.dtype, machine_words(row)
 
-    for group in grouped([row for row in rows if row.suite == "kernels"], same):
+    for group in grouped([row for row in rows if row.suite == "kernels" and "form" not in row.case], same):
         case = group[0].case
         title = f"`{case['op']}`, batch {case['batch']}"
         if "layout" in case:
@@ -141,8 +144,24 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _part(rows: Sequence[Row], part: str) -> list[list[Row]]:
-    chosen = [row for row in rows if row.suite == "pipeline" and row.case["part"] == part]
+def fused(rows: Sequence[Row], spread: bool) -> list[str]:
+    """The other ops and the temporal convolution: uses down, providers across."""
+    found = []
+    chosen = [row for row in rows if row.suite == "kernels" and "form" in row.case]
+    for group in grouped(chosen, lambda row: (row.case["op"] == CONVOLUTION, row.case["batch"], row.dtype, machine_words(row))):
+        group.sort(key=lambda row: (row.case["op"], row.case["form"], row.case["level"], row.case["frames"]))
+        table = by_provider(group, NAMES, spread, _use, "")
+        found.append(f"Batch {group[0].case['batch']}; {conditions(group)}\n\n{table}")
+    return found
+
+
+def _use(row: Row) -> str:
+    case = row.case
+    return f"`{case['op']}`, {case['form']}, level {case['level']}, {case['frames']} frames"
+
+
+def _part(rows: Sequence[Row], part: str, suite: str = "pipeline") -> list[list[Row]]:
+    chosen = [row for row in rows if row.suite == suite and row.case["part"] == part]
     return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
 
 
@@ -301,13 +320,64 @@ def _overhead(row: Row, spread: bool) -> list[str]:
     return [label, cell(row, row, spread), seconds(numbers["bare"]), own, f"{numbers['outside_stages'] * 1e3:.1f} ms"]
 
 
+def roofline(rows: Sequence[Row], spread: bool) -> list[str]:
+    """Time beside its floor: by kind of op, by block, and the whole forward, which no clock interrupts."""
+    found = []
+    for part in ("kind", "block"):
+        for group in (same for some in _part(rows, part, "roofline") for same in grouped(some, _frames)):
+            ranked = sorted(group, key=lambda row: -row.numbers["median"])
+            wholes = [row for row in rows if row.case.get("part") == "whole" and row.suite == "roofline"]
+            ranked += [row for row in wholes if (*_scene(row), row.dtype) == (*_scene(ranked[0]), ranked[0].dtype)]
+            head = [part, "ops", "TFLOP", "GB", "floor", "time", "of the ops' time", "floor / time"]
+            words = f"One guided step of {group[0].case['frames']} frames by {part}"
+            found.append(f"{_title(group, words)}\n\n{markdown(head, [_beside_floor(row, spread) for row in ranked])}")
+    return found
+
+
+def _scene(row: Row) -> tuple[Any, ...]:
+    return row.case["model"], row.case["size"], row.case["frames"], machine_words(row)
+
+
+def _beside_floor(row: Row, spread: bool) -> list[str]:
+    numbers = row.numbers
+    share = f"{numbers['share']:.1%}" if "share" in numbers else ""
+    return [row.provider, *_work(row), cell(row, spread=spread), share, f"{numbers['share_of_floor']:.0%}"]
+
+
+def _work(row: Row) -> list[str]:
+    """Says how many operators a row sums up, their TFLOPs, their GB and their floor."""
+    numbers = row.numbers
+    amounts = (numbers["flops"] / 1e12, numbers["bytes"] / 1e9)
+    said = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" if x >= 0.01 else f"{x:.4f}" for x in amounts)
+    return [str(numbers["ops"]), *said, seconds(numbers["floor"])]
+
+
+def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
+    """What fusing saves, computed: operators, bytes, and the floor at the rates given."""
+    found = []
+    for group in (same for some in _part(rows, "fusion", "roofline") for same in grouped(some, lambda row: row.command)):
+        first = group[0]
+        rates = f"{first.ceilings['flops_per_second'] / 1e12:g} TFLOP/s, {first.ceilings['bytes_per_second'] / 1e12:g} TB/s"
+        scene = f"`{first.case['model']}` at {first.case['size']}, {first.dtype}"
+        title = f"One guided step, computed, not measured, {scene}; floors at {rates}: `{first.command}`"
+        body = [
+            [f"{row.case['frames']} frames, {row.provider}", *_work(row)]
+            for row in sorted(group, key=lambda row: row.case["frames"])
+        ]
+        found.append(f"{title}\n\n{markdown(['', 'operators', 'TFLOP', 'GB', 'floor, op by op'], body)}")
+    return found
+
+
 TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "kernels": kernels,
+    "fused": fused,
     "headline": headline,
     "stages": stages,
     "ladder": ladder,
     "ablation": ablation,
     "trajectory": trajectory,
+    "roofline": roofline,
+    "fusion": fusion,
     "engine": engine,
     "serve": serve,
 }

@@ -42,18 +42,17 @@ def walk(scene: Scene, network: Callable[[int], UNet], dtype: torch.dtype, steps
     """
     latents, _, context, fps, _ = step_inputs(scene.spec, scene.size, scene.frames, scene.device, torch.float32)
     generator = torch.Generator().manual_seed(1)
-    tape = torch.randn(steps, *latents[:1].shape, generator=generator)
+    tape = torch.randn(steps, *latents.shape, generator=generator)
 
     def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
         tar = table(TAR, scene.spec.unet.levels, scene.frames, index).to(scene.device)
-        both = x.repeat(2, 1, 1, 1, 1).to(dtype)
-        noise = network(index)(both, timestep.repeat(2)[:, None], context.to(dtype), fps, tar)
+        noise = network(index)(x.to(dtype), timestep[:, None], context.to(dtype), fps, tar)
         conditional, plain = noise.to(x.dtype).chunk(2)
         return conditional, plain
 
     kept = torch.promote_types(dtype, torch.float32)
     for *_, after, _ in sample(
-        denoise, Schedule.ddim(steps), latents[:1].to(kept), guidance=Sampling.guidance, noise=tape.to(kept)
+        denoise, Schedule.ddim(steps), latents.to(kept), guidance=Sampling.guidance, noise=tape.to(kept)
     ):
         yield after
 

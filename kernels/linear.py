@@ -1,10 +1,14 @@
-"""A linear layer and what follows it, over float32 rows on a CPU: bias and residual, or GEGLU, added where the sums still are.
+"""A linear layer with what is before and behind it, over float32 rows on a CPU: the layer norm of its input, bias and residual,
+or GEGLU.
 
     out = x @ weight.T + bias + residual            or            out = value * gelu(gate), (value, gate) = x @ weight.T + bias
 
-PyTorch's product, or its 1x1 convolution over the same bytes, writes the sums, and an operator behind it reads them again.
+PyTorch's norm writes what the product reads again, and so does the product for what is behind it. Here rows are normed into the
+cache, and the rest is added where the sums still are.
 Elsewhere than in float32 on a CPU without gradients the definition runs: PyTorch's own product, and the GEGLU of `geglu.py`.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +18,25 @@ from . import native
 from .geglu import geglu, geglu_ref
 
 
-def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, gate: bool = False) -> Tensor:
+class LayerNorm(NamedTuple):
+    """A layer norm over the last axis: weight (in,), bias (in,) and what is added to the variance."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def linear_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    gate: bool = False,
+    norm: LayerNorm | None = None,
+) -> Tensor:
     """Computes the definition."""
+    if norm is not None:
+        x = F.layer_norm(x, x.shape[-1:], *norm)
     out = F.linear(x, weight, bias)
     if gate:
         out = geglu_ref(out)
@@ -23,26 +44,54 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor 
 
 
 @torch.library.custom_op("vstar::linear", mutates_args=(), device_types="cpu")
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool) -> Tensor:
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> Tensor:
     if x.shape[-1] != weight.shape[1] or (gate and weight.shape[0] % 2):
         raise ValueError(
             f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
             f"{tuple(x.shape)} and {weight.shape[0]}"
         )
     residual = None if residual is None else residual.contiguous()
-    return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate)
+    return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
 
 
 @_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] // 2 if gate else weight.shape[0]))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, gate: bool = False) -> Tensor:
-    """Multiplies x (..., in) by weight (out, in); adds bias (out,) and a residual like the result; or gates half by half."""
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    gate: bool = False,
+    norm: LayerNorm | None = None,
+) -> Tensor:
+    """Multiplies x (..., in), normed, by weight (out, in); adds bias (out,) and a residual; or gates one half by the other."""
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if ours and not torch.compiler.is_compiling() and native.serves(x):
-        return torch.ops.vstar.linear(x, weight, bias, residual, gate)
+        gain, shift, eps = norm or (None, None, 0.0)
+        return torch.ops.vstar.linear(x, weight, bias, residual, gate, gain, shift, eps)
+    if norm is not None:
+        x = F.layer_norm(x, x.shape[-1:], *norm)
     out = F.linear(x, weight, bias)
     if gate:
         out = geglu(out)

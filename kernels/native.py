@@ -63,9 +63,10 @@ class LinearArguments(ctypes.Structure):
     """`struct vstar_linear_arguments` of csrc/cpu/fused.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "norm_gain", "norm_shift", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "in_features", "out_features")),
         *((name, ctypes.c_int32) for name in ("gate", "isa", "threads")),
+        ("eps", ctypes.c_float),
     )
 
 
@@ -201,11 +202,20 @@ def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps:
     return out
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool) -> Tensor:
-    """Multiplies contiguous float32 x (..., in) by weight (out, in), adds bias and residual, or gates half by half."""
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Norms contiguous float32 x (..., in), multiplies by weight (out, in), adds bias and residual, or gates half by half."""
     library, features = _library(), weight.shape[0]
     out = torch.empty((*x.shape[:-1], features // 2 if gate else features), dtype=x.dtype)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, weight, bias, residual, out))
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, weight, bias, residual, gain, shift, out))
     sizes = (x.numel() // x.shape[-1], x.shape[-1], features, gate, _isa(library), torch.get_num_threads())
-    _raise_for(library.handle.vstar_linear(ctypes.byref(LinearArguments(*pointers, *sizes))))
+    _raise_for(library.handle.vstar_linear(ctypes.byref(LinearArguments(*pointers, *sizes, eps))))
     return out

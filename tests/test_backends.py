@@ -17,7 +17,7 @@ from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.rows import read
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS
+from vstar_engine.config import MODELS, Request
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 
 SPEC = MODELS["mini"]
@@ -69,6 +69,13 @@ def test_shared_rows_are_repeated(engine, mini):
         assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
 
 
+def test_both_branches_of_a_video_are_rows_of_their_own(engine, mini):
+    latents, timestep, context, fps, tar = inputs(2, 5, tar=True)
+    given = (latents[:1], timestep[:1], context, fps[:1], tar[:1])
+    with torch.inference_mode():
+        assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
+
+
 def test_a_dense_tar_is_for_eager():
     latents, timestep, context, fps, tar = inputs(1, 3, tar=True)
     with pytest.raises(ValueError, match="dense one runs in eager"):
@@ -83,6 +90,16 @@ def test_a_video_is_the_one_that_eager_makes(engine, mini):
     assert off.max() <= 1
     assert (off > 0).mean() < 0.01
     assert ours.provenance["backend"] == engine.artifact.identity["backend"]
+
+
+def test_videos_of_a_batch_are_those_that_eager_makes(engine, mini):
+    """One of them has no second branch, and its own TAR."""
+    plain = Request(("snow", "flowers"), 5, 4, SIZE, Sampling(steps=3, guidance=1.0), None)
+    requests = [plain, Request(("a red ball",), 5, 7, SIZE, Sampling(steps=3), Tar({0: 2.0}, until_step=1))]
+    for ours, request in zip(engine.run_batch(requests), requests, strict=True):
+        off = abs(ours.frames.astype(int) - mini.run(request).frames.astype(int))
+        assert off.max() <= 1
+        assert (off > 0).mean() < 0.01
 
 
 def test_the_command_line_runs_an_engine_in_a_new_process(artifact, tmp_path):

@@ -55,12 +55,21 @@ def test_a_video_does_not_depend_on_those_it_rides_with(mini, alone, order):
 
 def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
     sizes = []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[0])) or mini.denoiser(*given)})
+    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)})
     careful = request("rain", seed=9, batch_guidance=False)
     together = latents(counting, [MIXED[0], careful, MIXED[1]])
     assert sizes == [3, 2] * 4
     assert apart(together[0], alone[0]) < LATENTS
     assert apart(together[2], alone[1]) < LATENTS
+
+
+def test_texts_are_projected_once(mini, alone, monkeypatch):
+    heard, hear = [], mini.denoiser.hear
+    monkeypatch.setattr(mini.denoiser, "hear", lambda context: heard.append(len(context)) or hear(context))
+    assert apart(latents(mini, [MIXED[0]])[0], alone[0]) < LATENTS
+    assert heard == [2]
+    mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(heard) > 1)
+    assert heard == [2, 5, 4]
 
 
 def test_run_is_the_case_of_one_to_the_bit(mini):
@@ -77,7 +86,7 @@ def test_each_video_has_its_own_settings_on_it(mini):
 
 def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
     heard, sizes = [], []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[0])) or mini.denoiser(*given)})
+    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)})
     videos = counting.run_batch(
         MIXED[:3], lambda done, total: heard.append((done, total)), lambda index: index == 0 and len(heard) == 2
     )

@@ -1,5 +1,6 @@
-"""`bench kernels`: every provider computes the same thing, in every layout, and a planted fault is caught."""
+"""`bench kernels`: every provider of an op computes the same thing, in every layout, and a planted fault is caught."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import kernels, providers
+from vstar_engine.bench import fused, kernels, providers
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import NotHere
+from vstar_engine.bench.contest import Contest, NotHere
 from vstar_engine.bench.kernels import ERROR_BUDGET, attention_shape, error
-from vstar_engine.bench.providers import COMPILED, FLEX, PROVIDERS, XFORMERS, Problem
+from vstar_engine.bench.providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
 from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, read
 from vstar_engine.config import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref, temporal_attention_ref
@@ -138,6 +139,63 @@ def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest
         assert {"share_of_bandwidth", "share_of_matrix", "floor", "peak_bytes", "error"} <= numbers.keys()
         assert table[layout, "ours"].ceilings.keys() == {"bytes_per_second", "flops_per_second"}
     assert rows[0].command.startswith("vstar-engine bench kernels --rehearse --providers ours 'ours, g = 0'")
+
+
+def place(dtype: torch.dtype = torch.float32) -> fused.Place:
+    return fused.Place.at(MODELS["mini"], (64, 64), 1, 5, 2, dtype, CPU)
+
+
+def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
+    """Gives each provider's answer and error."""
+    found = {}
+    for provider in contest.providers:
+        answer = provider.prepare()()
+        found[provider.name] = (provider.name, answer, contest.error(provider.name, answer))
+    return found
+
+
+@pytest.mark.parametrize("op", fused.OPS)
+@torch.no_grad()
+def test_every_way_to_compute_an_op_agrees_with_float64(op: str) -> None:
+    for contest in fused.contests(op, place(), 1, [], "eager"):
+        found = held_to(contest)
+        assert {OURS, fused.OPERATORS, COMPILED} <= found.keys()
+        assert all(error <= contest.budget for *_, error in found.values()), contest.case
+        assert contest.bytes is not None
+
+
+@pytest.mark.parametrize("op", fused.OPS)
+@torch.no_grad()
+def test_a_fault_in_the_last_item_is_found(op: str) -> None:
+    for contest in fused.contests(op, place(), 1, [fused.OPERATORS], "eager"):
+        (_, answer, error), *_ = held_to(contest).values()
+        spoiled = answer.clone()
+        spoiled[-1] *= 1.05
+        assert error <= contest.budget < contest.error(fused.OPERATORS, spoiled)
+        assert contest.error(fused.OPERATORS, answer[:-1]) == math.inf
+
+
+@torch.no_grad()
+def test_what_the_engine_does_not_use_is_not_timed_as_ours() -> None:
+    for contest in fused.contests("linear", place(torch.bfloat16), 1, [OURS, fused.OPERATORS], "eager"):
+        ours, theirs = contest.providers
+        with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
+            ours.prepare()
+        assert contest.error(theirs.name, theirs.prepare()()) <= contest.budget
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+@torch.no_grad()
+def test_three_products_are_the_convolution(frames: int) -> None:
+    x = torch.randn(2, frames, 3, 8).movedim(-1, 1)
+    weight, bias = torch.randn(8, 8, 3, 1, 1), torch.randn(8)
+    exact = torch.nn.functional.conv2d(x, weight.flatten(3), bias, padding=(1, 0))
+    torch.testing.assert_close(fused.by_products(x, weight, bias), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_a_level_that_is_not_there_is_refused_for_every_op(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--model", "mini", "--op", "geglu", "--levels", "7"]) == 2
+    assert "model mini has levels 0 to 2, got 7" in capsys.readouterr().err
 
 
 def test_an_unknown_provider_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,21 @@ def test_a_kernel_table_sets_providers_against_ours() -> None:
     assert "**10 ms [9 ms, 11 ms]**" in rendered("kernels", rows, spread=True)
 
 
+def test_a_use_of_another_op_is_a_line_and_convolutions_have_their_own_table() -> None:
+    def use(op: str, provider: str, median: float, form: str = "3x1x1") -> Row:
+        case = {"op": op, "form": form, "level": 1, "frames": 16, "batch": 1, "shape": "2x4"}
+        return replace(attention(provider, median=median), case=case)
+
+    rows = [use("linear", "ours", 0.01, "gate"), use("linear", "PyTorch's operators", 0.02, "gate"), attention("ours")]
+    rows += [use("temporal_convolution", "ours", 0.01), use("temporal_convolution", "three products", 0.03)]
+    said = rendered("fused", rows).splitlines()
+    assert said[2].startswith("|  | ours | PyTorch's operators | ours: of bandwidth |")
+    assert said[4].startswith("| `linear`, gate, level 1, 16 frames | **10 ms** | 20 ms (2.00x) |")
+    assert said[8].startswith("|  | ours | three products |")
+    assert said[10].startswith("| `temporal_convolution`, 3x1x1, level 1, 16 frames | **10 ms** | 30 ms (3.00x) |")
+    assert "linear" not in rendered("kernels", rows)
+
+
 def test_the_newest_row_of_a_machine_counts() -> None:
     old, new = attention("ours", median=1.0), replace(attention("ours", median=2.0), at="2026-02-02T00:00:00Z")
     elsewhere = replace(old, machine={**MACHINE, "cpu": "another"})

@@ -64,7 +64,7 @@ def test_every_setting_changes_the_video(mini, video, change):
 
 def test_guidance_one_is_the_conditional_branch_alone(mini):
     calls = []
-    counted = Engine(**{**vars(mini), "denoiser": lambda *args: calls.append(len(args[0])) or mini.denoiser(*args)})
+    counted = Engine(**{**vars(mini), "denoiser": lambda *args: calls.append(len(args[2])) or mini.denoiser(*args)})
     counted.generate("snow", sampling=Sampling(steps=2, guidance=1.0), **SMALL)
     assert calls == [1, 1]
 

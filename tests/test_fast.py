@@ -34,8 +34,8 @@ def test_steps_without_guidance_ask_for_one_branch(batched):
     asked = []
 
     def denoiser(latents, timestep, context, fps, tar):
-        asked.append(len(latents))
-        return torch.zeros_like(latents)
+        asked.append(len(context))
+        return latents.new_zeros(len(context), *latents.shape[1:])
 
     sampling = Sampling(5, batch_guidance=batched, fast=("guidance-interval",))
     request = Request(("a",), frames=2, size=(32, 32), sampling=sampling)

@@ -7,7 +7,7 @@ from accuracy import assert_as_accurate
 from vstar_engine.kernels import native
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
-from vstar_engine.kernels.linear import linear, linear_ref
+from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
 
 PRESENT, WHY = native.status()
 ISAS = native._load().isas if PRESENT else ()
@@ -96,6 +96,23 @@ def test_linear(shape, after):
     assert_as_accurate(got, eager, exact)
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("gate", [False, True], ids=["plain", "gate"])
+@pytest.mark.parametrize("shape", [(2, 30, 64, 192), (1, 7, 37, 50), (3, 129, 700, 20), (2, 1700, 16, 64)], ids=str)
+@torch.no_grad()
+def test_linear_norms_its_input(shape, gate):
+    """Also rows whose mean is far larger than what they differ by, and a last block of fewer rows."""
+    items, rows, features, made = shape
+    x, weight = 30 + torch.randn(items, rows, features), torch.randn(made, features) / features**0.5
+    norm = LayerNorm(1 + torch.rand(features), torch.randn(features), 1e-5)
+    residual = None if gate else torch.randn(items, rows, made)
+    bias = torch.randn(made)
+    eager = linear_ref(x, weight, bias, residual, gate, norm)
+    wide = LayerNorm(norm.weight.double(), norm.bias.double(), norm.eps)
+    exact = linear_ref(x.double(), weight.double(), bias.double(), None if gate else residual.double(), gate, wide)
+    assert_as_accurate(linear(x, weight, bias, residual, gate, norm), eager, exact)
+
+
 @pytest.mark.skipif(not PRESENT, reason=WHY)
 @torch.no_grad()
 def test_linear_takes_any_strides():
@@ -176,7 +193,10 @@ def test_a_compiler_sees_standard_operators():
     [
         (lambda: geglu(torch.zeros(3, 5)), r"values and gates, not empty, got \(3, 5\)"),
         (lambda: geglu(torch.zeros(0, 4)), r"not empty, got \(0, 4\)"),
-        (lambda: torch.ops.vstar.linear(torch.ones(2, 6), torch.ones(3, 5), None, None, False), r"x \(..., 5\)"),
+        (
+            lambda: torch.ops.vstar.linear(torch.ones(2, 6), torch.ones(3, 5), None, None, False, None, None, 0.0),
+            r"x \(..., 5\)",
+        ),
         (
             lambda: groupnorm_silu(torch.zeros(2, 6, 3), 4, torch.ones(6), torch.ones(6), 1e-5),
             "6 channels do not make 4 groups",

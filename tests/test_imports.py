@@ -17,7 +17,7 @@ ORDER = [
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic", "lora"],
     ["bundled", "backends", "export"],
-    ["batch", "choice"],
+    ["batch", "choice", "remarks"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
     ["serving"],

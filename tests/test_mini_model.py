@@ -8,7 +8,7 @@ import pytest
 from tools.mini import captions, claims, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
-from vstar_engine import Sampling, Tar, analysis, bundled, engine
+from vstar_engine import Sampling, Tar, analysis, bundled, remarks
 from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest
 
 FOLDER = bundled.FOLDER / "mini"
@@ -36,7 +36,7 @@ def test_the_model_card_lists_every_word():
 
 
 def test_words_and_sizes_it_never_saw_are_said_once(mini, caplog):
-    engine._warn.cache_clear()
+    remarks._warn.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             mini.generate("A dragon's castle in winter", frames=2, size=(64, 64), sampling=Sampling(steps=1))

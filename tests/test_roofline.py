@@ -1,12 +1,19 @@
-"""The map of a forward: FLOPs that agree with the published architecture's, bytes of known ops, floors that add up."""
+"""The map of a forward: FLOPs that agree with the architecture's, bytes of known ops, floors that add up, and times."""
+
+from itertools import pairwise
 
 import pytest
 import torch
 
-from vstar_engine.bench import roofline
+from vstar_engine.bench import floors, fusion, roofline
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.roofline import Machine, Op
+from vstar_engine.bench.contest import Pace
+from vstar_engine.bench.ops import KEYS, Machine, Op, ops_of
+from vstar_engine.bench.report import rendered
+from vstar_engine.bench.rows import OK, WRONG, Rows, read
+from vstar_engine.bench.scene import TINY, Scene
 from vstar_engine.config import model_named
+from vstar_engine.kernels import native
 
 # TFLOP of one branch at 320x512, and shares at 64 frames, counted by hand from the architecture
 PUBLISHED = {16: 12.58, 64: 50.54}
@@ -22,12 +29,12 @@ MACHINE = Machine(flops=100.0, bandwidth=10.0)
 @pytest.fixture(scope="module")
 def full():
     spec = model_named("videocrafter2")
-    return roofline.ops_of(spec, 64, spec.size, torch.float16, batch=1)
+    return ops_of(spec, 64, spec.size, torch.float16, batch=1)
 
 
 @pytest.fixture(scope="module")
 def small():
-    return roofline.ops_of(model_named("mini"), 16, (96, 128), torch.float32)
+    return ops_of(model_named("mini"), 16, (96, 128), torch.float32)
 
 
 def test_flops_are_the_architectures(full):
@@ -53,9 +60,21 @@ def test_every_product_of_a_small_model_has_a_kind_of_the_map(small):
     assert kinds == products | {"spatial convolution", "temporal convolution", "embeddings"}
 
 
-def test_work_grows_with_the_batch(small):
-    alone = roofline.ops_of(model_named("mini"), 16, (96, 128), torch.float32, batch=1)
-    assert sum(op.flops for op in small) == pytest.approx(2 * sum(op.flops for op in alone), rel=1e-3)
+def test_a_second_branch_repeats_what_hears_a_text(small):
+    alone = ops_of(model_named("mini"), 16, (96, 128), torch.float32, batch=1)
+    first = (
+        "input_blocks.0",
+        "init_attn",
+        "input_blocks.1.0",
+        "input_blocks.1.1.proj_in",
+        "input_blocks.1.1.transformer_blocks.0.attn1",
+    )
+
+    def flops(ops, before):
+        return sum(op.flops for op in ops if op.module.startswith(first) == before)
+
+    assert flops(small, True) == flops(alone, True) > 0
+    assert flops(small, False) == pytest.approx(2 * flops(alone, False), rel=1e-3)
 
 
 def test_a_floor_is_the_longer_of_arithmetic_and_traffic():
@@ -82,6 +101,121 @@ def test_the_command_prints_a_map(by, capsys):
     printed = capsys.readouterr().out
     assert "mini, 2 frames of 96x128, batch 2, float16" in printed
     assert {"kind": "temporal attention", "block": "output_blocks.0", "op": "groupnorm_silu"}[by] in printed
+
+
+def test_the_map_of_a_cpu_holds_its_fused_ops(small):
+    """In float32 the ops are a CPU's: projections with bias, residual or gate in one, spatial attention by our kernel."""
+    if not native.status()[0]:
+        pytest.skip(f"needs the CPU kernel: {native.status()[1]}")
+    half = ops_of(model_named("mini"), 16, (96, 128), torch.float16)
+    assert not [op for op in small if op.name in ("gelu", "native_group_norm", "geglu")]
+    assert not [op for op in half if op.name in ("gelu", "native_group_norm")]
+    assert {op.name for op in small if op.kind == "spatial attention"} == {"temporal_attention"}
+    assert {op.name for op in small if op.kind == "temporal feed-forward"} == {"linear"}
+    assert len(small) < len(half)
+
+
+def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
+    stages = {stage: fusion.ops_at(model_named("mini"), stage, 16, (96, 128), torch.float16) for stage in fusion.STAGES}
+    found = [fusion.totals(ops, MACHINE) for ops in stages.values()]
+    for before, after in pairwise(found):
+        assert after["bytes"] < before["bytes"]
+    for before, after in pairwise(found[:-1]):
+        assert after["ops"] < before["ops"]
+        assert after["flops"] == pytest.approx(before["flops"], rel=1e-6)
+    assert found[-1]["flops"] < found[0]["flops"]
+    assert {"group_norm", "gelu"} & {op.name.removeprefix("native_") for op in stages[fusion.ATTENTION]} == {
+        "group_norm",
+        "gelu",
+    }
+    assert "bmm" not in {op.name for op in stages[fusion.ATTENTION] if op.kind == "temporal attention"}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Rows of a measurement on this machine."""
+    path = tmp_path_factory.mktemp("roofline") / "rows.jsonl"
+    assert main(["roofline", "--measure", "--rehearse", "--out", str(path)]) == 0
+    return read([path])
+
+
+def test_every_op_is_timed_beside_its_floor(measured):
+    """Each op once by kind and once by block, its floor at the rates of the same run."""
+    parts = {part: [row for row in measured if row.case["part"] == part] for part in ("kind", "block", "whole")}
+    (whole,) = parts["whole"]
+    assert {row.status for row in measured} == {OK}
+    for part in floors.PARTS:
+        for name in ("ops", "flops", "bytes", "floor"):
+            assert sum(row.numbers[name] for row in parts[part]) == pytest.approx(whole.numbers[name])
+        assert sum(row.numbers["share"] for row in parts[part]) == pytest.approx(1)
+    first = parts["kind"][0]
+    machine = Machine(first.ceilings["flops_per_second"], first.ceilings["bytes_per_second"])
+    ops = ops_of(TINY, 3, TINY.size, torch.float32)
+    assert whole.numbers["floor"] == pytest.approx(sum(op.floor(machine) for op in ops), rel=1e-3)
+    assert {row.provider for row in parts["block"]} == {KEYS["block"](op) for op in ops}
+
+
+def test_a_slow_op_is_found_where_it_stands(monkeypatch):
+    """By a clock that ticks a microsecond a look and twenty milliseconds in one op of the last block."""
+    scene = Scene("tiny", 3, TINY.size, torch.float32, torch.device("cpu"))
+    last = scene.unet(torch.float32, "channels_last").out[2]
+    convolve, now = last._conv_forward, [0.0]
+
+    def mark():
+        now[0] += 1e-6
+        return now[0]
+
+    def late(x):
+        now[0] += 0.02
+        return x.clone()
+
+    library = torch.library.Library("test_roofline", "DEF")
+    library.define("late(Tensor x) -> Tensor")
+    library.impl("late", late, "CPU")
+    monkeypatch.setattr(last, "_conv_forward", lambda *given: torch.ops.test_roofline.late(convolve(*given)))
+    monkeypatch.setattr(floors, "mark", mark)
+    with Rows(None, "test") as rows:
+        found = floors.measure(scene, rows, Pace(rounds=3, warmup=1))
+    blocks = {row.provider: row.numbers["median"] for row in found if row.case["part"] == "block"}
+    assert blocks.pop("out") == pytest.approx(0.02, rel=0.01)
+    assert max(blocks.values()) < 1e-3
+
+
+def test_a_wrong_network_is_not_timed(monkeypatch, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(floors, "relative_error", lambda got, wanted: 0.5)
+    assert main(["roofline", "--measure", "--rehearse", "--out", str(path)]) == 1
+    assert {(row.provider, row.status) for row in read([path])} == {(floors.FORWARD, WRONG), (floors.BY_OPS, WRONG)}
+
+
+def test_the_tables_rank_by_time_and_end_with_the_whole(measured):
+    said = rendered("roofline", measured)
+    kinds = said.partition("by block")[0].splitlines()
+    assert "One guided step of 3 frames by kind, `tiny` at 32x32" in kinds[0]
+    assert kinds[2] == "| kind | ops | TFLOP | GB | floor | time | of the ops' time | floor / time |"
+    shares = [float(line.split("|")[7].strip(" %")) for line in kinds if line.count("%") == 2]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(line.startswith("| whole forward") for line in said.splitlines()) == 2
+
+
+def test_computed_counts_are_rows_of_a_table(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    assert main(["roofline", "--model", "tiny", "--frames", "3", "5", "--out", str(path)]) == 0
+    rows = read([path])
+    assert {row.device for row in rows} == {"computed"}
+    said = rendered("fusion", rows).splitlines()
+    assert said[0].startswith(
+        "One guided step, computed, not measured, `tiny` at 32x32, float16; floors at 790 TFLOP/s, 4.8 TB/s"
+    )
+    assert [line.split("|")[1].strip() for line in said[4:]] == [
+        f"{frames} frames, {stage}" for frames in (3, 5) for stage in fusion.STAGES
+    ]
+    assert rendered("roofline", rows) == ""
+
+
+def test_one_branch_is_not_measured(capsys):
+    assert main(["roofline", "--measure", "--batch", "1"]) == 2
+    assert "--measure runs both guidance branches, got --batch 1; leave it out" in capsys.readouterr().err
 
 
 def test_a_size_the_model_cannot_take_is_refused(capsys):

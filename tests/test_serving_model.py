@@ -77,7 +77,7 @@ def test_an_engine_built_for_one_row_takes_guidance_in_two_passes(mini, tmp_path
     model, sizes = Model(built), []
     assert model.most_at_once() == 1
     batch = model.begin([job("snow", steps=1)])
-    batch.denoiser = lambda *given: sizes.append(len(given[0])) or mini.denoiser(*given)
+    batch.denoiser = lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)
     model.step(batch)
     assert sizes == [1, 1]
 

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,25 @@ def test_a_batch_is_its_items_one_by_one():
         assert torch.allclose(out[i : i + 1], net(**{name: value[i : i + 1] for name, value in both.items()}), **SAME)
     unregularised = {**both, "tar": torch.zeros_like(both["tar"])}
     assert not torch.allclose(out[0], net(**unregularised)[0], **SAME)
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (1,), ()], ids=str)
+def test_texts_of_one_video_share_what_comes_before_them(levels):
+    """Also where no text is heard before the middle of the network, between two residual blocks."""
+    net = made(spec := replace(SPEC, attention_levels=levels))
+    videos, texts = inputs(batch=2, spec=spec), inputs(batch=6, spec=spec)["context"]
+    videos["timestep"] = videos["timestep"] + torch.arange(6)
+    videos["tar"][1] *= 0.5
+    seen = []
+    net.input_blocks[0].register_forward_hook(lambda block, given, out: seen.append(len(given[0])))
+    apart = {name: torch.cat([value] * 3) for name, value in videos.items()}
+    assert torch.allclose(net(**{**videos, "context": texts}), net(**{**apart, "context": texts}), **SAME)
+    assert seen == [2 * 6, 6 * 6]
+
+
+def test_texts_are_a_multiple_of_videos():
+    with pytest.raises(ValueError, match="as many rows as latents, 2, or a multiple, got 3"):
+        made()(**{**inputs(batch=2), "context": inputs(batch=3)["context"]})
 
 
 def test_one_row_of_tar_serves_the_batch():

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .config import Request, Spec
 from .embeddings import Embeddings
 from .sampling import advance
 from .schedule import Schedule
+from .unet import UNet
 
 
 @dataclass(eq=False)
@@ -62,6 +64,7 @@ class Batch:
     rows: list[Row]
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
+    _heard: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -70,35 +73,42 @@ class Batch:
     def drop(self, index: int) -> None:
         """Takes a video out; the others go on as they would have."""
         self.rows = [row for row in self.rows if row.index != index]
+        self._heard.clear()
 
     @torch.inference_mode()
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
         start = time.perf_counter()
         guided = [row for row in self.rows if row.request.sampling.guided(self.done)]
-        heard, unheard = [(row, row.context) for row in self.rows], [(row, row.unconditional) for row in guided]
-        if all(row.request.sampling.batch_guidance for row in self.rows):
-            eps = self._predict([*heard, *unheard])
+        heard, unheard = [row.context for row in self.rows], [row.unconditional for row in guided]
+        if not all(row.request.sampling.batch_guidance for row in self.rows):
+            eps = torch.cat([self._predict(*call) for call in ((self.rows, heard), (guided, unheard)) if call[0]])
+        elif len(guided) in (0, len(self.rows)):  # both branches of every video: what they share is computed once
+            eps = self._predict(self.rows, [*heard, *unheard])
         else:
-            eps = torch.cat([self._predict(rows) for rows in (heard, unheard) if rows])
+            eps = self._predict([*self.rows, *guided], [*heard, *unheard])
         conditional, plain = eps[: len(heard)], iter(eps[len(heard) :])
         for row, e in zip(self.rows, conditional, strict=True):
             row.advance(self.done, e[None], next(plain)[None] if row in guided else None)
         self.done += 1
         self.seconds["denoise"] += time.perf_counter() - start
 
-    def _predict(self, calls: Sequence[tuple[Row, Tensor]]) -> Tensor:
-        """Gives the noise of rows that each hear a context: (n, 4, T, h, w) float32."""
-        rows, heard = zip(*calls, strict=True)
+    def _predict(self, rows: Sequence[Row], heard: Sequence[Tensor]) -> Tensor:
+        """Gives the noise of rows that hear one context each, or two, all rows the first: (contexts, 4, T, h, w) float32."""
         latents = torch.cat([row.latents for row in rows]).to(self.dtype)
         device, first = latents.device, rows[0]
-        frames = max(context.shape[1] for context in heard)
-        context = torch.cat([context.expand(1, frames, -1, -1) for context in heard])
         at = int(first.schedule.timesteps[self.steps - 1 - self.done])
         timestep = torch.full((len(rows), 1), at, device=device)
         fps = torch.tensor([row.request.sampling.fps_condition for row in rows], device=device)
-        # branches of one video share its row of g
-        sharing = rows[:1] if len(self.rows) == 1 else rows
         levels = self.spec.unet.levels
-        g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in sharing])
-        return self.denoiser(latents, timestep, context, fps, g.to(device)).float()
+        g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in rows])
+        return self.denoiser(latents, timestep, self._context(heard), fps, g.to(device)).float()
+
+    def _context(self, heard: Sequence[Tensor]) -> Any:
+        """Gives texts as the denoiser takes them, made once for as long as the same are heard."""
+        key = tuple(map(id, heard))
+        if key not in self._heard:
+            frames = max(context.shape[1] for context in heard)
+            context = torch.cat([context.expand(1, frames, -1, -1) for context in heard])
+            self._heard[key] = self.denoiser.hear(context) if isinstance(self.denoiser, UNet) else context
+        return self._heard[key]

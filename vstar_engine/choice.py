@@ -77,3 +77,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spatial-attention", default="auto", help=f"one of {', '.join(ATTENTION_NAMES)} (default %(default)s)"
     )
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
+    )

@@ -1,27 +1,26 @@
 """The engine: owns the text tower, the denoiser and the autoencoder, and takes states to a video."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import __version__, allocator, bundled, checkpoint, memory
+from . import __version__, allocator, bundled, checkpoint, memory, remarks
 from .artifacts import kernel_hash
 from .backends import EAGER, Denoiser, backend_named
+from .backends.eager import RecordedUnet
 from .batch import Batch, Row
 from .built import Artifact
 from .choice import Choice
 from .config import Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
-from .errors import CheckpointError
+from .errors import CheckpointError, MemoryShortage
 from .lora import Adapted, Lora
 from .text import TextTower, spread, tokenize
 from .timeline import Position
@@ -71,13 +70,15 @@ class Engine:
         text: str | None = "weights",
         engine: str | Path | Artifact | None = None,
         loras: Sequence[str] = (),
+        graphs: bool = True,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
         `engine` is a folder made by `vstar-engine build`: its back end runs the UNet, and it says which model, weights, device
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
-        FILE:STRENGTH, merged into the UNet; a built engine has its own in it.
+        FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
+        one a shape, recorded in a shape's first two steps; not with `graphs=False`.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -106,7 +107,7 @@ class Engine:
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
         unused += checkpoint.load(vae, tensors, checkpoint.VAE, device=where, dtype=kind)
         if artifact is None:
-            denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention)
+            denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention, graphs=graphs)
         else:
             denoiser = runs.load(artifact, device=where, dtype=kind)
         unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
@@ -137,6 +138,8 @@ class Engine:
 
     def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
         """Reads the UNet's weights again, with LoRAs merged in."""
+        if isinstance(unet, RecordedUnet):
+            unet.forget()
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, checkpoint.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
@@ -236,7 +239,7 @@ class Engine:
         if self.artifact is not None:
             self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
-        memory.check(replace(footprint, batch=rows_at_once(requests)), self.device, loaded=True)
+        self._check_memory(replace(footprint, batch=rows_at_once(requests)))
         seconds = {"text": 0.0, "denoise": 0.0}
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
@@ -245,6 +248,16 @@ class Engine:
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds)
+
+    def _check_memory(self, footprint: memory.Footprint) -> None:
+        """Raises MemoryShortage where a batch does not fit; CUDA graphs of earlier shapes make room for it."""
+        unet = self.denoiser if isinstance(self.denoiser, RecordedUnet) else None
+        try:
+            memory.check(footprint, self.device, loaded=True, kept=0 if unet is None else unet.nbytes)
+        except MemoryShortage:
+            if unet is None or not unet.forget():
+                raise
+            memory.check(footprint, self.device, loaded=True)
 
     @torch.inference_mode()
     def finish(self, batch: Batch, row: Row) -> Video:
@@ -261,7 +274,7 @@ class Engine:
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
-        self._remark(request)
+        remarks.remark(request, self.spec, self.vocabulary)
         return request
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
@@ -272,20 +285,6 @@ class Engine:
         if len(negative) == 1:
             return context, negative[None]
         return context, spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
-
-    def _remark(self, request: Request) -> None:
-        """Says once what this model was not trained for: words outside its vocabulary, another size than its own."""
-        if not self.vocabulary:
-            return
-        words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", " ".join([*request.states, request.negative, *request.negatives]).lower())
-        unknown = ", ".join(repr(word) for word in dict.fromkeys(words) if word not in self.vocabulary)
-        if unknown:
-            _warn(
-                f"model {self.spec.name} never saw {unknown}: such words say nothing to it; its model card lists those it knows"
-            )
-        if request.size != self.spec.size:
-            own, asked = ("{}x{}".format(*size) for size in (self.spec.size, request.size or ()))
-            _warn(f"model {self.spec.name} was trained on {own}; at {asked} a scene may come out odd")
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
@@ -336,11 +335,6 @@ def load_text(
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
     return [name for name in tensors if name.startswith(prefix)]
-
-
-@cache
-def _warn(message: str) -> None:
-    log.warning(message)
 
 
 @contextmanager

@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     requests = requests_for(found)
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or ())
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

@@ -99,7 +99,7 @@ def activation_bytes(request: Footprint) -> int:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
                 torch.empty(request.batch, 1, dtype=torch.int64),
-                torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim),
+                unet.hear(torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim)),
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
@@ -109,9 +109,13 @@ def activation_bytes(request: Footprint) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Reads the device's free memory; on the CPU, what can be had within the process's control group."""
+    """Reads the device's free memory, with what PyTorch's allocator holds unused; what CUDA graphs compute in is of that.
+
+    On the CPU it is what can be had within the process's control group.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     import psutil
 
     free = psutil.virtual_memory().available
@@ -121,10 +125,13 @@ def available_bytes(device: torch.device) -> int:
     return free
 
 
-def check(request: Footprint, device: torch.device, loaded: bool) -> None:
-    """Raises MemoryShortage, naming the nearest setting that fits, unless the request fits; `loaded`: weights are there."""
+def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0) -> None:
+    """Raises MemoryShortage, naming the nearest setting that fits, unless the request fits.
+
+    `loaded`: the weights are there; `kept`: bytes that are available, but not to it.
+    """
     weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
-    needed, free = weights + activation_bytes(request), available_bytes(device)
+    needed, free = weights + activation_bytes(request), available_bytes(device) - kept
     if needed > free:
         raise MemoryShortage(
             f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "

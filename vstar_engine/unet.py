@@ -6,6 +6,7 @@ channels are then the same bytes read as (B, T, P, C) by the temporal layers. Pa
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .config import UNetSpec
 from .kernels.groupnorm_silu import groupnorm_silu
-from .kernels.linear import linear
+from .kernels.linear import LayerNorm, linear
 from .kernels.temporal_attention import temporal_attention, temporal_attention_dense
 from .spatial_attention import SPATIAL_ATTENTION
 
@@ -46,10 +47,17 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer over the last axis; adds a residual to what it makes, or gates one half of it by the other (GEGLU)."""
+    """A linear layer over the last axis, normed first where a norm is given; adds a residual, or gates by halves (GEGLU)."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False) -> Tensor:
-        return linear(x, self.weight.flatten(1), self.bias, residual, gate)
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        return linear(x, self.weight.flatten(1), self.bias, residual, gate, norm)
+
+
+class RowNorm(nn.LayerNorm):
+    """A layer norm over the last axis, which the linear layer behind it computes."""
+
+    def given(self) -> LayerNorm:
+        return LayerNorm(self.weight, self.bias, self.eps)
 
 
 class Pointwise(Linear):
@@ -120,6 +128,12 @@ def to_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
+def parted(x: Tensor, rows: int) -> Tensor:
+    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows."""
+    branches = rows // x.shape[0]
+    return x if branches == 1 else torch.cat([x] * branches)
+
+
 class GEGLU(nn.Module):
     """Projects to value and gate halves and gates with the exact GELU."""
 
@@ -127,8 +141,8 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = Linear(width, 2 * inner)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x, gate=True)
+    def forward(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        return self.proj(x, gate=True, norm=norm)
 
 
 class FeedForward(nn.Module):
@@ -136,8 +150,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.net[2](self.net[0](x), residual)
+    def forward(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        """Adds to x what it makes of x, normed."""
+        return self.net[2](self.net[0](x, norm), x)
 
 
 class SelfAttention(nn.Module):
@@ -149,10 +164,18 @@ class SelfAttention(nn.Module):
         self.to_qkv = Linear(width, 3 * heads * head_dim, bias=False)
         self.to_out = nn.Sequential(Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], residual: Tensor | None = None) -> Tensor:
-        """x (..., width); `attend` sees q, k, v as (..., heads, head_dim) views of the projection."""
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
-        return self.to_out[0](attend(q, k, v).flatten(-2), residual)
+    def forward(self, x: Tensor, norm: LayerNorm, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Adds to x (..., width) what it makes of x, normed; `attend` sees q, k, v as (..., heads, head_dim) views of one."""
+        q, k, v = self.to_qkv(x, norm=norm).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        return self.to_out[0](attend(q, k, v).flatten(-2), x)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Texts as the cross-attentions take them: `shape` is that of the context, `kv` every layer's projection of it."""
+
+    shape: torch.Size
+    kv: dict[nn.Module, Tensor]
 
 
 class CrossAttention(nn.Module):
@@ -168,29 +191,30 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        context: Tensor,
+        norm: LayerNorm,
+        context: Tensor | Heard,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-        residual: Tensor | None = None,
     ) -> Tensor:
-        """x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
-        k, v = self.to_kv(context.flatten(0, 1)).unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
-        q = self.to_q(x).reshape(k.shape[0], -1, self.heads, self.head_dim)
-        return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), residual)
+        """Adds to x (B*T, P, width) what it makes of x, normed, and of the context (B, 1 or T, L, context_dim)."""
+        kv = context.kv[self] if isinstance(context, Heard) else self.to_kv(context.flatten(0, 1))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
+        q = self.to_q(x, norm=norm).reshape(k.shape[0], -1, self.heads, self.head_dim)
+        return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), x)
 
 
 class SpatialBlock(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int, context_dim: int, attention: str):
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (RowNorm(width) for _ in range(3))
         self.attn1 = SelfAttention(width, heads, head_dim)
         self.attn2 = CrossAttention(width, context_dim, heads, head_dim)
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attn1(self.norm1(x), self.attend, residual=x)
-        x = self.attn2(self.norm2(x), context, self.attend, residual=x)
-        return self.ff(self.norm3(x), residual=x)
+    def forward(self, x: Tensor, context: Tensor | Heard, rows: int) -> Tensor:
+        x = parted(self.attn1(x, self.norm1.given(), self.attend), rows)
+        x = self.attn2(x, self.norm2.given(), context, self.attend)
+        return self.ff(x, self.norm3.given())
 
 
 class SpatialTransformer(nn.Module):
@@ -207,19 +231,20 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Pointwise(channels, channels, ones)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B*T, C, H, W), context (B, 1 or T, L, context_dim) -> like x."""
+    def forward(self, x: Tensor, context: Tensor | Heard, frames: int) -> Tensor:
+        """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        rows = context.shape[0] * frames
         for block in self.transformer_blocks:
-            h = block(h, context)
-        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-        return self.proj_out(h, rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+            h = block(h, context, rows)
+        before = parted(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
+        return self.proj_out(h, before).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class TemporalBlock(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int):
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (RowNorm(width) for _ in range(3))
         self.attn1, self.attn2 = (SelfAttention(width, heads, head_dim) for _ in range(2))
         self.ff = FeedForward(width)
 
@@ -230,9 +255,9 @@ class TemporalBlock(nn.Module):
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return op(q, k, v, g)
 
-        x = self.attn1(self.norm1(x), attend, residual=x)
-        x = self.attn2(self.norm2(x), attend, residual=x)
-        return self.ff(self.norm3(x), residual=x)
+        x = self.attn1(x, self.norm1.given(), attend)
+        x = self.attn2(x, self.norm2.given(), attend)
+        return self.ff(x, self.norm3.given())
 
 
 class TemporalTransformer(nn.Module):
@@ -280,17 +305,20 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, tar: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | Heard, tar: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Gives x and emb, which part into branches at the first text that is heard."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, frames)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                shared = x.shape[0]
+                x = layer(x, context, frames)
+                emb = parted(emb, emb.shape[0] * (x.shape[0] // shared))
             elif isinstance(layer, TemporalTransformer):
                 x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
             else:
                 x = layer(x)
-        return x
+        return x, emb
 
 
 class UNet(nn.Module):
@@ -357,22 +385,33 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+    def hear(self, context: Tensor) -> Tensor | Heard:
+        """Projects texts for every step to come: give `forward` what this gives in the context's place."""
+        texts = context.flatten(0, 1)
+        return Heard(context.shape, {part: part.to_kv(texts) for part in self.modules() if isinstance(part, CrossAttention)})
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor | Heard, fps: Tensor, tar: Tensor) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
+        With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
+        comes before the first text is computed once for all k.
         """
-        frames = latents.shape[2]
+        frames, rows = latents.shape[2], context.shape[0]
+        if rows % latents.shape[0]:
+            raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
+        tar = tar if tar.shape[0] == 1 else parted(tar, rows)
         emb = self.embed(timestep, fps)
         x = to_frames(latents)
         skips = []
         for i, stage in enumerate(self.input_blocks):
-            x = stage(x, emb, context, tar, frames)
+            x, emb = stage(x, emb, context, tar, frames)
             if i == 0 and self.spec.init_attention:
                 x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
             skips.append(x)
-        x = self.middle_block(x, emb, context, tar, frames)
+        x, emb = self.middle_block(x, emb, context, tar, frames)
         for stage in self.output_blocks:
-            x = stage(torch.cat([x, skips.pop()], dim=1), emb, context, tar, frames)
+            skip = parted(skips.pop(), x.shape[0])
+            x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()

@@ -112,7 +112,8 @@ void run(const vstar_groupnorm_silu_arguments& a, const Isa& isa) {
 }
 
 bool valid(const vstar_linear_arguments& a) {
-  return a.x && a.weight && a.out && a.rows > 0 && a.in > 0 && a.out_features > 0 && (!a.gate || a.out_features % 2 == 0);
+  return a.x && a.weight && a.out && a.rows > 0 && a.in > 0 && a.out_features > 0 && (!a.gate || a.out_features % 2 == 0) &&
+         !a.norm_gain == !a.norm_shift;
 }
 
 // Rows that are multiplied by one panel after another while they lie in the second-level cache.
@@ -129,7 +130,16 @@ void run(const vstar_linear_arguments& a, const Isa& isa) {
   const int64_t rows = std::max<int64_t>(24, kBlockFloats / a.in);
   const int64_t blocks = std::max<int64_t>(threads, (a.rows + rows - 1) / rows);
   deal(blocks, threads, [&](int64_t block) {
-    isa.linear(a, packed.get(), a.rows * block / blocks, a.rows * (block + 1) / blocks);
+    const int64_t begin = a.rows * block / blocks, end = a.rows * (block + 1) / blocks;
+    if (!a.norm_gain) return isa.linear(a, packed.get(), begin, end);
+    thread_local std::vector<float> normed;  // lies in the cache between a norm and its product
+    normed.resize(size_t((end - begin) * a.in));
+    isa.norm_rows(a, begin, end, normed.data());
+    vstar_linear_arguments here = a;
+    here.x = normed.data();
+    here.out += begin * width;
+    if (a.residual) here.residual += begin * width;
+    isa.linear(here, packed.get(), 0, end - begin);
   });
 }
 

@@ -23,12 +23,14 @@ struct vstar_groupnorm_silu_arguments {
 };
 
 // out (rows, out_features) = x (rows, in) . weight (out_features, in) + bias + residual (rows, out_features); both may be null.
-// With gate set, the first half of the features times gelu of the second: out (rows, out_features / 2). float32, contiguous.
+// With gate set, the first half of the features times gelu of the second: out (rows, out_features / 2). With norm_gain and
+// norm_shift (in), every row of x is brought to mean 0 and variance 1 and scaled by them first. float32, contiguous.
 struct vstar_linear_arguments {
-  const float *x, *weight, *bias, *residual;
+  const float *x, *weight, *bias, *residual, *norm_gain, *norm_shift;
   float* out;
   int64_t rows, in, out_features;
   int32_t gate, isa, threads;
+  float eps;
 };
 
 __attribute__((visibility("default"))) int vstar_linear(const vstar_linear_arguments* arguments);
@@ -54,6 +56,8 @@ using Normalise = void (*)(const vstar_groupnorm_silu_arguments&, int64_t item, 
 // Columns of a panel; and lays out one panel of weights, values' panels before gates'.
 using Panel = int64_t (*)(const vstar_linear_arguments&);
 using Pack = void (*)(const vstar_linear_arguments&, int64_t panel, float* packed);
+// Some rows of x, normed.
+using NormRows = void (*)(const vstar_linear_arguments&, int64_t begin_row, int64_t end_row, float* normed);
 // Some rows by all panels.
 using Linear = void (*)(const vstar_linear_arguments&, const float* packed, int64_t begin_row, int64_t end_row);
 
@@ -65,6 +69,7 @@ struct Isa {
   Measure measure;
   Normalise normalise;
   Pack pack;
+  NormRows norm_rows;
   Linear linear;
   Panel panel;
 };

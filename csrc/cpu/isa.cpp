@@ -12,9 +12,11 @@ namespace vstar {
   void measure_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, float*, Moments*);         \
   void normalise_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, const float*, const float*); \
   void pack_##set(const vstar_linear_arguments&, int64_t, float*);                                                \
+  void norm_rows_##set(const vstar_linear_arguments&, int64_t, int64_t, float*);                                  \
   void linear_##set(const vstar_linear_arguments&, const float*, int64_t, int64_t);                               \
   int64_t panel_##set(const vstar_linear_arguments&);
-#define KERNELS(set) {#set, attend_##set, geglu_##set, measure_##set, normalise_##set, pack_##set, linear_##set, panel_##set}
+#define KERNELS(set)                                                                                             \
+  {#set, attend_##set, geglu_##set, measure_##set, normalise_##set, pack_##set, norm_rows_##set, linear_##set, panel_##set}
 
 DECLARE(baseline)
 DECLARE(avx2)

@@ -1,21 +1,24 @@
 """The UNet's inputs as a compiled one takes them: every axis in full, contiguous."""
 
+import torch
 from torch import Tensor
 
 
 def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
     """Gives each argument of `UNet.forward` by name, shared rows repeated; ValueError for a `tar` that is no rows.
 
-    latents (B, C, T, H, W), timestep (B, T) int64, context (B, T, L, C), fps (B,) int64, tar (B, levels, T) float32.
+    latents (B, C, T, H, W), timestep (B, T) int64, context (B, T, L, C), fps (B,) int64, tar (B, levels, T) float32. Where
+    videos hear several texts each, B counts the texts.
     """
-    batch, frames = latents.shape[0], latents.shape[2]
+    videos, batch, frames = latents.shape[0], context.shape[0], latents.shape[2]
     if tar.dim() != 3:
         raise ValueError(f"a built engine takes tar as (1 or B, levels, T), got {tuple(tar.shape)}; a dense one runs in eager")
     given = {
         "latents": latents,
-        "timestep": timestep.long().expand(batch, frames),
+        "timestep": timestep.long().expand(videos, frames),
         "context": context.to(latents.dtype).expand(batch, frames, -1, -1),
-        "fps": fps.long().expand(batch),
-        "tar": tar.float().expand(batch, -1, -1),
+        "fps": fps.long().expand(videos),
+        "tar": tar.float().expand(videos, -1, -1),
     }
-    return {name: value.contiguous() for name, value in given.items()}
+    parted = {name: value if len(value) == batch else torch.cat([value] * (batch // videos)) for name, value in given.items()}
+    return {name: value.contiguous() for name, value in parted.items()}

@@ -7,7 +7,6 @@ for the state of the one that it was captured from; they share their working mem
 
 import logging
 import mmap
-from collections import OrderedDict
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -21,6 +20,7 @@ from ..errors import DeviceError, EngineError, MissingLibrary
 from ..export import tensorrt_plugins
 from ..export.tensorrt_build import make_logger
 from . import Denoiser
+from .graphs import Recent, Recording
 from .inputs import full
 
 PLAN = "unet.plan"
@@ -34,8 +34,6 @@ LIBRARIES = {
 }
 # TensorRT before this one is not supported, nor TensorRT for RTX, whose parser took no plugins
 OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}
-# shapes that are kept bound; a server that mixes more binds again
-BOUND_SHAPES = 4
 
 log = logging.getLogger(__name__)
 
@@ -104,31 +102,20 @@ def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.d
 
 
 class BoundShape:
-    """One shape's context, its input and output tensors, and its CUDA graph from the second call on."""
+    """One shape's context, its input and output tensors, and the recorded call on them."""
 
     def __init__(self, context: Any, tensors: dict[str, Tensor], memory: Tensor):
         self.context, self.tensors, self.memory = context, tensors, memory
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.calls = 0
+        self.run = Recording(self._enqueue, memory.device, records=memory.is_cuda)
         for name, tensor in tensors.items():
             if not context.set_tensor_address(name, tensor.data_ptr()):
                 raise EngineError(f"TensorRT does not take {tuple(tensor.shape)} {tensor.dtype} for {name}")
 
-    def run(self) -> None:
+    def _enqueue(self) -> Tensor:
         """Runs on the current stream what the input tensors hold, into the output tensor."""
-        self.calls += 1
-        if self.graph is None and self.calls == 2 and self.memory.is_cuda:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._enqueue()
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._enqueue()
-
-    def _enqueue(self) -> None:
         if not self.context.execute_async_v3(stream_of(self.memory.device)):
             raise EngineError("TensorRT cannot run the engine; its log says why")
+        return self.tensors["eps"]
 
 
 def stream_of(device: torch.device) -> int:
@@ -141,7 +128,7 @@ class TensorrtUnet:
 
     def __init__(self, trt: Any, engine: Any, device: torch.device, dtype: torch.dtype, keep: tuple[Any, ...] = ()):
         self.trt, self.engine, self.device, self.dtype, self.keep = trt, engine, device, dtype, keep
-        self.bound: OrderedDict[tuple[int, ...], BoundShape] = OrderedDict()
+        self.bound: Recent[tuple[int, ...], BoundShape] = Recent()
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
 
     def profile(self, shape: tuple[int, ...]) -> int:
@@ -176,15 +163,8 @@ class TensorrtUnet:
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
         """Predicts the noise; arguments as for `UNet.forward`."""
         given = full(latents.to(self.dtype), timestep, context, fps, tar)
-        shape = tuple(given["latents"].shape)
-        if shape not in self.bound:
-            self.bound[shape] = self._bind(given)
-            if len(self.bound) > BOUND_SHAPES:
-                self.bound.popitem(last=False)
-        self.bound.move_to_end(shape)
-        bound = self.bound[shape]
+        bound = self.bound.take(tuple(given["latents"].shape), lambda: self._bind(given))
         for name, tensor in given.items():
             bound.tensors[name].copy_(tensor)
-        bound.run()
         # the next call writes the same memory
-        return bound.tensors["eps"].clone()
+        return bound.run().clone()

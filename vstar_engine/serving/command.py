@@ -148,6 +148,7 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
         "device": choice.device,
         "dtype": choice.dtype,
         "spatial_attention": args.spatial_attention,
+        "graphs": args.graphs,
         "engine": args.engine,
         "loras": list(args.lora or ()),
     }

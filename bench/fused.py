@@ -1,0 +1,260 @@
+"""The ops around temporal attention, each against PyTorch's operators: whether fusing it pays, level by level.
+
+Shapes are a network's own, hidden states in channels-last memory. Problems outgrow the cache and are taken in turn.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vstar_engine.config import Spec
+from vstar_engine.kernels.geglu import geglu, geglu_ref
+from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
+from vstar_engine.kernels.linear import linear, linear_ref
+from vstar_engine.spatial_attention import best_attention, sdpa
+from vstar_engine.unet import FrameConv
+
+from .contest import Contest, NotHere, Provider, ceilings
+from .machine import cache_bytes
+from .providers import COMPILED, OURS, check_ours
+from .seeded import lay_out, relative_error, seeded
+from .transformer import WIDER
+
+CONVOLUTION = "temporal_convolution"
+OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
+NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS)
+# relative L2 against a wider dtype; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
+ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+MAX_COPIES = 16
+# rows of a projection that are compared
+ROWS = 2048
+EPS = 1e-5
+Call = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One use of an op: what draws its arguments, who computes it, and the least bytes and FLOPs it takes.
+
+    Answers are held to a wider dtype at `compared` items, from the first to the last of those arguments whose places `items`
+    gives. `others` are further ways, by name; `only` is the kind of device and dtype that ours is for, None for any.
+    """
+
+    name: str
+    draw: Callable[[], tuple[Tensor, ...]]
+    ours: Call
+    definition: Call
+    bytes: float
+    flops: float | None = None
+    items: tuple[int, ...] = (0,)
+    compared: int = 2
+    others: dict[str, Call] = field(default_factory=dict)
+    only: tuple[str, torch.dtype] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a network an op stands: `batch` clips of `frames` frames of height x width cells of `width` channels."""
+
+    batch: int
+    frames: int
+    height: int
+    across: int
+    channels: int
+    heads: int
+    groups: int
+    text: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def at(
+        spec: Spec, size: tuple[int, ...], level: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> "Place":
+        """Reads a level of a model's UNet."""
+        unet = spec.unet
+        if level >= unet.levels:
+            raise ValueError(f"model {spec.name} has levels 0 to {unet.levels - 1}, got {level}")
+        height, across = (side // spec.vae.factor >> level for side in size)
+        channels = unet.model_channels * unet.channel_mult[level]
+        heads, text = channels // unet.head_dim, spec.text.context_length
+        return Place(batch, frames, height, across, channels, heads, unet.norm_groups, text, dtype, device)
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.across
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.frames * self.cells
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+    def weight(self, out: int, into: int) -> Tensor:
+        return (torch.randn(out, into, device=self.device) * into**-0.5).to(self.dtype)
+
+    def nbytes(self, *numbers: int) -> float:
+        return float(sum(numbers) * self.dtype.itemsize)
+
+
+def norms(place: Place) -> Iterator[Form]:
+    """Group norm and SiLU per frame, as in residual blocks, and over whole clips, as in temporal convolutions."""
+    channels = place.channels
+    shapes = {
+        "per frame": (place.batch * place.frames, place.height, place.across, channels),
+        "whole clips": (place.batch, place.frames, place.cells, channels),
+    }
+    for name, shape in shapes.items():
+
+        def draw(shape: tuple[int, ...] = shape) -> tuple[Tensor, ...]:
+            return (place.normal(*shape).movedim(-1, 1), *place.normal(2, channels).unbind())
+
+        def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return groupnorm_silu(x, place.groups, weight, bias, EPS)
+
+        def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return groupnorm_silu_ref(x, place.groups, weight, bias, EPS)
+
+        yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)))
+
+
+def gates(place: Place) -> Iterator[Form]:
+    """The feed-forward's gate behind a projection that another made."""
+    inner = 4 * place.channels
+
+    def draw() -> tuple[Tensor, ...]:
+        return (place.normal(place.rows, 2 * inner),)
+
+    yield Form("feed-forward", draw, geglu, geglu_ref, place.nbytes(3 * place.rows * inner), compared=ROWS)
+
+
+def projections(place: Place) -> Iterator[Form]:
+    """Projections with what follows them: the gate, and the residuals of attention and feed-forward."""
+    width = place.channels
+    uses = (("gate", width, 8 * width, True), ("attention", width, width, False), ("feed-forward", 4 * width, width, False))
+    for name, into, out, gate in uses:
+        made = out // 2 if gate else out
+
+        def draw(into: int = into, out: int = out, made: int = made, gate: bool = gate) -> tuple[Tensor, ...]:
+            given = place.normal(place.rows, into), place.weight(out, into), place.normal(out)
+            return given if gate else (*given, place.normal(place.rows, made))
+
+        moved = place.nbytes(place.rows * (into + made * (1 if gate else 2)), out * into)
+        ours, definition = partial(linear, gate=gate), partial(linear_ref, gate=gate)
+        items, work = (0,) if gate else (0, 3), 2.0 * place.rows * into * out
+        yield Form(name, draw, ours, definition, moved, work, items, ROWS, only=("cpu", torch.float32))
+
+
+def attentions(place: Place) -> Iterator[Form]:
+    """Spatial attention within each frame, and to its text."""
+    images, heads, width = place.batch * place.frames, place.heads, place.channels // place.heads
+    for name, keys in (("self", place.cells), ("text", place.text)):
+
+        def draw(keys: int = keys) -> tuple[Tensor, ...]:
+            if keys == place.cells:
+                return place.normal(images, keys, 3, heads, width).unbind(2)
+            return (place.normal(images, place.cells, heads, width), *place.normal(images, keys, 2, heads, width).unbind(2))
+
+        moved = place.nbytes(2 * images * (place.cells + keys) * place.channels)
+        work = 4.0 * images * place.cells * keys * place.channels
+        yield Form(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), only=("cpu", torch.float32))
+
+
+def convolutions(place: Place) -> Iterator[Form]:
+    """The convolution over frames: as the engine runs it, by PyTorch in two and in three dimensions, by three products."""
+    module = lay_out(seeded(lambda: FrameConv(place.channels), place.device, place.dtype), "channels_last")
+    shape = (place.batch, place.frames, place.cells, place.channels)
+    bias = module.bias
+    assert bias is not None
+    bias.normal_()
+
+    def draw() -> tuple[Tensor, ...]:
+        return (place.normal(*shape).movedim(-1, 1),)
+
+    def flat(x: Tensor) -> Tensor:
+        return F.conv2d(x, module.weight.to(x.dtype).flatten(3), bias.to(x.dtype), padding=(1, 0))
+
+    def volume(x: Tensor) -> Tensor:
+        return F.conv3d(x.unflatten(3, (place.height, place.across)), module.weight, bias, padding=(1, 0, 0)).flatten(3)
+
+    def products(x: Tensor) -> Tensor:
+        return by_products(x, module.weight, bias)
+
+    work = 6.0 * place.rows * place.channels**2
+    moved = place.nbytes(2 * math.prod(shape), 3 * place.channels**2)
+    yield Form("3x1x1", draw, module, flat, moved, work, others={VOLUME: volume, PRODUCTS: products})
+
+
+def by_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolves (B, C, T, P) in channels-last memory over frames by three products, two of them shifted by a frame."""
+    rows, cells = x.movedim(1, -1).flatten(1, 2), x.shape[3]  # (B, T * P, C), a view
+    before, here, after = (weight[:, :, i, 0, 0].mT.expand(len(rows), -1, -1) for i in range(3))
+    out = torch.baddbmm(bias, rows, here)
+    out[:, cells:].baddbmm_(rows[:, :-cells], before)
+    out[:, :-cells].baddbmm_(rows[:, cells:], after)
+    return out.unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
+    "groupnorm_silu": norms,
+    "geglu": gates,
+    "linear": projections,
+    "spatial_attention": attentions,
+    CONVOLUTION: convolutions,
+}
+
+
+def contests(op: str, place: Place, level: int, chosen: Sequence[str], compiler: str) -> Iterator[Contest]:
+    """Sets each use of an op at one place against PyTorch's operators, and these compiled."""
+    for form in OPS[op](place):
+        copies = min(MAX_COPIES, math.ceil(2 * cache_bytes(place.device) / form.bytes))
+        drawn = [form.draw() for _ in range(copies)]
+        calls = {OURS: form.ours, OPERATORS: form.definition, COMPILED: form.definition, **form.others}
+        providers = [
+            Provider(name, partial(prepare, name, form, call, drawn, place, compiler), traced=name != COMPILED)
+            for name, call in calls.items()
+            if not chosen or name in chosen
+        ]
+        case = {"op": op, "form": form.name, "level": level, "frames": place.frames, "batch": place.batch}
+        yield Contest(
+            *("kernels", {**case, "shape": "x".join(map(str, drawn[0][0].shape))}, place.dtype, place.device, providers),
+            error_of(form, drawn[0], WIDER[place.dtype]),
+            ERROR_BUDGET[place.dtype],
+            form.bytes,
+            form.flops,
+            ceilings(place.device, place.dtype),
+        )
+
+
+def error_of(form: Form, drawn: tuple[Tensor, ...], wide: torch.dtype) -> Callable[[str, Tensor], float]:
+    """Gives what holds an answer to the definition in a wider dtype, at items from the first to the last."""
+    count = len(drawn[0])
+    here = torch.linspace(0, count - 1, min(form.compared, count), device=drawn[0].device).long()
+    exact = form.definition(*((x[here] if i in form.items else x).to(wide) for i, x in enumerate(drawn)))
+
+    def error(name: str, answer: Tensor) -> float:
+        if answer.shape != (count, *exact.shape[1:]):
+            return math.inf
+        return relative_error(answer[here], exact)
+
+    return error
+
+
+def prepare(
+    name: str, form: Form, call: Call, drawn: Sequence[tuple[Tensor, ...]], place: Place, compiler: str
+) -> Callable[[], Tensor]:
+    """Gives a call that takes the problems in turn, the first one first."""
+    if name == OURS:
+        if form.only not in (None, (place.device.type, place.dtype)):
+            raise NotHere("here the engine runs PyTorch's operators")
+        check_ours(place.device)
+    made = torch.compile(call, backend=compiler, fullgraph=True, dynamic=False) if name == COMPILED else call
+    turns = itertools.cycle(drawn)
+    return lambda: made(*next(turns))
