@@ -26,6 +26,11 @@ class LayerNorm(NamedTuple):
     eps: float
 
 
+def normed(x: Tensor, norm: LayerNorm | None) -> Tensor:
+    """Norms the rows of x, where there is a norm."""
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
+
+
 def linear_ref(
     x: Tensor,
     weight: Tensor,
@@ -35,9 +40,7 @@ def linear_ref(
     norm: LayerNorm | None = None,
 ) -> Tensor:
     """Computes the definition."""
-    if norm is not None:
-        x = F.layer_norm(x, x.shape[-1:], *norm)
-    out = F.linear(x, weight, bias)
+    out = F.linear(normed(x, norm), weight, bias)
     if gate:
         out = geglu_ref(out)
     return out if residual is None else residual + out
@@ -90,9 +93,7 @@ def linear(
     if ours and not torch.compiler.is_compiling() and native.serves(x):
         gain, shift, eps = norm or (None, None, 0.0)
         return torch.ops.vstar.linear(x, weight, bias, residual, gate, gain, shift, eps)
-    if norm is not None:
-        x = F.layer_norm(x, x.shape[-1:], *norm)
-    out = F.linear(x, weight, bias)
+    out = F.linear(normed(x, norm), weight, bias)
     if gate:
         out = geglu(out)
     return out if residual is None else residual + out

@@ -23,7 +23,7 @@ def test_guidance_ends_after_three_fifths_of_the_steps(steps, guided):
 
 
 def test_bad_names_and_what_does_not_compose():
-    with pytest.raises(ValueError, match="some of guidance-interval, got warp"):
+    with pytest.raises(ValueError, match="some of guidance-interval, step-cache, few-step, fp8, got warp"):
         Sampling(fast=("warp",))
     with pytest.raises(ValueError, match="does not compose with guidance 1"):
         Sampling(guidance=1.0, fast=("guidance-interval",))

@@ -12,6 +12,7 @@ from vstar_engine.backends.graphs import SHAPES, Recent, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.step_cache import Deep
 from vstar_engine.unet import UNet
 
 CPU = torch.device("cpu")
@@ -117,6 +118,17 @@ def test_gradients_pass(device):
         network(latents, *rest).square().sum().backward()
         found.append(latents.grad)
     assert torch.equal(*found)
+    assert not recorded.recent
+
+
+@torch.no_grad()
+def test_a_part_of_the_network_runs_plainly(device):
+    recorded, plain = networks(device)
+    given, stages = inputs(device), TINY.unet.num_res_blocks + 1
+    mine, theirs = Deep(stages), Deep(stages)
+    for _ in range(3):
+        assert torch.equal(recorded(*given, mine), plain(*given, theirs))
+    assert mine.features is not None
     assert not recorded.recent
 
 

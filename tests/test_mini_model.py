@@ -36,7 +36,7 @@ def test_the_model_card_lists_every_word():
 
 
 def test_words_and_sizes_it_never_saw_are_said_once(mini, caplog):
-    remarks._warn.cache_clear()
+    remarks.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             mini.generate("A dragon's castle in winter", frames=2, size=(64, 64), sampling=Sampling(steps=1))

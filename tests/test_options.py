@@ -25,6 +25,23 @@ def test_each_layer_covers_the_one_below(tmp_path):
     assert args.batch_guidance is False
 
 
+@pytest.mark.parametrize(
+    ("flags", "steps", "guidance"),
+    [
+        ([], 25, 12.0),
+        (["--fast", "few-step"], 4, 1.0),
+        (["--fast", "few-step", "--steps", "25", "--guidance", "12"], 25, 12.0),
+        (["--fast", "step-cache,guidance-interval"], 25, 12.0),
+    ],
+    ids=["plain", "few-step", "given", "others"],
+)
+def test_defaults_that_depend_on_other_settings(flags, steps, guidance):
+    args = settings(flags)
+    assert (args.steps, args.guidance) == (steps, guidance)
+    assert f"steps = {steps}\nguidance = {guidance}" in to_toml(args)
+    assert "settle" not in to_toml(args)
+
+
 def test_flags_replace_lists_instead_of_adding_to_them(tmp_path):
     args = settings(["--states", "x", "--states", "y", "z"], {"VSTAR_SIGMA": "0=2\n1=3"}, 'states = ["a"]', tmp_path)
     assert args.states == ["x", "y", "z"]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .config import Request, Spec
 from .embeddings import Embeddings
 from .sampling import advance
 from .schedule import Schedule
+from .step_cache import StepCache
 from .unet import UNet
 
 
@@ -42,7 +44,7 @@ class Row:
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
         latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
-        schedule = Schedule.ddim(request.sampling.steps, eta=request.sampling.eta)
+        schedule = Schedule.of(request.sampling)
         return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
 
     def noise(self) -> Tensor:
@@ -64,6 +66,7 @@ class Batch:
     rows: list[Row]
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
+    cache: StepCache | None = None
     _heard: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
     @property
@@ -102,7 +105,11 @@ class Batch:
         fps = torch.tensor([row.request.sampling.fps_condition for row in rows], device=device)
         levels = self.spec.unet.levels
         g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in rows])
-        return self.denoiser(latents, timestep, self._context(heard), fps, g.to(device)).float()
+        inputs = (latents, timestep, self._context(heard), fps, g.to(device))
+        if self.cache is None:
+            return self.denoiser(*inputs).float()
+        branches = [(row.index, text is row.context) for row, text in zip(cycle(rows), heard)]
+        return self.cache(branches, first.request.sampling.whole(self.done), *inputs).float()
 
     def _context(self, heard: Sequence[Tensor]) -> Any:
         """Gives texts as the denoiser takes them, made once for as long as the same are heard."""

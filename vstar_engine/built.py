@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
-from .config import MAX_FRAMES, Request, rows_at_once
+from .config import MAX_FRAMES, STEP_CACHE, Request, rows_at_once
 from .errors import EngineError
 
 KIND = "vstar-engine engine"
@@ -143,9 +143,14 @@ class Artifact:
             raise EngineError(f"{said}; use --no-batch-guidance or build one: {self.command(batch=rows)}")
 
     def check_requests(self, *requests: Request) -> None:
-        """Raises EngineError as `check_clip` does, for requests of one clip (size filled in) that run together."""
+        """Raises EngineError as `check_clip` does, for requests of one clip (size filled in) that run together.
+
+        ValueError where a request wants steps that run a part of the network.
+        """
         first = requests[0]
         assert first.size is not None
+        if STEP_CACHE in first.sampling.fast:
+            raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {self.folder} can only run it whole")
         self.check_clip(first.frames, first.size, rows_at_once(requests))
 
 

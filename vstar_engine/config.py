@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .timeline import SPREAD_MODES, Position, place
 
@@ -121,11 +122,20 @@ class Tar:
                 raise ValueError(f"TAR level {level} does not exist: this network has levels 0 to {levels - 1}")
 
 
-# what `Sampling.fast` may name: faster, and no longer exactly the same video
-GUIDANCE_INTERVAL = "guidance-interval"
-FAST = {GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape"}
+# faster, and no longer exactly the same video: what `Sampling.fast` may name, and FP8, which is a way to load a network
+GUIDANCE_INTERVAL, STEP_CACHE, FEW_STEP, FP8 = "guidance-interval", "step-cache", "few-step", "fp8"
+FAST = {
+    GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape",
+    STEP_CACHE: "the deep levels of the network in every second step only, the finest level in each",
+    FEW_STEP: "4 steps of a consistency model without guidance, for weights with a consistency LoRA",
+    FP8: "linear layers in FP8, on a GPU that multiplies in it",
+}
 # of ten, how many steps are guided
 GUIDED_TENTHS = 6
+# one step in so many runs the whole network
+WHOLE_EVERY = 2
+# a consistency model's steps are some of those that its teacher took
+CONSISTENCY_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -156,13 +166,40 @@ class Sampling:
         unknown = [name for name in self.fast if name not in FAST]
         if unknown:
             raise ValueError(f"fast must name some of {', '.join(FAST)}, got {', '.join(unknown)}")
+        if FP8 in self.fast:
+            raise ValueError(f"{FP8} is a way to load the network, not to sample with it: Engine.load(fp8=True)")
         if GUIDANCE_INTERVAL in self.fast and self.guidance == 1.0:
             raise ValueError(f"{GUIDANCE_INTERVAL} does not compose with guidance 1: there is none to leave out")
+        if FEW_STEP in self.fast:
+            self._check_few()
+
+    def _check_few(self) -> None:
+        if self.steps > CONSISTENCY_STEPS:
+            raise ValueError(f"{FEW_STEP} takes 1 to {CONSISTENCY_STEPS} steps, got {self.steps}")
+        if self.eta != 1.0:
+            raise ValueError(f"{FEW_STEP} draws fresh noise for every step, which is eta 1, got {self.eta}")
+        if STEP_CACHE in self.fast:
+            raise ValueError(f"{STEP_CACHE} does not compose with {FEW_STEP}: its steps are too far apart")
+
+    @staticmethod
+    def few(**given: Any) -> "Sampling":
+        """Gives the settings of few-step sampling: 4 steps without guidance, and what is given."""
+        fast = tuple(dict.fromkeys((FEW_STEP, *given.pop("fast", ()))))
+        return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
 
     def guided(self, index: int) -> bool:
         """Says whether the step of an index, counted from 0, takes the unconditional branch too."""
         within = GUIDANCE_INTERVAL not in self.fast or 10 * index < GUIDED_TENTHS * self.steps
         return self.guidance != 1.0 and within
+
+    def whole(self, index: int) -> bool:
+        """Says whether the step of an index, counted from 0, runs the whole network."""
+        return STEP_CACHE not in self.fast or index % WHOLE_EVERY == 0
+
+    @property
+    def walk(self) -> tuple[str, ...]:
+        """Gives what of `fast` decides what each call of the network is; videos of one batch share it."""
+        return tuple(name for name in (STEP_CACHE, FEW_STEP) if name in self.fast)
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from . import __version__, allocator, bundled, checkpoint, memory, remarks
-from .artifacts import kernel_hash
+from .artifacts import digest_of, kernel_hash
 from .backends import EAGER, Denoiser, backend_named
 from .backends.eager import RecordedUnet
 from .batch import Batch, Row
 from .built import Artifact
 from .choice import Choice
-from .config import Request, Sampling, Spec, Tar, model_named, rows_at_once
+from .config import FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError, MemoryShortage
+from .fp8 import calibrate, check_choice, convert
 from .lora import Adapted, Lora
+from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
 from .timeline import Position
 from .unet import UNet
@@ -51,11 +53,13 @@ class Engine:
         artifact: Artifact | None = None,
         path: Path | None = None,
         loras: Sequence[Lora] = (),
+        fp8: Mapping[str, float] | None = None,
     ):
         self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
         self.artifact = artifact  # the built engine that `denoiser` runs; none in eager
         self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
         self.path, self.loras = path, tuple(loras)  # where the weights lie, and what is merged into the UNet's
+        self.fp8 = fp8  # the largest input, in calibration, of each layer that multiplies in FP8; None where none does
         self.text_hash = text_hash
         self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
@@ -71,6 +75,7 @@ class Engine:
         engine: str | Path | Artifact | None = None,
         loras: Sequence[str] = (),
         graphs: bool = True,
+        fp8: bool = False,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
@@ -78,7 +83,8 @@ class Engine:
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
         FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
-        one a shape, recorded in a shape's first two steps; not with `graphs=False`.
+        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its linear layers multiply in
+        FP8, scaled by what a short clip shows when it is loaded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -95,6 +101,8 @@ class Engine:
                 f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
                 "and give its folder as engine"
             )
+        if fp8:
+            check_choice(where, kind, artifact, text is not None)
         tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
         if artifact is not None:
             artifact.check(
@@ -118,15 +126,25 @@ class Engine:
         vae = vae.eval().requires_grad_(False)
         vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
         merged = tensors.loras if isinstance(tensors, Adapted) else ()
-        return Engine(
+        made = Engine(
             spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact, tensors.path, merged
         )
+        if fp8:
+            made.fp8 = calibrate(denoiser, spec, made.embed)
+            convert(denoiser, made.fp8)
+            if isinstance(denoiser, RecordedUnet):
+                denoiser.forget()
+            if where.type == "cpu":
+                remarks.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+        return made
 
     def adapt(self, loras: Sequence[str] = ()) -> None:
         """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
 
         Raises CheckpointError for a file that does not fit, and the UNet stays as it was; ValueError for a built engine.
         """
+        if self.fp8 is not None:
+            raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
         if self.artifact is not None or not isinstance(self.denoiser, UNet):
             raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
         before = [str(lora) for lora in self.loras]
@@ -233,7 +251,7 @@ class Engine:
             raise ValueError("there is no request in the batch; give at least one")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
-        shapes = sorted({(request.frames, request.size, request.sampling.steps) for request in requests})
+        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
@@ -247,7 +265,8 @@ class Engine:
                 Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
-        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds)
+        cache = StepCache(self.denoiser, self.spec.unet) if STEP_CACHE in first.sampling.fast else None
+        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     def _check_memory(self, footprint: memory.Footprint) -> None:
         """Raises MemoryShortage where a batch does not fit; CUDA graphs of earlier shapes make room for it."""
@@ -274,7 +293,7 @@ class Engine:
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
-        remarks.remark(request, self.spec, self.vocabulary)
+        remarks.remark(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
@@ -313,6 +332,8 @@ class Engine:
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
         if self.loras:
             held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]
+        if self.fp8 is not None:
+            held[FP8] = {"layers": len(self.fp8), "largest_inputs": digest_of(self.fp8)}
         return {**made, "request": asdict(request), **held, **run}
 
 

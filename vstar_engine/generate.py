@@ -15,6 +15,8 @@ from .built import Artifact, size_words
 from .choice import Choice, add_model_options
 from .config import (
     FAST,
+    FEW_STEP,
+    FP8,
     TAR_PRESETS,
     Request,
     Sampling,
@@ -29,6 +31,7 @@ from .config import (
 from .device import device_named, dtype_named
 from .embeddings import Embeddings
 from .engine import Engine
+from .fp8 import check_choice
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
@@ -59,8 +62,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
     parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
     parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
-    parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps (default %(default)s)")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale (default %(default)s)")
+    few, least = Sampling.few(), f"with --fast {FEW_STEP}"
+    said = f"denoising steps (default {Sampling.steps}, {least} {few.steps})"
+    parser.add_argument("--steps", type=int, help=said)
+    said = f"guidance scale (default {Sampling.guidance}, {least} {few.guidance})"
+    parser.add_argument("--guidance", type=float, help=said)
     parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
     parser.add_argument(
         "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
@@ -106,6 +112,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_llm_options(parser)
     add_config_options(parser)
+    parser.set_defaults(settle=settle)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on other settings."""
+    own = Sampling.few() if FEW_STEP in fast_from(args) else Sampling()
+    args.steps = own.steps if args.steps is None else args.steps
+    args.guidance = own.guidance if args.guidance is None else args.guidance
 
 
 def add_timeline_options(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +190,8 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
 
 def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
     """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast_from(args))
+    fast = tuple(name for name in fast_from(args) if name != FP8)
+    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
     size, tar = parse_size(args.size) if args.size else None, tar_from(args)
     at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
     if not at and not durations:
@@ -232,6 +247,9 @@ def run(args: argparse.Namespace) -> int:
     files = outputs(args, len(requests))
     dtype = dtype_named(choice.dtype)
     device = device_named(choice.device, dtype)
+    fp8 = FP8 in fast_from(args)
+    if fp8:
+        check_choice(device, dtype, artifact, bundle is None)
     for request in requests:
         if artifact is not None:
             artifact.check_requests(request)
@@ -240,7 +258,7 @@ def run(args: argparse.Namespace) -> int:
     requests = requests_for(found)
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs)
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

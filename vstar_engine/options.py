@@ -27,7 +27,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 def layered(
     parser: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str] = os.environ
 ) -> argparse.Namespace:
-    """Parses `argv` over the environment over the configuration file; ValueError names the source of a bad value."""
+    """Parses `argv` over the environment over the configuration file; ValueError names the source of a bad value.
+
+    The default `settle` of a parser is a function that fills in what depends on several settings.
+    """
     early = Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)
     path = early.parse_known_args(argv)[0].config or environ.get(PREFIX + "CONFIG")
@@ -48,6 +51,8 @@ def layered(
     for dest, value in lists.items():
         if getattr(args, dest) is None:  # argparse would add a flag's values to a default list
             setattr(args, dest, value)
+    if settle := getattr(args, "settle", None):
+        settle(args)
     return args
 
 
@@ -89,7 +94,7 @@ def _scalar(action: argparse.Action, value: Any, where: str) -> Any:
 
 def to_toml(args: argparse.Namespace) -> str:
     """Writes settings as TOML that `--config` reads back; unset ones are left out."""
-    skipped = ("command", "run", "config", "print_config", "prompt", "verbose")
+    skipped = ("command", "run", "settle", "config", "print_config", "prompt", "verbose")
     lines = []
     for name, value in vars(args).items():
         if name not in skipped and value is not None:

@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from .bundled import BUNDLED
+from .config import FP8
 
 
 def command_for(provenance: dict[str, Any]) -> str:
@@ -21,7 +22,7 @@ def command_for(provenance: dict[str, Any]) -> str:
         words.append(f"--{name.replace('_', '-')}={sampling[name]}")
     if not sampling["batch_guidance"]:
         words.append("--no-batch-guidance")
-    words += [f"--fast={name}" for name in sampling.get("fast", ())]
+    words += [f"--fast={name}" for name in [*sampling.get("fast", ()), *([FP8] if FP8 in provenance else [])]]
     words += ["--tar", "none"]
     if tar := request["tar"]:
         words += [f"--sigma={level}={sigma}" for level, sigma in tar["sigma"].items()]

@@ -1,4 +1,4 @@
-"""DDIM with classifier-free guidance, as a generator that yields each step."""
+"""DDIM and consistency sampling with classifier-free guidance, as a generator that yields each step."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,10 +26,13 @@ def advance(
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
+    With a consistency model's schedule x0 becomes out * x0 + skip * x, and sigma^2 is 1 - a_prev.
     """
     eps = conditional if unconditional is None else unconditional + guidance * (conditional - unconditional)
     alpha, alpha_prev, sigma = float(schedule.alpha[i]), float(schedule.alpha_prev[i]), float(schedule.sigma[i])
     pred_x0 = (latents - (1 - alpha) ** 0.5 * eps) / alpha**0.5 / float(schedule.scale[i])
+    if schedule.skip[i]:
+        pred_x0 = float(schedule.out[i]) * pred_x0 + float(schedule.skip[i]) * latents
     direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
     latents = alpha_prev**0.5 * float(schedule.scale_prev[i]) * pred_x0 + direction
     if sigma > 0:

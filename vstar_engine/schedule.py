@@ -1,14 +1,16 @@
-"""The noise schedule: betas, alpha_bar, the dynamic rescale and DDIM's timesteps, all in float64."""
+"""The noise schedule: betas, alpha_bar, the dynamic rescale, DDIM's and consistency models' timesteps, all in float64."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .config import TRAINING_STEPS
+from .config import CONSISTENCY_STEPS, FEW_STEP, TRAINING_STEPS, Sampling
 
 BETA_START, BETA_END = 0.00085, 0.012
 SCALE_END, SCALE_STEPS, SCALE_ENTRIES = 0.7, 400, 1400
+# of the boundary condition of latent consistency models: the data's deviation, and what timesteps are multiplied by
+SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 
 
 def betas() -> np.ndarray:
@@ -56,9 +58,21 @@ def ddim_timesteps(steps: int) -> np.ndarray:
     return np.arange(steps) * TRAINING_STEPS // steps + offset
 
 
+def consistency_timesteps(steps: int) -> np.ndarray:
+    """Gives `steps` ascending timesteps, spread over a teacher's 50 (19, 39, ..., 999), always with the noisiest."""
+    if not 1 <= steps <= CONSISTENCY_STEPS:
+        raise ValueError(f"a consistency model takes 1 to {CONSISTENCY_STEPS} steps, got {steps}")
+    apart = TRAINING_STEPS // CONSISTENCY_STEPS
+    noisiest_first = np.arange(CONSISTENCY_STEPS, 0, -1) * apart - 1
+    return noisiest_first[np.arange(steps) * CONSISTENCY_STEPS // steps][::-1]
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """One sampling run's constants, (steps,) float64 in ascending timestep order; sampling walks them backwards."""
+    """One sampling run's constants, (steps,) float64 in ascending timestep order; sampling walks them backwards.
+
+    A consistency model's answer is `out` times the predicted x0 plus `skip` times the latents; DDIM's is the predicted x0.
+    """
 
     timesteps: np.ndarray
     alpha: np.ndarray
@@ -66,6 +80,15 @@ class Schedule:
     sigma: np.ndarray
     scale: np.ndarray
     scale_prev: np.ndarray
+    skip: np.ndarray
+    out: np.ndarray
+
+    @staticmethod
+    def of(sampling: Sampling) -> "Schedule":
+        """Builds the schedule that settings ask for."""
+        if FEW_STEP in sampling.fast:
+            return Schedule.consistency(sampling.steps)
+        return Schedule.ddim(sampling.steps, eta=sampling.eta)
 
     @staticmethod
     def ddim(steps: int | None = None, timesteps: Sequence[int] | np.ndarray | None = None, eta: float = 1.0) -> "Schedule":
@@ -86,7 +109,21 @@ class Schedule:
         alpha_prev = np.append(every_alpha[0], alpha[:-1])
         scale_prev = np.append(every_scale[0], scale[:-1])
         sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * np.maximum(1 - alpha / alpha_prev, 0.0))
-        return Schedule(taken, alpha, alpha_prev, sigma, scale, scale_prev)
+        return Schedule(taken, alpha, alpha_prev, sigma, scale, scale_prev, np.zeros(len(taken)), np.ones(len(taken)))
+
+    @staticmethod
+    def consistency(steps: int) -> "Schedule":
+        """Builds the multistep schedule of a latent consistency model (arXiv 2310.04378, algorithm 3).
+
+        Every step predicts the finished latents and, but for the last, adds all of the next timestep's noise anew.
+        """
+        taken = consistency_timesteps(steps)
+        alpha, scale = alpha_bar()[taken], scale_arr()[taken]
+        alpha_prev, scale_prev = np.append(1.0, alpha[:-1]), np.append(1.0, scale[:-1])
+        scaled = TIMESTEP_SCALING * taken
+        skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        out = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
+        return Schedule(taken, alpha, alpha_prev, np.sqrt(1 - alpha_prev), scale, scale_prev, skip, out)
 
     def __len__(self) -> int:
         return len(self.timesteps)

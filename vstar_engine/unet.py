@@ -17,6 +17,7 @@ from .kernels.groupnorm_silu import groupnorm_silu
 from .kernels.linear import LayerNorm, linear
 from .kernels.temporal_attention import temporal_attention, temporal_attention_dense
 from .spatial_attention import SPATIAL_ATTENTION
+from .step_cache import Deep
 
 GROUPS = UNetSpec.norm_groups
 INIT_ATTENTION_HEADS = 8
@@ -390,28 +391,45 @@ class UNet(nn.Module):
         texts = context.flatten(0, 1)
         return Heard(context.shape, {part: part.to_kv(texts) for part in self.modules() if isinstance(part, CrossAttention)})
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor | Heard, fps: Tensor, tar: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor | Heard,
+        fps: Tensor,
+        tar: Tensor,
+        deep: Deep | None = None,
+    ) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
         With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
-        comes before the first text is computed once for all k.
+        comes before the first text is computed once for all k. `deep` without features gets them; one that has them spares the
+        blocks between those that it names.
         """
         frames, rows = latents.shape[2], context.shape[0]
         if rows % latents.shape[0]:
             raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
         tar = tar if tar.shape[0] == 1 else parted(tar, rows)
+        cut = len(self.output_blocks) - deep.stages if deep else 0
+        known = deep.features if deep else None
+        spared = 0 if known is None else cut
         emb = self.embed(timestep, fps)
         x = to_frames(latents)
         skips = []
-        for i, stage in enumerate(self.input_blocks):
+        for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
             x, emb = stage(x, emb, context, tar, frames)
             if i == 0 and self.spec.init_attention:
                 x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
             skips.append(x)
-        x, emb = self.middle_block(x, emb, context, tar, frames)
-        for stage in self.output_blocks:
+        if known is None:
+            x, emb = self.middle_block(x, emb, context, tar, frames)
+        else:
+            x, emb = known, parted(emb, emb.shape[0] * (known.shape[0] // x.shape[0]))
+        for i, stage in enumerate(self.output_blocks[spared:], spared):
+            if deep and i == cut:
+                deep.features = x
             skip = parted(skips.pop(), x.shape[0])
             x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()

@@ -148,16 +148,22 @@ def _block(judge: Judge) -> None:
         judge.compare(judge.filled(TemporalConvBlock(config["cin"]))(judge.tensor("x")), "out")
 
 
-def _unet(judge: Judge) -> None:
+def unet_case(judge: Judge) -> tuple[UNet, list[Tensor]]:
+    """Gives a case's network and what it is called with."""
     case, config = judge.case, judge.case["config"]
     spec = checkpoint.spec_from_official(judge.golden.config(case, "unet_params"))
     tar = config["tar"] if config.get("regularised_layers") else {}
-    if "x_head" in judge.arrays:
-        judge.exact(judge.arrays["x"].ravel()[:16], "x_head")
     x, context = judge.tensor("x"), judge.tensor("context")
     rows = _rows(tar, spec.levels, x.shape[-1], x.shape[2]).to(judge.device)
     context = context[None] if config["per_frame"] else context[:, None]
-    out = judge.filled(UNet(spec))(x, judge.tensor("timesteps")[:, None], context, judge.tensor("fps"), rows)
+    return judge.filled(UNet(spec)), [x, judge.tensor("timesteps")[:, None], context, judge.tensor("fps"), rows]
+
+
+def _unet(judge: Judge) -> None:
+    if "x_head" in judge.arrays:
+        judge.exact(judge.arrays["x"].ravel()[:16], "x_head")
+    unet, inputs = unet_case(judge)
+    out = unet(*inputs)
     if "out" in judge.arrays:
         judge.compare(out, "out")
     if "out_frames" in judge.arrays:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import Spec, UNetSpec
+from ..step_cache import Deep
 from ..unet import Heard, UNet
 from .graphs import Recent, Recording
 
@@ -71,6 +72,7 @@ class RecordedUnet(UNet):
     def forget(self) -> bool:
         """Drops what was recorded and gives its memory back; says whether there was anything."""
         had = bool(self.recent)
+        vars(self).pop("_parts", None)
         self.recent.clear()
         self.pool = None
         if had:
@@ -81,10 +83,18 @@ class RecordedUnet(UNet):
         """Gives texts as they are: their projections would not lie where a graph reads them."""
         return context
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor | Heard, fps: Tensor, tar: Tensor) -> Tensor:
-        """As `UNet.forward`; what it gives is the caller's own."""
-        if isinstance(context, Heard):
-            return self.plainly(latents, timestep, context, fps, tar)
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor | Heard,
+        fps: Tensor,
+        tar: Tensor,
+        deep: Deep | None = None,
+    ) -> Tensor:
+        """As `UNet.forward`; what it gives is the caller's own. A part of the network is not recorded."""
+        if deep is not None or isinstance(context, Heard):
+            return self.plainly(latents, timestep, context, fps, tar, deep)
         given = latents, timestep, context, fps, tar
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._watched():
             return self.plainly(*given)

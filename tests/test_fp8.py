@@ -1,0 +1,196 @@
+"""FP8: each layer against its formula in float64, what is converted, the error it makes, and where it is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vstar_engine import Engine, Sampling, cli, fp8
+from vstar_engine.config import Request
+from vstar_engine.errors import DeviceError
+from vstar_engine.provenance import command_for
+from vstar_engine.unet import Linear, Pointwise
+from vstar_engine.verify import Judge, relative_error, unet_case
+
+# e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
+ROUNDING = 2.0**-4
+# it keeps five bits fewer than bfloat16, 32 times the rounding of what it rounds; 6 to 8 times the error was seen
+BY_BFLOAT16 = 10
+GOLDEN_UNETS = [
+    "unet_plain_shared",
+    "unet_batch2_plain",
+    "unet_f32_perframe",
+    "unet_tar_both_perframe_step13",
+    "unet_full_topology_64D1_32D8",
+]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+
+
+def e4m3(values):
+    """Rounds float64 to the nearest of e4m3's numbers, ties to even: eight of them between two powers of two."""
+    exponent = np.floor(np.log2(np.maximum(np.abs(values), 2.0**-6)))
+    spacing = 2.0 ** (exponent - 3)
+    return np.clip(np.round(values / spacing) * spacing, -448, 448)
+
+
+def by_formula(layer, x, largest):
+    """Computes an FP8 layer in numpy's float64."""
+    weight = layer.weight.detach().flatten(1).double().numpy()
+    scale, step = np.float32(np.abs(weight).max()) / 448, fp8.step_for(largest)
+    out = e4m3(x.double().numpy() / step) @ e4m3((weight / scale).astype(np.float32)).T * step * scale
+    return out if layer.bias is None else out + layer.bias.detach().double().numpy()
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(3, 5, 32), (1, 32), (2, 77, 32)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_a_layer_is_its_formula(dtype, shape, bias):
+    torch.manual_seed(0)
+    layer, x = Linear(32, 48, bias=bias).to(dtype), (3 * torch.randn(shape)).to(dtype)
+    largest = float(x.abs().max())
+    with torch.no_grad():
+        ours = fp8.Fp8Linear(layer, largest)(x)
+    assert ours.dtype == dtype
+    exact = by_formula(layer, x, largest)
+    # the product is in float32 and rounded to the dtype once
+    assert relative_error(ours.float(), exact) < 2 * torch.finfo(dtype).eps
+    assert relative_error(ours.float(), layer(x).detach().float()) < ROUNDING
+
+
+@DTYPES
+def test_gate_and_residual_are_those_of_the_layer(dtype):
+    torch.manual_seed(1)
+    layer, x = Linear(32, 64).to(dtype), torch.randn(2, 7, 32).to(dtype)
+    small = fp8.Fp8Linear(layer, 4.0)
+    with torch.no_grad():
+        residual = torch.randn(2, 7, 64).to(dtype)
+        assert torch.equal(small(x, residual), residual + small(x))
+        value, gate = small(x).double().chunk(2, -1)
+        assert relative_error(small(x, gate=True).float(), value * nn.functional.gelu(gate)) < 2 * torch.finfo(dtype).eps
+
+
+def test_a_1x1_convolution_is_the_same_layer():
+    torch.manual_seed(2)
+    conv = nn.Conv2d(32, 16, 1)
+    x = torch.randn(2, 32, 3, 5).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        ours = fp8.Fp8Pointwise(conv, 5.0)(x)
+        rows = fp8.Fp8Linear(conv, 5.0)(x.permute(0, 2, 3, 1))
+        assert torch.equal(ours.permute(0, 2, 3, 1), rows)
+        assert relative_error(ours, conv(x)) < ROUNDING
+
+
+@pytest.mark.parametrize("largest", [1e-30, 0.1, 7.0, 448.0, 1e4])
+def test_a_step_is_a_power_of_two_that_leaves_room(largest):
+    step = fp8.step_for(largest)
+    assert np.frexp(step)[0] == 0.5
+    assert max(largest, 1e-12) <= fp8.LARGEST * step / 2
+
+
+def test_what_is_larger_than_was_ever_seen_is_cut_not_lost():
+    layer = fp8.Fp8Linear(Linear(16, 16), 1.0)
+    with torch.no_grad():
+        assert layer(torch.full((1, 16), 1e6)).isfinite().all()
+
+
+def test_linear_layers_are_converted_and_the_text_and_odd_sizes_are_not():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.even, self.odd, self.plain = Linear(32, 16), Linear(24, 16), nn.Linear(32, 16)
+            self.stem = Pointwise(32, 32, 1)
+
+    assert list(fp8.layers(Odd())) == [".even", ".stem"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Engine.load("mini", fp8=True)
+
+
+def test_the_mini_model_is_converted(small, mini):
+    names = set(fp8.layers(mini.denoiser))
+    assert set(small.fp8) == names
+    assert not fp8.layers(small.denoiser)
+    kinds = {name: type(module) for name, module in small.denoiser.named_modules() if isinstance(module, fp8.Fp8Linear)}
+    assert set(kinds) == names
+    assert {name.split(".")[-1] for name, kind in kinds.items() if kind is fp8.Fp8Pointwise} == {"skip_connection"}
+    assert not any("to_kv" in name for name in names)
+    linear = sum(layer.weight.numel() for layer in fp8.layers(mini.denoiser).values())
+    assert sum(b.numel() for b in small.denoiser.buffers() if b.dtype == fp8.E4M3) == linear
+
+
+def test_calibration_is_the_same_every_time(small):
+    assert Engine.load("mini", fp8=True).fp8 == small.fp8
+    assert all(0.1 < value < 1000 for value in small.fp8.values())
+
+
+def test_a_video_is_near_the_exact_one_and_says_how_it_was_made(small, mini):
+    request = Request(("snow", "flowers"), 3, 1, (32, 64), Sampling(8, guidance=6.0, fast=("step-cache",)))
+    plain = Request(("snow", "flowers"), 3, 1, (32, 64), Sampling(8, guidance=6.0))
+    batches = [one.begin([plain]) for one in (small, mini)]
+    for batch in batches:
+        for _ in range(8):
+            batch.step()
+    ours, exact = (batch.rows[0].latents for batch in batches)
+    assert 0 < relative_error(ours, exact) < 0.3
+    made = small.run(request).provenance
+    assert made["fp8"]["layers"] == len(small.fp8)
+    assert len(made["fp8"]["largest_inputs"]) == 64
+    assert "--fast=step-cache --fast=fp8" in command_for(made)
+    assert "fp8" not in mini.run(plain).provenance
+
+
+@pytest.mark.parametrize("name", GOLDEN_UNETS)
+@torch.inference_mode()
+def test_the_error_on_golden_unets(golden, name, capsys):
+    """Their random weights amplify any rounding, thirty times bfloat16's; so FP8's error is held to bfloat16's on the same."""
+    judge = Judge(golden, golden.case(name), torch.device("cpu"))
+    unet, inputs = unet_case(judge)
+    with fp8.watched(unet) as largest:
+        exact = unet(*inputs)
+    fp8.convert(unet, largest)
+    error = relative_error(unet(*inputs), exact)
+    unet, (latents, timestep, context, *rest) = unet_case(judge)
+    half = torch.bfloat16
+    coarse = relative_error(unet.to(half)(latents.to(half), timestep, context.to(half), *rest).float(), exact)
+    with capsys.disabled():
+        print(f" {name}: {len(largest)} layers, relative error {error:.3f}, in bfloat16 {coarse:.3f}")
+    assert 0 < error < BY_BFLOAT16 * coarse
+
+
+def test_what_does_not_compose(mini, small):
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="needs the text tower and states, not embeddings"):
+        Engine.load("mini", text=None, fp8=True)
+    with pytest.raises(ValueError, match="converts the network in eager PyTorch, and DIR computes as it was built"):
+        fp8.check_choice(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
+    with pytest.raises(ValueError, match="a network in fp8 keeps the LoRAs it was loaded with"):
+        small.adapt(["a.safetensors"])
+    with pytest.raises(ValueError, match=r"fp8 is a way to load the network, .*Engine.load\(fp8=True\)"):
+        Sampling(fast=("fp8",))
+
+
+def test_a_device_that_does_not_multiply_is_refused_in_a_sentence(monkeypatch, capsys):
+    def refuse(*given, **named):
+        raise RuntimeError("torch._scaled_mm is only supported on newer devices\nand more")
+
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    sentence = "cpu does not multiply in FP8, as GPUs of compute capability 8.9 and more do: torch._scaled_mm is only supported"
+    with pytest.raises(DeviceError, match=sentence):
+        Engine.load("mini", fp8=True)
+    assert (
+        cli.main(["generate", "--model", "mini", "--fast", "step-cache,fp8", "snow", "--frames", "2"]) == DeviceError.exit_code
+    )
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_command_line_loads_it(tmp_path, capsys):
+    out = tmp_path / "a.mp4"
+    flags = ["--model", "mini", "--fast", "fp8,guidance-interval", "--frames", "2", "--size", "32x32", "--steps", "2", "--json"]
+    assert cli.main(["generate", *flags, "--states", "snow", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert '"fp8": {"layers": ' in said
+    assert '"fast": ["guidance-interval"]' in said

@@ -1,0 +1,158 @@
+"""FP8 linear layers: weights and inputs rounded to e4m3 (arXiv 2209.05433) by a scale for each tensor, products summed wider.
+
+Scales come from the network itself: a weight's from its largest value, an input's from the largest seen while the network
+samples a short clip. PyTorch multiplies in FP8 (`torch._scaled_mm`) but has no convolution in it, so the 3x3 and the temporal
+convolutions stay, and so do the text's keys and values, which are little work.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .built import Artifact
+from .config import FP8, Sampling, Spec, Tar
+from .embeddings import Encode
+from .errors import DeviceError
+from .kernels.geglu import geglu
+from .kernels.linear import LayerNorm, normed
+from .sampling import sample
+from .schedule import Schedule
+from .tar import table
+from .text import spread
+from .unet import CrossAttention, Linear, ResBlock, UNet
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = torch.finfo(E4M3).max
+# what the product takes its rows and columns in
+MULTIPLE = 16
+# the clip that inputs are watched on
+PROMPTS = ("a landscape covered in thick snow, bare trees", "a lush green meadow in full spring")
+FRAMES, STEPS = 8, 8
+
+
+def step_for(largest: float) -> float:
+    """Gives the power of two that takes values up to `largest`, and up to twice that with luck, into e4m3's range.
+
+    Powers of two are exact in every dtype, and what is divided by one loses no digit.
+    """
+    return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer whose inputs were seen to reach `largest`."""
+
+    def __init__(self, layer: Linear | nn.Conv2d, largest: float):
+        super().__init__()
+        weight = layer.weight.detach().flatten(1).float()
+        scale = weight.abs().amax().clamp(min=1e-12) / LARGEST
+        self.weight: Tensor
+        self.scale: Tensor
+        self.step: Tensor
+        self.register_buffer("weight", (weight / scale).clamp(-LARGEST, LARGEST).to(E4M3))
+        self.register_buffer("scale", scale)
+        self.register_buffer("step", scale.new_tensor(step_for(largest)))
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        x = normed(x, norm)
+        rows = (x.reshape(-1, x.shape[-1]) / self.step.to(x.dtype)).clamp(-LARGEST, LARGEST).to(E4M3)
+        out = torch._scaled_mm(rows, self.weight.t(), scale_a=self.step, scale_b=self.scale, out_dtype=x.dtype)
+        out = (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1])
+        if gate:
+            out = geglu(out)
+        return out if residual is None else residual + out
+
+
+class Fp8Pointwise(Fp8Linear):
+    """A 1x1 convolution of (N, C, H, W) as a linear layer."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1), residual, gate, norm).permute(0, 3, 1, 2)
+
+
+def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | None, text: bool) -> None:
+    """Raises DeviceError where FP8 cannot be multiplied, ValueError where there is no network to convert or no text to try."""
+    if artifact is not None:
+        raise ValueError(f"{FP8} converts the network in eager PyTorch, and {artifact.folder} computes as it was built")
+    if not text:
+        raise ValueError(
+            f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
+        )
+    check(device, dtype)
+
+
+def check(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises DeviceError unless PyTorch multiplies in FP8 on the device."""
+    ones = torch.ones(MULTIPLE, MULTIPLE, device=device)
+    try:
+        torch._scaled_mm(ones.to(E4M3), ones.to(E4M3).t(), scale_a=ones[0, 0], scale_b=ones[0, 0], out_dtype=dtype)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(
+            f"{device} does not multiply in FP8, as GPUs of compute capability 8.9 and more do: {reason}"
+        ) from error
+
+
+def layers(unet: UNet) -> dict[str, Linear | nn.Conv2d]:
+    """Lists by name what is multiplied in FP8: linear layers and 1x1 convolutions of sizes that it takes."""
+    found: dict[str, Linear | nn.Conv2d] = {}
+    for name, module in unet.named_modules():
+        kept = {module.to_kv} if isinstance(module, CrossAttention) else set()
+        for part, layer in module.named_children():
+            pointwise = isinstance(module, ResBlock) and part == "skip_connection" and isinstance(layer, nn.Conv2d)
+            if (pointwise or isinstance(layer, Linear)) and layer not in kept:
+                assert isinstance(layer, Linear | nn.Conv2d)
+                if not any(side % MULTIPLE for side in layer.weight.shape[:2]):
+                    found[f"{name}.{part}"] = layer
+    return found
+
+
+@contextmanager
+def watched(unet: UNet) -> Iterator[dict[str, float]]:
+    """Gives the largest input that each layer has met so far."""
+    largest: dict[str, float] = {}
+
+    def note(name: str, x: Tensor, norm: LayerNorm | None = None, **_: object) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(normed(x, norm).abs().amax()))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given, named, name=name: note(name, given[0], **named), with_kwargs=True)
+        for name, layer in layers(unet).items()
+    ]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
+    """Gives the largest input of each layer while a short clip is sampled, the same one every time."""
+    states, negative = spread(encode(PROMPTS), FRAMES)[None], encode([""])[None]
+    device, dtype = states.device, states.dtype
+    cells = (side // spec.vae.factor for side in spec.size)
+    generator = torch.Generator().manual_seed(0)
+    tape = torch.randn(STEPS + 1, 1, spec.unet.in_channels, FRAMES, *cells, generator=generator)
+    fps = torch.full((1,), Sampling.fps_condition, device=device)
+
+    def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        g = table(Tar(), spec.unet.levels, FRAMES, index).to(device)
+        heard, unheard = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
+        return heard, unheard
+
+    with watched(unet) as largest:
+        for _ in sample(denoise, Schedule.ddim(STEPS), tape[0].to(device), guidance=Sampling.guidance, noise=tape[1:]):
+            pass
+    return largest
+
+
+def convert(unet: UNet, largest: Mapping[str, float]) -> None:
+    """Puts FP8 layers in the place of those whose largest inputs are given."""
+    for name, layer in layers(unet).items():
+        parent, _, part = name.rpartition(".")
+        kind = Fp8Pointwise if isinstance(layer, nn.Conv2d) else Fp8Linear
+        setattr(unet.get_submodule(parent), part, kind(layer, largest[name]))
