@@ -79,7 +79,7 @@ def test_heavy_libraries_wait(module, absent):
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("command", ["serve", "synopsis", "submit", "status", "fetch", "cancel", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "synopsis", "submit", "status", "fetch", "cancel", "inspect", "doctor", "--help"])
 def test_commands_that_compute_nothing_do_not_wait_for_pytorch(command):
     """A server loads it in its worker alone, which halves the time until it answers."""
     code = f"import sys; from vstar_engine.cli import build_parser; build_parser({command!r}); print('torch' in sys.modules)"
