@@ -17,8 +17,8 @@ from vstar_engine.config import Spec
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
+from vstar_engine.layers import FrameConv
 from vstar_engine.spatial_attention import best_attention, sdpa
-from vstar_engine.unet import FrameConv
 
 from .contest import Contest, NotHere, Provider, ceilings
 from .machine import cache_bytes

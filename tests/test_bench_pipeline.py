@@ -30,7 +30,7 @@ from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
 from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
 from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError
-from vstar_engine.unet import CrossAttention
+from vstar_engine.layers import CrossAttention
 
 CPU = torch.device("cpu")
 EAGER = [name for name in IMPROVEMENTS if name not in (COMPILE, GRAPH)]

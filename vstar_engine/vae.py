@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VaeSpec
-from .unet import Norm, Upsample
+from .layers import Norm, Upsample
 
 # frames decoded at once: more gained 2 to 4 % on a CPU (mini, one thread), and the first would be ready later
 CHUNK = 8

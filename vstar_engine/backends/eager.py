@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import Spec, UNetSpec
+from ..layers import Heard
 from ..step_cache import Deep
-from ..unet import Heard, UNet
+from ..unet import UNet
 from .graphs import Recent, Recording
 
 
