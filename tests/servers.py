@@ -48,7 +48,8 @@ class Server:
     def spawn(self):
         """Starts it and waits for nothing."""
         words = [*self.prefix, sys.executable, "-m", "vstar_engine", "serve", "--model", "mini", "--port", str(self.port)]
-        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "VSTAR_API_KEYS": "\n".join(self.keys)}
+        path = os.pathsep.join([str(HERE.parent), str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "VSTAR_API_KEYS": "\n".join(self.keys)}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*words, "--data", str(self.folder / "data"), *self.options], env=environment, stdout=log, stderr=log

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
 from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
 from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError
-from vstar_engine.unet import CrossAttention
+from vstar_engine.layers import CrossAttention
 
 CPU = torch.device("cpu")
 EAGER = [name for name in IMPROVEMENTS if name not in (COMPILE, GRAPH)]
@@ -93,7 +94,7 @@ def test_the_compiled_rung_is_traced_in_one_piece(tiny: Scene) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_packaged_step_computes_the_same(tiny: Scene) -> None:
-    step = Step(tiny)
+    step = Step(replace(tiny, compiler="inductor"))
     answer = step.call(ENGINE | {AOTI})()
     assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
     facts = step.packages[ENGINE | {AOTI}]

@@ -114,6 +114,19 @@ def test_kubernetes_runs_a_gateway_that_it_may():
     assert selected.items() <= found["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
 
 
+@pytest.mark.slow
+def test_kubernetes_takes_its_objects():
+    """Kubernetes's own schema, strictly; the cluster of Ray is KubeRay's, so its pods are checked."""
+    reason = "needs kubernetes-validate (100 MB of schemas): pip install kubernetes-validate"
+    checker = pytest.importorskip("kubernetes_validate", reason=reason)
+    found = kubernetes()
+    cluster = found.pop("RayCluster")["spec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]} for group in groups]
+    for item in [*found.values(), *pods]:
+        checker.validate(item, checker.latest_version(), strict=True)
+
+
 def exposed():
     """Gives the names of every series that the server may show."""
     names = set()

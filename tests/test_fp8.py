@@ -12,8 +12,8 @@ from vstar_engine.config import Request
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST
 from vstar_engine.kernels.linear import LayerNorm
+from vstar_engine.layers import Linear, Pointwise
 from vstar_engine.provenance import command_for
-from vstar_engine.unet import Linear, Pointwise
 from vstar_engine.verify import Judge, relative_error, unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum

@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 # a module may import those on lines above it, or on its own line
 ORDER = [
     ["errors", "timeline", "config", "kernels"],
-    ["artifacts", "device", "golden", "allocator"],
+    ["artifacts", "device", "golden", "allocator", "layers"],
     ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic", "lora", "fp8"],
     ["bundled", "backends", "export"],
-    ["batch", "choice", "remarks"],
+    ["batch", "choice", "remarks", "room"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
     ["serving"],
@@ -79,7 +79,7 @@ def test_heavy_libraries_wait(module, absent):
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("command", ["serve", "synopsis", "submit", "status", "fetch", "cancel", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "synopsis", "submit", "status", "fetch", "cancel", "inspect", "doctor", "--help"])
 def test_commands_that_compute_nothing_do_not_wait_for_pytorch(command):
     """A server loads it in its worker alone, which halves the time until it answers."""
     code = f"import sys; from vstar_engine.cli import build_parser; build_parser({command!r}); print('torch' in sys.modules)"

@@ -177,7 +177,7 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
     check_done(tmp_path, jobs, heard)
     assert counters["retried"] == 2
     again = [found for found in heard if sum(isinstance(event, events.Started) for event in found) > 1]
-    assert len(again) == 2
+    assert 1 <= len(again) <= 2  # the node may die before the job that was sent there is heard to begin
 
 
 @pytest.mark.slow

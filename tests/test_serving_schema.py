@@ -33,6 +33,7 @@ def test_schema_holds(tmp_path, phases, examples, cases):
         found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
         assert found is not None, done.stdout[-2000:]
         generated, passed = map(int, found.groups())
+        print(f"{generated} cases, {passed} passed")
         assert generated == passed >= cases
         assert "Traceback" not in server.log()
         answered = re.findall(r'"status": (\d+)', server.log())

@@ -73,7 +73,7 @@ COMMANDS = {
 
 
 def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
-    """Builds the parser and gives its subcommands' parsers by name; where one is named, the others have no options."""
+    """Builds the parser, and gives those of its subcommands by name; where a word is given, only what it names has options."""
     assert __doc__ is not None
     parser = Parser(
         prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=__doc__.split("\n\n")[1]
@@ -196,8 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger(__package__).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        chosen = words[0] if words and words[0] in COMMANDS else None
-        parser, parsers = build_parser(chosen)
+        parser, parsers = build_parser(words[0] if words else "")
         if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):
             args = layered(parsers[words[0]], words[1:])
             if args.print_config:

@@ -19,11 +19,12 @@ from .errors import DeviceError
 from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
 from .kernels.geglu import geglu
 from .kernels.linear import LayerNorm, normed
+from .layers import CrossAttention, Linear
 from .sampling import sample
 from .schedule import Schedule
 from .tar import table
 from .text import spread
-from .unet import CrossAttention, Linear, ResBlock, UNet
+from .unet import ResBlock, UNet
 
 # what the product takes its rows and columns in
 MULTIPLE = 16
