@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config import UNetSpec
-from vstar_engine.unet import Downsample, ResBlock, SpatialTransformer, TemporalConvBlock, TemporalTransformer, UNet, Upsample
+from vstar_engine.layers import Downsample, Upsample
+from vstar_engine.unet import ResBlock, SpatialTransformer, TemporalConvBlock, TemporalTransformer, UNet
 
 from .timing import Mark, mark, seconds_between, summarise, synchronize
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 
 from .contest import BANDWIDTH, MATRIX
+from .layout import markdown
 from .rows import OK, SKIPPED, Row, read, seconds
-from .tables import markdown
 
 THRESHOLD = 0.03
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,9 @@ from torch import Tensor
 from vstar_engine.config import Spec
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
-from vstar_engine.kernels.linear import linear, linear_ref
+from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
+from vstar_engine.layers import FrameConv
 from vstar_engine.spatial_attention import best_attention, sdpa
-from vstar_engine.unet import FrameConv
 
 from .contest import Contest, NotHere, Provider, ceilings
 from .machine import cache_bytes
@@ -136,19 +136,38 @@ def gates(place: Place) -> Iterator[Form]:
 
 
 def projections(place: Place) -> Iterator[Form]:
-    """Projections with what follows them: the gate, and the residuals of attention and feed-forward."""
+    """Projections with what is before and behind them: the norm of what attends, the gate, and the residuals."""
     width = place.channels
-    uses = (("gate", width, 8 * width, True), ("attention", width, width, False), ("feed-forward", 4 * width, width, False))
-    for name, into, out, gate in uses:
-        made = out // 2 if gate else out
+    # input, output and result widths
+    uses = {
+        "norm, q k v": (width, 3 * width, 3 * width),
+        "norm, gate": (width, 8 * width, 4 * width),
+        "residual, attention": (width, width, width),
+        "residual, feed-forward": (4 * width, width, width),
+    }
+    for name, (into, out, made) in uses.items():
+        normed = name.startswith("norm")
 
-        def draw(into: int = into, out: int = out, made: int = made, gate: bool = gate) -> tuple[Tensor, ...]:
+        def draw(into: int = into, out: int = out, normed: bool = normed) -> tuple[Tensor, ...]:
             given = place.normal(place.rows, into), place.weight(out, into), place.normal(out)
-            return given if gate else (*given, place.normal(place.rows, made))
+            return (*given, *place.normal(2, into).unbind()) if normed else (*given, place.normal(place.rows, out))
 
-        moved = place.nbytes(place.rows * (into + made * (1 if gate else 2)), out * into)
-        ours, definition = partial(linear, gate=gate), partial(linear_ref, gate=gate)
-        items, work = (0,) if gate else (0, 3), 2.0 * place.rows * into * out
+        def call(
+            compute: Call,
+            x: Tensor,
+            weight: Tensor,
+            bias: Tensor,
+            *more: Tensor,
+            normed: bool = normed,
+            gate: bool = made < out,
+        ) -> Tensor:
+            if normed:
+                return compute(x, weight, bias, None, gate, LayerNorm(more[0], more[1], EPS))
+            return compute(x, weight, bias, more[0])
+
+        moved = place.nbytes(place.rows * (into + made * (1 if normed else 2)), out * into)
+        items, work = (0,) if normed else (0, 3), 2.0 * place.rows * into * out
+        ours, definition = partial(call, linear), partial(call, linear_ref)
         yield Form(name, draw, ours, definition, moved, work, items, ROWS, only=("cpu", torch.float32))
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vstar_engine import allocator
 from vstar_engine.backends.graphs import Recording
-from vstar_engine.unet import Linear, Norm, SpatialBlock, UNet
+from vstar_engine.layers import Linear, Norm
+from vstar_engine.unet import SpatialBlock, UNet
 from vstar_engine.vae import Vae
 
 from .contest import Contest, NotHere, Provider, ceilings

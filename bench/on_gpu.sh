@@ -93,6 +93,7 @@ bench compiled 150 pipeline --full --frames 64 --parts headline --compile-mode "
 bench fused 40 kernels --op groupnorm_silu geglu temporal_convolution --frames 64 --levels 0 1 2 --limit 3
 bench shapes 60 kernels --frames 32 128 256 --levels 0 1 2 --limit 5
 bench ladder 100 pipeline --full --frames 16 --parts ladder trajectory --no-compile --rounds 3
+bench fast 90 pipeline --full --frames 16 --parts fast --rounds 3
 if [ -f "$out/trace.json.gz" ] && [ "$(wc -c <"$out/trace.json.gz")" -gt "$limit" ]; then
     rm "$out/trace.json.gz"
     echo "trace.json.gz was larger than 15 MiB and is left out" | tee -a "$out/summary.txt"

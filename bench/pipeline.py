@@ -1,5 +1,5 @@
-"""A video's making, part by part: stages, the engine against clean baselines, the ladder from the published behaviour, and how
-far the run's dtype strays. Networks are seeded on the device: speed needs no trained weights.
+"""A video's making, part by part: stages, the engine against clean baselines, the ladder from the published behaviour, how far
+the run's dtype strays, and what `--fast` saves and costs. Networks are seeded on the device: speed needs no trained weights.
 """
 
 import argparse
@@ -12,21 +12,29 @@ import torch
 from vstar_engine.config import MODELS, Sampling, parse_size
 from vstar_engine.device import DTYPES, device_named, dtype_named
 
-from . import profile, stages, trajectory
+from . import fast, profile, stages, trajectory
 from .contest import FAILURES, Pace, hold
 from .ladder import COMPILE, GRAPH, IMPROVEMENTS, Step
 from .rows import FAILED, SKIPPED, Row, Rows, sentence
 from .scene import TINY, Scene, spec_named
 from .settings import add_common, open_rows
 
-HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY = PARTS = ("headline", "stages", "ladder", "ablation", "trajectory")
+HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY, FAST = PARTS = (
+    "headline",
+    "stages",
+    "ladder",
+    "ablation",
+    "trajectory",
+    "fast",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what to measure and on what."""
     there = "cuda" if torch.cuda.is_available() else "cpu"
     add_common(parser, rounds=5, limit=60.0)
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="in this order; default all")
+    usual = [part for part in PARTS if part != FAST]  # whole videos: minutes
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=usual, help=f"in this order; default all but {FAST}")
     parser.add_argument("--model", choices=[*MODELS, TINY.name], default="mini", help="default %(default)s")
     parser.add_argument("--full", action="store_const", dest="model", const="videocrafter2", help="the full model")
     parser.add_argument("--size", type=parse_size, metavar="HEIGHTxWIDTH", help="pixels, default the model's own")
@@ -78,6 +86,7 @@ def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> N
         LADDER: lambda: hold(step.ladder(without), rows, pace),
         ABLATION: lambda: hold(step.ablation(without), rows, pace),
         TRAJECTORY: lambda: trajectory.measure(scene, args.steps, rows),
+        FAST: lambda: fast.measure(scene, args.steps, rows, pace),
     }
     chosen = {name: part for name, part in parts.items() if name in args.parts}
     if args.profile:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, linear_ref
+from vstar_engine.layers import Linear, Norm, Pointwise
 from vstar_engine.spatial_attention import sdpa
-from vstar_engine.unet import Linear, Norm, Pointwise, SpatialBlock, UNet
+from vstar_engine.unet import SpatialBlock, UNet
 
 M_MMAP_THRESHOLD = -3
 # where glibc's thresholds have grown to once large tensors were freed, and how many it maps at most

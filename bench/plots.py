@@ -8,8 +8,9 @@ from typing import Any
 
 from vstar_engine.errors import MissingLibrary
 
+from .layout import grouped, machine_words
 from .rows import OK, Row
-from .tables import CEILINGS, RUNGS, grouped, machine_words
+from .tables import CEILINGS, RUNGS
 
 # one hash for all ids of an SVG, so that the same rows give the same bytes
 SALT = "vstar-engine"

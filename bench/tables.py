@@ -1,14 +1,15 @@
 """Rows as Markdown tables: one a question, each with the conditions it was measured under."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from .contest import BANDWIDTH, MATRIX
+from .fast_tables import fast, strays
 from .fused import CONVOLUTION, NAMES
 from .ladder import IMPROVEMENTS
+from .layout import cell, conditions, grouped, machine_words, markdown, part_of, titled
 from .providers import OURS, PROVIDERS
-from .rows import INTERRUPTED, OK, Row, seconds
+from .rows import OK, Row, seconds
 
 CEILINGS = (BANDWIDTH, MATRIX)
 HEADLINE = ("ours", "ours compiled", "ours, AOTInductor", "ours, CUDA graph", "clean eager", "clean compiled", "published")
@@ -23,62 +24,6 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     for row in sorted(rows, key=lambda row: row.at):
         found[row.key, row.machine.get("gpu") or row.machine.get("cpu"), row.machine.get("threads")] = row
     return list(found.values())
-
-
-def machine_words(row: Row) -> str:
-    """Names the machine of a row in a few words."""
-    here = row.machine
-    if row.device.startswith("cuda"):
-        return str(here.get("gpu"))
-    return f"{here.get('cpu')}, {here.get('threads')} threads"
-
-
-def conditions(rows: Sequence[Row]) -> str:
-    """Says in a line what a table's numbers belong to."""
-    first = rows[0]
-    days = sorted({row.at[:10] for row in rows})
-    commits = sorted({str(row.machine.get("commit"))[:9] + ("+" if row.machine.get("dirty") else "") for row in rows})
-    commands = sorted({row.command for row in rows})
-    said = [machine_words(first), first.dtype, f"torch {first.machine.get('torch')}"]
-    if first.machine.get("driver"):
-        said.append(f"driver {first.machine['driver']}")
-    said.append(f"commit {', '.join(commits)}")
-    said.append(" to ".join(dict.fromkeys((days[0], days[-1]))))
-    line = f"{', '.join(said)}: {', '.join(f'`{command}`' for command in commands)}"
-    if any(row.outcome == INTERRUPTED for row in rows):
-        line += ". **The run was interrupted; these are its rows so far**"
-    return line
-
-
-def cell(row: Row | None, own: Row | None = None, spread: bool = False) -> str:
-    """Writes a provider's time, and how many times `own`'s it is."""
-    if row is None:
-        return ""
-    if row.status != OK:
-        return row.status
-    said = seconds(row.numbers["median"])
-    if spread:
-        said += f" [{seconds(row.numbers['p20'])}, {seconds(row.numbers['p80'])}]"
-    if own is row:
-        return f"**{said}**"
-    if own is not None and own.status == OK:
-        ratio = row.numbers["median"] / own.numbers["median"]
-        said += f" ({ratio:.0f}x)" if ratio >= 20 else f" ({ratio:.2g}x)" if ratio >= 10 else f" ({ratio:.2f}x)"
-    return said
-
-
-def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Lays out a table whose first column is words and the others numbers."""
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['--:'] * (len(head) - 1)])}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
-
-
-def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
-    """Groups rows by a key, groups and rows in the order in which they came."""
-    order: dict[Any, None] = dict.fromkeys(key(row) for row in rows)
-    place = {value: i for i, value in enumerate(order)}
-    ranked = sorted(rows, key=lambda row: place[key(row)])
-    return [list(group) for _, group in groupby(ranked, key=key)]
 
 
 def _frames(row: Row) -> str:
@@ -160,21 +105,12 @@ def _use(row: Row) -> str:
     return f"`{case['op']}`, {case['form']}, level {case['level']}, {case['frames']} frames"
 
 
-def _part(rows: Sequence[Row], part: str, suite: str = "pipeline") -> list[list[Row]]:
-    chosen = [row for row in rows if row.suite == suite and row.case["part"] == part]
-    return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
-
-
-def _title(rows: Sequence[Row], words: str) -> str:
-    return f"{words}, `{rows[0].case['model']}` at {rows[0].case['size']}; {conditions(rows)}"
-
-
 def headline(rows: Sequence[Row], spread: bool) -> list[str]:
     """The engine's guided step against clean baselines."""
     words = "One guided step (both branches)"
     return [
-        f"{_title(group, words)}\n\n{by_provider(sorted(group, key=lambda row: row.case['frames']), HEADLINE, spread)}"
-        for group in _part(rows, "headline")
+        f"{titled(group, words)}\n\n{by_provider(sorted(group, key=lambda row: row.case['frames']), HEADLINE, spread)}"
+        for group in part_of(rows, "headline")
     ]
 
 
@@ -186,7 +122,7 @@ def stages(rows: Sequence[Row], spread: bool) -> list[str]:
         for row in rows
         if row.suite == "pipeline" and row.case["part"] == "whole"
     }
-    for group in _part(rows, "stages"):
+    for group in part_of(rows, "stages"):
         body = []
         for same in grouped(sorted(group, key=lambda row: row.case["frames"]), lambda row: row.case["frames"]):
             table = {row.provider: row for row in same}
@@ -198,13 +134,13 @@ def stages(rows: Sequence[Row], spread: bool) -> list[str]:
             steps = f"{whole.case['steps']} steps: {', '.join(whole.numbers['includes'])}" if whole else ""
             body.append([str(first.case["frames"]), *parts, cell(whole, whole), steps])
         head = ["frames", *STAGES, "whole video", "which is"]
-        found.append(f"{_title(group, 'A video by stage')}\n\n{markdown(head, body)}")
+        found.append(f"{titled(group, 'A video by stage')}\n\n{markdown(head, body)}")
     return found
 
 
 def _rungs(rows: Sequence[Row], part: str, names: Sequence[str], base: str, title: str) -> list[str]:
     found = []
-    for group in _part(rows, part):
+    for group in part_of(rows, part):
         lengths = sorted({row.case["frames"] for row in group})
         table = {(row.provider, row.case["frames"]): row for row in group}
         body = []
@@ -221,7 +157,7 @@ def _rungs(rows: Sequence[Row], part: str, names: Sequence[str], base: str, titl
                 cells += [said, _memory(row)]
             body.append([name, *cells])
         head = ["", *(words for frames in lengths for words in (f"{frames} frames", "memory"))]
-        found.append(f"{_title(group, title)}\n\n{markdown(head, body)}")
+        found.append(f"{titled(group, title)}\n\n{markdown(head, body)}")
     return found
 
 
@@ -239,7 +175,7 @@ def ablation(rows: Sequence[Row], spread: bool) -> list[str]:
 def trajectory(rows: Sequence[Row], spread: bool) -> list[str]:
     """How far the run's dtype strays, with the same noise."""
     found = []
-    for group in _part(rows, "trajectory"):
+    for group in part_of(rows, "trajectory"):
         body = []
         for row in sorted(group, key=lambda row: row.case["frames"]):
             label = f"{row.case['frames']} ({row.case['weights']} weights)"
@@ -252,7 +188,7 @@ def trajectory(rows: Sequence[Row], spread: bool) -> list[str]:
             body.append([label, *picked])
         head = ["frames", "cosine after the first step", "half-way", "last", "PSNR after the first step", "last"]
         against = group[0].numbers.get("against", "a wider dtype")
-        found.append(f"{_title(group, f'Latents against {against} with the same noise')}\n\n{markdown(head, body)}")
+        found.append(f"{titled(group, f'Latents against {against} with the same noise')}\n\n{markdown(head, body)}")
     return found
 
 
@@ -284,11 +220,11 @@ def serve(rows: Sequence[Row], spread: bool) -> list[str]:
         loads = [_load(row, spread) for row in group if row.case["part"] != "overhead"]
         head = ["arrivals", "jobs", "latency p50", "p95", "p99", "POST p99", "videos a second", "within", "refused"]
         if loads:
-            found.append(f"{_title(group, 'The server under load')}\n\n{markdown(head, loads)}")
+            found.append(f"{titled(group, 'The server under load')}\n\n{markdown(head, loads)}")
         alone = [_overhead(row, spread) for row in group if row.case["part"] == "overhead"]
         head = ["one video", "served", "bare engine", "overhead", "of it outside the stages"]
         if alone:
-            found.append(f"{_title(group, 'One video, served and by the bare engine in turn')}\n\n{markdown(head, alone)}")
+            found.append(f"{titled(group, 'One video, served and by the bare engine in turn')}\n\n{markdown(head, alone)}")
     return found
 
 
@@ -324,13 +260,13 @@ def roofline(rows: Sequence[Row], spread: bool) -> list[str]:
     """Time beside its floor: by kind of op, by block, and the whole forward, which no clock interrupts."""
     found = []
     for part in ("kind", "block"):
-        for group in (same for some in _part(rows, part, "roofline") for same in grouped(some, _frames)):
+        for group in (same for some in part_of(rows, part, "roofline") for same in grouped(some, _frames)):
             ranked = sorted(group, key=lambda row: -row.numbers["median"])
             wholes = [row for row in rows if row.case.get("part") == "whole" and row.suite == "roofline"]
             ranked += [row for row in wholes if (*_scene(row), row.dtype) == (*_scene(ranked[0]), ranked[0].dtype)]
             head = [part, "ops", "TFLOP", "GB", "floor", "time", "of the ops' time", "floor / time"]
             words = f"One guided step of {group[0].case['frames']} frames by {part}"
-            found.append(f"{_title(group, words)}\n\n{markdown(head, [_beside_floor(row, spread) for row in ranked])}")
+            found.append(f"{titled(group, words)}\n\n{markdown(head, [_beside_floor(row, spread) for row in ranked])}")
     return found
 
 
@@ -355,7 +291,7 @@ def _work(row: Row) -> list[str]:
 def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
     """What fusing saves, computed: operators, bytes, and the floor at the rates given."""
     found = []
-    for group in (same for some in _part(rows, "fusion", "roofline") for same in grouped(some, lambda row: row.command)):
+    for group in (same for some in part_of(rows, "fusion", "roofline") for same in grouped(some, lambda row: row.command)):
         first = group[0]
         rates = f"{first.ceilings['flops_per_second'] / 1e12:g} TFLOP/s, {first.ceilings['bytes_per_second'] / 1e12:g} TB/s"
         scene = f"`{first.case['model']}` at {first.case['size']}, {first.dtype}"
@@ -376,6 +312,8 @@ TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "ladder": ladder,
     "ablation": ablation,
     "trajectory": trajectory,
+    "fast": fast,
+    "strays": strays,
     "roofline": roofline,
     "fusion": fusion,
     "engine": engine,

@@ -9,8 +9,9 @@ from torch.export import Dim
 
 from vstar_engine import checkpoint
 from vstar_engine.config import MAX_FRAMES, MAX_SIDE, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.layers import FrameConv, Pointwise
 from vstar_engine.text import TextTower
-from vstar_engine.unet import FrameConv, Pointwise, TemporalBlock, UNet
+from vstar_engine.unet import TemporalBlock, UNet
 from vstar_engine.vae import Vae
 
 from .settings import MAX_BATCH

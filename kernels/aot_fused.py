@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from . import geglu_triton, groupnorm_silu_triton
+from . import e4m3_triton, geglu_triton, groupnorm_silu_triton
 from .temporal_attention_launch import DTYPES
 
 KERNELS = {
     "geglu": geglu_triton.geglu_kernel,
+    "to_e4m3": e4m3_triton.to_e4m3_kernel,
     "groupnorm_silu_measure": groupnorm_silu_triton.measure_kernel,
     "groupnorm_silu_settle": groupnorm_silu_triton.settle_kernel,
     "groupnorm_silu_normalise": groupnorm_silu_triton.normalise_kernel,
@@ -17,8 +18,10 @@ INNER = (1280, 2048, 2560, 5120)
 CHANNELS = (320, 640, 960, 1280, 1920, 2560)
 GROUPS = 32
 TENSORS = ("x", "out", "weight", "bias")
-STATISTICS = ("moments", "settled")
-WIDE = ("inner", "channels")
+STATISTICS = ("moments", "settled", "step")
+WIDE = ("inner", "channels", "count")
+# the first architecture that has e4m3
+E4M3_SINCE = 89
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class FusedEntry:
 
     def argument(self, name: str) -> tuple[str, bool]:
         """Gives an argument's type, and whether it is known to be a multiple of 16."""
+        if self.op == "to_e4m3" and name == "out":
+            return "*fp8e4nv", True
         if name in TENSORS:
             return f"*{self.dtype}", True
         if name in STATISTICS:
@@ -57,6 +62,7 @@ class FusedEntry:
         sizes = self.constants()
         wanted = {
             "geglu": 2 * sizes.get("BLOCK", 0),
+            "to_e4m3": sizes.get("BLOCK", 0),
             "groupnorm_silu_measure": sizes.get("R", 0) * sizes.get("C", 0),
             "groupnorm_silu_normalise": sizes.get("R", 0) * sizes.get("C", 0),
         }.get(self.op, 0) * element
@@ -77,6 +83,7 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
             ("geglu", values, geglu_triton.warps(dict(values)["BLOCK"]), f"block{dict(values)['BLOCK']}")
             for values in sorted(geglu)
         ),
+        ("to_e4m3", (("BLOCK", e4m3_triton.BLOCK),), e4m3_triton.WARPS, "block"),
         ("groupnorm_silu_measure", tile, wide, "tile"),
         *(("groupnorm_silu_settle", values, 4, f"size{dict(values)['SIZE']}") for values in sorted(settle)),
         *(("groupnorm_silu_normalise", (*tile, ("SILU", on)), wide, "silu" if on else "plain") for on in (True, False)),
@@ -86,4 +93,5 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
         for arch in archs
         for dtype in dtypes
         for op, values, warps, case in kinds
+        if op != "to_e4m3" or arch >= E4M3_SINCE
     ]

@@ -70,6 +70,15 @@ class LinearArguments(ctypes.Structure):
     )
 
 
+# in the order in which `vstar_size_of` counts them
+CALLS: dict[str, type[ctypes.Structure]] = {
+    "vstar_temporal_attention": Arguments,
+    "vstar_geglu": GegluArguments,
+    "vstar_groupnorm_silu": GroupNormArguments,
+    "vstar_linear": LinearArguments,
+}
+
+
 @dataclass(frozen=True)
 class Library:
     """The loaded library and the instruction sets it runs on this machine, plainest first."""
@@ -106,10 +115,11 @@ def _load() -> Library | str:
         return _missing()
     try:
         handle = ctypes.CDLL(str(paths[0]))
-        handle.vstar_temporal_attention.argtypes = (ctypes.POINTER(Arguments),)
-        handle.vstar_geglu.argtypes = (ctypes.POINTER(GegluArguments),)
-        handle.vstar_groupnorm_silu.argtypes = (ctypes.POINTER(GroupNormArguments),)
-        handle.vstar_linear.argtypes = (ctypes.POINTER(LinearArguments),)
+        handle.vstar_size_of.restype = ctypes.c_int64
+        for number, (name, arguments) in enumerate(CALLS.items()):
+            getattr(handle, name).argtypes = (ctypes.POINTER(arguments),)
+            if handle.vstar_size_of(number) != ctypes.sizeof(arguments):
+                return f"{paths[0]} was built from other sources than these: {name} takes other arguments; reinstall"
         handle.vstar_isa_name.restype = ctypes.c_char_p
     except OSError as error:
         return f"{paths[0]} does not load: {error}"

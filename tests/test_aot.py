@@ -124,6 +124,11 @@ def test_names_tell_entries_apart():
     assert len(names) == len(set(names))
 
 
+def test_rounding_to_e4m3_is_compiled_where_there_is_such_a_number():
+    archs = {entry.arch for entry in fused_entries(list(ARCHITECTURES), ["fp16"]) if entry.op == "to_e4m3"}
+    assert archs == {89, 90, 100, 120}
+
+
 def test_narrow_loads_of_a_fused_kernel_are_refused():
     entry = FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024")
     whole = {"spills": 0, "stack": 0, "local": 0, "shared": 0, "hidden_parameters": 0, "scratch": 0, "loads_128": 2}

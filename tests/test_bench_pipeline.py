@@ -2,12 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from vstar_engine.bench import ladder, profile, scene, stages, trajectory
+from vstar_engine.bench import fast, ladder, profile, scene, stages, tables, trajectory
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.blocks import count_flops
 from vstar_engine.bench.contest import NotHere, Pace, hold
@@ -28,7 +29,8 @@ from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
 from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
 from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
 from vstar_engine.config import MODELS
-from vstar_engine.unet import CrossAttention
+from vstar_engine.errors import DeviceError
+from vstar_engine.layers import CrossAttention
 
 CPU = torch.device("cpu")
 EAGER = [name for name in IMPROVEMENTS if name not in (COMPILE, GRAPH)]
@@ -92,7 +94,7 @@ def test_the_compiled_rung_is_traced_in_one_piece(tiny: Scene) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_packaged_step_computes_the_same(tiny: Scene) -> None:
-    step = Step(tiny)
+    step = Step(replace(tiny, compiler="inductor"))
     answer = step.call(ENGINE | {AOTI})()
     assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
     facts = step.packages[ENGINE | {AOTI}]
@@ -192,6 +194,49 @@ def test_a_seed_gives_the_same_weights_and_a_finite_forward() -> None:
     out = first(*step_inputs(spec, (32, 32), 2, "cpu", torch.float32))
     assert out.isfinite().all()
     assert 0.1 < out.std() < 10
+
+
+def test_what_fast_saves_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device, dtype: torch.dtype) -> None:
+        raise DeviceError("no FP8 here")
+
+    monkeypatch.setattr(fast.fp8, "check", refuse)
+    path = tmp_path / "rows.jsonl"
+    assert main(["pipeline", "--rehearse", "--parts", "fast", "--out", str(path)]) == 0
+    found = {row.provider: row for row in read([path])}
+    assert list(found) == list(fast.OPTIONS)
+    assert found.pop("fp8").note == "no FP8 here"
+    assert {name: row.numbers["steps"] for name, row in found.items()} == {
+        name: 4 if name == "few-step" else 2 for name in found
+    }
+    assert found["exact"].numbers["errors"] == [0, 0]
+    assert found["step-cache"].numbers["errors"][0] == 0 < found["step-cache"].numbers["last_error"]
+    assert len(found["few-step"].numbers["errors"]) == 1
+    table = tables.fast(list(found.values()), False)[0]
+    assert "| exact | **" in table
+    assert f"({found['step-cache'].numbers['last_cosine']:.3f}) |" in table
+    (way,) = tables.strays(list(found.values()), False)
+    errors = found["step-cache"].numbers["errors"]
+    assert f"| step-cache | 0.000 | 0.000 | 0.000 | {errors[1]:.3f} | {errors[1]:.3f} |" in way or errors[1] == 0
+    assert "few-step" not in way
+
+
+def test_a_walk_strays_by_its_mean_over_seeds() -> None:
+    ones = torch.ones(1, 4)
+    exact, ours = (
+        fast.Walk(None, None, None, None, runs) for runs in ([[ones, ones], [ones, ones]], [[ones, 2 * ones], [ones, ones]])
+    )
+    assert ours.against(exact)["errors"] == [0, 0.5]
+    assert ours.against(exact)["last_cosine"] == pytest.approx(1)
+    few = fast.Walk(None, None, None, None, [[3 * ones], [-ones]])
+    assert few.against(exact)["errors"] == [2]
+    assert few.against(exact)["last_cosine"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("option", fast.OPTIONS)
+def test_every_option_is_sampled_as_it_is_named(option: str) -> None:
+    named = set(fast.sampling(option, 25).fast)
+    assert named == set() if option in ("exact", "fp8") else named == set(option.split(", "))
 
 
 def test_a_profile_is_a_page_rows_and_a_trace(tiny: Scene, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vstar_engine import Engine, Sampling, Tar, memory
+from vstar_engine.config import Request
 from vstar_engine.errors import CheckpointError, DeviceError, MemoryShortage
 
 SMALL = {"frames": 5, "size": (32, 64)}
@@ -132,6 +133,15 @@ def test_engines_that_cannot_be(mini_weights, settings, error, complaint):
 def test_a_device_that_is_not_there():
     with pytest.raises(DeviceError, match="no device cuda"):
         Engine.load("mini", device="cuda")
+
+
+def test_frames_are_heard_as_they_are_decoded(mini, monkeypatch):
+    parts = []
+    request = Request(("snow", "flowers"), 11, 1, (32, 32), QUICK)
+    video = mini.run(request, on_part=parts.append)
+    assert [len(part.frames) for part in parts] == [8, 3]
+    assert (np.concatenate([part.frames for part in parts]) == video.frames).all()
+    assert all(part.provenance == video.provenance for part in parts)
 
 
 def test_what_does_not_fit_is_said_before_it_starts(mini, monkeypatch):

@@ -10,8 +10,10 @@ from torch import nn
 from vstar_engine import Engine, Sampling, cli, fp8
 from vstar_engine.config import Request
 from vstar_engine.errors import DeviceError
+from vstar_engine.kernels.e4m3 import E4M3, LARGEST
+from vstar_engine.kernels.linear import LayerNorm
+from vstar_engine.layers import Linear, Pointwise
 from vstar_engine.provenance import command_for
-from vstar_engine.unet import Linear, Pointwise
 from vstar_engine.verify import Judge, relative_error, unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
@@ -60,6 +62,31 @@ def test_a_layer_is_its_formula(dtype, shape, bias):
 
 
 @DTYPES
+def test_a_norm_comes_before_the_product(dtype):
+    torch.manual_seed(3)
+    layer, x = Linear(32, 48).to(dtype), (9 * torch.randn(2, 7, 32) + 5).to(dtype)
+    norm = LayerNorm(torch.rand(32).to(dtype), torch.randn(32).to(dtype), 1e-5)
+    small = fp8.Fp8Linear(layer, 4.0)
+    with torch.no_grad():
+        assert torch.equal(small(x, norm=norm), small(nn.functional.layer_norm(x, (32,), *norm)))
+
+
+def test_inputs_are_watched_behind_their_norm():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = Linear(32, 16)
+
+    module, x = Small(), torch.full((4, 32), 1000.0) + torch.randn(4, 32)
+    norm = LayerNorm(torch.ones(32), torch.zeros(32), 1e-5)
+    with fp8.watched(module) as largest, torch.no_grad():
+        module.one(x, norm=norm)
+        assert 1 < largest[".one"] < 6
+        module.one(x)
+    assert largest[".one"] > 900
+
+
+@DTYPES
 def test_gate_and_residual_are_those_of_the_layer(dtype):
     torch.manual_seed(1)
     layer, x = Linear(32, 64).to(dtype), torch.randn(2, 7, 32).to(dtype)
@@ -86,7 +113,7 @@ def test_a_1x1_convolution_is_the_same_layer():
 def test_a_step_is_a_power_of_two_that_leaves_room(largest):
     step = fp8.step_for(largest)
     assert np.frexp(step)[0] == 0.5
-    assert max(largest, 1e-12) <= fp8.LARGEST * step / 2
+    assert max(largest, 1e-12) <= LARGEST * step / 2
 
 
 def test_what_is_larger_than_was_ever_seen_is_cut_not_lost():
@@ -119,7 +146,7 @@ def test_the_mini_model_is_converted(small, mini):
     assert {name.split(".")[-1] for name, kind in kinds.items() if kind is fp8.Fp8Pointwise} == {"skip_connection"}
     assert not any("to_kv" in name for name in names)
     linear = sum(layer.weight.numel() for layer in fp8.layers(mini.denoiser).values())
-    assert sum(b.numel() for b in small.denoiser.buffers() if b.dtype == fp8.E4M3) == linear
+    assert sum(b.numel() for b in small.denoiser.buffers() if b.dtype == E4M3) == linear
 
 
 def test_calibration_is_the_same_every_time(small):

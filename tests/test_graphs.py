@@ -1,5 +1,8 @@
 """Steps that replay CUDA graphs: to the bit what they are plainly. On a CPU over a stand-in, on a GPU over CUDA's own."""
 
+import gc
+import weakref
+
 import fake_graphs
 import pytest
 import torch
@@ -11,6 +14,7 @@ from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.backends.graphs import SHAPES, Recent, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
+from vstar_engine.config import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.step_cache import Deep
 from vstar_engine.unet import UNet
@@ -62,14 +66,23 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
 
 
 @torch.no_grad()
+def test_steps_on_kept_features_run_plainly(device):
+    recorded, plain = networks(device)
+    for unet in (recorded, plain):
+        unet.noise = [unet(*inputs(device, seed=seed), deep) for deep in [Deep(2)] for seed in (0, 1, 2)]
+    assert all(torch.equal(mine, other) for mine, other in zip(recorded.noise, plain.noise, strict=True))
+    assert not recorded.recent
+
+
+@torch.no_grad()
 def test_every_shape_is_recorded_and_the_last_few_are_kept(device):
     recorded, plain = networks(device)
     for frames in [*range(1, SHAPES + 2)] * 2 + [SHAPES + 1] * 2:
         given = inputs(device, frames, seed=1)
         assert torch.equal(recorded(*given), plain(*given))
     assert len(recorded.recent) == SHAPES
-    # five shapes in turn never come to their second run; the last came to three
-    assert [fixed.recording.runs for fixed in recorded.recent.values()] == [1, 1, 1, 3]
+    # one shape too many in turn, and none comes to its second run; the last came to three
+    assert [fixed.recording.runs for fixed in recorded.recent.values()] == [1] * (SHAPES - 1) + [3]
     dense = [*inputs(device, 3)[:-1], torch.rand(1, TINY.unet.levels, 3, 3, device=device)]
     assert torch.equal(recorded(*dense), plain(*dense))
 
@@ -150,6 +163,23 @@ def test_replaced_parameters_need_a_new_recording(device):
 
 
 @torch.no_grad()
+def test_what_is_dropped_is_freed_at_once(graphs):
+    """Its memory is wanted, so nothing of it may wait for Python's collector."""
+    recorded, _ = networks(CPU)
+    for frames in (2, 2, 3, 3):
+        recorded(*inputs(CPU, frames))
+    kept = [weakref.ref(fixed.recording.graph) for fixed in recorded.recent.values()]
+    gc.disable()
+    try:
+        recorded.recent.popitem(last=False)
+        assert [reference() is None for reference in kept] == [True, False]
+        recorded.forget()
+        assert kept[1]() is None
+    finally:
+        gc.enable()
+
+
+@torch.no_grad()
 def test_a_capture_that_failed_is_not_tried_again(graphs):
     wrong = [RuntimeError("operation not permitted when stream is capturing")]
 
@@ -218,6 +248,24 @@ def test_recordings_make_room_for_what_does_not_fit_beside_them(engine, monkeypa
     monkeypatch.setattr(memory, "check", check)
     engine.generate("snow", **QUICK)
     assert asked == [(2**20, 1), (0, 0)]
+
+
+def test_recordings_make_room_for_decoding(engine, monkeypatch):
+    """Where not one frame fits beside them they go; the video is the same."""
+    before = engine.generate("snow", **QUICK)
+    free = int(memory.MARGIN * memory.frame_bytes(engine.spec, 32, 32, torch.float32)) + memory.WORKSPACE + 2**19
+    engine.denoiser.forget()
+    monkeypatch.setattr(memory, "check", lambda *given, **named: None)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    sizes = []
+    after = engine.run(engine_request(), on_part=lambda part: sizes.append(len(part.frames)))
+    assert sizes == [1, 1]
+    assert not engine.denoiser.recent
+    assert (after.frames == before.frames).all()
+
+
+def engine_request() -> Request:
+    return Request(("snow",), **QUICK)
 
 
 def test_a_shortage_without_recordings_is_one(engine, monkeypatch):

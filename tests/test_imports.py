@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 # a module may import those on lines above it, or on its own line
 ORDER = [
     ["errors", "timeline", "config", "kernels"],
-    ["artifacts", "device", "golden", "allocator"],
+    ["artifacts", "device", "golden", "allocator", "layers"],
     ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
     ["convert", "synthetic", "lora", "fp8"],
     ["bundled", "backends", "export"],
-    ["batch", "choice", "remarks"],
+    ["batch", "choice", "remarks", "room"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
     ["serving"],

@@ -1,10 +1,14 @@
 """Memory stays channels-last from the first convolution to the last: tensors that are copied for their layout's sake alone."""
 
+import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
+from vstar_engine.config import MODELS
+from vstar_engine.export import network
 
 
 class Copies(TorchDispatchMode):
@@ -41,3 +45,48 @@ def test_only_the_ends_are_copied(monkeypatch):
     hidden = [shape for shape in copies.shapes + inside if len(shape) > 3]
     assert 1 <= len(hidden) <= 4
     assert [shape for shape in hidden if 4 not in shape[1:3]] == []
+
+
+def copies(program):
+    """Lists what an exported graph copies, with the module it stands in: copies by name, and reshapes that no view can be."""
+    found = []
+    for node in program.graph.nodes:
+        name = str(node.target)
+        module = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("",))[0]
+        if node.op == "call_function" and any(word in name for word in ("clone", "contiguous", "copy")):
+            found.append((module, name))
+        elif node.op == "call_function" and name.startswith(("aten.flatten", "aten.reshape")):
+            try:
+                node.args[0].meta["val"].view(node.meta["val"].shape)
+            except (RuntimeError, ValueError):
+                found.append((module, name))
+    return found
+
+
+@pytest.mark.parametrize("spec", [TINY, pytest.param(MODELS["mini"], marks=pytest.mark.slow)], ids=lambda spec: spec.name)
+@torch.no_grad()
+def test_an_exported_graph_copies_only_its_ends(spec):
+    """As AOTInductor gets it: weights channels-last, every axis but the size free."""
+    unet = lay_out(seeded_unet(spec.unet, "cpu", torch.float32), "channels_last")
+    cells = tuple(side // spec.vae.factor for side in spec.size)
+    traced = network.unet(spec.unet, torch.float32, cells).on(unet, torch.device("cpu"))
+    program = torch.export.export(traced.module, (), traced.inputs, dynamic_shapes=traced.dims, strict=False)
+    assert copies(program) == [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]
+
+
+class Careless(nn.Module):
+    """A convolution whose result is read channels-last and handed on otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        rows = self.conv(x).permute(0, 3, 2, 1).flatten(1, 2)
+        return rows.mT.contiguous(), x.flatten(2)
+
+
+@torch.no_grad()
+def test_a_copy_for_a_layouts_sake_is_found():
+    program = torch.export.export(lay_out(Careless(), "channels_last"), (torch.randn(2, 4, 3, 5),))
+    assert copies(program) == [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]

@@ -12,6 +12,7 @@ from vstar_engine import memory
 from vstar_engine.config import MODELS, Request, Sampling
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.memory import Footprint, activation_bytes, check, weight_bytes
+from vstar_engine.vae import CHUNK, Vae
 
 MINI = MODELS["mini"]
 CPU = torch.device("cpu")
@@ -104,3 +105,25 @@ def test_guidance_one_needs_one_row():
 def test_planning_leaves_the_default_dtype_alone():
     activation_bytes(footprint(frames=3, dtype=torch.bfloat16))
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_frames_are_decoded_at_once_as_far_as_they_fit():
+    one = memory.frame_bytes(MINI, 96, 128, torch.float32)
+    assert one == 2 * memory.frame_bytes(MINI, 96, 128, torch.float16)
+
+    def at_once(frames, slack=0):
+        free = int(memory.MARGIN * frames * one) + memory.WORKSPACE + slack
+        return memory.frames_at_once(MINI, 96, 128, torch.float32, free)
+
+    found = {(1, -99): 0, (1, 9): 1, (5, -99): 4, (5, 9): 5, (CHUNK, 9): CHUNK, (100, 0): CHUNK}
+    assert {asked: at_once(*asked) for asked in found} == found
+    assert memory.frames_at_once(MINI, 96, 128, torch.float32, 0) == 0
+
+
+@torch.no_grad()
+def test_frames_decoded_together_take_what_was_planned():
+    vae = Vae(MINI.vae, encoder=False).eval()
+    with memory.LiveBytes() as live:
+        for _ in vae.decoded(torch.randn(1, 4, 5, 4, 4), 5):
+            pass
+    assert live.peak == pytest.approx(5 * memory.frame_bytes(MINI, 32, 32, torch.float32), rel=0.1)

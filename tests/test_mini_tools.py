@@ -1,5 +1,7 @@
 """The mini model's training set: seeded, true to its factors, and told in words the model card lists."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tools.mini.pack import pack
 from tools.mini.render import render
 from tools.mini.scenes import SEASONS, sample
 from vstar_engine.artifacts import WEIGHTS, read_manifest
-from vstar_engine.config import VaeSpec, model_named
+from vstar_engine.config import FAST, VaeSpec, model_named
 from vstar_engine.text import TextTower, anchor_frames
 from vstar_engine.unet import UNet
 from vstar_engine.vae import Vae
@@ -100,9 +102,39 @@ def test_states_in_order():
 
 def test_every_story_is_told_in_every_arm():
     cases = list(dict.fromkeys(claims.cases()))
-    at_64 = [case for case in cases if case.frames == 64 and case.sigma in ((), ((0, 1.0), (1, 8.0)))]
+    at_64 = [case for case in cases if case.frames == 64 and case.sigma in ((), ((0, 1.0), (1, 8.0))) and not case.fast]
     assert len([c for c in at_64 if c.arm == "base"]) == 60
     assert len([c for c in at_64 if c.arm == "both"]) == 60
+
+
+def test_every_option_of_fast_has_its_exact_videos():
+    cases = {case.key for case in claims.cases()}
+    lossy = [case for case in claims.cases() if case.fast]
+    assert {name for case in lossy for name in case.fast.split(",")} == set(FAST)
+    assert len(lossy) == len(tables.FASTER) * 2 * 5
+    assert all(replace(case, fast="").key in cases for case in lossy)
+    assert "fast" not in replace(lossy[0], fast="").content
+
+
+@pytest.mark.parametrize(("fast", "steps"), [(fast, 4 if fast == "few-step" else 10) for fast in ("", *tables.FASTER)])
+def test_an_option_is_sampled_as_it_is_named_and_regularised_as_long(fast, steps):
+    case = claims.Case("both", 0, 0, 16, (), fast)
+    assert case.sampling.steps == steps
+    assert set(case.sampling.fast) == {name for name in fast.split(",") if name not in ("", "fp8")}
+    assert claims.until(steps) == {10: 5, 4: 1}[steps]
+
+
+def test_what_fast_costs_is_told_beside_the_exact_videos_of_the_same_stories():
+    found = [measured("both", story, 0.1 * story) for story in range(4)]
+    lossy = [measured("both", story, 0.1 * story + 0.3) for story in (1, 3)]
+    found += [row | {"case": row["case"] | {"fast": "guidance-interval,step-cache"}} for row in lossy]
+    made = tables.tables(found)
+    assert [line.split(" | ")[:2] for line in made["fast-64"].splitlines()[2:]] == [
+        ["| exact", "0.200 [0.100, 0.300]"],
+        ["| guidance-interval, step-cache", "0.500 [0.400, 0.600]"],
+    ]
+    assert made["fast-16"] == ""
+    assert "| states and TAR (VSTAR) | 0.150" in made["frames-64"]
 
 
 def measured(arm, story, dynamics, extra=()):

@@ -28,14 +28,14 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert files == {"summary.txt", "log.txt", "rows.jsonl", "profile.md", "trace.json.gz"}
     assert all(file.stat().st_size < 16 * 2**20 for file in out.iterdir())
     summary = (out / "summary.txt").read_text()
-    for part in ("machine", "gpu_tests", "kernels", "step", "blocks", "compiled", "fused", "shapes", "ladder"):
+    for part in ("machine", "gpu_tests", "kernels", "step", "blocks", "compiled", "fused", "shapes", "ladder", "fast"):
         assert f"{part}: exit code 0" in summary
     rows = read([out / "rows.jsonl"])
     assert {row.outcome for row in rows} == {"complete"}
     assert {row.status for row in rows} == {OK, ABSENT, SKIPPED}
     parts = {row.case.get("part", row.case.get("op")) for row in rows}
     assert {"temporal_attention", "headline", "stages", "whole", "profile", "ladder", "trajectory", "kind", "block"} <= parts
-    assert {"groupnorm_silu", "geglu", "temporal_convolution"} <= parts
+    assert {"groupnorm_silu", "geglu", "temporal_convolution", "fast"} <= parts
     packaged = [row for row in rows if row.provider == "ours, AOTInductor" and row.status == OK]
     assert packaged[0].numbers["export"] > 0
 

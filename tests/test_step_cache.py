@@ -1,13 +1,14 @@
 """Steps that run the finest level alone: exact where the features are those of the same step, each branch with its own."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 
 from vstar_engine import Engine, Sampling, Tar, memory
 from vstar_engine.bench.seeded import seeded_unet
+from vstar_engine.built import Artifact
 from vstar_engine.config import MODELS, Request
 from vstar_engine.step_cache import Deep, StepCache
 from vstar_engine.unet import Stage, UNet
@@ -123,7 +124,7 @@ def test_videos_of_one_batch_agree_on_it(mini):
 
 
 def test_a_built_engine_refuses_in_a_sentence(mini):
-    built = Engine(**{**vars(mini), "artifact": SimpleNamespace(folder="DIR", identity={"size": None})})
+    built = Engine(**{**vars(mini), "artifact": Artifact(Path("DIR"), {"identity": {"size": None}})})
     with pytest.raises(ValueError, match="step-cache needs the network in eager PyTorch, and DIR can only run it whole"):
         built.begin([request("snow")])
 

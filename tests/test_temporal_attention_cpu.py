@@ -1,8 +1,8 @@
 """The C++ kernel against float64: forms, lengths, widths, dtypes, strides and every instruction set this machine runs."""
 
 import _ctypes
+import ctypes
 import itertools
-import random
 import subprocess
 import sys
 import warnings
@@ -12,6 +12,7 @@ import pytest
 import torch
 from accuracy import assert_as_accurate, relative_error
 from golden.load_golden import Golden
+from pairwise import pairwise
 from torch import Tensor
 
 from vstar_engine.kernels import native
@@ -19,7 +20,7 @@ from vstar_engine.kernels import temporal_attention as module
 from vstar_engine.tar import toeplitz
 
 PRESENT, WHY = native.status()
-ISAS = native._load().isas if PRESENT else ()
+ISAS = native._load().isas if PRESENT else ("baseline",)
 needs_library = pytest.mark.skipif(not PRESENT, reason=WHY)
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))
 GOLDEN_CASES = GOLDEN.cases("tar_attention") + GOLDEN.cases("tar_attention_generated")
@@ -35,21 +36,6 @@ AXES = {
     "keys": ("same", "more", "fewer", "dense"),
     "layout": ("fused", "separate", "frames last"),
 }
-
-
-def pairwise(axes: dict[str, tuple], seed: int = 0) -> list[tuple]:
-    """Chooses rows in which every pair of values of two axes meets at least once."""
-    rng, names = random.Random(seed), list(axes)
-    pairs = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
-    rows = []
-    while pairs:
-        (a, x), (b, y) = min(pairs, key=str)
-        candidates = [{n: rng.choice(axes[n]) for n in names} | {a: x, b: y} for _ in range(20)]
-        covered = [{p for p in pairs if all(row[n] == value for n, value in p)} for row in candidates]
-        best = max(range(20), key=lambda i: len(covered[i]))
-        pairs -= covered[best]
-        rows.append(tuple(candidates[best].values()))
-    return rows
 
 
 def make(frames: int, head_dim: int, dtype: torch.dtype, logits: str, g: str, keys: str, layout: str) -> tuple[Tensor, ...]:
@@ -119,7 +105,7 @@ def row_id(row: tuple) -> str:
 
 
 @needs_library
-@pytest.mark.parametrize("row", pairwise(AXES), ids=row_id)
+@pytest.mark.parametrize("row", [tuple(case.values()) for case in pairwise(AXES)], ids=row_id)
 def test_as_accurate_as_eager(row, monkeypatch):
     check(monkeypatch, *row)
 
@@ -254,6 +240,17 @@ def test_a_library_of_other_sources_is_said(monkeypatch):
     reason = native._load.__wrapped__()
     assert "was built from other sources" in reason
     assert "reinstall" in reason
+
+
+@needs_library
+def test_a_library_whose_arguments_are_others_is_said(monkeypatch):
+    """It would read one field for another, and write where it should not."""
+
+    class Shorter(ctypes.Structure):
+        _fields_ = native.LinearArguments._fields_[:-2]
+
+    monkeypatch.setitem(native.CALLS, "vstar_linear", Shorter)
+    assert "built from other sources than these: vstar_linear takes other arguments; reinstall" in native._load.__wrapped__()
 
 
 def test_missing_library_is_said_once(monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Files hold the frames and what made them, appear whole or not at all, and say so when they cannot be written."""
 
 import resource
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from vstar_engine.errors import OutputError
-from vstar_engine.video import Video, read_provenance, to_bytes
+from vstar_engine.video import Video, encoding, read_provenance, to_bytes
 
 PROVENANCE = {"engine": "vstar-engine", "request": {"states": ["ein Fluß 🚀", "lone \ud800", 'a "quote"']}}
 
@@ -86,6 +87,54 @@ def test_a_full_disk_leaves_nothing(tmp_path, name):
     try:
         with pytest.raises(OutputError, match=f"cannot write {tmp_path}/{name}: "):
             Video(noise, 8.0, PROVENANCE).save(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def parts(video, size):
+    """A video in runs of frames, as a decoder gives them."""
+    return [replace(video, frames=video.frames[i : i + size]) for i in range(0, len(video.frames), size)]
+
+
+def write_along(video, path, size):
+    with encoding(path) as along:
+        for part in parts(video, size):
+            along(part)
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_file_written_along_is_the_same_bytes(tmp_path, size):
+    whole = made().save(tmp_path / "a.mp4")
+    write_along(made(), tmp_path / "b.mp4", size)
+    assert (tmp_path / "b.mp4").read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_frames_that_do_not_all_come_leave_the_file_as_it_was(tmp_path, given):
+    (tmp_path / "a.mp4").write_text("before")
+
+    def write():
+        with encoding(tmp_path / "a.mp4") as along:
+            for part in parts(made(), 1)[:given]:
+                along(part)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (tmp_path / "a.mp4").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_full_disk_is_said_when_all_frames_are_there(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 256, 256, 3), dtype=np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OutputError, match=f"cannot write {tmp_path}/a.mp4: "):
+            write_along(Video(noise, 8.0, PROVENANCE), tmp_path / "a.mp4", 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

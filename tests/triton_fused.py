@@ -4,6 +4,7 @@ import pytest
 import torch
 from accuracy import assert_as_accurate
 
+from vstar_engine.kernels.e4m3 import LARGEST, to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 
@@ -26,6 +27,27 @@ def _poisoned_memory():
 def test_geglu(shape, dtype):
     x = (4 * torch.randn(shape)).to(DEVICE, dtype)
     assert_as_accurate(geglu(x), geglu_ref(x), geglu_ref(x.double()), SLACK.get(dtype, 0.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 2, 2048), (1, 16), (77, 48)], ids=str)
+def test_to_e4m3(shape, dtype):
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU of compute capability 8.9")
+    x = (30 * torch.randn(shape)).to(DEVICE, dtype)
+    x.view(-1)[:3] = torch.tensor([1e4, -1e4, 0.0])
+    step = torch.tensor(0.25, device=DEVICE)
+    got, wanted = to_e4m3(x, step).float(), to_e4m3_ref(x, step).float()
+    assert got.shape == x.shape
+    assert got.view(-1)[:3].tolist() == [LARGEST, -LARGEST, 0]
+    if DEVICE == "cuda":
+        assert torch.equal(got, wanted)
+        return
+    # the interpreter rounds ties away from even, and loses the carry where a value rounds up to a power of two
+    carried = (wanted.abs().frexp().mantissa == 0.5) & (wanted.abs() > (x.float() / step).abs())
+    assert carried.float().mean() < 0.1
+    assert (got != wanted)[~carried].float().mean() <= 0.1
+    assert ((got - wanted).abs() <= 0.13 * wanted.abs() + 2.0**-9)[~carried].all()
 
 
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "plain"])

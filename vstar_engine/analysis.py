@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels.temporal_attention import temporal_attention_probs
-from .unet import SelfAttention, Stage, TemporalTransformer, UNet
+from .layers import SelfAttention
+from .unet import Stage, TemporalTransformer, UNet
 
 CELL = 8
 CUT_LEVEL, CUT_RATIO = 0.12, 4.0

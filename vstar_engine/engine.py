@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__, allocator, bundled, checkpoint, memory, remarks
+from . import __version__, allocator, bundled, checkpoint, memory, remarks, room
 from .artifacts import digest_of, kernel_hash
 from .backends import EAGER, Denoiser, backend_named
-from .backends.eager import RecordedUnet
 from .batch import Batch, Row
 from .built import Artifact
 from .choice import Choice
 from .config import FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
-from .errors import CheckpointError, MemoryShortage
+from .errors import CheckpointError
 from .fp8 import calibrate, check_choice, convert
 from .lora import Adapted, Lora
 from .step_cache import StepCache
@@ -33,6 +33,7 @@ from .video import Video, to_bytes
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
+OnPart = Callable[[Video], None]
 
 
 class Engine:
@@ -132,8 +133,7 @@ class Engine:
         if fp8:
             made.fp8 = calibrate(denoiser, spec, made.embed)
             convert(denoiser, made.fp8)
-            if isinstance(denoiser, RecordedUnet):
-                denoiser.forget()
+            room.forget_graphs(denoiser)
             if where.type == "cpu":
                 remarks.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
         return made
@@ -156,8 +156,7 @@ class Engine:
 
     def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
         """Reads the UNet's weights again, with LoRAs merged in."""
-        if isinstance(unet, RecordedUnet):
-            unet.forget()
+        room.forget_graphs(unet)
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, checkpoint.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
@@ -203,14 +202,15 @@ class Engine:
         request: Request,
         on_step: Callable[[int, int], None] | None = None,
         embeddings: Embeddings | None = None,
+        on_part: OnPart | None = None,
     ) -> Video:
-        """Makes the video of a request; `on_step` hears (steps done, steps in all).
+        """Makes the video of a request; `on_step` hears (steps done, steps in all), `on_part` the video's frames as they come.
 
         `embeddings` hold the request's states and negatives and spare the text tower. A seed draws the same noise on every
         device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
-        (video,) = self.run_batch([request], on_step, embeddings=[embeddings])
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_part)
         assert video is not None
         return video
 
@@ -220,11 +220,13 @@ class Engine:
         on_step: Callable[[int, int], None] | None = None,
         cancelled: Callable[[int], bool] | None = None,
         embeddings: Sequence[Embeddings | None] = (),
+        on_part: OnPart | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests of the same frames, size and steps together; all else is each request's own.
 
         A video does not depend on those it rode with, but for the rounding of a wider batch. `cancelled` is asked before every
-        step whether the request of that index is still wanted; those that are not give None. Raises as `run` does.
+        step whether the request of that index is still wanted; those that are not give None. `on_part` hears runs of decoded
+        frames, each a video with the provenance of its own, one video after another. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
         while batch.rows and batch.done < batch.steps:
@@ -236,7 +238,7 @@ class Engine:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
         for row in batch.rows:
-            videos[row.index] = self.finish(batch, row)
+            videos[row.index] = self.finish(batch, row, on_part)
         return videos
 
     @torch.inference_mode()
@@ -257,7 +259,7 @@ class Engine:
         if self.artifact is not None:
             self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
-        self._check_memory(replace(footprint, batch=rows_at_once(requests)))
+        room.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
         seconds = {"text": 0.0, "denoise": 0.0}
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
@@ -268,25 +270,24 @@ class Engine:
         cache = StepCache(self.denoiser, self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
-    def _check_memory(self, footprint: memory.Footprint) -> None:
-        """Raises MemoryShortage where a batch does not fit; CUDA graphs of earlier shapes make room for it."""
-        unet = self.denoiser if isinstance(self.denoiser, RecordedUnet) else None
-        try:
-            memory.check(footprint, self.device, loaded=True, kept=0 if unet is None else unet.nbytes)
-        except MemoryShortage:
-            if unet is None or not unet.forget():
-                raise
-            memory.check(footprint, self.device, loaded=True)
-
     @torch.inference_mode()
-    def finish(self, batch: Batch, row: Row) -> Video:
-        """Decodes a video whose steps are done."""
-        seconds = dict(batch.seconds)
+    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
+        """Decodes a video whose steps are done, as many frames at once as fit; `on_part` hears each run of them as a video."""
+        seconds, request, done = dict(batch.seconds), row.request, 0
+        assert request.size is not None
+        frames = np.empty((request.frames, *request.size, 3), np.uint8)
+        whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
-            frames = to_bytes(self.vae.decode(row.latents.to(self.dtype))[0])
+            chunk = room.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
+            for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
+                part = frames[done : done + len(pixels)]
+                part[:] = to_bytes(pixels.transpose(0, 1))
+                done += len(part)
+                if on_part:
+                    on_part(replace(whole, frames=part))
         if self.device.type == "cpu":
             allocator.give_back()
-        return Video(frames, row.request.fps, self._provenance(row.request, row.held), seconds)
+        return whole
 
     def _fitted(self, request: Request) -> Request:
         """Gives a request with the size filled in, and says what the model was not trained for."""

@@ -16,16 +16,16 @@ from .built import Artifact
 from .config import FP8, Sampling, Spec, Tar
 from .embeddings import Encode
 from .errors import DeviceError
+from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
 from .kernels.geglu import geglu
 from .kernels.linear import LayerNorm, normed
+from .layers import CrossAttention, Linear
 from .sampling import sample
 from .schedule import Schedule
 from .tar import table
 from .text import spread
-from .unet import CrossAttention, Linear, ResBlock, UNet
+from .unet import ResBlock, UNet
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = torch.finfo(E4M3).max
 # what the product takes its rows and columns in
 MULTIPLE = 16
 # the clip that inputs are watched on
@@ -58,7 +58,7 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         x = normed(x, norm)
-        rows = (x.reshape(-1, x.shape[-1]) / self.step.to(x.dtype)).clamp(-LARGEST, LARGEST).to(E4M3)
+        rows = to_e4m3(x.reshape(-1, x.shape[-1]), self.step)
         out = torch._scaled_mm(rows, self.weight.t(), scale_a=self.step, scale_b=self.scale, out_dtype=x.dtype)
         out = (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1])
         if gate:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
 from .timeline import SPREAD_MODES, parse_position
-from .video import Video, check_ending
+from .video import Video, check_ending, encoding
 
 DEFAULT_TAR = "64D1_32D8"
 
@@ -262,15 +263,36 @@ def run(args: argparse.Namespace) -> int:
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)
-        with tqdm(total=request.sampling.steps, desc="denoise", unit="step", file=sys.stderr, disable=None) as bar:
-            video = engine.run(request, lambda done, total, bar=bar: bar.update(), bundle)  # type: ignore[misc]
-        if synopsis.source not in (GIVEN, PROMPT):
-            about = {"prompt": synopsis.prompt, "synopsis_source": synopsis.source}
-            video = replace(video, provenance={**video.provenance, **about})
-        for path in paths:
-            video.save(path)
+        about = {} if synopsis.source in (GIVEN, PROMPT) else {"prompt": synopsis.prompt, "synopsis_source": synopsis.source}
+        video = _made(engine, request, bundle, paths, about)
         _report(video, paths, args.json)
     return 0
+
+
+def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: list[Path], about: dict[str, str]) -> Video:
+    """Makes a video and its files; an mp4 is written while the video is decoded. `about` joins the provenance."""
+
+    def told(video: Video) -> Video:
+        return replace(video, provenance={**video.provenance, **about})
+
+    first, beside = paths[0], paths[1:]
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=request.sampling.steps, desc="denoise", unit="step", file=sys.stderr, disable=None)
+        )
+        along = stack.enter_context(encoding(first)) if first.suffix.lower() == ".mp4" else None
+
+        def step(done: int, total: int) -> None:
+            bar.update()
+
+        def heard(part: Video) -> None:
+            if along:
+                along(told(part))
+
+        video = told(engine.run(request, step, bundle, heard))
+    for path in beside if along else paths:
+        video.save(path)
+    return video
 
 
 def _report(video: Video, paths: list[Path], as_json: bool) -> None:

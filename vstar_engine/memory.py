@@ -17,7 +17,7 @@ from .config import Request, Spec, rows_at_once
 from .errors import MemoryShortage
 from .text import TextTower
 from .unet import UNet
-from .vae import Vae
+from .vae import CHUNK, Vae
 
 # beyond the tensors seen from outside: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
@@ -90,11 +90,11 @@ def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
 
 @lru_cache(maxsize=64)
 def activation_bytes(request: Footprint) -> int:
-    """Finds the peak of everything but the weights, over one denoising step and one decoding, in bytes."""
+    """Finds the peak of everything but the weights, over one denoising step and decoding frame by frame, in bytes."""
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     with without_data(request.dtype):
-        unet, vae = UNet(spec.unet), Vae(spec.vae, encoder=False)
+        unet = UNet(spec.unet)
         with LiveBytes() as denoising:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
@@ -103,9 +103,23 @@ def activation_bytes(request: Footprint) -> int:
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
+    return int(MARGIN * max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))) + WORKSPACE
+
+
+@lru_cache(maxsize=64)
+def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
+    """Finds what decoding takes at its peak for each frame that is decoded at once, in bytes."""
+    with without_data(dtype):
+        vae = Vae(spec.vae, encoder=False)
+        latents = torch.empty(1, spec.unet.out_channels, 1, height // spec.vae.factor, width // spec.vae.factor)
         with LiveBytes() as decoding:
-            vae.decode(torch.empty(1, spec.unet.out_channels, frames, h, w))
-    return int(MARGIN * max(denoising.peak, decoding.peak)) + WORKSPACE
+            vae.decode(latents)
+    return decoding.peak
+
+
+def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
+    """Gives how many frames may be decoded at once in `free` bytes; 0 where not even one fits."""
+    return min(CHUNK, max(0, int((free - WORKSPACE) / (MARGIN * frame_bytes(spec, height, width, dtype)))))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -1,12 +1,17 @@
 """The first-stage KL autoencoder, frame by frame: latents to pixels and back."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VaeSpec
-from .unet import Norm, Upsample
+from .layers import Norm, Upsample
+
+# frames decoded at once: more gained 2 to 4 % on a CPU (mini, one thread), and the first would be ready later
+CHUNK = 8
 
 
 def norm(channels: int, groups: int, silu: bool = True) -> Norm:
@@ -139,14 +144,15 @@ class Vae(nn.Module):
         self.decoder = Decoder(spec)
         self.post_quant_conv = nn.Conv2d(spec.embed_dim, spec.z_channels, 1)
 
-    def decode(self, latents: Tensor, chunk: int = 8) -> Tensor:
+    def decode(self, latents: Tensor, chunk: int = CHUNK) -> Tensor:
         """(B, 4, T, h, w) scaled latents -> (B, 3, T, factor*h, factor*w) in about [-1, 1], `chunk` frames at a time."""
-        frames = latents.transpose(1, 2).flatten(0, 1) / self.spec.scale_factor
-        batch, height, width = latents.shape[0], latents.shape[3] * self.spec.factor, latents.shape[4] * self.spec.factor
-        pixels = frames.new_empty(len(frames), self.spec.out_channels, height, width)
-        for i in range(0, len(frames), chunk):
-            pixels[i : i + chunk] = self.decoder(self.post_quant_conv(frames[i : i + chunk]))
-        return pixels.unflatten(0, (batch, -1)).transpose(1, 2)
+        pixels = torch.cat(list(self.decoded(latents, chunk)))
+        return pixels.unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
+
+    def decoded(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
+        """As `decode`, `chunk` frames after another: (n, 3, factor*h, factor*w) each, a clip's frames before the next one's."""
+        for frames in (latents.transpose(1, 2).flatten(0, 1) / self.spec.scale_factor).split(chunk):
+            yield self.decoder(self.post_quant_conv(frames))
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, H, W) in [-1, 1] -> mean and log-variance (clamped to [-30, 20]), each (n, 4, H/factor, W/factor)."""

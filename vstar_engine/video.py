@@ -1,9 +1,15 @@
 """Frames to mp4, gif or png (a contact sheet) files that carry the settings that made them."""
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,21 +51,59 @@ class Video:
 
 
 def _save_mp4(video: Video, path: Path) -> None:
+    _encode(iter([video]), path)
+
+
+def _encode(parts: Iterator[Video], path: Path) -> None:
+    """Writes the frames of videos that follow each other as one; its size, rate and settings are the first's."""
     import av
 
-    _, height, width, _ = video.frames.shape
+    first = next(parts)
+    _, height, width, _ = first.frames.shape
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata["comment"] = json.dumps(video.provenance)
+            container.metadata["comment"] = json.dumps(first.provenance)
             stream = container.add_stream(
-                "libx264", rate=Fraction(video.fps).limit_denominator(1001), options={"crf": str(CRF)}
+                "libx264", rate=Fraction(first.fps).limit_denominator(1001), options={"crf": str(CRF)}
             )
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            for frame in video.frames:
+            for frame in chain.from_iterable(part.frames for part in chain([first], parts)):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror) from error
+
+
+class Unfinished(Exception):
+    """The frames of a file that is being written do not all come."""
+
+
+@contextmanager
+def encoding(path: Path) -> Iterator[Callable[[Video], None]]:
+    """Writes an mp4 on a thread of its own while its frames are made: takes them as videos that follow each other.
+
+    The file is there, whole, when the block ends, or not at all. Raises OutputError then if it cannot be written.
+    """
+    parts: SimpleQueue[Video | None] = SimpleQueue()
+    complete = Event()
+
+    def given() -> Iterator[Video]:
+        yield from iter(parts.get, None)
+        if not complete.is_set():
+            raise Unfinished
+
+    def write() -> None:
+        with write_aside(path) as aside:
+            _encode(given(), aside)
+
+    with ThreadPoolExecutor(1, "encoding") as thread:
+        written = thread.submit(write)
+        try:
+            yield parts.put
+            complete.set()
+        finally:
+            parts.put(None)
+        written.result()
 
 
 def _save_gif(video: Video, path: Path) -> None:

@@ -33,6 +33,7 @@ struct vstar_linear_arguments {
   float eps;
 };
 
+__attribute__((visibility("default"))) int64_t vstar_size_of(int arguments);
 __attribute__((visibility("default"))) int vstar_linear(const vstar_linear_arguments* arguments);
 __attribute__((visibility("default"))) int vstar_geglu(const vstar_geglu_arguments* arguments);
 __attribute__((visibility("default"))) int vstar_groupnorm_silu(const vstar_groupnorm_silu_arguments* arguments);

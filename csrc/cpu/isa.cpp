@@ -39,6 +39,13 @@ const Isa* isa(int number) {
 
 }  // namespace vstar
 
+// How large the arguments of attention, GEGLU, group norm and linear layer are here, so that a caller can tell another build.
+extern "C" int64_t vstar_size_of(int arguments) {
+  const int64_t sizes[] = {sizeof(vstar_attention), sizeof(vstar_geglu_arguments), sizeof(vstar_groupnorm_silu_arguments),
+                           sizeof(vstar_linear_arguments)};
+  return arguments >= 0 && arguments < 4 ? sizes[arguments] : 0;
+}
+
 extern "C" const char* vstar_isa_name(int number) {
   const vstar::Isa* found = number < 0 ? nullptr : vstar::isa(number);
   return found ? found->name : nullptr;

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from tqdm import tqdm
 
 from vstar_engine import Engine, Sampling, Tar, analysis
 from vstar_engine.bench.report import between_markers
+from vstar_engine.config import FEW_STEP, FP8
 from vstar_engine.text import anchor_frames
 
 from . import probe
 from .render import render
 from .scenes import sample
 from .stories import STORIES, Story
-from .tables import LEVELS, PAPER, SWEEP, tables
+from .tables import FASTER, LEVELS, PAPER, SWEEP, tables
 from .train_vae import to_network
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,17 +43,32 @@ INTERVALS = (1, 2, 4, 8, 12, 15, 16, 24, 31, 32, 40, 47, 48, 56, 63)
 
 @dataclass(frozen=True)
 class Case:
-    """One video: which story told how, by `arm`: clips (the training set's kind), story (rendered), base, vsp, tar or both."""
+    """One video: which story told how, by `arm`: clips (the training set's kind), story (rendered), base, vsp, tar or both.
+
+    `fast` is what `--fast` takes; an exact video's content does not name it.
+    """
 
     arm: str
     story: int
     seed: int
     frames: int
     sigma: tuple[tuple[int, float], ...] = ()
+    fast: str = ""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "fast" or value}
 
     @property
     def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self.content, sort_keys=True)
+
+    @property
+    def sampling(self) -> Sampling:
+        if self.fast == FEW_STEP:
+            return Sampling.few()
+        names = tuple(name for name in self.fast.split(",") if name and name != FP8)
+        return Sampling(steps=STEPS, guidance=GUIDANCE, fast=names)
 
 
 def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
@@ -69,8 +86,19 @@ def settings(arm: str) -> Iterator[Case]:
             yield Case(arm, story, 0, 64, tuple(levels.items()))
 
 
+def lossy() -> Iterator[Case]:
+    """Every fourth story by each of what `--fast` takes."""
+    for fast in FASTER:
+        for frames in (64, 16):
+            for story in range(0, len(STORIES), 4):
+                yield Case("both", story, 0, frames, tuple(PAPER.items()), fast)
+
+
 def cases() -> Iterator[Case]:
-    """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels."""
+    """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels.
+
+    And 5 x 1 at 64 and 16 frames for what `--fast` takes.
+    """
     for seed in range(3):
         for frames in (64, 16):
             for story in range(len(STORIES)):
@@ -81,6 +109,17 @@ def cases() -> Iterator[Case]:
                     yield from in_every_arm(story, seed, frames)
             yield from settings("both")
     yield from settings("tar")
+    yield from lossy()
+
+
+@cache
+def engine_for(fp8: bool) -> Engine:
+    return Engine.load("mini", fp8=fp8)
+
+
+def until(steps: int) -> int:
+    """The last regularised step: the same share of any number of steps."""
+    return round(steps * (UNTIL + 1) / STEPS) - 1
 
 
 def make(engine: Engine, case: Case) -> np.ndarray:
@@ -94,8 +133,8 @@ def make(engine: Engine, case: Case) -> np.ndarray:
         story.texts if case.arm in ("vsp", "both") else story.prompt,
         case.frames,
         1000 * case.story + case.seed,
-        sampling=Sampling(steps=STEPS, guidance=GUIDANCE),
-        tar=Tar(dict(case.sigma), until_step=UNTIL) if case.sigma else None,
+        sampling=case.sampling,
+        tar=Tar(dict(case.sigma), until_step=until(case.sampling.steps)) if case.sigma else None,
     ).frames
 
 
@@ -152,20 +191,20 @@ def rounded(value: Any) -> Any:
     return round(float(value), 4)
 
 
-_engine: Engine
 _reader: probe.Probe
 
 
 def start() -> None:
-    """Loads the model once per process; each process uses one core."""
-    global _engine, _reader
+    """Prepares a process, which uses one core; it loads each network when it first needs it."""
+    global _reader
     torch.set_num_threads(1)
-    _engine, _reader = Engine.load("mini"), probe.load(PROBE)
+    _reader = probe.load(PROBE)
 
 
 def row(case: Case) -> dict[str, Any]:
-    numbers = measure(_reader, STORIES[case.story], make(_engine, case))
-    return {"case": asdict(case), "weights": _engine.weights, "numbers": numbers}
+    engine = engine_for(FP8 in case.fast.split(","))
+    numbers = measure(_reader, STORIES[case.story], make(engine, case))
+    return {"case": case.content, "weights": engine.weights, "numbers": numbers}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

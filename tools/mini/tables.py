@@ -9,6 +9,8 @@ PAPER = {0: 1.0, 1: 8.0}
 SWEEP = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 LEVELS = ({0: 1.0}, {1: 8.0}, {0: 1.0, 1: 8.0}, {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0})
 LENGTHS = (16, 32, 48, 64)
+# what `--fast` takes, by itself and together
+FASTER = ("guidance-interval", "step-cache", "guidance-interval,step-cache", "fp8", "few-step")
 ARMS = {
     "clips": "rendered clips, as trained on",
     "story": "the story, rendered",
@@ -72,11 +74,17 @@ def cell(values: list[float]) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def chosen(found: list[dict[str, Any]], arm: str, frames: int, sigma: dict[int, float] | None = None) -> list[dict[str, Any]]:
-    """The rows of one arm and length; TAR with the paper's levels unless `sigma` says otherwise."""
+def chosen(
+    found: list[dict[str, Any]], arm: str, frames: int, sigma: dict[int, float] | None = None, fast: str = ""
+) -> list[dict[str, Any]]:
+    """The rows of one arm and length, exact unless `fast` says otherwise; TAR with the paper's levels unless `sigma` does."""
     wanted = sigma if sigma is not None else (PAPER if arm in ("tar", "both") else {})
     levels = [[level, value] for level, value in wanted.items()]
-    return [row for row in found if (row["case"]["arm"], row["case"]["frames"], row["case"]["sigma"]) == (arm, frames, levels)]
+
+    def fits(case: dict[str, Any]) -> bool:
+        return (case["arm"], case["frames"], case["sigma"], case.get("fast", "")) == (arm, frames, levels, fast)
+
+    return [row for row in found if fits(row["case"])]
 
 
 def cells(found: list[dict[str, Any]], columns: Columns) -> list[str]:
@@ -123,6 +131,18 @@ def by_setting(found: list[dict[str, Any]], settings: Sequence[dict[int, float]]
     return lines
 
 
+def by_fast(found: list[dict[str, Any]], frames: int, columns: Columns) -> list[list[str]]:
+    """A line for each of what `--fast` takes, under the exact videos of the same stories and seeds."""
+    lines = []
+    lossy = {fast: rows for fast in FASTER if (rows := chosen(found, "both", frames, fast=fast))}
+    seen = {(row["case"]["story"], row["case"]["seed"]) for rows in lossy.values() for row in rows}
+    exact = [row for row in chosen(found, "both", frames) if (row["case"]["story"], row["case"]["seed"]) in seen]
+    for words, rows in ({"exact": exact} | lossy).items():
+        if rows:
+            lines.append([words.replace(",", ", "), *cells(rows, columns), str(len(rows))])
+    return lines
+
+
 def by_interval(found: list[dict[str, Any]]) -> list[list[str]]:
     """A line for each arm: mean similarity, by pixels, of frames so many apart in 64 (Fig. 8 of the paper)."""
     lines = []
@@ -147,6 +167,10 @@ def tables(found: list[dict[str, Any]]) -> dict[str, str]:
     parts["levels"] = (["levels, 64 frames", *columns], by_setting(found, LEVELS, columns))
     parts["intervals"] = (["similarity by interval, 64 frames", *map(str, SHOWN)], by_interval(found))
     brief = {name: path for name, path in columns.items() if name in BRIEF}
+    parts |= {
+        f"fast-{frames}": ([f"`--fast`, VSTAR, {frames} frames", *columns, "videos"], by_fast(found, frames, columns))
+        for frames in (16, 64)
+    }
     parts["claims"] = (["64 frames", *brief, "videos"], by_arm(found, 64, brief))
     parts["claims-differences"] = (["differences, paired by story", *brief], paired(found, brief))
     return {name: markdown(head, lines) if lines else "" for name, (head, lines) in parts.items()}

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import Spec, UNetSpec
+from ..layers import Heard
 from ..step_cache import Deep
-from ..unet import Heard, UNet
+from ..unet import UNet
 from .graphs import Recent, Recording
 
 
@@ -39,8 +40,9 @@ class Fixed:
     def __init__(self, unet: "RecordedUnet", given: tuple[Tensor, ...]):
         # made outside inference mode, they may be written in it and elsewhere
         with torch.inference_mode(False):
-            self.given = tuple(torch.empty(x.shape, dtype=x.dtype, device=unet.device) for x in given)
-        self.recording = Recording(lambda: unet.plainly(*self.given), unet.device, pool=unet.pool)
+            kept = tuple(torch.empty(x.shape, dtype=x.dtype, device=unet.device) for x in given)
+        # without self in it: what is dropped must not wait for the collector to give its memory back
+        self.given, self.recording = kept, Recording(lambda: unet.plainly(*kept), unet.device, pool=unet.pool)
 
     def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
         for mine, theirs in zip(self.given, given, strict=True):

@@ -4,6 +4,7 @@ A call's first run is a plain one: it loads kernels, and libraries choose theirs
 that. What a recorded call reads and writes must keep its address.
 """
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -11,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# shapes that are kept; a server that mixes more starts the oldest anew
-SHAPES = 4
+# shapes that are kept: lengths and batches of a server; one that mixes more starts the oldest anew
+SHAPES = 8
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -45,6 +46,8 @@ class Recording:
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
+        # no graph or tensor may be destroyed during a capture
+        gc.collect()
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

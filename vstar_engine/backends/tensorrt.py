@@ -8,6 +8,7 @@ for the state of the one that it was captured from; they share their working mem
 import logging
 import mmap
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -106,16 +107,17 @@ class BoundShape:
 
     def __init__(self, context: Any, tensors: dict[str, Tensor], memory: Tensor):
         self.context, self.tensors, self.memory = context, tensors, memory
-        self.run = Recording(self._enqueue, memory.device, records=memory.is_cuda)
+        self.run = Recording(partial(enqueue, context, tensors["eps"]), memory.device, records=memory.is_cuda)
         for name, tensor in tensors.items():
             if not context.set_tensor_address(name, tensor.data_ptr()):
                 raise EngineError(f"TensorRT does not take {tuple(tensor.shape)} {tensor.dtype} for {name}")
 
-    def _enqueue(self) -> Tensor:
-        """Runs on the current stream what the input tensors hold, into the output tensor."""
-        if not self.context.execute_async_v3(stream_of(self.memory.device)):
-            raise EngineError("TensorRT cannot run the engine; its log says why")
-        return self.tensors["eps"]
+
+def enqueue(context: Any, eps: Tensor) -> Tensor:
+    """Runs on the current stream what a context's input tensors hold, into its output tensor."""
+    if not context.execute_async_v3(stream_of(eps.device)):
+        raise EngineError("TensorRT cannot run the engine; its log says why")
+    return eps
 
 
 def stream_of(device: torch.device) -> int:

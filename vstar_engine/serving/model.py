@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import room
 from ..batch import Batch, Row
 from ..config import MAX_FRAMES, Request
 from ..embeddings import Embeddings, Encode
@@ -152,7 +153,8 @@ class Model:
         return isinstance(error, torch.AcceleratorError)
 
     def release(self) -> None:
-        """Gives back what a batch that did not fit has left."""
+        """Gives back what a batch that did not fit has left, and what was recorded for others."""
+        room.forget_graphs(self.engine.denoiser)
         gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
