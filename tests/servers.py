@@ -146,7 +146,8 @@ class Server:
         assert set(ids) >= set(accepted) if more else sorted(ids) == sorted(accepted)
         names = {path.name for path in (self.folder / "data" / "videos").iterdir()}
         done = [video for video in videos if video["status"] == "completed"]
-        assert names == {f"{video['id']}{end}" for video in done for end in (".mp4", ".jpg", ".sheet.jpg")}
+        wanted = {f"{video['id']}{end}" for video in done for end in (".mp4", ".jpg", ".sheet.jpg")}
+        assert names == wanted, (names ^ wanted, [video for video in videos if video not in done])
         for video in done:
             path = self.folder / "data" / "videos" / f"{video['id']}.mp4"
             content = path.read_bytes()

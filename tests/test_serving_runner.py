@@ -6,8 +6,9 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from slow_engine import job
 
-from vstar_engine.serving import events, runner
+from vstar_engine.serving import events, runner, service
 from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.store import Record
 
 DONE = events.Done("video.mp4", 1, "0" * 64, 8, 64, 32)
 
@@ -27,15 +28,18 @@ class Engine:
         pass
 
 
-def made(engine, folder, **settings):
-    """Runs a job and gives its outcome."""
+def made(engine, folder, runs=1, **settings):
+    """Runs a job, so many times at once, and gives its outcome."""
     chosen = Settings(data=folder, min_free=0, **settings)
     chosen.videos.mkdir(parents=True)
 
     async def scenario():
-        one = runner.Runner(engine, chosen, lambda id: None)
+        one, it = runner.Runner(engine, chosen, lambda id: None), job()
         one.started.set()
-        return await one.make(job())
+        first, *others = await asyncio.gather(*(one.make(it) for _ in range(runs)))
+        assert not one.running
+        assert all(other == first for other in others)
+        return first
 
     return asyncio.run(scenario())
 
@@ -64,3 +68,44 @@ def test_a_job_that_cannot_be_made_is_tried_once(tmp_path):
     engine = Engine(events.Failed(events.OUT_OF_MEMORY, "no"))
     assert made(engine, tmp_path)["code"] == events.OUT_OF_MEMORY
     assert engine.tries == 1
+
+
+def test_a_run_beside_another_of_the_same_job_takes_its_outcome_over(tmp_path):
+    """As where a busy server took a run for lost, and it was not: the engine refuses a job that it has."""
+    engine = Engine(events.Failed(events.STORAGE_FULL, "no", retry=True), DONE)
+    assert made(engine, tmp_path, runs=3)["status"] == "completed"
+    assert engine.tries == 2
+
+
+class Store:
+    """Says that no job is claimed here, and what became of the one it has."""
+
+    def __init__(self, record):
+        self.record = record
+
+    async def claimed(self):
+        return set()
+
+    async def get(self, id):
+        return self.record
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped"),
+    [("queued", False), ("completed", False), ("failed", True), ("gone", True)],
+    ids=lambda value: str(value),
+)
+def test_a_run_without_a_claim_stops_where_its_job_was_cancelled_elsewhere(tmp_path, monkeypatch, status, stopped):
+    monkeypatch.setattr(service, "LOST", 0.0)
+    one, cancelled = job(), []
+    gateway = service.Service(Settings(data=tmp_path), Engine(), None)
+    outcomes = {"queued": None, "completed": {"status": "completed"}, "failed": {"status": "failed"}}
+    gateway.store = Store(Record(one, 0, outcomes[status]) if status in outcomes else None)
+    gateway.runner.running[one.id] = one
+
+    async def cancel(job):
+        cancelled.append(job.id)
+
+    monkeypatch.setattr(gateway.runner, "cancel", cancel)
+    asyncio.run(gateway._look_after())
+    assert cancelled == ([one.id] if stopped else [])

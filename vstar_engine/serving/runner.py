@@ -16,6 +16,8 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 
+# seconds between two looks at a job's other run
+TURN = 0.05
 # seconds between two looks at a full disk, and before a job whose video could not be kept is made again: doubled each time
 LOOK, LONGEST_PAUSE = 1.0, 30.0
 
@@ -38,7 +40,12 @@ class Runner:
         self._made: dict[str, dict[str, Any]] = {}
 
     async def make(self, job: Job) -> dict[str, Any]:
-        """Makes a job's video and gives its outcome; Stopped when there is none to record."""
+        """Makes a job's video and gives its outcome; Stopped when there is none to record.
+
+        A run that was taken for lost may go on beside the one that took its place: the later waits, and takes its outcome over.
+        """
+        while job.id in self.running:
+            await asyncio.sleep(TURN)
         live, made = self.board.open(job), None
         self.running[job.id] = job
         try:

@@ -299,7 +299,11 @@ class Service:
             log.warning("%d jobs had lost their run and are taken up again", len(resumed))
             await self.store.resume(resumed)
         for id in (id for id in lost if id not in claimed and id in self.runner.running):
-            await self.runner.cancel(self.runner.running[id])
+            known = await self.store.get(id)
+            # a job that waits in the queue again lost no more than its claim
+            gone = known is None or (known.outcome is not None and known.outcome["status"] == FAILED)
+            if gone and (job := self.runner.running.get(id)) is not None:
+                await self.runner.cancel(job)
         for id in lost:
             del self._lost[id]
 
