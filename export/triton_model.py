@@ -5,7 +5,7 @@ schedule, guidance and timelines are vstar_engine's own, which must be installed
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,10 @@ def call(model: str, output: str, inputs: Mapping[str, Tensor]) -> Tensor:
 class RemoteVae:
     """The decoder, `chunk` frames at a time."""
 
-    def decode(self, latents: Tensor, chunk: int = 8) -> Tensor:
-        """(1, 4, T, h, w) -> (1, 3, T, 8h, 8w)."""
-        frames = latents[0].transpose(0, 1)
-        return torch.cat([call("vstar_decoder", "pixels", {"latents": part}) for part in frames.split(chunk)]).transpose(0, 1)[
-            None
-        ]
+    def decoded(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
+        """(1, 4, T, h, w) -> (n, 3, 8h, 8w) each."""
+        for part in latents[0].transpose(0, 1).split(chunk):
+            yield call("vstar_decoder", "pixels", {"latents": part})
 
 
 def remote_engine(manifest: Mapping[str, Any], folder: Path) -> Engine:
