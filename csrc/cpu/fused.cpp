@@ -143,37 +143,31 @@ void run(const vstar_linear_arguments& a, const Isa& isa) {
   });
 }
 
+// What every entry point does around its work: work(arguments, instruction set).
+template <class Arguments, class Work>
+int enter(const Arguments* arguments, const Work& work) {
+  if (!arguments || !valid(*arguments)) return VSTAR_BAD_ARGUMENT;
+  const Isa* found = isa(arguments->isa);
+  if (!found) return VSTAR_NO_SUCH_ISA;
+  try {
+    work(*arguments, *found);
+  } catch (const std::bad_alloc&) {
+    return VSTAR_NO_MEMORY;
+  }
+  return VSTAR_OK;
+}
+
 }  // namespace
 }  // namespace vstar
 
 extern "C" int vstar_linear(const vstar_linear_arguments* arguments) {
-  if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;
-  const vstar::Isa* isa = vstar::isa(arguments->isa);
-  if (!isa) return VSTAR_NO_SUCH_ISA;
-  try {
-    vstar::run(*arguments, *isa);
-  } catch (const std::bad_alloc&) {
-    return VSTAR_NO_MEMORY;
-  }
-  return VSTAR_OK;
+  return vstar::enter(arguments, [](const auto& a, const auto& isa) { vstar::run(a, isa); });
 }
 
 extern "C" int vstar_geglu(const vstar_geglu_arguments* arguments) {
-  if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;
-  const vstar::Isa* isa = vstar::isa(arguments->isa);
-  if (!isa) return VSTAR_NO_SUCH_ISA;
-  vstar::run(*arguments, isa->geglu);
-  return VSTAR_OK;
+  return vstar::enter(arguments, [](const auto& a, const auto& isa) { vstar::run(a, isa.geglu); });
 }
 
 extern "C" int vstar_groupnorm_silu(const vstar_groupnorm_silu_arguments* arguments) {
-  if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;
-  const vstar::Isa* isa = vstar::isa(arguments->isa);
-  if (!isa) return VSTAR_NO_SUCH_ISA;
-  try {
-    vstar::run(*arguments, *isa);
-  } catch (const std::bad_alloc&) {
-    return VSTAR_NO_MEMORY;
-  }
-  return VSTAR_OK;
+  return vstar::enter(arguments, [](const auto& a, const auto& isa) { vstar::run(a, isa); });
 }
