@@ -47,7 +47,8 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
 def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
     with contextlib.ExitStack() as undo:
-        held = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        # asyncio sends at once (TCP_NODELAY) only where a socket says that it is TCP
+        held = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
