@@ -5,6 +5,7 @@ import os
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
@@ -131,6 +132,49 @@ def test_commits_share_a_wait_for_the_disk(tmp_path, monkeypatch):
     assert len(waits) in (2, 4)  # the log and the folder, once or, for those who came late, twice
     disk.close()
     connection.close()
+
+
+def test_writers_take_turns(tmp_path):
+    """A turn lasts as long as a transaction; whoever fails, takes back or is closed gives it on."""
+    path = tmp_path / "jobs.sqlite"
+    sqlite.prepare(path)
+
+    def connected():
+        held = sqlite3.connect(path, factory=sqlite.Connection, isolation_level="IMMEDIATE", timeout=30)
+        return held, held.cursor()
+
+    one, first = connected()
+    first.execute("CREATE TABLE kept (value UNIQUE)")
+    for end in (one.commit, one.rollback):
+        assert not sqlite._turn.locked()
+        first.execute("INSERT INTO kept VALUES (-1)")
+        assert sqlite._turn.locked()
+        first.execute("DELETE FROM kept")
+        assert sqlite._turn.locked()
+        end()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        first.execute("INSERT INTO missing VALUES (1)")
+    one.rollback()
+    assert first.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+    assert not sqlite._turn.locked()
+    closed, others = connected()
+    others.executemany("INSERT INTO kept VALUES (?)", [(-2,), (-3,)])
+    assert sqlite._turn.locked()
+    others.close()
+    closed.close()
+
+    def write(number):
+        held, cursor = connected()
+        for i in range(20):
+            cursor.execute("INSERT INTO kept VALUES (?)", (100 * number + i,))
+            cursor.execute("UPDATE kept SET value = value WHERE value = ?", (100 * number + i,))
+            held.commit()
+        held.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert first.execute("SELECT count(*) FROM kept").fetchone() == (160,)
+    assert not sqlite._turn.locked()
 
 
 def test_a_disk_that_fails_says_so(tmp_path, monkeypatch):
