@@ -1,7 +1,8 @@
 """The UNet's inputs as a compiled one takes them: every axis in full, contiguous."""
 
-import torch
 from torch import Tensor
+
+from ..unet import parted
 
 
 def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
@@ -20,5 +21,4 @@ def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: T
         "fps": fps.long().expand(videos),
         "tar": tar.float().expand(videos, -1, -1),
     }
-    parted = {name: value if len(value) == batch else torch.cat([value] * (batch // videos)) for name, value in given.items()}
-    return {name: value.contiguous() for name, value in parted.items()}
+    return {name: parted(value, batch).contiguous() for name, value in given.items()}
