@@ -1,7 +1,7 @@
 # One virtual environment in .venv; pinned by constraints.txt. Override PYTHON to choose the interpreter.
 PYTHON ?= python3
-# groups of pyproject.toml to install for the tests; EXTRAS=dev,serve,onnx tests the ONNX export too
-EXTRAS ?= dev,serve
+# groups of pyproject.toml to install for the tests
+EXTRAS ?= dev,serve,onnx
 TESTED = .venv/test-$(EXTRAS)
 # processes that tests run in, a core each
 JOBS ?= 2
@@ -24,6 +24,7 @@ demo: .venv/demo
 test: $(TESTED) check
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 
+# VSTAR_RTX=1 adds those of TensorRT for RTX, whose proprietary wheels they install into a scratch folder
 test-slow: $(TESTED)
 	.venv/bin/python -m pytest -q -m slow
 

@@ -7,10 +7,13 @@ pybind11 wrote into their documentation. Values come from a table: there is no l
 import ast
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import tensorrt_bindings as trt
@@ -94,7 +97,8 @@ def called(path: str, documented: str, arguments: tuple[Any, ...], named: dict[s
             refused.append(f"{signature}: {error}")
             continue
         if path in VALUES:
-            return VALUES[path]
+            value = VALUES[path]
+            return next(value) if isinstance(value, Iterator) else value
         kind = getattr(trt, result.rpartition(".")[2], None)
         return StandIn(kind) if inspect.isclass(kind) else True if result == "bool" else None
     raise TypeError(f"{path} in TensorRT {trt.__version__} takes no such call: {'; '.join(refused)}")
@@ -104,9 +108,12 @@ class Library:
     """The bindings, with stand-ins for what the missing library would make."""
 
     MADE = ("Builder", "OnnxParser", "OnnxParserRefitter", "Refitter", "Runtime")
+    FOUND = ("get_plugin_registry",)
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(trt, name)
+        if name in self.FOUND:
+            return lambda *arguments, **named: called(name, real.__doc__, arguments, named)
         if name not in self.MADE:
             return real
 
@@ -119,6 +126,7 @@ class Library:
 
 
 VALUES: dict[str, Any] = {
+    "get_plugin_registry": StandIn(trt.IPluginRegistry),
     "Builder.build_serialized_network": b"plan",
     "INetworkDefinition.num_layers": 1,
     "INetworkDefinition.num_inputs": 1,
@@ -163,10 +171,52 @@ def unresolved() -> list[str]:
     return sorted(name for name in missing if name.partition(": ")[2] not in OPTIONAL)
 
 
+Lines = set[tuple[str, int]]
+
+
+def watch() -> Lines:
+    """Gives the set of the project's lines that run from now on, by file and number; it grows."""
+    ran: Lines = set()
+    names = {str(path): path.name for path in CODE}
+
+    def line(frame: FrameType, event: str, _: Any) -> Any:
+        ran.add((names[frame.f_code.co_filename], frame.f_lineno))
+        return line
+
+    sys.settrace(lambda frame, event, _: line if frame.f_code.co_filename in names else None)
+    return ran
+
+
+def unexecuted(ran: Lines) -> list[str]:
+    """Lists the statements that speak to `trt` and did not run, but for what is only an error's words."""
+    missing = []
+    for path in CODE:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                if not isinstance(node, ast.stmt) or isinstance(node, ast.Raise | ast.FunctionDef | ast.ClassDef):
+                    continue
+                own = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+                said = {found for part in own for found in re.findall(r"\btrt(?:\.(?!__)\w+)+", ast.unparse(part))}
+                lines = {(path.name, number) for part in own for number in range(part.lineno, (part.end_lineno or 0) + 1)}
+                if said - OPTIONAL and not lines & ran:
+                    missing.append(f"{path.name}:{node.lineno}: {ast.unparse(node).splitlines()[0]}")
+    return sorted(set(missing))
+
+
 def plant(fault: str) -> None:
     """Adds a call that the bindings would refuse."""
-    from vstar_engine.export import tensorrt_build
+    from vstar_engine.export import tensorrt_build, tensorrt_plugins
 
+    registered = tensorrt_plugins._register
+
+    def register(library: Any, *rest: Any) -> Any:
+        if fault == "registry":
+            _ = library.get_plugin_registry().plugin_creator_list
+        return registered(library, *rest)
+
+    tensorrt_plugins._register = register
     configured = tensorrt_build.configure
 
     def configure(library: Any, *rest: Any) -> Any:
@@ -203,11 +253,42 @@ def build(folder: Path) -> list[int]:
             under_test.build_plan(library, onnx, folder / "unet.plan", plan, 1, lambda line: None)
         except ExportError:
             del VALUES[step]
+    logger = under_test.make_logger(trt, lambda line: None)
+    logger.log(trt.ILogger.WARNING, "slow")
+    logger.log(trt.ILogger.ERROR, "wrong")
+    assert logger.errors == ["wrong"]
     monitor = under_test.make_monitor(trt, lambda line: None)
     monitor.phase_start("building", None, 4)
     assert monitor.step_complete("building", 0)
     monitor.phase_finish("building")
     return sizes
+
+
+def open_plans(folder: Path) -> list[str]:
+    """Opens a plan with each plugin that must be registered to run it, and one that TensorRT refuses; gives the ends."""
+    from vstar_engine.backends import tensorrt as under_test
+    from vstar_engine.errors import EngineError
+    from vstar_engine.export import tensorrt_plugins
+
+    # what needs a GPU: its context, and the tensors that are bound
+    under_test.torch.cuda.device = lambda device: nullcontext()
+    under_test.TensorrtUnet = lambda library, engine, *rest, **kept: engine
+    (folder / "unet.plan").write_bytes(b"plan")
+    os.environ[tensorrt_plugins.LIBRARY] = str(folder / "unet.plan")
+    ends = []
+    for kind in ("python", "cpp", "refused"):
+        tensorrt_plugins._registered.clear()
+        VALUES["IPluginRegistry.get_creator"] = iter([None, StandIn(trt.IPluginCreatorV3One)])
+        if kind == "refused":
+            VALUES["Runtime.deserialize_cuda_engine"] = None
+        options = {"plugin": "python" if kind == "refused" else kind}
+        artifact = SimpleNamespace(identity={"options": options}, folder=folder, file=folder.joinpath, command=lambda: "build")
+        try:
+            ends.append(under_test.open_plan(Library(), artifact, torch.device("cuda"), torch.float32)._kind.__name__)
+        except EngineError as error:
+            ends.append(str(error).replace(str(folder), "DIR"))
+    del VALUES["Runtime.deserialize_cuda_engine"]
+    return ends
 
 
 def run() -> list[list[int]]:
@@ -257,6 +338,8 @@ def enqueue() -> float:
         several.desc = one
         described.append(one)
         dynamic.append(several)
+    assert len(plugin.get_output_shapes([trt.DimsExprs(5)], [], None)) == 1
+    assert len(plugin.get_fields_to_serialize()) == 0
     assert plugin.get_output_data_types([trt.DataType.FLOAT] * 4) == [trt.DataType.FLOAT]
     assert all(plugin.supports_format_combination(index, dynamic, 4) for index in range(5))
     wrong = trt.DynamicPluginTensorDesc()
@@ -273,11 +356,15 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         plant(request["fault"])
         try:
             build(folder)
+            open_plans(folder)
         except (AttributeError, TypeError) as error:
             return {"refused": str(error)}
         return {"refused": ""}
-    found = {"built": build(folder), "ran": run(), "refitted": refit(folder), "enqueued": enqueue()}
-    return {"version": trt.__version__, "unresolved": unresolved(), **found}
+    ran = watch()
+    found = {"built": build(folder), "ran": run(), "refitted": refit(folder), "opened": open_plans(folder)}
+    found["enqueued"] = enqueue()
+    sys.settrace(None)
+    return {"version": trt.__version__, "unresolved": unresolved(), "unexecuted": unexecuted(ran), **found}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ _Bool initLibNvInferPlugins(void *a, char const *b) { return 0; }
 def bindings(version: str) -> dict[str, str]:
     """Gives the environment in which a child process imports the bindings of a version over the nine symbols."""
     if shutil.which("gcc") is None:
-        pytest.skip("needs gcc, to compile the nine symbols that the bindings want")
+        scratch.lack("needs gcc, to compile the nine symbols that the bindings want")
     folder = scratch.installed(f"tensorrt-{version}", BINDINGS[version])
     libraries = folder / "stand_in"
     if not libraries.exists():

@@ -24,9 +24,12 @@ def test_the_bindings_take_every_call(version, tmp_path):
     found = calls(version, tmp_path)
     assert found["version"].startswith(version)
     assert found["unresolved"] == []
+    assert found["unexecuted"] == [], "\n".join(found["unexecuted"])
     assert found["built"] == [4, 4, 4]
     assert (tmp_path / "timings").read_bytes() == b"timings"
     assert found["ran"] == [[2, 4, 2, 8, 8], [2, 4, 4, 8, 8], [2, 4, 2, 8, 8]]
+    refused = f"TensorRT {found['version']} cannot load DIR: it gives no reason; rebuild it: build"
+    assert found["opened"] == ["ICudaEngine", "ICudaEngine", refused]
     assert found["refitted"] == len(b"refitted")
     assert found["enqueued"] < 1e-5
 
@@ -34,6 +37,7 @@ def test_the_bindings_take_every_call(version, tmp_path):
 PLANTED = {
     "removed flag": "FP16",
     "removed attribute": "IBuilderConfig has no int8_calibrator",
+    "registry": "IPluginRegistry has no plugin_creator_list",
     "arity": "IBuilderConfig.set_flag in TensorRT 11.4.0.106 takes no such call",
     "keyword": "IExecutionContext.execute_async_v3 in TensorRT 11.4.0.106 takes no such call",
 }

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 def need(backend, plugin="aot"):
     """Skips, naming what is missing."""
     for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason=f"needs {package}: make test EXTRAS=dev,onnx")
+        pytest.importorskip(package, reason=f"needs {package}: make test")
     if not any(importable(module) for module in MODULES[backend]):
         pytest.skip(f"needs {MODULES[backend][0]}, NVIDIA's proprietary package for backend {backend}")
     if plugin == "cpp" and not os.environ.get("VSTAR_TENSORRT_PLUGIN"):

@@ -5,6 +5,7 @@ executes without a GPU.
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -99,13 +100,16 @@ def test_a_wrong_plugin_is_found(fault, tmp_path):
 
 def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
     path = block(tmp_path / "block.onnx")
-    # TensorRT for RTX refuses the graph or does not outlive it
+    right = job(path, 2, out=tmp_path / "right.plan")
+    (result,) = built(right)
+    assert result["plugin_layers"] == 2
+    # TensorRT for RTX refuses the graph, or does not outlive it (1.7.1: its heap is damaged, SIGABRT)
     try:
-        (result,) = built(job(path, 2), fault="output type")
-    except tensorrt_wheels.ChildDied:
-        result = {"error": "died"}
-    assert "error" in result
-    assert not path.with_suffix(".plan").exists()
+        (result,) = built({**right, "out": str(tmp_path / "wrong.plan")}, fault="output type")
+    except tensorrt_wheels.ChildDied as death:
+        result = {"kind": str(death)}
+    assert re.match("ExportError|exit status -(6|11)", result["kind"])
+    assert not (tmp_path / "wrong.plan").exists()
 
 
 def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
