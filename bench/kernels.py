@@ -16,7 +16,8 @@ from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
 from vstar_engine.unet import INIT_ATTENTION_HEADS
 
 from . import fused
-from .contest import Contest, Pace, Provider, ceilings, hold
+from .ceilings import ceilings
+from .contest import Contest, Pace, Provider, hold
 from .machine import cache_bytes
 from .providers import DENSE_PROVIDERS, LAYOUTS, PROVIDERS, Attention, Problem
 from .rows import Rows
