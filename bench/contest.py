@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vstar_engine.backends.graphs import Recording
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.memory import LiveBytes
 
@@ -127,7 +128,8 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
     try:
         begun = time.monotonic()
         call = provider.prepare()
-        answer = call()
+        # a recording computes in memory that it takes once, in this call; a replay takes none
+        answer, peak = observed(call, contest.device) if isinstance(call, Recording) else (call(), None)
         synchronize()
         first = time.monotonic() - begun
         error = contest.error(provider.name, answer)
@@ -135,7 +137,8 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
         if not error <= contest.budget:
             words = f"relative L2 error {error:.3g}, wanted at most {contest.budget:g}"
             return replace(row, status=WRONG, note=words), None
-        peak = peak_bytes(call, contest.device) if provider.traced or contest.device.type == "cuda" else None
+        if peak is None and (provider.traced or contest.device.type == "cuda"):
+            _, peak = observed(call, contest.device)
     except MissingLibrary as missing:
         return replace(row, status=ABSENT, note=str(missing)), None
     except NotHere as reason:
@@ -145,17 +148,17 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
     return replace(row, numbers={"error": error, "first_call": first, "peak_bytes": peak, **provider.facts}), call
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Measures what a call allocates at most: on a CPU the tensors that operators make, without scratch inside them."""
+def observed(call: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
+    """Gives a call's answer and what it allocates at most: on a CPU the tensors that operators make, without their scratch."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        answer = call()
+        torch.cuda.synchronize()
+        return answer, torch.cuda.max_memory_allocated(device) - before
     with LiveBytes() as live:
-        call()
-    return live.peak
+        answer = call()
+    return answer, live.peak
 
 
 def shares(contest: Contest, seconds: float, most: Mapping[str, float]) -> dict[str, float | None]:

@@ -225,7 +225,7 @@ def batched(inputs: list[Tensor]) -> list[Tensor]:
 
 
 def recorded(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Records a call as a CUDA graph; every replay writes the same tensor."""
+    """Records a call as a CUDA graph when it is first made; every replay writes the same tensor."""
     recording = Recording(call, device)
     recording()
     return recording

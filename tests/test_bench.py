@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import fake_graphs
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from vstar_engine.bench import contest as contests
 from vstar_engine.bench.blocks import flop_counter
 from vstar_engine.bench.ceilings import BANDWIDTH, MATRIX, Ceiling
 from vstar_engine.bench.contest import Contest, Pace, Provider, hold
+from vstar_engine.bench.ladder import recorded
 from vstar_engine.bench.machine import cache_bytes, machine
 from vstar_engine.bench.rows import ABSENT, FAILED, INTERRUPTED, OK, SKIPPED, WRONG, Row, Rows, read, seconds, sentence, share
 from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_short, summarise
@@ -217,6 +220,28 @@ def test_ceilings_of_this_machine_are_what_its_calls_do() -> None:
 @pytest.mark.parametrize(("value", "said"), [(0.5, "50%"), (1.004, "100%"), (1.44, "144% †")])
 def test_a_share_above_its_ceiling_is_marked(value: float, said: str) -> None:
     assert share(value) == said
+
+
+def test_a_graphs_memory_is_what_its_capture_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the allocator, and one for graphs, whose replay runs no Python and so takes nothing from it."""
+    fake_graphs.install(monkeypatch)
+    held = {"now": 7, "most": 7}
+
+    def compute() -> Tensor:
+        held["now"] += 1000
+        held["most"] = max(held.values())
+        held["now"] -= 900
+        return right().add(0)
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=held["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
+    monkeypatch.setattr(contests, "free_bytes", lambda device: 2**30)
+    gpu = torch.device("cuda")
+    provider = Provider("ours, CUDA graph", lambda: recorded(compute, gpu), traced=False)
+    row, replay = contests.check(replace(contest(provider), device=gpu), provider)
+    assert row.numbers["peak_bytes"] == 1000
+    assert contests.observed(replay, gpu)[1] == 0
 
 
 def test_memory_is_what_operators_allocate(tmp_path: Path) -> None:
