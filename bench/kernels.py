@@ -16,7 +16,7 @@ from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
 from vstar_engine.unet import INIT_ATTENTION_HEADS
 
-from . import fused
+from . import fused, transformer
 from .ceilings import ceilings
 from .contest import Contest, Pace, Provider, hold
 from .machine import cache_bytes
@@ -108,7 +108,7 @@ OPS = ("temporal_attention", "temporal_attention_dense", "temporal_transformer",
 
 def known() -> list[str]:
     """Lists the providers of all ops."""
-    return list(dict.fromkeys([*PROVIDERS, *fused.NAMES]))
+    return list(dict.fromkeys([*PROVIDERS, *transformer.NAMES, *fused.NAMES]))
 
 
 def level(text: str) -> int | str:
@@ -144,7 +144,7 @@ def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest
     for op, dtype, batch, depth, frames in axes:
         if op == "temporal_transformer":
             if depth != INIT:
-                yield transformer_contest(spec, size, depth, frames, batch, dtype, device)
+                yield transformer_contest(spec, size, depth, frames, batch, dtype, device, args.providers)
             continue
         if op in fused.OPS:
             if depth != INIT:

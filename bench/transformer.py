@@ -6,7 +6,7 @@ logits, the bias, two softmaxes and the head mean, which they keep.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from vstar_engine.unet import TemporalTransformer
 from .blocks import flop_counter
 from .ceilings import ceilings
 from .contest import Contest, Provider
-from .providers import check_ours, clean_core, gaussian_on_host, published_core
+from .providers import OURS, check_ours, clean_core, gaussian_on_host, published_core
 from .seeded import relative_error, seeded
 from .timing import seconds_of_short
 
@@ -34,6 +34,7 @@ WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.floa
 # positions compared with float64, from the first to the last
 COMPARED = 64
 SIGMA = 1.0
+PUBLISHED_PASSES, CLEAN_PASSES = NAMES = "published passes", "clean passes"
 # q, k, v (N * heads, T, head_dim), heads -> like q
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
@@ -111,7 +112,14 @@ def exact_at(module: Any, attend: Attend, x: Tensor, here: Tensor) -> Tensor:
 
 
 def transformer_contest(
-    spec: Spec, size: tuple[int, ...], level: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
+    spec: Spec,
+    size: tuple[int, ...],
+    level: int,
+    frames: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    chosen: Sequence[str] = (),
 ) -> Contest:
     """Sets the module at one level, on channels-last memory, against the same weights by passes."""
     channels = spec.unet.model_channels * spec.unet.channel_mult[level]
@@ -138,11 +146,12 @@ def transformer_contest(
     def passes(attend: Attend) -> Callable[[], Tensor]:
         return partial(transformer_by_passes, module, attend, x.contiguous())
 
-    providers = [
-        Provider("ours", ours),
-        Provider("published passes", lambda: passes(as_published(SIGMA, kept, "map"))),
-        Provider("clean passes", lambda: passes(without_waste(bias))),
-    ]
+    ways = {
+        OURS: ours,
+        PUBLISHED_PASSES: lambda: passes(as_published(SIGMA, kept, "map")),
+        CLEAN_PASSES: lambda: passes(without_waste(bias)),
+    }
+    providers = [Provider(name, prepare) for name, prepare in ways.items() if not chosen or name in chosen]
     with flop_counter() as counter:
         module(x, g)
     case = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import ceilings
+from vstar_engine.bench import ceilings, timing
 from vstar_engine.bench import contest as contests
 from vstar_engine.bench.blocks import flop_counter
 from vstar_engine.bench.ceilings import BANDWIDTH, MATRIX, Ceiling
@@ -18,7 +18,7 @@ from vstar_engine.bench.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.ladder import recorded
 from vstar_engine.bench.machine import cache_bytes, machine
 from vstar_engine.bench.rows import ABSENT, FAILED, INTERRUPTED, OK, SKIPPED, WRONG, Row, Rows, read, seconds, sentence, share
-from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_short, summarise
+from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_second, seconds_of_short, summarise
 from vstar_engine.errors import MissingLibrary
 
 EXACT = torch.ones(4)
@@ -94,10 +94,19 @@ def test_a_short_call_goes_to_tritons_timer_on_a_gpu(monkeypatch: pytest.MonkeyP
     assert seconds_of_short(int) == [0.002, 0.004]
 
 
-def test_a_short_call_on_a_cpu_follows_one_of_its_kind() -> None:
+@pytest.mark.parametrize(("seconds", "times"), [(0.01, 2), (0.06, 1)])
+def test_a_short_call_on_a_cpu_follows_one_of_its_kind(seconds: float, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    assert len(seconds_of_short(lambda: calls.append(1))) == 1
-    assert calls == [1, 1]
+    now = iter(range(99))
+    monkeypatch.setattr(timing, "mark", lambda: seconds * next(now))
+    assert seconds_of_short(lambda: calls.append(1)) == [pytest.approx(seconds)]
+    assert len(calls) == times
+
+
+def test_a_path_that_changes_memory_follows_one_of_its_kind() -> None:
+    calls: list[int] = []
+    assert len(seconds_of_second(lambda: calls.append(1))) == 1
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(0, 1), (1, -1)])

@@ -246,6 +246,14 @@ def test_the_transformer_is_held_to_float64_at_positions_from_first_to_last(dtyp
     assert made.bytes > 2 * spoiled.nbytes
 
 
+def test_the_transformers_providers_can_be_chosen() -> None:
+    chosen = transformer.transformer_contest(
+        MODELS["mini"], (32, 32), 0, 2, 1, torch.float32, CPU, ["clean passes", "xformers"]
+    )
+    assert [provider.name for provider in chosen.providers] == ["clean passes"]
+    assert {"clean passes", "published passes"} <= set(kernels.known())
+
+
 @torch.no_grad()
 def test_the_exact_transformer_is_the_published_passes() -> None:
     module = seeded(lambda: TemporalTransformer(16, 2, 8, groups=4), CPU, torch.float64)
