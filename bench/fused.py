@@ -34,6 +34,8 @@ OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three p
 NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS)
 # relative L2 against float64; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
 ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# PyTorch's norm of the decoder's 655,360 values a group strays 1.4e-5 in float32, ours 5e-7
+DECODER_BUDGET = 5e-5
 MAX_COPIES = 16
 # rows of a projection that are compared
 ROWS = 2048
@@ -46,7 +48,7 @@ class Form:
     """One use of an op: what draws its arguments, who computes it, and the least bytes and FLOPs it takes.
 
     Answers are held to float64 at `compared` items, from the first to the last of those arguments whose places `items` gives.
-    `others` are further ways, by name; `serves` says where ours is used.
+    `others` are further ways, by name; `serves` says where ours is used. `budget` is its own where ERROR_BUDGET is less.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Form:
     compared: int = 2
     others: dict[str, Call] = field(default_factory=dict)
     serves: Callable[["Place"], bool] = lambda place: True
+    budget: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ def norms(place: Place) -> Iterator[Form]:
             return compute(x, groups, weight, bias, EPS)
 
         ours, definition = partial(call, groupnorm_silu), partial(call, groupnorm_silu_ref)
-        yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)))
+        budget = DECODER_BUDGET if shape is place.decoded else 0.0
+        yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)), budget=budget)
 
 
 def roundings(place: Place) -> Iterator[Form]:
@@ -277,7 +281,7 @@ def contests(op: str, place: Place, level: int, chosen: Sequence[str], compiler:
         yield Contest(
             *("kernels", {**case, "shape": "x".join(map(str, drawn[0][0].shape))}, place.dtype, place.device, providers),
             error_of(form, drawn[0]),
-            ERROR_BUDGET[place.dtype],
+            max(ERROR_BUDGET[place.dtype], form.budget),
             form.bytes,
             form.flops,
             ceilings(place.device, place.dtype),

@@ -269,6 +269,8 @@ def test_the_decoders_norms_have_rows_of_their_own_shapes() -> None:
         here = fused.Place.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
         shapes[level] = next(form.draw()[0].shape for form in fused.norms(here) if form.name.startswith("VAE"))
     assert shapes == {0: (8, 128, 320, 512), 1: (8, 256, 160, 256), 2: (8, 512, 80, 128), 3: (8, 512, 40, 64)}
+    budgets = {made.case["form"]: made.budget for made in fused.contests("groupnorm_silu", place(), 1, [OURS], "eager")}
+    assert budgets == {"per frame": 1e-5, "whole clips": 1e-5, "VAE, per frame": fused.DECODER_BUDGET}
 
 
 @pytest.mark.parametrize("op", ["temporal_attention", "temporal_transformer", *fused.OPS])
