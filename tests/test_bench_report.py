@@ -208,6 +208,8 @@ def test_plots_are_drawn_and_the_same_rows_draw_the_same(tmp_path: Path, ending:
 
     rows = [attention(name, frames, frames / 1e3) for name in ("ours", "SDPA without TAR") for frames in (16, 64)]
     rows += [pipeline("ladder", name, taken) for name, taken in (("published", 2.0), ("+ hoisted g", 1.0), ("+ no waste", 1.5))]
+    one = attention("ours")
+    rows.append(replace(one, case={**one.case, "batch": 2}))  # a single length
     first, second = (plots.draw(rows, tmp_path / name, ending) for name in "ab")
     slug = "level0-fused-b1-float32-cpu"
     names = [f"roofline-{slug}", f"time-{slug}", f"memory-{slug}", "ladder-mini-16f-float32-cpu"]
