@@ -70,6 +70,7 @@ bench-publish: .venv/bench
 	cp $(BENCH)/rows.jsonl bench/results/$(NAME).jsonl
 	rm -f bench/results/computed.jsonl
 	$(MEASURE) roofline --out bench/results/computed.jsonl
+	$(MEASURE) kernels --computed --device cpu --out bench/results/computed.jsonl
 	rm -f docs/bench/*.svg
 	$(MEASURE) report --tables engine --plots docs/bench
 	$(MEASURE) report --readme README.md

@@ -91,6 +91,26 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
+def memory(rows: Sequence[Row], spread: bool) -> list[str]:
+    """What temporal attention allocates at its peak, computed: frames down, providers across."""
+    found = []
+
+    def same(row: Row) -> Any:
+        return row.case["level"], row.case["layout"], row.case["batch"], row.dtype
+
+    for group in grouped([row for row in rows if row.suite == "memory" and row.status == OK], same):
+        case, (first, *_) = group[0].case, group
+        names = dict.fromkeys(row.provider for row in group)
+        title = f"Peak MiB of `{case['op']}`, computed, not measured, batch {case['batch']}, level {case['level']}, "
+        title += f"{case['layout']} layout, {first.dtype}: `{first.command}`"
+        body = []
+        for length in grouped(sorted(group, key=lambda row: row.case["frames"]), _frames):
+            table = {row.provider: f"{row.numbers['peak_bytes'] / 2**20:.0f}" for row in length}
+            body.append([_frames(length[0]), *(table.get(name, "") for name in names)])
+        found.append(f"{title}\n\n{markdown(['frames', *names], body)}")
+    return found
+
+
 def fused(rows: Sequence[Row], spread: bool) -> list[str]:
     """The other ops and the temporal convolution: uses down, providers across."""
     found = []
@@ -315,6 +335,7 @@ def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
 
 TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "kernels": kernels,
+    "memory": memory,
     "fused": fused,
     "headline": headline,
     "stages": stages,

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from vstar_engine.bench import fused, kernels, providers, transformer
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import Contest, NotHere
+from vstar_engine.bench.contest import Contest, NotHere, observed
 from vstar_engine.bench.kernels import ERROR_BUDGET, attention_shape, error
 from vstar_engine.bench.providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
+from vstar_engine.bench.report import rendered
 from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, read
 from vstar_engine.bench.seeded import seeded
 from vstar_engine.bench.timing import seconds_of_short
@@ -182,6 +183,26 @@ def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest
         assert {"share_of_bandwidth", "share_of_matrix", "floor", "peak_bytes", "error"} <= numbers.keys()
         assert table[layout, "ours"].ceilings.keys() == {"bytes_per_second", "flops_per_second"}
     assert rows[0].command.startswith("vstar-engine bench kernels --rehearse --providers ours 'ours, g = 0'")
+
+
+@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@torch.no_grad()
+def test_computed_peaks_are_the_measured_ones(layout: str, tmp_path: Path) -> None:
+    path, shape = tmp_path / "rows.jsonl", (1, 16, 16, 2, 16)
+    given = ["--frames", "16", "--layout", layout, "--dtype", "float32", "--batch", "1", "--device", "cpu", "--out", str(path)]
+    assert main(["kernels", "--computed", "--model", "mini", "--size", "32x32", *given]) == 0
+    found = {row.provider: row for row in read([path])}
+    assert found.pop(XFORMERS).status == ABSENT
+    assert set(found) == {name for name in EAGER if PROVIDERS[name].traced}
+    for name, row in found.items():
+        assert (row.suite, row.device, row.case["shape"]) == ("memory", "computed", "1x16x16x2x16")
+        call = PROVIDERS[name].prepare(Problem.random(shape, torch.float32, CPU, layout, 1.0))
+        call()
+        assert row.numbers["peak_bytes"] == observed(call, CPU)[1]
+    said = rendered("memory", [*found.values()]).splitlines()
+    assert said[0].startswith("Peak MiB of `temporal_attention`, computed, not measured, batch 1, level 0")
+    assert said[4].startswith("| 16 | 0 |")
+    assert rendered("kernels", [*found.values()]) == ""
 
 
 def place(dtype: torch.dtype = torch.float32) -> fused.Place:
