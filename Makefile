@@ -48,14 +48,19 @@ check: $(TESTED)
 bench: .venv/bench
 	rm -rf $(BENCH) && mkdir -p $(BENCH)
 	.venv/bin/python -m pytest -q tests/benchmarks.py --benchmark-only --benchmark-json $(BENCH)/regression.json
-	$(MEASURE) kernels --frames 16 32 64 --limit 20 --out $(BENCH)/rows.jsonl
-	$(MEASURE) kernels --frames 128 --rounds 3 --providers ours 'ours, g = 0' 'SDPA without TAR' 'SDPA, dense bias' \
+	$(MEASURE) kernels --frames 16 32 64 --limit 6 --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --frames 96 128 --rounds 3 --providers ours 'SDPA without TAR' 'SDPA, dense bias' --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --frames 256 --rounds 3 --providers ours --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --levels 1 2 --frames 16 64 --limit 4 --providers ours 'clean eager' 'SDPA without TAR' \
 		--out $(BENCH)/rows.jsonl
-	$(MEASURE) kernels --op temporal_transformer --levels 0 1 2 --frames 16 --rounds 3 --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --batch 2 --frames 16 --dtype float32 bfloat16 --layout fused split --limit 2 \
+		--providers ours 'clean eager' 'SDPA without TAR' --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --op temporal_transformer --levels 0 1 2 --frames 16 --rounds 3 --providers ours 'clean passes' \
+		--out $(BENCH)/rows.jsonl
 	$(MEASURE) kernels --op groupnorm_silu geglu linear spatial_attention temporal_convolution --levels 0 1 2 --frames 16 \
-		--rounds 5 --limit 15 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
-	$(MEASURE) pipeline --frames 16 --no-compile --limit 15 --out $(BENCH)/rows.jsonl
-	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 15 --out $(BENCH)/rows.jsonl
+		--rounds 5 --limit 4 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 16 --no-compile --limit 8 --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) roofline --measure --model mini --frames 16 64 --limit 15 --out $(BENCH)/rows.jsonl
 	$(MEASURE) engine --no-compile --out $(BENCH)/rows.jsonl
 	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)
@@ -66,6 +71,7 @@ bench-publish: .venv/bench
 	cp $(BENCH)/rows.jsonl bench/results/$(NAME).jsonl
 	rm -f bench/results/computed.jsonl
 	$(MEASURE) roofline --out bench/results/computed.jsonl
+	$(MEASURE) kernels --computed --device cpu --out bench/results/computed.jsonl
 	rm -f docs/bench/*.svg
 	$(MEASURE) report --tables engine --plots docs/bench
 	$(MEASURE) report --readme README.md

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from .contest import BANDWIDTH, MATRIX
+from .ceilings import BANDWIDTH, MATRIX
 from .layout import markdown
 from .rows import OK, SKIPPED, Row, read, seconds
 

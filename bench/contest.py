@@ -1,40 +1,29 @@
 """A contest: one case, the providers that answer it, and what is right. Who is wrong is not timed."""
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from vstar_engine.backends.graphs import Recording
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.memory import LiveBytes
 
+from .ceilings import BANDWIDTH, MATRIX, UNITS, Ceiling, per_second, reached, trials
 from .machine import free_bytes
 from .rows import ABSENT, FAILED, SKIPPED, WRONG, Row, Rows, sentence
-from .timing import MIN_ROUNDS, Timing, interleave, seconds_of, synchronize
+from .timing import Clock, Timing, interleave, seconds_of, seconds_of_burst, synchronize
 
 # what an allocation, a compiler or a kernel launch raises; anything else is this program's own fault and rises
 FAILURES = (RuntimeError, OSError, MemoryError)
-GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
-STREAM_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-BANDWIDTH, MATRIX = "bandwidth ceiling", "matrix ceiling"
 # of the free memory, what one provider may plan to use
 USABLE = 0.8
 
 
 class NotHere(Exception):
     """A provider says nothing about this run: it would be another's, or the device has no such thing."""
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """A call that does as much of one thing as this machine can, and how much that is (bytes or FLOPs)."""
-
-    call: Callable[[], object]
-    amount: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +59,7 @@ class Contest:
     bytes: float | None = None
     flops: float | None = None
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
-    clock: Callable[[Callable[[], object]], list[float]] = seconds_of
+    clock: Clock = seconds_of
 
     def row(self, provider: str, **found: Any) -> Row:
         return Row(self.suite, self.case, provider, str(self.dtype)[6:], str(self.device), **found)
@@ -95,45 +84,6 @@ class Pace:
         return self.deadline - time.monotonic()
 
 
-def bandwidth_ceiling(like: Sequence[Sequence[Tensor]]) -> Ceiling:
-    """A kernel that reads three tensors and writes one, at the strides of the triples given, which it takes in turn.
-
-    What it writes to is there already: no page of it is mapped while the clock runs.
-    """
-    places = itertools.cycle([(*triple, torch.zeros_like(triple[0])) for triple in like])
-
-    def stream() -> Tensor:
-        x, y, z, out = next(places)
-        return torch.addcmul(x, y, z, out=out)
-
-    return Ceiling(stream, 4.0 * like[0][0].numel() * like[0][0].element_size())
-
-
-def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
-    """A large square matrix product in the contest's dtype; on a CPU by the faster of PyTorch's two libraries."""
-    side = GEMM_SIDE[device.type]
-    a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-    halves, weight = a.view(2, side // 2, 1, side).permute(0, 3, 1, 2), b.t().contiguous()[:, :, None, None]
-
-    def multiply() -> Tensor:
-        return torch.mm(a, b, out=out)
-
-    def convolve() -> Tensor:
-        return torch.conv2d(halves, weight)
-
-    calls = {"product": multiply, "convolution": convolve} if device.type == "cpu" else {"product": multiply}
-    timings = interleave(calls, MIN_ROUNDS, warmup=1)
-    return Ceiling(calls[min(calls, key=lambda name: timings[name].median)], 2.0 * side**3)
-
-
-def ceilings(device: torch.device, dtype: torch.dtype, like: Sequence[Sequence[Tensor]] | None = None) -> dict[str, Ceiling]:
-    """Gives both ceilings; `like` are triples of the contest's tensors, else three plain ones larger than any cache."""
-    if like is None:
-        count = STREAM_BYTES[device.type] // dtype.itemsize
-        like = [[torch.randn(count, device=device).to(dtype) for _ in range(3)]]
-    return {BANDWIDTH: bandwidth_ceiling(like), MATRIX: matrix_ceiling(device, dtype)}
-
-
 @torch.no_grad()
 def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
     """Checks every provider, times those that are right against each other and the ceilings, and writes a row for each."""
@@ -154,14 +104,17 @@ def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
     if not calls:
         return {}
     limit = min(pace.limit, max(pace.left, 0.0))
-    with_ceilings = {**calls, **{name: ceiling.call for name, ceiling in contest.ceilings.items()}}
-    timings = interleave(with_ceilings, pace.rounds, pace.warmup, limit, contest.clock)
-    most = {name: ceiling.amount / timings[name].median for name, ceiling in contest.ceilings.items()}
+    highest = trials(contest.ceilings)
+    clocks = dict.fromkeys(highest, seconds_of_burst)
+    timings = interleave({**calls, **highest}, pace.rounds, pace.warmup, limit, contest.clock, clocks)
+    best = reached(contest.ceilings, timings)
+    most = {name: found.per_second for name, found in best.items()}
     for name in calls:
         numbers = {**asdict(timings[name]), **shares(contest, timings[name].median, most), **facts[name]}
-        rows.write(contest.row(name, numbers=numbers, ceilings=_per_second(most)))
-    for name in contest.ceilings:
-        rows.write(contest.row(name, numbers=asdict(timings[name]), ceilings=_per_second(most)))
+        rows.write(contest.row(name, numbers=numbers, ceilings=per_second(most)))
+    for name, found in best.items():
+        rate = {f"{UNITS[name]}_per_second": found.per_second, "by": found.by}
+        rows.write(contest.row(name, numbers={**asdict(found.timing), **rate}, ceilings=per_second(most)))
     return timings
 
 
@@ -175,7 +128,8 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
     try:
         begun = time.monotonic()
         call = provider.prepare()
-        answer = call()
+        # a recording computes in memory that it takes once, in this call; a replay takes none
+        answer, peak = observed(call, contest.device) if isinstance(call, Recording) else (call(), None)
         synchronize()
         first = time.monotonic() - begun
         error = contest.error(provider.name, answer)
@@ -183,7 +137,8 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
         if not error <= contest.budget:
             words = f"relative L2 error {error:.3g}, wanted at most {contest.budget:g}"
             return replace(row, status=WRONG, note=words), None
-        peak = peak_bytes(call, contest.device) if provider.traced or contest.device.type == "cuda" else None
+        if peak is None and (provider.traced or contest.device.type == "cuda"):
+            _, peak = observed(call, contest.device)
     except MissingLibrary as missing:
         return replace(row, status=ABSENT, note=str(missing)), None
     except NotHere as reason:
@@ -193,31 +148,25 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
     return replace(row, numbers={"error": error, "first_call": first, "peak_bytes": peak, **provider.facts}), call
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Measures what a call allocates at most: on a CPU the tensors that operators make, without scratch inside them."""
+def observed(call: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
+    """Gives a call's answer and what it allocates at most: on a CPU the tensors that operators make, without their scratch."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        answer = call()
+        torch.cuda.synchronize()
+        return answer, torch.cuda.max_memory_allocated(device) - before
     with LiveBytes() as live:
-        call()
-    return live.peak
+        answer = call()
+    return answer, live.peak
 
 
 def shares(contest: Contest, seconds: float, most: Mapping[str, float]) -> dict[str, float | None]:
-    """Gives what was reached per second, its shares of the ceilings, and the seconds that no answer can go below."""
+    """Gives what was reached per second, its shares of the ceilings, and what bytes and FLOPs take at these: the floor."""
     found: dict[str, float | None] = {}
     floors = []
     for name, amount, ceiling in (("bandwidth", contest.bytes, BANDWIDTH), ("matrix", contest.flops, MATRIX)):
-        unit = "bytes" if name == "bandwidth" else "flops"
         if amount is not None and ceiling in most:
             floors.append(amount / most[ceiling])
-            found |= {f"{unit}_per_second": amount / seconds, f"share_of_{name}": amount / seconds / most[ceiling]}
+            found |= {f"{UNITS[ceiling]}_per_second": amount / seconds, f"share_of_{name}": amount / seconds / most[ceiling]}
     return {**found, "floor": max(floors)} if floors else found
-
-
-def _per_second(most: Mapping[str, float]) -> dict[str, float]:
-    units = {BANDWIDTH: "bytes_per_second", MATRIX: "flops_per_second"}
-    return {units[name]: amount for name, amount in most.items()}

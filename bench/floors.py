@@ -11,7 +11,8 @@ from torch.utils.module_tracker import ModuleTracker
 from vstar_engine import allocator
 from vstar_engine.unet import UNet
 
-from .contest import BANDWIDTH, MATRIX, Contest, Pace, Provider, ceilings, hold
+from .ceilings import BANDWIDTH, MATRIX, ceilings, per_second, reached
+from .contest import Contest, Pace, Provider, hold
 from .ops import KEYS, Machine, Op, Recorder
 from .providers import check_ours
 from .rows import Row, Rows
@@ -110,13 +111,12 @@ def measure(scene: Scene, rows: Rows, pace: Pace) -> list[Row]:
     timings = hold(held, rows, pace)
     if not {FORWARD, BY_OPS} <= timings.keys():
         return []
-    rates = {name: held.ceilings[name].amount / timings[name].median for name in (MATRIX, BANDWIDTH)}
-    machine = Machine(rates[MATRIX], rates[BANDWIDTH])
+    most = {name: best.per_second for name, best in reached(held.ceilings, timings).items()}
+    machine = Machine(most[MATRIX], most[BANDWIDTH])
     ops, seconds = by_ops.runs[-1].ops, by_ops.seconds(timings[BY_OPS].rounds)
 
     def row(part: str, name: str, numbers: dict[str, Any]) -> Row:
-        most = {"flops_per_second": machine.flops, "bytes_per_second": machine.bandwidth}
-        found = replace(held.row(name), case={"part": part, **scene.case}, numbers=numbers, ceilings=most)
+        found = replace(held.row(name), case={"part": part, **scene.case}, numbers=numbers, ceilings=per_second(most))
         return rows.write(found)
 
     written = [row(part, name, found) for part in PARTS for name, found in sums(ops, seconds, machine, KEYS[part]).items()]

@@ -14,23 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vstar_engine.config import Spec
+from vstar_engine.kernels.e4m3 import to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
 from vstar_engine.layers import FrameConv
 from vstar_engine.spatial_attention import best_attention, sdpa
+from vstar_engine.vae import CHUNK
 
-from .contest import Contest, NotHere, Provider, ceilings
+from .ceilings import ceilings
+from .contest import Contest, NotHere, Provider
 from .machine import cache_bytes
 from .providers import COMPILED, OURS, check_ours
 from .seeded import lay_out, relative_error, seeded
-from .transformer import WIDER
+from .timing import seconds_of_short
 
 CONVOLUTION = "temporal_convolution"
 OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
 NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS)
-# relative L2 against a wider dtype; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
+# relative L2 against float64; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
 ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# PyTorch's norm of the decoder's 655,360 values a group strays 1.4e-5 in float32, ours 5e-7
+DECODER_BUDGET = 5e-5
 MAX_COPIES = 16
 # rows of a projection that are compared
 ROWS = 2048
@@ -42,8 +47,8 @@ Call = Callable[..., Tensor]
 class Form:
     """One use of an op: what draws its arguments, who computes it, and the least bytes and FLOPs it takes.
 
-    Answers are held to a wider dtype at `compared` items, from the first to the last of those arguments whose places `items`
-    gives. `others` are further ways, by name; `only` is the kind of device and dtype that ours is for, None for any.
+    Answers are held to float64 at `compared` items, from the first to the last of those arguments whose places `items` gives.
+    `others` are further ways, by name; `serves` says where ours is used. `budget` is its own where ERROR_BUDGET is less.
     """
 
     name: str
@@ -55,12 +60,16 @@ class Form:
     items: tuple[int, ...] = (0,)
     compared: int = 2
     others: dict[str, Call] = field(default_factory=dict)
-    only: tuple[str, torch.dtype] | None = None
+    serves: Callable[["Place"], bool] = lambda place: True
+    budget: float = 0.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a network an op stands: `batch` clips of `frames` frames of height x width cells of `width` channels."""
+    """Where in a network an op stands: `batch` clips of `frames` frames of height x across cells of `channels` channels.
+
+    `decoded` is the (N, H, W, C) that the autoencoder has at the level of the same number, None where it has no such level.
+    """
 
     batch: int
     frames: int
@@ -72,19 +81,25 @@ class Place:
     text: int
     dtype: torch.dtype
     device: torch.device
+    decoded: tuple[int, ...] | None = None
+    vae_groups: int = 1
 
     @staticmethod
     def at(
         spec: Spec, size: tuple[int, ...], level: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
     ) -> "Place":
-        """Reads a level of a model's UNet."""
+        """Reads a level of a model's UNet, and of its autoencoder."""
         unet = spec.unet
         if level >= unet.levels:
             raise ValueError(f"model {spec.name} has levels 0 to {unet.levels - 1}, got {level}")
         height, across = (side // spec.vae.factor >> level for side in size)
         channels = unet.model_channels * unet.channel_mult[level]
         heads, text = channels // unet.head_dim, spec.text.context_length
-        return Place(batch, frames, height, across, channels, heads, unet.norm_groups, text, dtype, device)
+        here = (batch, frames, height, across, channels, heads, unet.norm_groups, text, dtype, device)
+        if level >= len(spec.vae.channel_mult):
+            return Place(*here)
+        decoded = (min(CHUNK, frames), *(side >> level for side in size), spec.vae.channels * spec.vae.channel_mult[level])
+        return Place(*here, decoded, spec.vae.norm_groups)
 
     @property
     def cells(self) -> int:
@@ -104,25 +119,45 @@ class Place:
         return float(sum(numbers) * self.dtype.itemsize)
 
 
+def on_cpu(place: Place) -> bool:
+    return (place.device.type, place.dtype) == ("cpu", torch.float32)
+
+
+def has_e4m3(place: Place) -> bool:
+    return place.device.type == "cuda" and torch.cuda.get_device_capability(place.device) >= (8, 9)
+
+
 def norms(place: Place) -> Iterator[Form]:
-    """Group norm and SiLU per frame, as in residual blocks, and over whole clips, as in temporal convolutions."""
+    """Group norm and SiLU per frame, as in residual blocks, over whole clips, as in temporal convolutions, and in decoding."""
     channels = place.channels
-    shapes = {
-        "per frame": (place.batch * place.frames, place.height, place.across, channels),
-        "whole clips": (place.batch, place.frames, place.cells, channels),
+    shapes: dict[str, tuple[tuple[int, ...], int]] = {
+        "per frame": ((place.batch * place.frames, place.height, place.across, channels), place.groups),
+        "whole clips": ((place.batch, place.frames, place.cells, channels), place.groups),
     }
-    for name, shape in shapes.items():
+    if place.decoded:
+        shapes["VAE, per frame"] = (place.decoded, place.vae_groups)
+    for name, (shape, groups) in shapes.items():
 
         def draw(shape: tuple[int, ...] = shape) -> tuple[Tensor, ...]:
-            return (place.normal(*shape).movedim(-1, 1), *place.normal(2, channels).unbind())
+            return (place.normal(*shape).movedim(-1, 1), *place.normal(2, shape[-1]).unbind())
 
-        def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return groupnorm_silu(x, place.groups, weight, bias, EPS)
+        def call(compute: Call, x: Tensor, weight: Tensor, bias: Tensor, groups: int = groups) -> Tensor:
+            return compute(x, groups, weight, bias, EPS)
 
-        def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return groupnorm_silu_ref(x, place.groups, weight, bias, EPS)
+        ours, definition = partial(call, groupnorm_silu), partial(call, groupnorm_silu_ref)
+        budget = DECODER_BUDGET if shape is place.decoded else 0.0
+        yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)), budget=budget)
 
-        yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)))
+
+def roundings(place: Place) -> Iterator[Form]:
+    """Rounding to FP8 of what goes into linear layers: of the network's width, and of the feed-forward's."""
+    for name, width in (("projections", place.channels), ("feed-forward", 4 * place.channels)):
+
+        def draw(width: int = width) -> tuple[Tensor, ...]:
+            return place.normal(place.rows, width), torch.tensor(2.0**-6, device=place.device)
+
+        moved = place.nbytes(place.rows * width) + place.rows * width
+        yield Form(name, draw, to_e4m3, to_e4m3_ref, moved, compared=ROWS, serves=has_e4m3)
 
 
 def gates(place: Place) -> Iterator[Form]:
@@ -168,7 +203,7 @@ def projections(place: Place) -> Iterator[Form]:
         moved = place.nbytes(place.rows * (into + made * (1 if normed else 2)), out * into)
         items, work = (0,) if normed else (0, 3), 2.0 * place.rows * into * out
         ours, definition = partial(call, linear), partial(call, linear_ref)
-        yield Form(name, draw, ours, definition, moved, work, items, ROWS, only=("cpu", torch.float32))
+        yield Form(name, draw, ours, definition, moved, work, items, ROWS, serves=on_cpu)
 
 
 def attentions(place: Place) -> Iterator[Form]:
@@ -183,7 +218,7 @@ def attentions(place: Place) -> Iterator[Form]:
 
         moved = place.nbytes(2 * images * (place.cells + keys) * place.channels)
         work = 4.0 * images * place.cells * keys * place.channels
-        yield Form(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), only=("cpu", torch.float32))
+        yield Form(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), serves=on_cpu)
 
 
 def convolutions(place: Place) -> Iterator[Form]:
@@ -224,6 +259,7 @@ def by_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
     "groupnorm_silu": norms,
     "geglu": gates,
+    "to_e4m3": roundings,
     "linear": projections,
     "spatial_attention": attentions,
     CONVOLUTION: convolutions,
@@ -244,19 +280,20 @@ def contests(op: str, place: Place, level: int, chosen: Sequence[str], compiler:
         case = {"op": op, "form": form.name, "level": level, "frames": place.frames, "batch": place.batch}
         yield Contest(
             *("kernels", {**case, "shape": "x".join(map(str, drawn[0][0].shape))}, place.dtype, place.device, providers),
-            error_of(form, drawn[0], WIDER[place.dtype]),
-            ERROR_BUDGET[place.dtype],
+            error_of(form, drawn[0]),
+            max(ERROR_BUDGET[place.dtype], form.budget),
             form.bytes,
             form.flops,
             ceilings(place.device, place.dtype),
+            seconds_of_short,
         )
 
 
-def error_of(form: Form, drawn: tuple[Tensor, ...], wide: torch.dtype) -> Callable[[str, Tensor], float]:
-    """Gives what holds an answer to the definition in a wider dtype, at items from the first to the last."""
+def error_of(form: Form, drawn: tuple[Tensor, ...]) -> Callable[[str, Tensor], float]:
+    """Gives what holds an answer to the definition in float64, at items from the first to the last."""
     count = len(drawn[0])
     here = torch.linspace(0, count - 1, min(form.compared, count), device=drawn[0].device).long()
-    exact = form.definition(*((x[here] if i in form.items else x).to(wide) for i, x in enumerate(drawn)))
+    exact = form.definition(*((x[here] if i in form.items else x).double() for i, x in enumerate(drawn))).double()
 
     def error(name: str, answer: Tensor) -> float:
         if answer.shape != (count, *exact.shape[1:]):
@@ -271,7 +308,7 @@ def prepare(
 ) -> Callable[[], Tensor]:
     """Gives a call that takes the problems in turn, the first one first."""
     if name == OURS:
-        if form.only not in (None, (place.device.type, place.dtype)):
+        if not form.serves(place):
             raise NotHere("here the engine runs PyTorch's operators")
         check_ours(place.device)
     made = torch.compile(call, backend=compiler, fullgraph=True, dynamic=False) if name == COMPILED else call

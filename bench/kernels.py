@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vstar_engine import allocator
 from vstar_engine.config import MODELS, Spec, model_named, parse_size
 from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
 from vstar_engine.unet import INIT_ATTENTION_HEADS
 
-from . import fused
-from .contest import Contest, Pace, Provider, ceilings, hold
+from . import fused, peaks, transformer
+from .ceilings import ceilings
+from .contest import Contest, Pace, Provider, hold
 from .machine import cache_bytes
 from .providers import DENSE_PROVIDERS, LAYOUTS, PROVIDERS, Attention, Problem
 from .rows import Rows
@@ -106,7 +108,7 @@ OPS = ("temporal_attention", "temporal_attention_dense", "temporal_transformer",
 
 def known() -> list[str]:
     """Lists the providers of all ops."""
-    return list(dict.fromkeys([*PROVIDERS, *fused.NAMES]))
+    return list(dict.fromkeys([*PROVIDERS, *transformer.NAMES, *fused.NAMES]))
 
 
 def level(text: str) -> int | str:
@@ -131,6 +133,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(map(repr, known()))}")
     parser.add_argument("--compiler", default="inductor", help="back end of torch.compile (default %(default)s)")
     parser.add_argument("--device", default=there, help="default %(default)s")
+    parser.add_argument(
+        "--computed", action="store_true", help="only what temporal attention allocates at its peak, by shapes alone"
+    )
+
+
+def computed(args: argparse.Namespace, rows: Rows) -> None:
+    """Writes the peaks of temporal attention by every provider that can be followed without data."""
+    spec = model_named(args.model)
+    names = [name for name, way in PROVIDERS.items() if way.traced and (not args.providers or name in args.providers)]
+    axes = itertools.product(map(dtype_named, args.dtype), args.batch, args.levels, args.layout, args.frames, names)
+    for dtype, batch, depth, layout, frames, name in axes:
+        shape = attention_shape(spec, args.size or spec.size, depth, frames, batch)
+        case = {"level": depth, "frames": frames, "batch": batch, "layout": layout}
+        rows.write(peaks.row(name, shape, dtype, case, SIGMA))
 
 
 def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest]:
@@ -142,7 +158,7 @@ def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest
     for op, dtype, batch, depth, frames in axes:
         if op == "temporal_transformer":
             if depth != INIT:
-                yield transformer_contest(spec, size, depth, frames, batch, dtype, device)
+                yield transformer_contest(spec, size, depth, frames, batch, dtype, device, args.providers)
             continue
         if op in fused.OPS:
             if depth != INIT:
@@ -170,10 +186,15 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"no provider {', '.join(sorted(unknown))}; there are {', '.join(known())}")
     device = device_named(args.device, dtype_named(args.dtype[0]))
+    if device.type == "cpu":
+        allocator.keep_pages()  # as the engine does: else what is timed is the kernel that maps the answer's pages
     torch.manual_seed(0)
     pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
     with open_rows(args) as rows:
-        measure(contests(args, device), rows, pace)
+        if args.computed:
+            computed(args, rows)
+        else:
+            measure(contests(args, device), rows, pace)
     return 1 if rows.failures else 0
 
 

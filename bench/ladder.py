@@ -16,7 +16,8 @@ from vstar_engine.layers import Linear, Norm
 from vstar_engine.unet import SpatialBlock, UNet
 from vstar_engine.vae import Vae
 
-from .contest import Contest, NotHere, Provider, ceilings
+from .ceilings import ceilings
+from .contest import Contest, NotHere, Provider
 from .plain import by_operators, map_pages
 from .providers import check_ours
 from .scene import ERROR_BUDGET, Scene
@@ -224,7 +225,7 @@ def batched(inputs: list[Tensor]) -> list[Tensor]:
 
 
 def recorded(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Records a call as a CUDA graph; every replay writes the same tensor."""
+    """Records a call as a CUDA graph when it is first made; every replay writes the same tensor."""
     recording = Recording(call, device)
     recording()
     return recording

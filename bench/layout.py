@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from .rows import INTERRUPTED, OK, Row, seconds
+from .rows import ABOVE, INTERRUPTED, OK, Row, seconds
+
+REMARK = "Faster than the ceiling: what it read lay in the cache, or the machine had slowed down when the ceiling was measured."
 
 
 def machine_words(row: Row) -> str:
@@ -52,7 +54,8 @@ def cell(row: Row | None, own: Row | None = None, spread: bool = False) -> str:
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Lays out a table whose first column is words and the others numbers."""
     lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['--:'] * (len(head) - 1)])}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+    table = "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+    return f"{table}\n\n{ABOVE} {REMARK}" if ABOVE in table else table
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:

@@ -9,7 +9,9 @@ from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, linear_ref
 from vstar_engine.layers import Linear, Norm, Pointwise
 from vstar_engine.spatial_attention import sdpa
-from vstar_engine.unet import SpatialBlock, UNet
+from vstar_engine.unet import SpatialBlock
+
+from .seeded import Network
 
 M_MMAP_THRESHOLD = -3
 # where glibc's thresholds have grown to once large tensors were freed, and how many it maps at most
@@ -32,14 +34,14 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def by_operators(unet: UNet, *kinds: type[nn.Module]) -> UNet:
+def by_operators(network: Network, *kinds: type[nn.Module]) -> Network:
     """Makes layers of some kinds compute by PyTorch's own operators, in place; `SpatialBlock` stands for its attention."""
-    for module in unet.modules():
+    for module in network.modules():
         if isinstance(module, kinds) and type(module) in PLAIN:
             module.__class__ = PLAIN[type(module)]
         if isinstance(module, SpatialBlock) and SpatialBlock in kinds:
             module.attend = sdpa
-    return unet
+    return network
 
 
 def map_pages() -> None:

@@ -50,6 +50,8 @@ def planned(rows: Sequence[Row]) -> list[Plot]:
     ladder = [row for row in timed if row.suite == "pipeline" and row.case["part"] == "ladder" and row.provider in RUNGS]
     plots = []
     for group in grouped(attention, _series):
+        if len({row.case["frames"] for row in group}) == 1:  # no curve
+            continue
         slug, words = _slug(group[0]), _words(group[0])
         plots.append(Plot(f"roofline-{slug}", f"roofline of {words}", partial(roofline, group)))
         time = partial(against_frames, group, "median", 1e3, "milliseconds")

@@ -9,12 +9,11 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from .blocks import profile as profile_blocks
-from .contest import MATRIX, ceilings
+from .ceilings import MATRIX, measured, per_second
 from .ladder import ENGINE, Step
-from .rows import Row, Rows
+from .rows import Row, Rows, share
 from .rows import seconds as words
 from .scene import Scene
-from .timing import interleave
 
 PAGE, TRACE = "profile.md", "trace.json.gz"
 TOP = 20
@@ -32,19 +31,18 @@ def operators(call: Callable[[], object], device: torch.device, trace: Path) -> 
     return sorted((row for row in table if row[2] > 0), key=lambda row: -row[2])
 
 
-def block_rows(scene: Scene, step: Step, rounds: int) -> dict[str, dict[str, float]]:
-    """Gives seconds, share of the step, and share of the matrix ceiling for each kind of block."""
+def block_rows(scene: Scene, step: Step, rounds: int, peak: float) -> dict[str, dict[str, float]]:
+    """Gives seconds, share of the step, floor by FLOPs, and share of the matrix ceiling, `peak`, for each kind of block."""
     unet = step.network(ENGINE)
     inputs = scene.inputs_as(scene.dtype)
     seconds = profile_blocks(unet, lambda: unet(*inputs), rounds)
-    ceiling = ceilings(scene.device, scene.dtype)[MATRIX]
-    peak = ceiling.amount / interleave({MATRIX: ceiling.call}, rounds, warmup=1)[MATRIX].median
     return {
         kind: {
             "seconds": taken,
             "share": taken / seconds["whole"],
             "share_of_matrix": scene.flops[kind] / taken / peak if taken > 0 else 0.0,
             "tflop": scene.flops[kind] / 1e12,
+            "floor": scene.flops[kind] / peak,
         }
         for kind, taken in seconds.items()
     }
@@ -59,11 +57,11 @@ def page(scene: Scene, blocks: Mapping[str, Mapping[str, float]], table: list[tu
         f"{here['gpu'] or here['cpu']}, {str(scene.dtype)[6:]}, torch {here['torch']}, commit {str(here['commit'])[:12]}: both",
         f"guidance branches in one batch. `{rows.command}`",
         "",
-        "| block | time | share | TFLOP | share of the matrix ceiling |",
-        "|---|--:|--:|--:|--:|",
+        "| block | time | share | TFLOP | floor by FLOPs | share of the matrix ceiling |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for kind, found in sorted(blocks.items(), key=lambda item: -item[1]["seconds"]):
-        shares = f"{found['share']:.1%} | {found['tflop']:.3g} | {found['share_of_matrix']:.0%}"
+        shares = f"{found['share']:.1%} | {found['tflop']:.3g} | {words(found['floor'])} | {share(found['share_of_matrix'])}"
         lines.append(f"| {kind} | {words(found['seconds'])} | {shares} |")
     whole = sum(taken for *_, taken in table)
     lines += ["", "| operator | calls | own time | share |", "|---|--:|--:|--:|"]
@@ -77,9 +75,11 @@ def measure(scene: Scene, step: Step, rounds: int, folder: Path, rows: Rows) -> 
     folder.mkdir(parents=True, exist_ok=True)
     call: Callable[[], Tensor] = step.call(ENGINE)
     table = operators(call, scene.device, folder / TRACE)
-    blocks = block_rows(scene, step, rounds)
+    most = measured(scene.device, scene.dtype, rounds)
+    blocks = block_rows(scene, step, rounds, most[MATRIX])
     case = {"part": "profile", **scene.case}
     for kind, found in blocks.items():
-        rows.write(Row("pipeline", case, kind, str(scene.dtype)[6:], str(scene.device), numbers=found))
+        where = str(scene.dtype)[6:], str(scene.device)
+        rows.write(Row("pipeline", case, kind, *where, numbers=found, ceilings=per_second(most)))
     (folder / PAGE).write_text(page(scene, blocks, table, rows))
     print(f"wrote {folder / PAGE} and {folder / TRACE}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.kernels import native
@@ -118,6 +118,12 @@ def dense_mask(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     return (q @ k.mT).amax(dim=-1, keepdim=True) * (bias * q.shape[-1] ** -0.5)
 
 
+def rows_aligned(mask: Tensor) -> Tensor:
+    """Starts every row of a mask at a multiple of 16 bytes, as xformers wants."""
+    missing = -mask.shape[-1] % (16 // mask.itemsize)
+    return pad(mask, (0, missing))[..., : mask.shape[-1]] if missing else mask
+
+
 def sdpa_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     mask = dense_mask(q, k, bias)
     return scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], mask[:, None])[:, 0]
@@ -187,7 +193,7 @@ def xformers_dense(problem: Problem) -> Callable[[], Tensor]:
     bias = problem.bias.to(problem.q.dtype)
 
     def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = dense_mask(q, k, bias)[:, None]
+        mask = rows_aligned(dense_mask(q, k, bias))[:, None]
         return attend(q[:, :, None], k[:, :, None], v[:, :, None], attn_bias=mask)[:, :, 0]
 
     return around(core, problem)

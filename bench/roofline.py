@@ -92,11 +92,12 @@ def run(args: argparse.Namespace) -> int:
     spec = spec_named(args.model)
     size = args.size or spec.size
     spec.check_size(*size)
+    pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
     with open_rows(args) as rows:
         for frames in args.frames:
             if args.measure:
                 scene = Scene(args.model, frames, size, dtype, device_named(there, dtype))
-                found = floors.measure(scene, rows, Pace.within(args.budget, rounds=args.rounds, limit=args.limit))
+                found = floors.measure(scene, rows, pace)
             else:
                 machine = Machine(args.tflops * TERA, args.bandwidth * TERA)
                 print(f"**{args.model}, {frames} frames of {size[0]}x{size[1]}, batch {args.batch}, {str(dtype)[6:]}**\n")

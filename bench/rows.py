@@ -18,6 +18,8 @@ from .machine import machine
 SCHEMA = 2
 OK, WRONG, ABSENT, FAILED, SKIPPED = "ok", "WRONG", "not installed", "failed", "skipped"
 COMPLETE, INTERRUPTED = "complete", "interrupted"
+# marks a share of a ceiling that is above it
+ABOVE = "†"
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,29 @@ def words(row: Row) -> str:
         ("share_of_floor", "the floor's speed"),
     ):
         if numbers.get(name) is not None:
-            said.append(f"{numbers[name]:.0%} of {what}")
+            said.append(f"{share(numbers[name])} of {what}")
+    if numbers.get("floor") is not None:
+        said.append(f"floor {seconds(numbers['floor'])}")
+    if "by" in numbers:
+        said.append(f"{rate(numbers)} at best by {numbers['by']}")
     if numbers.get("peak_bytes") is not None:
         said.append(f"{numbers['peak_bytes'] / 2**20:.0f} MiB")
     if numbers.get("error") is not None:
         said.append(f"error {numbers['error']:.1e}")
     return ", ".join(said) or ", ".join(f"{name} {value}" for name, value in numbers.items())
+
+
+def share(value: float) -> str:
+    """Writes a share of a ceiling, marked where it is above."""
+    said = f"{value:.0%}"
+    return f"{said} {ABOVE}" if round(value, 2) > 1 else said
+
+
+def rate(numbers: Mapping[str, Any]) -> str:
+    """Writes how many bytes or FLOPs a second a ceiling's calls reached."""
+    if "flops_per_second" in numbers:
+        return f"{numbers['flops_per_second'] / 1e9:.3g} GFLOP/s"
+    return f"{numbers['bytes_per_second'] / 1e9:.3g} GB/s"
 
 
 def seconds(value: float) -> str:

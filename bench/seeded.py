@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from vstar_engine.checkpoint import memory_format
 from vstar_engine.config import TAR_PRESETS, Sampling, Spec, UNetSpec
 from vstar_engine.tar import table
 from vstar_engine.unet import UNet
@@ -40,10 +41,10 @@ def seeded_unet(spec: UNetSpec, device: torch.device | str, dtype: torch.dtype, 
 
 
 def lay_out(unet: Network, layout: str) -> Network:
-    """Puts the convolutions' weights into one of LAYOUTS, which the hidden states then follow."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if layout == "channels_last" else {}
+    """Puts the convolutions' weights into one of LAYOUTS, which the hidden states follow: channels-last as loading does."""
     for parameter in unet.parameters():
-        parameter.data = parameter.data.contiguous(memory_format=formats.get(parameter.dim(), torch.contiguous_format))
+        wanted = memory_format(parameter.dim()) if layout == "channels_last" else torch.contiguous_format
+        parameter.data = torch.empty_like(parameter.data, memory_format=wanted).copy_(parameter.data)
     return unet
 
 

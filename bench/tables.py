@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .contest import BANDWIDTH, MATRIX
+from .ceilings import BANDWIDTH, MATRIX
 from .fast_tables import fast, strays
 from .fused import CONVOLUTION, NAMES
 from .ladder import IMPROVEMENTS
 from .layout import cell, conditions, grouped, machine_words, markdown, part_of, titled
 from .providers import OURS, PROVIDERS
-from .rows import OK, Row, seconds
+from .rows import OK, Row, seconds, share
 
 CEILINGS = (BANDWIDTH, MATRIX)
 HEADLINE = ("ours", "ours compiled", "ours, AOTInductor", "ours, CUDA graph", "clean eager", "clean compiled", "published")
+PUBLISHED = "published"
 STAGES = ("text", "UNet step", "sampler", "VAE", "mp4")
 RUNGS = ("published, with preview", "published", *(f"+ {name}" for name in IMPROVEMENTS))
 ABLATED = ("all", *(f"all but {name}" for name in IMPROVEMENTS))
@@ -45,9 +46,9 @@ def by_provider(
         found = {row.provider: row for row in group}
         own = found.get(OURS)
         shares = [_share(own, "share_of_bandwidth"), _share(own, "share_of_matrix"), _memory(own)]
-        cells = [cell(found.get(name), None if name in CEILINGS else own, spread) for name in columns]
-        body.append([label(group[0]), *cells, *shares])
-    extra = ("ours: of bandwidth", "of matrix peak", "peak memory")
+        cells = [cell(found.get(name), own, spread) for name in columns]
+        body.append([label(group[0]), *cells, _floor(own), *shares])
+    extra = ("floor", "ours: of bandwidth", "of matrix peak", "peak memory")
     used = [i for i, _ in enumerate(extra) if any(cells[len(columns) + 1 + i] for cells in body)]
     kept = [[*cells[: len(columns) + 1], *(cells[len(columns) + 1 + i] for i in used)] for cells in body]
     return markdown([head, *columns, *(extra[i] for i in used)], kept)
@@ -55,7 +56,12 @@ def by_provider(
 
 def _share(row: Row | None, name: str) -> str:
     value = None if row is None else row.numbers.get(name)
-    return "" if value is None else f"{value:.0%}"
+    return "" if value is None else share(value)
+
+
+def _floor(row: Row | None) -> str:
+    value = None if row is None else row.numbers.get("floor")
+    return "" if value is None else seconds(value)
 
 
 def _memory(row: Row | None) -> str:
@@ -78,14 +84,30 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
         if "layout" in case:
             positions, heads, width = case["shape"].split("x")[2:]
             title += f", level {case['level']} ({positions} positions, {heads} heads of {width}), {case['layout']} layout"
-        names = [
-            *PROVIDERS,
-            *dict.fromkeys(row.provider for row in group if row.provider not in (*PROVIDERS, *CEILINGS)),
-            BANDWIDTH,
-        ]
+        names = [*PROVIDERS, *dict.fromkeys(row.provider for row in group if row.provider not in (*PROVIDERS, *CEILINGS))]
         group.sort(key=lambda row: (str(row.case["level"]), row.case["frames"]))
         label = _frames if "layout" in case else _level_and_frames
         found.append(f"{title}; {conditions(group)}\n\n{by_provider(group, names, spread, label)}")
+    return found
+
+
+def memory(rows: Sequence[Row], spread: bool) -> list[str]:
+    """What temporal attention allocates at its peak, computed: frames down, providers across."""
+    found = []
+
+    def same(row: Row) -> Any:
+        return row.case["level"], row.case["layout"], row.case["batch"], row.dtype
+
+    for group in grouped([row for row in rows if row.suite == "memory" and row.status == OK], same):
+        case, (first, *_) = group[0].case, group
+        names = dict.fromkeys(row.provider for row in group)
+        title = f"Peak MiB of `{case['op']}`, computed, not measured, batch {case['batch']}, level {case['level']}, "
+        title += f"{case['layout']} layout, {first.dtype}: `{first.command}`"
+        body = []
+        for length in grouped(sorted(group, key=lambda row: row.case["frames"]), _frames):
+            table = {row.provider: f"{row.numbers['peak_bytes'] / 2**20:.0f}" for row in length}
+            body.append([_frames(length[0]), *(table.get(name, "") for name in names)])
+        found.append(f"{title}\n\n{markdown(['frames', *names], body)}")
     return found
 
 
@@ -115,27 +137,34 @@ def headline(rows: Sequence[Row], spread: bool) -> list[str]:
 
 
 def stages(rows: Sequence[Row], spread: bool) -> list[str]:
-    """Where a whole video's seconds go."""
+    """Where a whole video's seconds go, the engine's and by the published path, and the floors of the engine's stages."""
     found = []
     wholes = {
-        (row.case["model"], row.case["size"], row.case["frames"], row.dtype, machine_words(row)): row
-        for row in rows
-        if row.suite == "pipeline" and row.case["part"] == "whole"
+        (*_scene(row), row.dtype, row.provider): row for row in rows if row.suite == "pipeline" and row.case["part"] == "whole"
     }
     for group in part_of(rows, "stages"):
         body = []
         for same in grouped(sorted(group, key=lambda row: row.case["frames"]), lambda row: row.case["frames"]):
             table = {row.provider: row for row in same}
-            first = same[0]
-            whole = wholes.get(
-                (first.case["model"], first.case["size"], first.case["frames"], first.dtype, machine_words(first))
-            )
-            parts = [cell(table.get(name), spread=spread) for name in STAGES]
+            where = (*_scene(same[0]), same[0].dtype)
+            whole, theirs = (wholes.get((*where, path)) for path in (OURS, PUBLISHED))
             steps = f"{whole.case['steps']} steps: {', '.join(whole.numbers['includes'])}" if whole else ""
-            body.append([str(first.case["frames"]), *parts, cell(whole, whole), steps])
+            label = _frames(same[0])
+            body.append([label, *(cell(table.get(name), spread=spread) for name in STAGES), cell(whole, whole), steps])
+            if theirs:
+                cells = [_by_path(table, name, spread) for name in STAGES]
+                body.append([f"{label}, {PUBLISHED}", *cells, cell(theirs, whole), "the same"])
+            if any(_floor(table.get(name)) for name in STAGES):
+                body.append([f"{label}, floor", *(_floor(table.get(name)) for name in STAGES), "", ""])
         head = ["frames", *STAGES, "whole video", "which is"]
         found.append(f"{titled(group, 'A video by stage')}\n\n{markdown(head, body)}")
     return found
+
+
+def _by_path(table: Mapping[str, Row], name: str, spread: bool) -> str:
+    """A stage as the published path takes it, by how many times the engine's; what both share is the engine's."""
+    own, theirs = table.get(name), table.get(f"{name}, {PUBLISHED}")
+    return cell(theirs, own, spread) if theirs else cell(own, spread=spread)
 
 
 def _rungs(rows: Sequence[Row], part: str, names: Sequence[str], base: str, title: str) -> list[str]:
@@ -276,8 +305,8 @@ def _scene(row: Row) -> tuple[Any, ...]:
 
 def _beside_floor(row: Row, spread: bool) -> list[str]:
     numbers = row.numbers
-    share = f"{numbers['share']:.1%}" if "share" in numbers else ""
-    return [row.provider, *_work(row), cell(row, spread=spread), share, f"{numbers['share_of_floor']:.0%}"]
+    part = f"{numbers['share']:.1%}" if "share" in numbers else ""
+    return [row.provider, *_work(row), cell(row, spread=spread), part, share(numbers["share_of_floor"])]
 
 
 def _work(row: Row) -> list[str]:
@@ -306,6 +335,7 @@ def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
 
 TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "kernels": kernels,
+    "memory": memory,
     "fused": fused,
     "headline": headline,
     "stages": stages,

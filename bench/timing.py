@@ -3,24 +3,29 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import torch
 
 Mark = float | torch.cuda.Event
+Clock = Callable[[Callable[[], object]], list[float]]
 
 MIN_ROUNDS = 3
-# how long one visit of Triton's timer warms up and repeats; it also empties the cache before every call
+# seconds of a call that another's caches and clock do not change
+LONG = 0.05
+# how long one visit repeats a short call; Triton's timer also warms up for as long and empties the cache before every call
 VISIT_MILLISECONDS = 5
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds one call took: the middle of the rounds and the fifths around it."""
+    """Seconds one call took: the middle of the rounds, the fifths around it, and the least."""
 
     median: float
     p20: float
     p80: float
     rounds: int
+    least: float
 
 
 @cache
@@ -62,19 +67,34 @@ def seconds_of(call: Callable[[], object]) -> list[float]:
     return [seconds_between(start, mark())]
 
 
-def seconds_of_short(call: Callable[[], object]) -> list[float]:
-    """Times a call that may be shorter than its launch.
+def seconds_of_second(call: Callable[[], object]) -> list[float]:
+    """Times one call behind an untimed one of the same kind, which leaves memory and caches as that kind leaves them."""
+    call()
+    return seconds_of(call)
 
-    On a GPU by Triton's timer, which fills the stream before every call. On a CPU an untimed call of the same kind goes before:
-    what the kernel must map again depends on what the call before gave back to it.
+
+def seconds_of_short(call: Callable[[], object]) -> list[float]:
+    """Times a call that may be shorter than its launch: on a GPU by Triton's timer, which fills the stream before each.
+
+    On a CPU an untimed call of the same kind goes before, unless calls are LONG.
     """
     if not torch.cuda.is_available():
-        call()
-        return seconds_of(call)
+        taken = seconds_of(call)
+        return taken if sum(taken) > LONG else seconds_of(call)
     from triton.testing import do_bench
 
     milliseconds = do_bench(call, warmup=VISIT_MILLISECONDS, rep=VISIT_MILLISECONDS, return_mode="all")
     return [taken / 1e3 for taken in milliseconds]
+
+
+def seconds_of_burst(call: Callable[[], object]) -> list[float]:
+    """Times a call again and again for a visit's length, for who seeks the least it takes."""
+    if torch.cuda.is_available():
+        return seconds_of_short(call)
+    taken = seconds_of(call)
+    while sum(taken) < VISIT_MILLISECONDS / 1e3:
+        taken += seconds_of(call)
+    return taken
 
 
 def interleave(
@@ -82,12 +102,14 @@ def interleave(
     rounds: int,
     warmup: int,
     limit: float = float("inf"),
-    clock: Callable[[Callable[[], object]], list[float]] = seconds_of,
+    clock: Clock = seconds_of,
+    clocks: Mapping[str, Clock] = MappingProxyType({}),
 ) -> dict[str, Timing]:
     """Times the variants in turn, round by round, so that a drift of the machine's clock meets all of them alike.
 
     The caller has checked that their results are right. `warmup` untimed rounds, in the same order, come first. After
-    MIN_ROUNDS no round starts that would end later than `limit` seconds after the first timed one.
+    MIN_ROUNDS no round starts that would end later than `limit` seconds after the first timed one. `clocks` are variants'
+    own, where they have any.
     """
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup at least 0, got {rounds} and {warmup}")
@@ -102,12 +124,12 @@ def interleave(
         if done >= MIN_ROUNDS and (now() - begun) * (done + 1) / done > limit:
             break
         for name, call in variants.items():
-            seconds[name] += clock(call)
+            seconds[name] += clocks.get(name, clock)(call)
     return {name: summarise(taken) for name, taken in seconds.items()}
 
 
 def summarise(seconds: list[float]) -> Timing:
-    """Reduces rounds to their median and 20th and 80th percentiles."""
+    """Reduces rounds to their median, 20th and 80th percentiles, and the shortest."""
     quantiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64))
     median, p20, p80 = quantiles.tolist()
-    return Timing(median, p20, p80, len(seconds))
+    return Timing(median, p20, p80, len(seconds), min(seconds))

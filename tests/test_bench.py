@@ -2,17 +2,23 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import fake_graphs
 import pytest
 import torch
 from torch import Tensor
 
+from vstar_engine.bench import ceilings, timing
 from vstar_engine.bench import contest as contests
-from vstar_engine.bench.contest import Ceiling, Contest, Pace, Provider, hold
-from vstar_engine.bench.machine import machine
-from vstar_engine.bench.rows import ABSENT, FAILED, INTERRUPTED, OK, SKIPPED, WRONG, Row, Rows, read, seconds, sentence
-from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_short, summarise
+from vstar_engine.bench.blocks import flop_counter
+from vstar_engine.bench.ceilings import BANDWIDTH, MATRIX, Ceiling
+from vstar_engine.bench.contest import Contest, Pace, Provider, hold
+from vstar_engine.bench.ladder import recorded
+from vstar_engine.bench.machine import cache_bytes, machine
+from vstar_engine.bench.rows import ABSENT, FAILED, INTERRUPTED, OK, SKIPPED, WRONG, Row, Rows, read, seconds, sentence, share
+from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_second, seconds_of_short, summarise
 from vstar_engine.errors import MissingLibrary
 
 EXACT = torch.ones(4)
@@ -88,10 +94,19 @@ def test_a_short_call_goes_to_tritons_timer_on_a_gpu(monkeypatch: pytest.MonkeyP
     assert seconds_of_short(int) == [0.002, 0.004]
 
 
-def test_a_short_call_on_a_cpu_follows_one_of_its_kind() -> None:
+@pytest.mark.parametrize(("seconds", "times"), [(0.01, 2), (0.06, 1)])
+def test_a_short_call_on_a_cpu_follows_one_of_its_kind(seconds: float, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    assert len(seconds_of_short(lambda: calls.append(1))) == 1
-    assert calls == [1, 1]
+    now = iter(range(99))
+    monkeypatch.setattr(timing, "mark", lambda: seconds * next(now))
+    assert seconds_of_short(lambda: calls.append(1)) == [pytest.approx(seconds)]
+    assert len(calls) == times
+
+
+def test_a_path_that_changes_memory_follows_one_of_its_kind() -> None:
+    calls: list[int] = []
+    assert len(seconds_of_second(lambda: calls.append(1))) == 1
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(0, 1), (1, -1)])
@@ -102,7 +117,7 @@ def test_interleave_refuses_nothing_to_time(rounds: int, warmup: int) -> None:
 
 def test_summary_is_the_median_and_the_outer_fifths() -> None:
     timing = summarise([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])
-    assert (timing.median, timing.p20, timing.p80, timing.rounds) == (3.5, 2.0, 5.0, 6)
+    assert (timing.median, timing.p20, timing.p80, timing.rounds, timing.least) == (3.5, 2.0, 5.0, 6, 1.0)
 
 
 def test_machine_names_what_numbers_belong_to() -> None:
@@ -173,14 +188,69 @@ def test_what_would_not_fit_or_start_in_time_is_skipped(tmp_path: Path, monkeypa
 
 
 def test_shares_are_of_ceilings_measured_in_the_same_contest(tmp_path: Path) -> None:
-    ceilings = {contests.BANDWIDTH: Ceiling(right, 100.0), contests.MATRIX: Ceiling(right, 1000.0)}
+    ceilings = {
+        BANDWIDTH: Ceiling({"a read": (right, 100.0), "a copy": (right, 1e-9)}),
+        MATRIX: Ceiling({"a product": (right, 1000.0)}),
+    }
     found = held(tmp_path / "rows.jsonl", Provider("ours", lambda: right), bytes=50.0, flops=50.0, ceilings=ceilings)
     numbers, most = found["ours"].numbers, found["ours"].ceilings
     assert numbers["bytes_per_second"] == 50.0 / numbers["median"]
     assert numbers["share_of_bandwidth"] == pytest.approx(numbers["bytes_per_second"] / most["bytes_per_second"])
     assert numbers["share_of_matrix"] == pytest.approx(numbers["flops_per_second"] / most["flops_per_second"])
     assert numbers["floor"] == max(50.0 / most["bytes_per_second"], 50.0 / most["flops_per_second"])
-    assert most["bytes_per_second"] == 100.0 / found[contests.BANDWIDTH].numbers["median"]
+    best = found[BANDWIDTH].numbers
+    assert best["by"] == "a read"
+    assert most["bytes_per_second"] == best["bytes_per_second"] == 100.0 / best["least"]
+    assert best["rounds"] > 1  # in one round: a burst
+
+
+def test_the_best_call_of_a_ceiling_counts_by_its_best_time() -> None:
+    both = {MATRIX: Ceiling({"slow": (int, 10.0), "fast": (int, 20.0)})}
+    timings = {f"{MATRIX}: {name}": summarise(taken) for name, taken in (("slow", [4.0, 2.0, 8.0]), ("fast", [9.0, 9.0, 1.0]))}
+    found = ceilings.reached(both, timings)[MATRIX]
+    assert (found.per_second, found.by) == (20.0, "fast")
+
+
+def test_ceilings_of_this_machine_are_what_its_calls_do() -> None:
+    """No call computes what another result would show; each touches the memory and makes the product that it counts."""
+    both = ceilings.ceilings(torch.device("cpu"), torch.float32)
+    names = {name: set(ceiling.calls) for name, ceiling in both.items()}
+    assert {"three reads and a write", "a copy", "an update in place", "a read"} == names[BANDWIDTH]
+    assert {"a product", "a product by a transposed matrix", "a convolution"} <= names[MATRIX]
+    for call, amount in both[MATRIX].calls.values():
+        with flop_counter() as counter, torch.no_grad():
+            call()
+        assert counter.get_total_flops() == amount
+    stream = ceilings.streams(torch.device("cpu"), torch.float32)
+    assert both[BANDWIDTH].calls["three reads and a write"][1] == stream.nbytes
+    assert both[BANDWIDTH].calls["a read"][1] == stream.nbytes / 2 >= 2 * cache_bytes(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.5, "50%"), (1.004, "100%"), (1.44, "144% †")])
+def test_a_share_above_its_ceiling_is_marked(value: float, said: str) -> None:
+    assert share(value) == said
+
+
+def test_a_graphs_memory_is_what_its_capture_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the allocator, and one for graphs, whose replay runs no Python and so takes nothing from it."""
+    fake_graphs.install(monkeypatch)
+    held = {"now": 7, "most": 7}
+
+    def compute() -> Tensor:
+        held["now"] += 1000
+        held["most"] = max(held.values())
+        held["now"] -= 900
+        return right().add(0)
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=held["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
+    monkeypatch.setattr(contests, "free_bytes", lambda device: 2**30)
+    gpu = torch.device("cuda")
+    provider = Provider("ours, CUDA graph", lambda: recorded(compute, gpu), traced=False)
+    row, replay = contests.check(replace(contest(provider), device=gpu), provider)
+    assert row.numbers["peak_bytes"] == 1000
+    assert contests.observed(replay, gpu)[1] == 0
 
 
 def test_memory_is_what_operators_allocate(tmp_path: Path) -> None:

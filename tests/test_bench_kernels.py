@@ -1,6 +1,8 @@
 """`bench kernels`: every provider of an op computes the same thing, in every layout, and a planted fault is caught."""
 
+import argparse
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import fused, kernels, providers
+from vstar_engine.bench import fused, kernels, providers, transformer
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import Contest, NotHere
+from vstar_engine.bench.contest import Contest, NotHere, observed
 from vstar_engine.bench.kernels import ERROR_BUDGET, attention_shape, error
 from vstar_engine.bench.providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
+from vstar_engine.bench.report import rendered
 from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, read
+from vstar_engine.bench.seeded import seeded
+from vstar_engine.bench.timing import seconds_of_short
 from vstar_engine.config import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref, temporal_attention_ref
+from vstar_engine.unet import TemporalTransformer
 
 CPU = torch.device("cpu")
 
@@ -74,6 +80,44 @@ def test_two_passes_of_flex_attention_make_the_regulariser(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", lambda *_, **__: attend)
     elsewhere = replace(problem, q=OnGpu(problem.q))
     assert error(problem, set(), FLEX, PROVIDERS[FLEX].prepare(elsewhere)()) <= ERROR_BUDGET[torch.float32]
+
+
+def memory_efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None = None,
+    p: float = 0.0,
+    scale: float | None = None,
+    *,
+    op: object = None,
+    output_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A stand-in for xformers': its signature, layout (B, M, H, K), and what it refuses of a bias (B, H, Mq, Mkv)."""
+    batch, frames, heads, width = query.shape
+    assert attn_bias.shape == (batch, heads, frames, key.shape[1])
+    assert attn_bias.dtype == query.dtype
+    assert all(stride % (16 // attn_bias.itemsize) == 0 for stride in attn_bias.stride()[:-1])
+    assert attn_bias.stride(-1) == 1
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    scores = q @ k.mT * (width**-0.5 if scale is None else scale) + attn_bias
+    return (scores.softmax(dim=-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@pytest.mark.parametrize("frames", [6, 16])
+@torch.no_grad()
+def test_a_dense_bias_through_xformers_makes_the_regulariser(
+    frames: int, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
+    monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=stand_in))
+    monkeypatch.setitem(sys.modules, "xformers.ops", stand_in)
+    problem = Problem.random((2, frames, 3, 2, 8), dtype, CPU, layout, sigma=2.0)
+    answer = PROVIDERS[XFORMERS].prepare(problem)()
+    assert error(problem, set(), XFORMERS, answer) <= ERROR_BUDGET[dtype]
+    assert error(problem, {XFORMERS}, XFORMERS, answer) > 2 * ERROR_BUDGET[dtype]
 
 
 def test_split_heads_lie_one_after_another() -> None:
@@ -141,8 +185,34 @@ def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest
     assert rows[0].command.startswith("vstar-engine bench kernels --rehearse --providers ours 'ours, g = 0'")
 
 
+@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@torch.no_grad()
+def test_computed_peaks_are_the_measured_ones(layout: str, tmp_path: Path) -> None:
+    path, shape = tmp_path / "rows.jsonl", (1, 16, 16, 2, 16)
+    given = ["--frames", "16", "--layout", layout, "--dtype", "float32", "--batch", "1", "--device", "cpu", "--out", str(path)]
+    assert main(["kernels", "--computed", "--model", "mini", "--size", "32x32", *given]) == 0
+    found = {row.provider: row for row in read([path])}
+    assert found.pop(XFORMERS).status == ABSENT
+    assert set(found) == {name for name in EAGER if PROVIDERS[name].traced}
+    for name, row in found.items():
+        assert (row.suite, row.device, row.case["shape"]) == ("memory", "computed", "1x16x16x2x16")
+        call = PROVIDERS[name].prepare(Problem.random(shape, torch.float32, CPU, layout, 1.0))
+        call()
+        assert row.numbers["peak_bytes"] == observed(call, CPU)[1]
+    said = rendered("memory", [*found.values()]).splitlines()
+    assert said[0].startswith("Peak MiB of `temporal_attention`, computed, not measured, batch 1, level 0")
+    assert said[4].startswith("| 16 | 0 |")
+    assert rendered("kernels", [*found.values()]) == ""
+
+
 def place(dtype: torch.dtype = torch.float32) -> fused.Place:
     return fused.Place.at(MODELS["mini"], (64, 64), 1, 5, 2, dtype, CPU)
+
+
+@pytest.fixture(autouse=True)
+def e4m3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the op that rounds to FP8 be tried on a CPU, where it is its definition."""
+    monkeypatch.setattr(fused, "has_e4m3", lambda place: True)
 
 
 def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
@@ -169,10 +239,76 @@ def test_every_way_to_compute_an_op_agrees_with_float64(op: str) -> None:
 def test_a_fault_in_the_last_item_is_found(op: str) -> None:
     for contest in fused.contests(op, place(), 1, [fused.OPERATORS], "eager"):
         (_, answer, error), *_ = held_to(contest).values()
-        spoiled = answer.clone()
+        spoiled = answer.float()
         spoiled[-1] *= 1.05
         assert error <= contest.budget < contest.error(fused.OPERATORS, spoiled)
         assert contest.error(fused.OPERATORS, answer[:-1]) == math.inf
+
+
+@pytest.mark.parametrize("op", fused.OPS)
+@torch.no_grad()
+def test_ops_of_half_precision_are_held_to_float64(op: str) -> None:
+    for form in fused.OPS[op](place(torch.bfloat16)):
+        drawn = form.draw()
+        exact = form.definition(*(x.double() for x in drawn))
+        assert fused.error_of(form, drawn)("exact", exact) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_the_transformer_is_held_to_float64_at_positions_from_first_to_last(dtype: torch.dtype) -> None:
+    made = transformer.transformer_contest(MODELS["mini"], (64, 64), 1, 3, 2, dtype, CPU)
+    answers = {provider.name: provider.prepare()() for provider in made.providers}
+    assert all(made.error(name, answer) <= made.budget for name, answer in answers.items())
+    spoiled = answers["ours"].clone()
+    spoiled[-1, :, :, -1, -1] *= 2
+    assert made.error("ours", spoiled) > made.budget
+    assert made.error("ours", spoiled[:, :, :2]) == math.inf
+    assert made.bytes > 2 * spoiled.nbytes
+
+
+def test_the_transformers_providers_can_be_chosen() -> None:
+    chosen = transformer.transformer_contest(
+        MODELS["mini"], (32, 32), 0, 2, 1, torch.float32, CPU, ["clean passes", "xformers"]
+    )
+    assert [provider.name for provider in chosen.providers] == ["clean passes"]
+    assert {"clean passes", "published passes"} <= set(kernels.known())
+
+
+@torch.no_grad()
+def test_the_exact_transformer_is_the_published_passes() -> None:
+    module = seeded(lambda: TemporalTransformer(16, 2, 8, groups=4), CPU, torch.float64)
+    attend, x = transformer.without_waste(torch.randn(5, 5)), torch.randn(2, 16, 5, 3, 4, dtype=torch.float64)
+    here = torch.tensor([0, 7, 23])
+    exact = transformer.exact_at(module, attend, x, here)
+    torch.testing.assert_close(exact, transformer.by_position(transformer.transformer_by_passes(module, attend, x))[here])
+
+
+def test_the_decoders_norms_have_rows_of_their_own_shapes() -> None:
+    shapes = {}
+    for level in range(4):
+        here = fused.Place.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
+        shapes[level] = next(form.draw()[0].shape for form in fused.norms(here) if form.name.startswith("VAE"))
+    assert shapes == {0: (8, 128, 320, 512), 1: (8, 256, 160, 256), 2: (8, 512, 80, 128), 3: (8, 512, 40, 64)}
+    budgets = {made.case["form"]: made.budget for made in fused.contests("groupnorm_silu", place(), 1, [OURS], "eager")}
+    assert budgets == {"per frame": 1e-5, "whole clips": 1e-5, "VAE, per frame": fused.DECODER_BUDGET}
+
+
+@pytest.mark.parametrize("op", ["temporal_attention", "temporal_transformer", *fused.OPS])
+def test_every_kernel_goes_by_the_clock_of_short_calls(op: str) -> None:
+    asked = ["--op", op, "--model", "mini", "--size", "32x32", "--frames", "3", "--batch", "1"]
+    parser = argparse.ArgumentParser()
+    kernels.add_arguments(parser)
+    for made in kernels.contests(parser.parse_args(asked), CPU):
+        assert made.clock is seconds_of_short
+
+
+def test_pages_are_kept_as_the_engine_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a large answer shows is the time of mapping it."""
+    kept = mock.Mock()
+    monkeypatch.setattr(kernels.allocator, "keep_pages", kept)
+    assert main(["kernels", "--rehearse", "--op", "geglu", "--providers", "ours"]) == 0
+    kept.assert_called_once()
 
 
 @torch.no_grad()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import profile as profiler
 
+from vstar_engine import checkpoint
 from vstar_engine.bench import fast, ladder, profile, scene, stages, tables, trajectory
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.blocks import count_flops
@@ -30,7 +32,9 @@ from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
 from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
 from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError
+from vstar_engine.kernels import native
 from vstar_engine.layers import CrossAttention
+from vstar_engine.vae import Vae
 
 CPU = torch.device("cpu")
 EAGER = [name for name in IMPROVEMENTS if name not in (COMPILE, GRAPH)]
@@ -137,10 +141,35 @@ def test_stages_sum_to_a_whole_video(tiny: Scene, tmp_path: Path, monkeypatch: p
     parts = {
         name: table["stages", name]["median"] for name in (stages.STEP, stages.TEXT, stages.SAMPLER, stages.DECODE, stages.MP4)
     }
-    whole = table["whole", "ours"]
-    assert whole["includes"] == list(parts)
-    assert whole["seconds of UNet step"] == pytest.approx(4 * parts[stages.STEP])
-    assert whole["median"] == pytest.approx(sum(parts.values()) + 3 * parts[stages.STEP])
+    theirs = {name: table["stages", f"{name}, published"]["median"] for name in (stages.STEP, stages.TEXT, stages.DECODE)}
+    assert table["stages", f"{stages.STEP}, published"]["features"] == []
+    for path, taken in ((stages.OURS, parts), (stages.PUBLISHED, parts | theirs)):
+        whole = table["whole", path]
+        assert whole["includes"] == list(parts)
+        assert whole["seconds of UNet step"] == pytest.approx(4 * taken[stages.STEP])
+        assert whole["median"] == pytest.approx(sum(taken.values()) + 3 * taken[stages.STEP])
+    for name in (stages.STEP, stages.TEXT, stages.DECODE):
+        assert table["stages", name]["floor"] > 0
+
+
+@pytest.mark.skipif(not native.status()[0], reason=f"needs the CPU kernel: {native.status()[1]}")
+@torch.no_grad()
+def test_the_decoder_is_laid_out_as_the_engine_loads_it(tiny: Scene) -> None:
+    """So its norms see channels-last memory and are fused; the published path's are PyTorch's, on contiguous memory."""
+    loaded = Vae(TINY.vae, encoder=False)
+    checkpoint.load(loaded, dict(stages.decoder(tiny).state_dict()), "")
+    ours, published = (stages.decoder(tiny, path) for path in (stages.OURS, stages.PUBLISHED))
+    strides = {name: parameter.stride() for name, parameter in ours.named_parameters()}
+    assert strides == {name: parameter.stride() for name, parameter in loaded.named_parameters()}
+    latents = torch.randn(1, 4, 2, 4, 4)
+    found = {}
+    for name, vae in (("loaded", loaded), ("ours", ours), ("published", published)):
+        norms = [module for module in vae.modules() if isinstance(module, torch.nn.GroupNorm)]
+        with profiler() as seen:
+            vae.decode(latents)
+        found[name] = {event.key: event.count for event in seen.key_averages()}
+        assert found[name].get("vstar::groupnorm_silu", 0) == (0 if name == "published" else len(norms))
+        assert found[name].get("aten::native_group_norm", 0) == (len(norms) if name == "published" else 0)
 
 
 def test_a_missing_mp4_library_is_a_row(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vstar_engine import cli
-from vstar_engine.bench import tables
+from vstar_engine.bench import layout, tables
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import BANDWIDTH
+from vstar_engine.bench.ceilings import BANDWIDTH
 from vstar_engine.bench.report import RESULTS, rendered, renewed
 from vstar_engine.bench.rows import ABSENT, WRONG, Row, Rows, read
 
@@ -34,6 +34,7 @@ def attention(provider: str, frames: int = 16, median: float = 0.01, **more: obj
         "p80": 1.1 * median,
         "peak_bytes": frames * 2**20,
         "share_of_bandwidth": 0.5,
+        "floor": 250e-6,
     }
     numbers |= {"flops_per_second": frames * 1e9, "bytes_per_second": 1e9}
     ceilings = {"bytes_per_second": 2e9, "flops_per_second": 1e11}
@@ -55,15 +56,17 @@ def test_a_kernel_table_sets_providers_against_ours() -> None:
         attention(BANDWIDTH, median=0.005),
         attention("ours", 64),
     ]
+    rows[-1] = replace(rows[-1], numbers={**rows[-1].numbers, "share_of_bandwidth": 1.44})
     rows.append(attention("SDPA without TAR", 64, status=WRONG))
     title, _, head, _, *body = rendered("kernels", rows).splitlines()
     assert title.startswith(
         "`temporal_attention`, batch 1, level 0 (40 positions, 5 heads of 64), fused layout; a processor, 2 threads"
     )
     assert title.endswith("float32, torch 2.13.0, commit 012345678, 2026-01-02: `vstar-engine bench kernels`")
-    assert head.startswith("| frames | ours | SDPA without TAR | bandwidth ceiling | ours: of bandwidth")
-    assert body[0] == "| 16 | **10 ms** | 25 ms (2.50x) | 5 ms | 50% | 16 MiB |"
-    assert body[1] == "| 64 | **10 ms** | WRONG |  | 50% | 64 MiB |"
+    assert head == "| frames | ours | SDPA without TAR | floor | ours: of bandwidth | peak memory |"
+    assert body[0] == "| 16 | **10 ms** | 25 ms (2.50x) | 250 us | 50% | 16 MiB |"
+    assert body[1] == "| 64 | **10 ms** | WRONG | 250 us | 144% † | 64 MiB |"
+    assert body[2:] == ["", f"† {layout.REMARK}"]
     assert "**10 ms [9 ms, 11 ms]**" in rendered("kernels", rows, spread=True)
 
 
@@ -75,7 +78,7 @@ def test_a_use_of_another_op_is_a_line_and_convolutions_have_their_own_table() -
     rows = [use("linear", "ours", 0.01, "gate"), use("linear", "PyTorch's operators", 0.02, "gate"), attention("ours")]
     rows += [use("temporal_convolution", "ours", 0.01), use("temporal_convolution", "three products", 0.03)]
     said = rendered("fused", rows).splitlines()
-    assert said[2].startswith("|  | ours | PyTorch's operators | ours: of bandwidth |")
+    assert said[2].startswith("|  | ours | PyTorch's operators | floor | ours: of bandwidth |")
     assert said[4].startswith("| `linear`, gate, level 1, 16 frames | **10 ms** | 20 ms (2.00x) |")
     assert said[8].startswith("|  | ours | three products |")
     assert said[10].startswith("| `temporal_convolution`, 3x1x1, level 1, 16 frames | **10 ms** | 30 ms (3.00x) |")
@@ -109,6 +112,20 @@ def test_a_whole_video_names_what_it_includes() -> None:
     whole = replace(whole, numbers={**whole.numbers, "includes": ["UNet step", "VAE"]})
     said = rendered("stages", [pipeline("stages", "UNet step", 2.0), pipeline("stages", "VAE", 1.0), whole])
     assert "| 16 |  | 2 s |  | 1 s |  | **11 s** | 5 steps: UNet step, VAE |" in said
+    assert "published" not in said.partition("\n")[2]
+
+
+def test_the_published_path_stands_beside_the_engines_by_stage() -> None:
+    ours, theirs = (pipeline("whole", name, taken, steps=5) for name, taken in (("ours", 11.0), ("published", 22.0)))
+    ours, theirs = (replace(row, numbers={**row.numbers, "includes": ["UNet step", "mp4"]}) for row in (ours, theirs))
+    step = pipeline("stages", "UNet step", 2.0)
+    step = replace(step, numbers={**step.numbers, "floor": 0.5})
+    parts = [step, pipeline("stages", "UNet step, published", 4.2), pipeline("stages", "mp4", 1.0)]
+    assert rendered("stages", [*parts, ours, theirs]).splitlines()[4:] == [
+        "| 16 |  | 2 s |  |  | 1 s | **11 s** | 5 steps: UNet step, mp4 |",
+        "| 16, published |  | 4.2 s (2.10x) |  |  | 1 s | 22 s (2.00x) | the same |",
+        "| 16, floor |  | 500 ms |  |  |  |  |  |",
+    ]
 
 
 def test_other_tables_hold_their_numbers() -> None:
@@ -191,6 +208,8 @@ def test_plots_are_drawn_and_the_same_rows_draw_the_same(tmp_path: Path, ending:
 
     rows = [attention(name, frames, frames / 1e3) for name in ("ours", "SDPA without TAR") for frames in (16, 64)]
     rows += [pipeline("ladder", name, taken) for name, taken in (("published", 2.0), ("+ hoisted g", 1.0), ("+ no waste", 1.5))]
+    one = attention("ours")
+    rows.append(replace(one, case={**one.case, "batch": 2}))  # a single length
     first, second = (plots.draw(rows, tmp_path / name, ending) for name in "ab")
     slug = "level0-fused-b1-float32-cpu"
     names = [f"roofline-{slug}", f"time-{slug}", f"memory-{slug}", "ladder-mini-16f-float32-cpu"]

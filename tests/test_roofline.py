@@ -181,6 +181,15 @@ def test_a_slow_op_is_found_where_it_stands(monkeypatch):
     assert max(blocks.values()) < 1e-3
 
 
+def test_the_budget_is_the_runs(monkeypatch):
+    """Not each length's: the second has what the first left."""
+    deadlines = []
+    monkeypatch.setattr(floors, "measure", lambda scene, rows, pace: deadlines.append(pace.deadline) or [])
+    assert main(["roofline", "--measure", "--model", "tiny", "--frames", "3", "5", "--device", "cpu", "--budget", "9"]) == 0
+    assert len(deadlines) == 2
+    assert len(set(deadlines)) == 1
+
+
 def test_a_wrong_network_is_not_timed(monkeypatch, tmp_path):
     path = tmp_path / "rows.jsonl"
     monkeypatch.setattr(floors, "relative_error", lambda got, wanted: 0.5)

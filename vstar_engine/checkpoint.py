@@ -182,6 +182,11 @@ def parameter(tensors: Mapping[str, Any], prefix: str, name: str, shape: tuple[i
     return whole.reshape(shape).contiguous()
 
 
+def memory_format(dims: int) -> torch.memory_format:
+    """Gives the layout that parameters of so many dimensions are held in: convolutions' channels-last."""
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(dims, torch.contiguous_format)
+
+
 def _place(
     module: nn.Module,
     name: str,
@@ -191,8 +196,7 @@ def _place(
     dtype: torch.dtype | None,
 ) -> None:
     where = torch.device("cpu") if device is None and old.is_meta else (device or old.device)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.dim(), torch.contiguous_format)
-    new = torch.empty(old.shape, dtype=dtype or old.dtype, device=where, memory_format=layout)
+    new = torch.empty(old.shape, dtype=dtype or old.dtype, device=where, memory_format=memory_format(old.dim()))
     rows = old.shape[0] // len(parts) if old.dim() else 1
     for i, part in enumerate(parts):
         new[i * rows : (i + 1) * rows].copy_(part)
