@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tools.mini import captions, claims, logits, measures, probe, results, stories, tables, train_vae
+from tools.mini import captions, claims, logits, loop, measures, probe, results, stories, tables, train, train_vae
 from tools.mini.pack import pack
 from tools.mini.render import render
 from tools.mini.scenes import SEASONS, sample
-from vstar_engine import Sampling
+from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts import WEIGHTS, read_manifest
 from vstar_engine.config import FAST, VaeSpec, model_named
 from vstar_engine.text import TextTower, anchor_frames
@@ -370,3 +370,29 @@ def test_packed_weights_are_read_as_any_converted_ones(tmp_path):
     manifest = read_manifest(tmp_path / "mini", WEIGHTS)
     assert manifest["vocabulary"] == captions.vocabulary()
     assert {path.name for path in (tmp_path / "mini").iterdir()} == {"manifest.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_training_makes_weights_that_the_engine_loads_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "HELD_OUT", range(10_000_000, 10_000_004))
+    monkeypatch.setattr(train_vae, "WHITEN_FRAMES", 64)
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "--clips", "16", "--scale", "0.001"])
+    train.main()
+    losses = [json.loads(line)["loss"] for part in loop.STEPS for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
+    assert np.isfinite(losses).all()
+    right = json.loads((tmp_path / "probe.json").read_text())
+    assert set(right) == {"rendered", "decoded"}
+    assert all(set(shares) == set(probe.SEEN) for shares in right.values())
+    assert all(0 <= share <= 1 for shares in right.values() for share in shares.values())
+    frames = Engine.load("mini", weights=tmp_path / "mini").generate("winter", 4, sampling=Sampling(steps=2)).frames
+    assert frames.shape == (4, 96, 128, 3)
+    read = measures.measure(probe.load(tmp_path / "probe.safetensors"), stories.STORIES[0], frames)
+    assert 0 <= read["stated"] <= 1
+
+    def trained_again(*_):
+        raise AssertionError("a finished part was trained again")
+
+    monkeypatch.setattr(loop.Loop, "update", trained_again)
+    (tmp_path / "probe.json").unlink()
+    train.main()
+    assert json.loads((tmp_path / "probe.json").read_text()) == right
