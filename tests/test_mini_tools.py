@@ -1,6 +1,8 @@
 """The mini model's training set: seeded, true to its factors, and told in words the model card lists."""
 
 import json
+import re
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -275,6 +277,13 @@ def test_the_claims_in_documents_are_those_measured(path, committed):
     document = path.read_text()
     assert "<!-- claims:" in document
     assert claims.renewed(document, committed) == document
+
+
+def test_the_gallery_makes_the_picture_of_make_demo():
+    gallery, make = runpy.run_path(str(claims.ROOT / "docs" / "gallery.py")), (claims.ROOT / "Makefile").read_text()
+    (states,) = re.findall(r"^DEMO_STATES = ((?:.*\\\n)*.*)", make, re.MULTILINE)
+    assert gallery["STORIES"][gallery["DEMO"]][1] == re.findall(r'"(.*?)"', states)
+    assert f"$(DEMO_STATES) --frames {gallery['FRAMES']} --guidance {gallery['SAMPLING'].guidance:g} --out" in make
 
 
 @pytest.fixture(scope="module")
