@@ -22,6 +22,13 @@ from vstar_engine.unet import UNet
 from vstar_engine.vae import Vae
 
 
+@pytest.fixture(autouse=True)
+def _without_dreamsim(monkeypatch):
+    """DreamSim, where it is installed, would fetch its weights."""
+    for module in (measures, claims):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+
+
 def scene(**changes):
     """A still clip at noon in summer without an object, one factor changed."""
     base = stories.Story("", (stories.State("", {}),), changes.pop("thing", "none"), changes.pop("colour", "white"))
@@ -153,6 +160,19 @@ def test_alignment_with_all_that_is_stated_counts_what_stays_too():
     assert measures.alignment(read, [state.shares() | state.kept_shares() for state in told], weights) == pytest.approx(5 / 6)
     read["colour"] = np.roll(read["colour"], 1, axis=1)  # another colour
     assert measures.alignment(read, [state.shares() | state.kept_shares() for state in told], weights) == pytest.approx(0.5)
+
+
+def test_dreamsim_is_measured_and_missed_only_where_it_is_installed(monkeypatch):
+    frames, reader = render(sample(3, 4)), probe.load(claims.PROBE)
+    row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
+    assert claims.lacks(row) == []
+    for module in (measures, claims):
+        monkeypatch.setattr(module, "find_spec", lambda name: name == "dreamsim")
+    assert claims.lacks(row) == ["dreamsim"]
+    monkeypatch.setattr(measures.analysis, "dreamsim", lambda frames: np.eye(len(frames)))
+    row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
+    assert row["numbers"]["dreamsim"]["dynamics"] == 1.0
+    assert claims.lacks(row) == []
 
 
 @pytest.mark.parametrize("story", stories.STORIES, ids=lambda story: story.prompt[:40].replace(" ", "_"))
