@@ -278,6 +278,14 @@ def test_clips_of_other_scenes_are_not_judged_by_the_story():
     assert difference.count("0.000 [0.000, 0.000]") == 6
 
 
+def test_a_pair_of_settings_is_told_where_both_were_measured():
+    found = [measured("vsp", 0, 0.1), measured("both", 0, 0.2, sigma={0: 0.5})]
+    assert [line.split(" | ")[0] for line in tables.tables(found)["sigma-both"].splitlines()[2:]] == [
+        "| states, no TAR",
+        "| states, level 0: 0.5 - no TAR",
+    ]
+
+
 def test_a_setting_is_told_by_what_it_changes_story_by_story():
     found = [measured("vsp", story, 0.1 * story) for story in range(0, 8, 2)]
     found += [

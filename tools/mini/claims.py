@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,11 @@ def deceits() -> Iterator[Case]:
 
 
 def stronger() -> Iterator[Case]:
-    """Every second story under each sigma at one level, at the paper's strength and a larger one."""
-    for strength in STRENGTHS:
-        for level in STRENGTH_LEVELS:
-            for sigma in STRENGTH_SWEEP:
-                for story in range(0, len(STORIES), 2):
-                    yield Case("both", story, 0, 16, ((level, sigma),), strength=strength)
+    """Every second story under a narrow and a wide sigma at one level, at the paper's strength and a larger one."""
+    for frames in (16, 64):
+        for strength, level, sigma in product(STRENGTHS, STRENGTH_LEVELS, STRENGTH_SWEEP):
+            for story in range(0, len(STORIES), 2):
+                yield Case("both", story, 0, frames, ((level, sigma),), strength=strength)
 
 
 def settings(arm: str) -> Iterator[Case]:
@@ -120,7 +120,7 @@ def lossy() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels.
 
-    And 10 x 1 at 16 frames for each strength, 5 x 1 at 64 and 16 frames for what `--fast` takes.
+    And 10 x 1 at 16 and 64 frames for each strength, 5 x 1 at 64 and 16 frames for what `--fast` takes.
     """
     yield from deceits()
     for seed in range(3):

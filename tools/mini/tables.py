@@ -201,7 +201,7 @@ def by_setting(found: list[Row], arm: str, frames: int, pairs: list[tuple[Settin
     told = "one prompt" if arm == "tar" else "states"
     lines = [[f"{told}, no TAR", *cells(of(None), columns)]]
     for one, other in pairs:
-        if of(one):
+        if of(one) and of(other):
             lines.append([f"{told}, {one} - {other or 'no TAR'}", *less(of(one), of(other), columns)])
     return lines if len(lines) > 1 else []
 
@@ -255,8 +255,9 @@ def tables(found: list[Row]) -> dict[str, str]:
     for arm in ("tar", "both"):
         parts[f"sigma-{arm}"] = (["sigma at level 0, 64 frames", *columns], by_setting(found, arm, 64, sigmas, columns))
         parts[f"levels-{arm}"] = (["levels, 64 frames", *columns], by_setting(found, arm, 64, levels, columns))
-    parts["strength"] = (["level and strength, 16 frames", *columns], by_setting(found, "both", 16, strengths, columns))
     for frames in (16, 64):
+        head = [f"level and strength, {frames} frames", *columns]
+        parts[f"strength-{frames}"] = (head, by_setting(found, "both", frames, strengths, columns))
         parts[f"fast-{frames}"] = ([f"`--fast`, VSTAR, {frames} frames", *columns, "videos"], by_fast(found, frames, columns))
     parts["claims"] = (["64 frames", *brief, "videos"], by_arm(found, 64, brief))
     parts["claims-differences"] = (["differences, paired by story", *brief], paired(found, brief))
