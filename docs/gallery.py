@@ -1,6 +1,7 @@
 """Makes pictures with the mini model in docs/gallery: `python docs/gallery.py`, a few minutes on two cores.
 
-Contact sheets of one prompt and of VSTAR, similarity matrices of their frames, and temporal attention without and with TAR.
+Contact sheets of one prompt and of VSTAR, similarity matrices of their frames, and temporal attention without and with TAR;
+and demo.png, the sheet that `make demo` writes.
 """
 
 import sys
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from vstar_engine import Engine, Sampling, Tar, analysis
-from vstar_engine.video import contact_sheet
+from vstar_engine.video import Video, contact_sheet
 
 FOLDER = Path(__file__).parent / "gallery"
 FRAMES, SEED, SAMPLING, PAPER = 64, 0, Sampling(guidance=6.0), Tar()
@@ -37,6 +38,7 @@ STORIES = {
         ["a summer landscape by day, a red balloon in the sky", "a summer landscape by day, a blue balloon in the sky"],
     ),
 }
+DEMO, VSTAR = "winter_to_spring", "states and TAR (VSTAR)"  # what `make demo` makes
 PASS, POSITIONS = 4, range(0, 192, 24)
 CELL, GAP, TITLE = 4, 16, 22
 STOPS = np.array([[13, 20, 48], [178, 70, 60], [247, 178, 70], [255, 250, 230]], dtype=float)
@@ -63,13 +65,13 @@ def beside(panels: dict[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def watched(engine: Engine, told: str | list[str], tar: Tar | None) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Makes a video; gives its frames and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
+def watched(engine: Engine, told: str | list[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
+    """Makes a video; gives it and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
     with analysis.recorded(engine.denoiser, POSITIONS) as recording:
-        frames = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar).frames
+        video = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar)
     seen = [one for one in recording.attentions if one.step == PASS]
     levels = {level: [one.probs[0].mean(0) for one in seen if one.level == level] for level in range(engine.spec.unet.levels)}
-    return frames, {level: torch.stack(maps).mean(0).numpy() for level, maps in levels.items()}
+    return video, {level: torch.stack(maps).mean(0).numpy() for level, maps in levels.items()}
 
 
 def main() -> None:
@@ -80,18 +82,19 @@ def main() -> None:
             "one prompt": (prompt, None),
             "one prompt, TAR": (prompt, PAPER),
             "states (VSP)": (states, None),
-            "states and TAR (VSTAR)": (states, PAPER),
+            VSTAR: (states, PAPER),
         }
         made = {title: watched(engine, told, tar) for title, (told, tar) in arms.items()}
-        sheets = {title: Image.fromarray(contact_sheet(frames)) for title, (frames, _) in made.items()}
-        beside({title: sheets[title] for title in ("one prompt", "states and TAR (VSTAR)")}).save(
-            FOLDER / f"{name}.png", optimize=True
-        )
-        similarity = {title: analysis.cosine(analysis.pixels(frames)) for title, (frames, _) in made.items()}
+        if name == DEMO:
+            made[VSTAR][0].save(FOLDER / "demo.png")
+        sheets = {title: Image.fromarray(contact_sheet(made[title][0].frames)) for title in ("one prompt", VSTAR)}
+        beside(sheets).save(FOLDER / f"{name}.png", optimize=True)
+        similarity = {title: analysis.cosine(analysis.pixels(video.frames)) for title, (video, _) in made.items()}
         beside({title: heat(matrix, 0.0, 1.0) for title, matrix in similarity.items()}).save(
             FOLDER / f"{name}_similarity.png", optimize=True
         )
         for level in (0, 1):
+            # the square root shows what is small; each by its own maximum, as the page says
             maps = {title: np.sqrt(levels[level] / levels[level].max()) for title, (_, levels) in made.items()}
             panels = {title: heat(matrix, 0.0, 1.0) for title, matrix in maps.items()}
             beside(panels).save(FOLDER / f"{name}_attention_{level}.png", optimize=True)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from tools.mini import captions, claims, probe
+from tools.mini import captions, claims, measures, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
 from vstar_engine import Sampling, Tar, analysis, bundled, remarks
@@ -14,7 +14,8 @@ from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest
 FOLDER = bundled.FOLDER / "mini"
 LARGEST = 32 * 10**6
 MARGIN, COHERENT = 0.05, 0.95
-VISITED, VISITED_MARGIN = 0.8, 0.3
+TAR_MARGIN = 0.07  # half of what TAR adds to the dynamics of the states alone: 0.149 with torch 2.13
+VISITED, HELD, TOLD_MARGIN = 0.8, 0.7, 0.3
 STEPS = Sampling(steps=6, guidance=6.0)
 WINTER_TO_SPRING, DAY_TO_NIGHT = STORIES[0], STORIES[8]
 
@@ -70,12 +71,22 @@ def test_vstar_and_real_stories_are_more_dynamic_than_the_base_model(told, promp
     assert dynamics[2] > dynamics[0] + MARGIN
 
 
-def test_vstar_visits_the_states_in_order_and_on_time(told, reader):
+def test_tar_adds_to_what_the_states_change(mini):
+    without, with_tar = (
+        mini.generate(WINTER_TO_SPRING.texts, 16, 0, sampling=STEPS, tar=tar).frames for tar in (None, Tar(until_step=3))
+    )
+    before, after = (analysis.dynamics(analysis.cosine(analysis.pixels(frames))) for frames in (without, with_tar))
+    assert after > before + TAR_MARGIN
+
+
+def test_vstar_tells_the_states_in_order_and_on_time(told, reader, monkeypatch):
+    monkeypatch.setattr(measures, "find_spec", lambda name: None)  # DreamSim would fetch its weights
     for story, base, ours in told.values():
-        before, after = (claims.measure(reader, story, frames) for frames in (base, ours))
+        before, after = (measures.measure(reader, story, frames) for frames in (base, ours))
         assert after["visited"] >= VISITED
-        for name in ("visited", "at_anchors", "alignment"):
-            assert after[name] > before[name] + VISITED_MARGIN, (story.prompt, name)
+        assert after["held"] >= HELD
+        for name in ("visited", "held", "at_anchors", "alignment"):
+            assert after[name] > before[name] + TOLD_MARGIN, (story.prompt, name)
 
 
 def test_neighbouring_frames_stay_alike(told):

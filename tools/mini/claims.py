@@ -1,18 +1,23 @@
 """Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` or `... publish`.
 
-`table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of README.md and docs/claims.md.
+`run` makes the videos that the results lack, and with `--backfill` again those that lack a measure; `logits` measures what TAR
+multiplies. `table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of README.md and
+docs/claims.md.
 
-Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was.
+Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was. The newest row of a video
+counts, and results made with other weights than the bundled ones are refused.
 """
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +25,33 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vstar_engine import Engine, Sampling, Tar, analysis
+from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.bench.report import between_markers
 from vstar_engine.config import FEW_STEP, FP8
-from vstar_engine.text import anchor_frames
 
-from . import probe
+from . import logits, probe
+from .measures import measure
 from .render import render
+from .results import Row, key, rows, without_replaced
 from .scenes import sample
-from .stories import STORIES, Story
-from .tables import FASTER, LEVELS, PAPER, SWEEP, tables
-from .train_vae import to_network
+from .stories import STORIES
+from .tables import COLUMNS, DECEITS, FASTER, LEVELS, PAPER, STRENGTH_LEVELS, STRENGTH_SWEEP, STRENGTHS, SWEEP, tables
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "claims.md")
 PROBE = Path(__file__).parent / "probe.safetensors"
 RESULTS = Path(__file__).parent / "claims.jsonl"
+LOGITS = Path(__file__).parent / "logits.jsonl"
 STEPS, GUIDANCE = 10, 6.0
 UNTIL = 5  # of 10 steps, as 13 of 25
-INTERVALS = (1, 2, 4, 8, 12, 15, 16, 24, 31, 32, 40, 47, 48, 56, 63)
 
 
 @dataclass(frozen=True)
 class Case:
     """One video: which story told how, by `arm`: clips (the training set's kind), story (rendered), base, vsp, tar or both.
 
-    `fast` is what `--fast` takes; an exact video's content does not name it.
+    And two that no measure should be taken in by: still (the rendered story's first frame all along) and shuffled (its frames
+    in a random order). `strength` is TAR's, `fast` what `--fast` takes; a video's content does not name what is usual.
     """
 
     arm: str
@@ -54,14 +60,16 @@ class Case:
     frames: int
     sigma: tuple[tuple[int, float], ...] = ()
     fast: str = ""
+    strength: float = Tar.strength
 
     @property
     def content(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "fast" or value}
+        usual = {"fast": "", "strength": Tar.strength}
+        return {name: value for name, value in asdict(self).items() if usual.get(name) != value}
 
     @property
     def key(self) -> str:
-        return json.dumps(self.content, sort_keys=True)
+        return key(self.content)
 
     @property
     def sampling(self) -> Sampling:
@@ -77,6 +85,21 @@ def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
     yield Case("story", story, seed, frames)
     for arm in ("base", "vsp", "tar", "both"):
         yield Case(arm, story, seed, frames, tuple(PAPER.items()) if arm in ("tar", "both") else ())
+
+
+def deceits() -> Iterator[Case]:
+    """What no measure should be taken in by, of every story."""
+    for frames in (64, 16):
+        for story in range(len(STORIES)):
+            yield from (Case(arm, story, 0, frames) for arm in DECEITS)
+
+
+def stronger() -> Iterator[Case]:
+    """Every second story under a narrow and a wide sigma at one level, at the paper's strength and a larger one."""
+    for frames in (16, 64):
+        for strength, level, sigma in product(STRENGTHS, STRENGTH_LEVELS, STRENGTH_SWEEP):
+            for story in range(0, len(STORIES), 2):
+                yield Case("both", story, 0, frames, ((level, sigma),), strength=strength)
 
 
 def settings(arm: str) -> Iterator[Case]:
@@ -97,8 +120,9 @@ def lossy() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels.
 
-    And 5 x 1 at 64 and 16 frames for what `--fast` takes.
+    And 10 x 1 at 16 and 64 frames for each strength, 5 x 1 at 64 and 16 frames for what `--fast` takes.
     """
+    yield from deceits()
     for seed in range(3):
         for frames in (64, 16):
             for story in range(len(STORIES)):
@@ -109,6 +133,7 @@ def cases() -> Iterator[Case]:
                     yield from in_every_arm(story, seed, frames)
             yield from settings("both")
     yield from settings("tar")
+    yield from stronger()
     yield from lossy()
 
 
@@ -127,121 +152,88 @@ def make(engine: Engine, case: Case) -> np.ndarray:
     story = STORIES[case.story]
     if case.arm == "clips":
         return render(sample(20_000_000 + 100 * case.story + case.seed, case.frames))
-    if case.arm == "story":
-        return render(story.clip(case.frames, 1000 * case.story + case.seed))
+    seed = 1000 * case.story + case.seed
+    if case.arm in ("story", *DECEITS):
+        drawn = render(story.clip(case.frames, seed))
+        order = {"still": np.zeros(case.frames, int), "shuffled": np.random.default_rng(seed).permutation(case.frames)}
+        return drawn[order[case.arm]] if case.arm in order else drawn
     return engine.generate(
         story.texts if case.arm in ("vsp", "both") else story.prompt,
         case.frames,
-        1000 * case.story + case.seed,
+        seed,
         sampling=case.sampling,
-        tar=Tar(dict(case.sigma), until_step=until(case.sampling.steps)) if case.sigma else None,
+        tar=Tar(dict(case.sigma), case.strength, until(case.sampling.steps)) if case.sigma else None,
     ).frames
 
 
-def in_order(nearest: np.ndarray, states: int) -> int:
-    """How many of the states 0, 1, ... are visited one after the other (the longest rising sequence, each state once)."""
-    best = np.zeros(states + 1, int)
-    for state in nearest:
-        best[state + 1] = max(best[state + 1], best[: state + 1].max() + 1)
-    return int(best.max())
+@cache
+def reader() -> probe.Probe:
+    return probe.load(PROBE)
 
 
-def measure(reader: probe.Probe, story: Story, frames: np.ndarray) -> dict[str, Any]:
-    """All numbers of one video."""
-    images = to_network(frames)
-    with torch.inference_mode():
-        read = {name: shares.exp().numpy() for name, shares in reader(images).items()}
-        features = reader.centred(images).numpy()
-    similarity = {
-        "pixels": analysis.cosine(analysis.pixels(frames)),
-        "features": analysis.cosine(features),
-        "factors": np.mean([analysis.overlap(shares) for shares in read.values()], axis=0),
-    }
-    if find_spec("dreamsim"):
-        similarity["dreamsim"] = analysis.cosine(analysis.dreamsim(frames))
-    told = [state.shares() for state in story.states]
-    # (T, K): how much of what state k says is seen in frame t
-    seen = np.stack([np.mean([np.minimum(read[n], s).sum(1) for n, s in state.items()], axis=0) for state in told], 1)
-    where = anchor_frames(len(told), len(frames))
-    weights = np.stack([np.interp(np.arange(len(frames)), where, row) for row in np.eye(len(told))], 1)
-    aligned = [np.minimum(read[name], weights @ np.stack([state[name] for state in told])).sum(1).mean() for name in told[0]]
-    nearest = seen.argmax(1)
-    numbers: dict[str, Any] = {}
-    for name, matrix in similarity.items():
-        curve = analysis.by_interval(matrix)
-        numbers[name] = {
-            "dynamics": analysis.dynamics(matrix),
-            "neighbours": analysis.neighbours(matrix),
-            "curve": {str(d): curve[d] for d in INTERVALS if d < len(curve)},
-        }
-    return rounded(
-        numbers
-        | {
-            "visited": in_order(nearest, len(told)) / len(told),
-            "at_anchors": float(np.mean(nearest[where] == np.arange(len(told)))),
-            "alignment": float(np.mean(aligned)),
-            "cuts": len(analysis.scene_cuts(frames)),
-        }
-    )
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: rounded(inner) for name, inner in value.items()}
-    return round(float(value), 4)
-
-
-_reader: probe.Probe
-
-
-def start() -> None:
-    """Prepares a process, which uses one core; it loads each network when it first needs it."""
-    global _reader
-    torch.set_num_threads(1)
-    _reader = probe.load(PROBE)
-
-
-def row(case: Case) -> dict[str, Any]:
+def row(case: Case) -> Row:
     engine = engine_for(FP8 in case.fast.split(","))
-    numbers = measure(_reader, STORIES[case.story], make(engine, case))
+    numbers = measure(reader(), STORIES[case.story], make(engine, case))
     return {"case": case.content, "weights": engine.weights, "numbers": numbers}
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def lacks(row: Row) -> list[str]:
+    """The measures that a row was made without, DreamSim only where it is installed."""
+    wanted = dict.fromkeys([*(path[0] for path in COLUMNS.values()), "nearest"])
+    if not find_spec("dreamsim"):
+        del wanted["dreamsim"]
+    return [name for name in wanted if name not in row["numbers"]]
 
 
-def renewed(document: str, found: list[dict[str, Any]]) -> str:
+def every_table(results: Path = RESULTS, of_logits: Path = LOGITS) -> dict[str, str]:
+    return tables(rows(results)) | logits.tables(rows(of_logits))
+
+
+def renewed(document: str, made: dict[str, str]) -> str:
     """A document with its tables made anew."""
-    made = tables(found)
     return between_markers(document, "claims", made, made.__getitem__)
 
 
-def run(path: Path, limit: int | None) -> None:
-    """Makes what is missing from the file."""
-    done = {json.dumps(row["case"], sort_keys=True) for row in rows(path)}
+def run(path: Path, limit: int | None, backfill: bool) -> None:
+    """Makes what is missing from the file; with `backfill` also what is there without some measure."""
+    found = rows(path)
+    lacking = {key(row["case"]): lacks(row) for row in found if lacks(row)}
+    done = {key(row["case"]) for row in found} - (lacking.keys() if backfill else set())
     left = [case for case in dict.fromkeys(cases()) if case.key not in done][:limit]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=start) as pool, path.open("a") as file:
+    # a process a core
+    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
         waiting = [pool.submit(row, case) for case in left]
         for made in tqdm(as_completed(waiting), "videos", len(waiting), mininterval=10):
             file.write(json.dumps(made.result()) + "\n")
             file.flush()
+    without_replaced(path)
+    if lacking and not backfill:
+        measures = ", ".join(sorted({name for names in lacking.values() for name in names}))
+        print(f"{len(lacking)} videos were measured without {measures}: `run --backfill` makes them again")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.mini.claims", description=__doc__)
-    parser.add_argument("command", choices=("run", "table", "publish"))
+    parser.add_argument("command", choices=("run", "logits", "table", "publish"))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--logits", type=Path, default=LOGITS, help="results of `logits`")
     parser.add_argument("--limit", type=int, help="make at most this many videos")
+    parser.add_argument("--backfill", action="store_true", help="make videos again that lack a measure")
     args = parser.parse_args()
-    if args.command == "run":
-        run(args.results, args.limit)
+    try:
+        if args.command == "run":
+            run(args.results, args.limit, args.backfill)
+        if args.command == "logits":
+            logits.run(args.logits, Sampling(steps=STEPS, guidance=GUIDANCE), UNTIL, args.limit)
+        made = every_table(args.results, args.logits)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if args.command == "publish":
         for path in DOCUMENTS:
-            path.write_text(renewed(path.read_text(), rows(args.results)))
+            path.write_text(renewed(path.read_text(), made))
             print(f"wrote {path}")
     else:
-        print("\n\n".join(filter(None, tables(rows(args.results)).values())))
+        print("\n\n".join(filter(None, made.values())))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,40 @@
 """Twenty stories to judge the mini model by: one prompt, the states it passes through, and each state's true factors."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vstar_engine.text import anchor_frames
 
 from .captions import DAY_WORDS, SEASON_WORDS, WEATHER_WORDS, hats, one
-from .scenes import COLOURS, DAYS, MOTIONS, SEASONS, WEATHERS, Clip
+from .scenes import COLOURS, DAYS, MOTIONS, OBJECTS, SEASONS, WEATHERS, Clip
+
+Shares = dict[str, np.ndarray]
+TABLES: dict[str, Callable[[str], np.ndarray]] = {
+    "season": lambda name: hats(SEASONS[name], list(SEASONS.values())),
+    "day": lambda name: one(DAYS, name),
+    "weather": lambda name: one(WEATHERS, name),
+    "object": lambda name: one(OBJECTS, name),
+    "colour": lambda name: one(list(COLOURS), name),
+}
 
 
 @dataclass(frozen=True)
 class State:
-    """What one state says: `words`, and the named factors among season, day, weather and colour that change in the story."""
+    """What one state says: `words`, and the named factors of them: those that change in the story, and those `kept`."""
 
     words: str
     factors: dict[str, str]
+    kept: dict[str, str] = field(default_factory=dict)
 
-    def shares(self) -> dict[str, np.ndarray]:
-        """The factors in shares, as the probe reads them."""
-        tables = {
-            "season": lambda name: hats(SEASONS[name], list(SEASONS.values())),
-            "day": lambda name: one(DAYS, name),
-            "weather": lambda name: one(WEATHERS, name),
-            "colour": lambda name: one(list(COLOURS), name),
-        }
-        return {factor: tables[factor](name) for factor, name in self.factors.items()}
+    def shares(self) -> Shares:
+        """The factors that change, in shares, as the probe reads them."""
+        return {factor: TABLES[factor](name) for factor, name in self.factors.items()}
+
+    def kept_shares(self) -> Shares:
+        """The factors that every state of the story says alike."""
+        return {factor: TABLES[factor](name) for factor, name in self.kept.items()}
 
 
 @dataclass(frozen=True)
@@ -69,25 +78,33 @@ class Story:
         )
 
 
+def with_thing(thing: str, colour: str) -> tuple[str, dict[str, str]]:
+    """The words and the factors of an object that stays; none of either without one."""
+    return (f", a {colour} {thing}", {"object": thing, "colour": colour}) if thing != "none" else ("", {})
+
+
 def seasons(prompt: str, *names: str, thing: str = "none", colour: str = "white") -> Story:
-    tail = f", a {colour} {thing}" if thing != "none" else ""
-    return Story(prompt + tail, tuple(State(SEASON_WORDS[n][0] + tail, {"season": n}) for n in names), thing, colour)
+    tail, kept = with_thing(thing, colour)
+    told = [State(SEASON_WORDS[name][0] + tail, {"season": name}, kept) for name in names]
+    return Story(prompt + tail, tuple(told), thing, colour)
 
 
 def days(*names: str, season: str = "summer", thing: str = "none", colour: str = "white") -> Story:
-    tail = f", a {colour} {thing}" if thing != "none" else ""
-    told = [State(f"{SEASON_WORDS[season][1]} {DAY_WORDS[n][0]}{tail}", {"day": n}) for n in names]
+    tail, kept = with_thing(thing, colour)
+    kept = {"season": season} | kept
+    told = [State(f"{SEASON_WORDS[season][1]} {DAY_WORDS[n][0]}{tail}", {"day": n}, kept) for n in names]
     prompt = f"a landscape transitioning from {names[0]} to {names[-1]}, {SEASON_WORDS[season][1]}{tail}"
     return Story(prompt, tuple(told), thing, colour, season)
 
 
 def colours(thing: str, first: str, last: str) -> Story:
-    told = [State(f"a landscape, a {name} {thing}", {"colour": name}) for name in (first, last)]
+    told = [State(f"a landscape, a {name} {thing}", {"colour": name}, {"object": thing}) for name in (first, last)]
     return Story(f"a landscape, a {first} {thing} turning {last}", tuple(told), thing, first)
 
 
 def weather(last: str, season: str) -> Story:
-    told = [State(f"{SEASON_WORDS[season][0]}, {WEATHER_WORDS[name][0]}", {"weather": name}) for name in ("clear", last)]
+    words = {name: f"{SEASON_WORDS[season][0]}, {WEATHER_WORDS[name][0]}" for name in ("clear", last)}
+    told = [State(said, {"weather": name}, {"season": season}) for name, said in words.items()]
     return Story(f"{SEASON_WORDS[season][0]}, changing from clear weather to {last}", tuple(told), season=season)
 
 
