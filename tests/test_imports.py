@@ -14,7 +14,7 @@ ORDER = [
     ["artifacts", "device", "golden", "allocator", "layers"],
     ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
-    ["checkpoint", "embeddings", "sampling", "memory", "analysis"],
+    ["checkpoint", "embeddings", "sampling", "step", "memory", "analysis"],
     ["convert", "synthetic", "lora", "fp8"],
     ["bundled", "backends", "export"],
     ["batch", "choice", "remarks", "room"],

@@ -267,7 +267,7 @@ class Engine:
                 Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
-        cache = StepCache(self.denoiser, self.spec.unet) if STEP_CACHE in first.sampling.fast else None
+        cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()
