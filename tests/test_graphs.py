@@ -18,6 +18,7 @@ from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.backends.graphs import SHAPES, Recent, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
+from vstar_engine.cli import main
 from vstar_engine.config import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.sampling import coefficients
@@ -25,6 +26,7 @@ from vstar_engine.schedule import Schedule
 from vstar_engine.step import Call, Given, Step, Texts, take
 from vstar_engine.step_cache import Deep
 from vstar_engine.unet import UNet
+from vstar_engine.warm import shortened
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)
@@ -298,6 +300,54 @@ def test_batches_of_one_shape_may_take_turns(engine, mini):
         found.append([batch.rows[0].latents for batch in batches])
     assert equal(*found)
     assert len(engine.denoiser.recent) == 1
+
+
+def test_no_request_waits_for_a_recording_of_a_warmed_clip(graphs, mini, mini_weights, monkeypatch):
+    """Nothing is captured after loading, whether guided or not and whole or not; the video is the same."""
+    monkeypatch.setattr(eager, "UNet", RecordedUnet)
+    engine = Engine.load("mini", mini_weights, warm=[(2, 32, 32)])
+    sampling = Sampling(steps=10, guidance=6.0, fast=("guidance-interval", "step-cache"))
+    engine.warm([(2, 32, 32)], sampling)
+    monkeypatch.setattr(Recording, "_capture", lambda self: pytest.fail("a request was captured"))
+    known, before = len(engine.denoiser.recent), graphs.replays
+    ours, theirs = (one.generate("snow", **QUICK) for one in (engine, mini))
+    assert (ours.frames == theirs.frames).all()
+    assert graphs.replays == before + 4
+    engine.generate("snow", **{**QUICK, "sampling": sampling})
+    assert graphs.replays == before + 14
+    assert len(engine.denoiser.recent) == known == 5
+
+
+def test_an_engine_without_a_text_tower_is_warmed(engine):
+    bare = Engine(**{**vars(engine), "text": None})
+    bare.warm([(2, 32, 32)])
+    assert len(bare.denoiser.recent) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps"),
+    [
+        (Sampling(), 2),
+        (Sampling(1), 1),
+        (Sampling.few(), 2),
+        (Sampling(fast=("step-cache",)), 4),
+        (Sampling(fast=("guidance-interval",)), 5),
+        (Sampling(fast=("guidance-interval", "step-cache")), 10),
+        (Sampling(3, fast=("step-cache",)), 3),
+    ],
+    ids=str,
+)
+def test_warming_takes_every_kind_of_step_twice(sampling, steps):
+    assert shortened(sampling).steps == steps
+
+
+def test_the_command_warms_before_its_first_step(graphs, monkeypatch, tmp_path):
+    monkeypatch.setattr(eager, "UNet", RecordedUnet)
+    told = []
+    monkeypatch.setattr(Engine, "warm", lambda self, clips, sampling: told.append((clips, sampling.steps)))
+    arguments = ["--model", "mini", "--states", "snow", "--frames", "2", "--size", "32x32", "--steps", "2"]
+    assert main(["generate", *arguments, "--out", str(tmp_path / "a.mp4")]) == 0
+    assert told == [([(2, 32, 32)], 2)]
 
 
 def test_a_lora_is_heard_at_once(engine, mini_weights, tmp_path):

@@ -17,7 +17,7 @@ ORDER = [
     ["checkpoint", "embeddings", "sampling", "step", "memory", "analysis"],
     ["convert", "synthetic", "lora", "fp8"],
     ["bundled", "backends", "export"],
-    ["batch", "choice", "remarks", "room"],
+    ["batch", "choice", "remarks", "room", "warm"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
     ["serving"],
