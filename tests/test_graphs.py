@@ -110,7 +110,12 @@ def test_steps_on_kept_features_are_recorded_too(device):
     assert all(map(equal, *found))
     assert [len(made) for made in found[0]] == [3, 3, 3, 2, 2, 2]
     assert not torch.equal(found[0][3][0], found[0][4][0])
-    assert [fixed.recording.graph is not None for fixed in recorded.recent.values()] == [True, True]
+    whole, part = recorded.recent.values()
+    assert None not in (whole.recording.graph, part.recording.graph)
+    assert whole.kept.calls[0].texts is part.kept.calls[0].texts
+    del whole, part
+    recorded.forget()
+    assert not recorded.heard
 
 
 @torch.no_grad()

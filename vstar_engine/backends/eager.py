@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -43,22 +44,20 @@ class Fixed:
         # made outside inference mode, they may be written in it and elsewhere
         with torch.inference_mode(False):
             given = Given(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.given))
-            kept = replace(step, given=given, calls=tuple(map(unet.blank, step.calls)))
+            kept = replace(step, given=given, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
         self.kept = kept
-        # whose projections lie in the buffers, call by call
-        self.hears: list[Texts | None] = [None] * len(step.calls)
         # without self in it: what is dropped must not wait for the collector to give its memory back
         self.recording = Recording(lambda: take(unet, kept), unet.device, pool=unet.pool)
 
     def __call__(self, unet: UNet, step: Step) -> tuple[Tensor, ...]:
         for mine, theirs in zip(self.kept.given, step.given, strict=True):
             mine.copy_(theirs)
-        for i, (mine_of, call) in enumerate(zip(self.kept.calls, step.calls, strict=True)):
-            if self.hears[i] is not call.texts:
+        for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
+            if mine_of.texts.contexts is not call.texts.contexts:
                 heard = mine_of.texts.as_heard(unet)
                 for part, kv in unet.projected(call.texts.contexts):
                     heard.kv[part].copy_(kv)
-                self.hears[i] = call.texts
+                mine_of.texts.contexts = call.texts.contexts
             if call.deep is not None and call.deep.features is not None:
                 assert mine_of.deep is not None
                 assert mine_of.deep.features is not None
@@ -78,6 +77,8 @@ class RecordedUnet(UNet):
         super().__init__(spec, spatial_attention)
         self.recent: Recent[tuple[object, ...], Fixed] = Recent()
         self.pool: object = None
+        # texts' projections by their place in a step and their shape: steps of every kind read the same ones
+        self.heard: WeakValueDictionary[tuple[object, ...], Texts] = WeakValueDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -106,20 +107,25 @@ class RecordedUnet(UNet):
             self.pool = torch.cuda.graph_pool_handle()
         return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
 
-    def blank(self, call: Call) -> Call:
-        """Gives a call like another one on memory of its own, which nothing was written to yet."""
-        texts, deep = call.texts, call.deep
-        batch, frames, length, _ = texts.shape
-        rows = (batch * frames, length)
+    def blank(self, place: int, call: Call) -> Call:
+        """Gives a call like the one at a place of a step, on memory of its own."""
+        key, deep = (place, call.texts.shape, call.texts.contexts[0].dtype), call.deep
+        # kept here until the call holds it
+        texts = self.heard.get(key) or self._silent(call.texts)
+        self.heard[key] = texts
+        if deep is not None and deep.features is not None:
+            deep = Deep(deep.stages, torch.empty_like(deep.features))
+        return Call(call.rows, texts, deep)
+
+    def _silent(self, like: Texts) -> Texts:
+        """Makes room for the projections of texts of a shape."""
+        batch, frames, length, _ = like.shape
         kv: dict[nn.Module, Tensor] = {
-            part: texts.contexts[0].new_empty(*rows, part.to_kv.out_features)
+            part: like.contexts[0].new_empty(batch * frames, length, part.to_kv.out_features)
             for part in self.modules()
             if isinstance(part, CrossAttention)
         }
-        ready = Texts((), Heard(texts.shape, kv))
-        if deep is not None and deep.features is not None:
-            deep = Deep(deep.stages, torch.empty_like(deep.features))
-        return Call(call.rows, ready, deep)
+        return Texts((), Heard(like.shape, kv))
 
     def _apply(self, *given: Any, **named: Any) -> Self:
         self.forget()
