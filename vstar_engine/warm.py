@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .config import Request, Sampling
 from .video import Video
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,10 @@ def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
 def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
     """Takes each clip through all stages of an engine."""
 
-    def made_up(texts: Sequence[str]) -> Tensor:
+    def made_up(texts: Sequence[str]) -> "Tensor":
+        # imported here: a server's worker loads this module before it loads PyTorch
+        import torch
+
         shape = len(texts), engine.spec.text.context_length, engine.spec.unet.context_dim
         return torch.zeros(shape, device=engine.device, dtype=engine.dtype)
 
