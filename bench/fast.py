@@ -69,7 +69,7 @@ class Walk:
         scene, spec = self.scene, self.scene.spec
         height, width = scene.size
         request = Request(STATES[:1], scene.frames, len(self.runs), (height, width), self.sampling, TAR)
-        cache = StepCache(self.unet, spec.unet) if STEP_CACHE in self.sampling.fast else None
+        cache = StepCache(spec.unet) if STEP_CACHE in self.sampling.fast else None
         batch = Batch(self.unet, spec, scene.dtype, [Row.of(0, request, None, *self.hears, spec)], cache=cache)
         run = []
         for _ in range(batch.steps):

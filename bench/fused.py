@@ -17,6 +17,7 @@ from vstar_engine.config import Spec
 from vstar_engine.kernels.e4m3 import to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
+from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
 from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
 from vstar_engine.layers import FrameConv
 from vstar_engine.spatial_attention import best_attention, sdpa
@@ -29,7 +30,7 @@ from .providers import COMPILED, OURS, check_ours
 from .seeded import lay_out, relative_error, seeded
 from .timing import seconds_of_short
 
-CONVOLUTION = "temporal_convolution"
+CONVOLUTION, UPDATE = "temporal_convolution", "guided_step"
 OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
 NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS)
 # relative L2 against float64; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
@@ -40,6 +41,8 @@ MAX_COPIES = 16
 # rows of a projection that are compared
 ROWS = 2048
 EPS = 1e-5
+# channels of the latents
+LATENTS = 4
 Call = Callable[..., Tensor]
 
 
@@ -246,6 +249,24 @@ def convolutions(place: Place) -> Iterator[Form]:
     yield Form("3x1x1", draw, module, flat, moved, work, others={VOLUME: volume, PRODUCTS: products})
 
 
+def updates(place: Place) -> Iterator[Form]:
+    """What follows the network in a step: guidance and the sampler's update of latents in float32."""
+    shape = (place.batch, LATENTS, place.frames, place.height, place.across)
+    plain = torch.arange(place.batch, 2 * place.batch, device=place.device)
+
+    def draw() -> tuple[Tensor, ...]:
+        latents, noise = torch.randn(2, *shape, device=place.device)
+        weights = torch.rand(place.batch, len(COEFFICIENTS), device=place.device)
+        return latents, place.normal(2 * place.batch, *shape[1:]), weights, noise
+
+    def call(compute: Callable[..., tuple[Tensor, Tensor]], x: Tensor, eps: Tensor, weights: Tensor, noise: Tensor) -> Tensor:
+        return compute(x, eps, plain, weights, noise)[0]
+
+    moved = math.prod(shape) * (4.0 * torch.float32.itemsize + 2.0 * place.dtype.itemsize)
+    ours, definition = partial(call, guided_step), partial(call, guided_step_ref)
+    yield Form("guidance, DDIM", draw, ours, definition, moved, None, (), place.batch)
+
+
 def by_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolves (B, C, T, P) in channels-last memory over frames by three products, two of them shifted by a frame."""
     rows, cells = x.movedim(1, -1).flatten(1, 2), x.shape[3]  # (B, T * P, C), a view
@@ -263,11 +284,14 @@ OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
     "linear": projections,
     "spatial_attention": attentions,
     CONVOLUTION: convolutions,
+    UPDATE: updates,
 }
 
 
 def contests(op: str, place: Place, level: int, chosen: Sequence[str], compiler: str) -> Iterator[Contest]:
-    """Sets each use of an op at one place against PyTorch's operators, and these compiled."""
+    """Sets each use of an op at one place against PyTorch's operators, and these compiled; the latents have one level."""
+    if op == UPDATE and level:
+        return
     for form in OPS[op](place):
         copies = min(MAX_COPIES, math.ceil(2 * cache_bytes(place.device) / form.bytes))
         drawn = [form.draw() for _ in range(copies)]

@@ -1,41 +1,46 @@
-"""What fusing saves in one forward, counted without computing: operators launched, bytes they move, and their floor.
+"""What fusing saves in one step, network, guidance and update: operators launched, the bytes they move, and their floor.
 
-Each operator reads its inputs and writes its outputs once; one of PyTorch's may need more, as a norm that reads twice.
+It is counted, nothing is computed. Each operator reads its inputs and writes its outputs once; one of PyTorch's may need more,
+as a norm that reads twice.
 """
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vstar_engine.config import Spec
+from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.memory import without_data
+from vstar_engine.step import Call, Given, Step, Texts, take
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import UNet
 
 from .ladder import LAYERS, OURS, SPATIAL, batched
-from .ops import Machine, Op, traced
+from .ops import Machine, Op, traced_call
 from .plain import by_operators
 from .rows import Row, Rows
 from .scene import TAR, ByPasses, temporal_transformers
-from .seeded import step_inputs
+from .seeded import lay_out, step_inputs
 from .transformer import without_waste
 
 SUITE = "roofline"
-OPERATORS, ATTENTION, FUSED, ENGINE = (
+OPERATORS, ATTENTION, FUSED, STEM, ENGINE = (
     "PyTorch's operators",
     "fused attention",
     "fused layers too",
     "shared stem too",
+    "the whole step too",
 )
 # from nothing of ours to what the engine does
-STAGES = (OPERATORS, ATTENTION, FUSED, ENGINE)
+STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE)
 
 
 def network(spec: Spec, stage: str, frames: int) -> UNet:
     """Builds the network without data at one of STAGES; clean passes are the attention that is not fused."""
     unet = UNet(spec.unet).eval()
-    if stage in (FUSED, ENGINE):
+    if stage in (FUSED, STEM, ENGINE):
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
     if stage == OPERATORS:
@@ -49,10 +54,34 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
 
 
 def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: torch.dtype) -> list[Op]:
-    """Traces one forward of both guidance branches at one of STAGES."""
+    """Traces one guided step at one of STAGES."""
     with without_data(dtype):
-        inputs = step_inputs(spec, size, frames, "cpu", dtype)
-        return traced(network(spec, stage, frames), inputs if stage == ENGINE else batched(inputs))
+        unet = lay_out(network(spec, stage, frames), "channels_last")
+        latents, timestep, context, fps, tar = step_inputs(spec, size, frames, "cpu", dtype)
+        clean, noise, tar = latents.float(), torch.empty_like(latents, dtype=torch.float32), tar.float()
+        if stage == ENGINE:
+            # what is made once a video is not counted
+            clock, heard = unet.clock(timestep[0], fps), unet.hear(context[:1], context[1:, :1])
+            weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)
+            given = Given(clean, clock.table[0], fps, tar, weights, noise, plain)
+            step = Step(dtype, clock, (Call((0,), Texts((), heard)),), given)
+            return traced_call(lambda: take(unet, step))
+        inputs = [latents, timestep, context, fps, tar]
+        _, *rest = inputs if stage == STEM else batched(inputs)
+
+        def passes() -> Tensor:
+            x = clean.to(dtype)
+            return by_passes(clean, unet(x if stage == STEM else torch.cat([x, x]), *rest), noise)
+
+        return traced_call(passes)
+
+
+def by_passes(latents: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
+    """Guidance and DDIM's update by PyTorch's operators, with numbers of no step in particular."""
+    heard, unheard = eps.float().chunk(2)
+    e = unheard + 12.0 * (heard - unheard)
+    finished = (latents - 0.6 * e) / 0.8 / 0.9
+    return 0.85 * finished + 0.5 * e + 0.1 * noise
 
 
 def count(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, machine: Machine, rows: Rows) -> list[Row]:

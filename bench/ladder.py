@@ -33,7 +33,7 @@ IMPROVEMENTS = {
     CLEAN: "no unused softmax and no attention maps kept; plain layers by PyTorch's own attention",
     DTYPE: "the run's dtype instead of float32",
     BATCHED: "both guidance branches in one batch",
-    TEXT: "the text's keys and values are computed once for all steps (not in compiled graphs)",
+    TEXT: "the text's keys and values, and what blocks add for the timestep, are computed once for all steps (not compiled)",
     LAST: "convolutions on channels-last memory",
     FUSED: "temporal attention by our kernel, reading the fused projection in place",
     LAYERS: "norms with SiLU, GEGLU, and on a CPU projections with bias and residual or gate, each in one go",
@@ -91,8 +91,9 @@ class Step:
     def _forward(self, features: frozenset[str], inputs: list[Tensor]) -> Callable[[], Tensor]:
         unet: Any = self.network(features)
         if TEXT in features and not features & {COMPILE, AOTI}:
-            latents, timestep, context, *rest = inputs
-            return partial(unet, latents, timestep, unet.hear(context), *rest)
+            latents, timestep, context, fps, tar = inputs
+            clock = unet.clock(timestep[0], fps)
+            return partial(unet, latents, clock.timed(clock.table[0]), unet.hear(context), fps, tar)
         if AOTI in features:
             unet = self._packaged(features, unet, inputs)
         elif COMPILE in features:

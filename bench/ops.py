@@ -118,9 +118,14 @@ def traced(unet: UNet, inputs: Sequence[Tensor]) -> list[Op]:
     """Runs a network that holds no data, channels-last, and gives its ops; `tar`, the last of its inputs, as float32."""
     *given, tar = inputs
     lay_out(unet, "channels_last")
+    return traced_call(lambda: unet(*given, tar.float()))
+
+
+def traced_call(call: Callable[[], object]) -> list[Op]:
+    """Gives the ops of a call that runs a network which holds no data."""
     tracker = ModuleTracker()
     with tracker, Recorder(tracker) as recorder:
-        unet(*given, tar.float())
+        call()
     return recorder.ops
 
 

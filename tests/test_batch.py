@@ -65,7 +65,7 @@ def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
 
 def test_texts_are_projected_once(mini, alone, monkeypatch):
     heard, hear = [], mini.denoiser.hear
-    monkeypatch.setattr(mini.denoiser, "hear", lambda context: heard.append(len(context)) or hear(context))
+    monkeypatch.setattr(mini.denoiser, "hear", lambda *contexts: heard.append(len(contexts)) or hear(*contexts))
     assert apart(latents(mini, [MIXED[0]])[0], alone[0]) < LATENTS
     assert heard == [2]
     mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(heard) > 1)

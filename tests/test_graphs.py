@@ -2,22 +2,31 @@
 
 import gc
 import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import fake_graphs
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vstar_engine import Engine, Sampling, analysis, memory
+from vstar_engine import Engine, Sampling, Tar, analysis, memory
 from vstar_engine.backends import eager
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.backends.graphs import SHAPES, Recent, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
+from vstar_engine.cli import main
 from vstar_engine.config import Request
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.sampling import coefficients
+from vstar_engine.schedule import Schedule
+from vstar_engine.step import Call, Given, Step, Texts, take
 from vstar_engine.step_cache import Deep
 from vstar_engine.unet import UNet
+from vstar_engine.warm import shortened
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)
@@ -44,58 +53,94 @@ def networks(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[
     return lay_out(recorded, "channels_last"), lay_out(plain, "channels_last")
 
 
-def inputs(device: torch.device, frames: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """A step's inputs, other ones for another seed."""
+def step(
+    unet: UNet, frames: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32, texts: Texts | None = None, **deep: Any
+) -> Step:
+    """A guided step of one video; everything in it is another for another seed."""
+    device = next(unet.parameters()).device
     latents, timestep, context, fps, tar = step_inputs(TINY, TINY.size, frames, device, dtype)
-    return [latents + seed, timestep - 40 * seed, context * (1 - 0.1 * seed), fps + seed, tar * (1 - 0.2 * seed)]
+    clock = unet.clock(timestep[0] - 40 * seed, fps + seed)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    weights = coefficients(Schedule.ddim(5), torch.tensor([3.0 + seed]))[seed].float().to(device)
+    latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
+    given = Given(latents, clock.table[0], fps, tar, weights, noise, plain)
+    texts = texts or Texts((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
+    return Step(dtype, clock, (Call((0,), texts, **deep),), given)
+
+
+def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
-    """Plain, captured, and replayed with other values of every input; earlier results stay."""
+    """Plain, captured, and replayed with other values of everything; earlier results stay."""
     recorded, plain = networks(device, dtype)
     with mode():
-        steps = [inputs(device, seed=seed, dtype=dtype) for seed in (0, 1, 2, 3)]
-        ours = [recorded(*given) for given in steps]
-        theirs = [plain(*given) for given in steps]
-    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
-    assert not torch.equal(ours[2], ours[3])
+        ours = [recorded.replay(step(recorded, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
+        theirs = [take(plain, step(plain, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
+    assert all(map(equal, ours, theirs))
+    assert not torch.equal(ours[2][0], ours[3][0])
     (fixed,) = recorded.recent.values()
     assert fixed.recording.graph is not None
 
 
 @torch.no_grad()
-def test_steps_on_kept_features_run_plainly(device):
+def test_texts_are_projected_where_others_are_heard(device, monkeypatch):
     recorded, plain = networks(device)
-    for unet in (recorded, plain):
-        unet.noise = [unet(*inputs(device, seed=seed), deep) for deep in [Deep(2)] for seed in (0, 1, 2)]
-    assert all(torch.equal(mine, other) for mine, other in zip(recorded.noise, plain.noise, strict=True))
-    assert not recorded.recent
+    projected, project = [], recorded.projected
+    monkeypatch.setattr(recorded, "projected", lambda contexts: projected.append(len(contexts)) or project(contexts))
+    own, other = (step(plain, seed=seed).calls[0].texts for seed in (0, 3))
+    for seed, heard in enumerate([own, own, own, other, other, own]):
+        mine = recorded.replay(step(recorded, seed=seed % 5, texts=heard))
+        assert equal(mine, take(plain, step(plain, seed=seed % 5, texts=Texts(heard.contexts))))
+    assert projected == [2, 2, 2]
+
+
+@torch.no_grad()
+def test_steps_on_kept_features_are_recorded_too(device):
+    """Whole steps give their features, and steps on features take whichever they are given."""
+    recorded, plain = networks(device)
+    stages, found = TINY.unet.num_res_blocks + 1, []
+    for unet, run in ((recorded, recorded.replay), (plain, partial(take, plain))):
+        kept = [run(step(unet, seed=seed, deep=Deep(stages))) for seed in (0, 1, 2)]
+        cached = [run(step(unet, seed=seed, deep=Deep(stages, kept[seed][2]))) for seed in (2, 1, 0)]
+        found.append([*kept, *cached])
+    assert all(map(equal, *found))
+    assert [len(made) for made in found[0]] == [3, 3, 3, 2, 2, 2]
+    assert not torch.equal(found[0][3][0], found[0][4][0])
+    whole, part = recorded.recent.values()
+    assert None not in (whole.recording.graph, part.recording.graph)
+    assert whole.kept.calls[0].texts is part.kept.calls[0].texts
+    del whole, part
+    recorded.forget()
+    assert not recorded.heard
 
 
 @torch.no_grad()
 def test_every_shape_is_recorded_and_the_last_few_are_kept(device):
     recorded, plain = networks(device)
     for frames in [*range(1, SHAPES + 2)] * 2 + [SHAPES + 1] * 2:
-        given = inputs(device, frames, seed=1)
-        assert torch.equal(recorded(*given), plain(*given))
+        assert equal(recorded.replay(step(recorded, frames, seed=1)), take(plain, step(plain, frames, seed=1)))
     assert len(recorded.recent) == SHAPES
     # one shape too many in turn, and none comes to its second run; the last came to three
     assert [fixed.recording.runs for fixed in recorded.recent.values()] == [1] * (SHAPES - 1) + [3]
-    dense = [*inputs(device, 3)[:-1], torch.rand(1, TINY.unet.levels, 3, 3, device=device)]
-    assert torch.equal(recorded(*dense), plain(*dense))
 
 
 @torch.no_grad()
-def test_inputs_in_any_layout_and_another_call_mode(device):
+def test_latents_in_any_layout_and_another_call_mode(device):
     """Buffers made under inference mode may be written outside it, and views are read as they are."""
     recorded, plain = networks(device)
     with torch.inference_mode():
-        recorded(*inputs(device))
-    latents, timestep, context, fps, tar = inputs(device, seed=1)
-    given = [latents.transpose(3, 4).contiguous().transpose(3, 4), timestep, context, fps, tar]
-    assert all(torch.equal(recorded(*given), plain(*given)) for _ in range(3))
+        recorded.replay(step(recorded))
+
+    def strided(unet: UNet) -> Step:
+        made = step(unet, seed=1)
+        latents = made.given.latents.transpose(3, 4).contiguous().transpose(3, 4)
+        return replace(made, given=made.given._replace(latents=latents))
+
+    assert all(equal(recorded.replay(strided(recorded)), take(plain, strided(plain))) for _ in range(3))
 
 
 @torch.no_grad()
@@ -103,7 +148,7 @@ def test_only_the_second_run_of_a_shape_is_captured(graphs):
     recorded, _ = networks(CPU)
     counts = []
     for seed in range(4):
-        recorded(*inputs(CPU, seed=seed))
+        recorded.replay(step(recorded, seed=seed))
         counts.append(graphs.replays)
     assert counts == [0, 1, 2, 3]
     assert recorded.nbytes == 2**20
@@ -114,34 +159,23 @@ def test_hooks_are_heard(device):
     """Attention maps are read by hooks, which a replay would not call."""
     recorded, _ = networks(device)
     for seed in range(3):
-        recorded(*inputs(device, seed=seed))
+        recorded.replay(step(recorded, seed=seed))
     with analysis.recorded(recorded, [0]) as recording:
-        recorded(*inputs(device))
+        recorded.replay(step(recorded))
     assert recording.passes == 1
     assert recording.attentions
 
 
 def test_gradients_pass(device):
-    """Noise may be optimised through the network."""
+    """Noise may be optimised through the network, and through a step."""
     recorded, plain = networks(device)
     found = []
-    for network in (recorded, plain):
-        latents, *rest = inputs(device)
-        latents.requires_grad_()
-        network(latents, *rest).square().sum().backward()
+    for network, run in ((recorded, recorded.replay), (plain, partial(take, plain))):
+        made = step(network)
+        latents = made.given.latents.requires_grad_()
+        run(made)[0].square().sum().backward()
         found.append(latents.grad)
     assert torch.equal(*found)
-    assert not recorded.recent
-
-
-@torch.no_grad()
-def test_a_part_of_the_network_runs_plainly(device):
-    recorded, plain = networks(device)
-    given, stages = inputs(device), TINY.unet.num_res_blocks + 1
-    mine, theirs = Deep(stages), Deep(stages)
-    for _ in range(3):
-        assert torch.equal(recorded(*given, mine), plain(*given, theirs))
-    assert mine.features is not None
     assert not recorded.recent
 
 
@@ -149,15 +183,14 @@ def test_a_part_of_the_network_runs_plainly(device):
 def test_replaced_parameters_need_a_new_recording(device):
     """A graph reads where parameters were, so what changes them all forgets it."""
     recorded, plain = networks(device)
-    given = inputs(device)
-    before = [recorded(*given) for _ in range(3)][-1]
+    before = [recorded.replay(step(recorded)) for _ in range(3)][-1]
     last = recorded.out[2]
     last.weight = nn.Parameter(2 * last.weight, requires_grad=False)
     plain.out[2].weight = nn.Parameter(2 * plain.out[2].weight, requires_grad=False)
-    assert torch.equal(recorded(*given), before)
+    assert equal(recorded.replay(step(recorded)), before)
     assert recorded.forget()
     assert not recorded.forget()
-    assert all(torch.equal(recorded(*given), plain(*given)) for _ in range(3))
+    assert all(equal(recorded.replay(step(recorded)), take(plain, step(plain))) for _ in range(3))
     recorded.to(torch.float64)
     assert not recorded.recent
 
@@ -167,7 +200,7 @@ def test_what_is_dropped_is_freed_at_once(graphs):
     """Its memory is wanted, so nothing of it may wait for Python's collector."""
     recorded, _ = networks(CPU)
     for frames in (2, 2, 3, 3):
-        recorded(*inputs(CPU, frames))
+        recorded.replay(step(recorded, frames))
     kept = [weakref.ref(fixed.recording.graph) for fixed in recorded.recent.values()]
     gc.disable()
     try:
@@ -220,6 +253,106 @@ def test_a_video_is_the_plain_ones_to_the_byte(engine, mini, graphs):
     ours, theirs = (one.generate(["snow", "flowers"], **QUICK) for one in (engine, mini))
     assert (ours.frames == theirs.frames).all()
     assert graphs.replays == 3
+
+
+def walked(engine: Engine, requests: Sequence[Request], drop: Sequence[int] = ()) -> dict[int, Tensor]:
+    """Gives the last latents of videos made together, less those of `drop`, which leave one by one after each step."""
+    batch, leaving = engine.begin(requests), list(drop)
+    while batch.done < batch.steps:
+        batch.step()
+        if leaving:
+            batch.drop(leaving.pop())
+    return {row.index: row.latents for row in batch.rows}
+
+
+def unlike(**sampling: Any) -> list[Request]:
+    """Three videos whose every setting is their own, but for what `sampling` says."""
+    own = [{"guidance": 6.0}, {"guidance": 1.0, "fps_condition": 8}, {"guidance": 3.0, "eta": 0.0}]
+    tar = [Tar({0: 1.0, 1: 8.0}, until_step=1), None, Tar({0: 4.0}, strength=0.5)]
+    states = [("snow", "flowers"), ("a red ball",), ("rain", "sun", "night")]
+    return [
+        Request(states[i], 3, i, (32, 32), Sampling(**{"steps": 6, **own[i], **sampling}), tar[i]) for i in range(3)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("drop", [(), (0, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"guidance": 4.0},
+        {"batch_guidance": False},
+        {"guidance": 4.0, "fast": ("guidance-interval", "step-cache")},
+        {"guidance": 1.0, "eta": 1.0, "fast": ("few-step",)},
+    ],
+    ids=["mixed", "guided", "two passes", "interval and cache", "few"],
+)
+def test_videos_of_unlike_settings_and_cancellation_replay_as_they_run_plainly(engine, mini, graphs, sampling, drop):
+    ours, theirs = (walked(one, unlike(**sampling), drop) for one in (engine, mini))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(latents, theirs[index]) for index, latents in ours.items())
+    assert graphs.replays or drop
+
+
+def test_batches_of_one_shape_may_take_turns(engine, mini):
+    """As a server's do: each finds its own texts, noise and latents again."""
+    found = []
+    for one in (engine, mini):
+        batches = [one.begin([request]) for request in (unlike(guidance=4.0)[0], unlike(guidance=5.0)[2])]
+        for _ in range(batches[0].steps):
+            for batch in batches:
+                batch.step()
+        found.append([batch.rows[0].latents for batch in batches])
+    assert equal(*found)
+    assert len(engine.denoiser.recent) == 1
+
+
+def test_no_request_waits_for_a_recording_of_a_warmed_clip(graphs, mini, mini_weights, monkeypatch):
+    """Nothing is captured after loading, whether guided or not and whole or not; the video is the same."""
+    monkeypatch.setattr(eager, "UNet", RecordedUnet)
+    engine = Engine.load("mini", mini_weights, warm=[(2, 32, 32)])
+    sampling = Sampling(steps=10, guidance=6.0, fast=("guidance-interval", "step-cache"))
+    engine.warm([(2, 32, 32)], sampling)
+    monkeypatch.setattr(Recording, "_capture", lambda self: pytest.fail("a request was captured"))
+    known, before = len(engine.denoiser.recent), graphs.replays
+    ours, theirs = (one.generate("snow", **QUICK) for one in (engine, mini))
+    assert (ours.frames == theirs.frames).all()
+    assert graphs.replays == before + 4
+    engine.generate("snow", **{**QUICK, "sampling": sampling})
+    assert graphs.replays == before + 14
+    assert len(engine.denoiser.recent) == known == 5
+
+
+def test_an_engine_without_a_text_tower_is_warmed(engine):
+    bare = Engine(**{**vars(engine), "text": None})
+    bare.warm([(2, 32, 32)])
+    assert len(bare.denoiser.recent) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps"),
+    [
+        (Sampling(), 2),
+        (Sampling(1), 1),
+        (Sampling.few(), 2),
+        (Sampling(fast=("step-cache",)), 4),
+        (Sampling(fast=("guidance-interval",)), 5),
+        (Sampling(fast=("guidance-interval", "step-cache")), 10),
+        (Sampling(3, fast=("step-cache",)), 3),
+    ],
+    ids=str,
+)
+def test_warming_takes_every_kind_of_step_twice(sampling, steps):
+    assert shortened(sampling).steps == steps
+
+
+def test_the_command_warms_before_its_first_step(graphs, monkeypatch, tmp_path):
+    monkeypatch.setattr(eager, "UNet", RecordedUnet)
+    told = []
+    monkeypatch.setattr(Engine, "warm", lambda self, clips, sampling: told.append((clips, sampling.steps)))
+    arguments = ["--model", "mini", "--states", "snow", "--frames", "2", "--size", "32x32", "--steps", "2"]
+    assert main(["generate", *arguments, "--out", str(tmp_path / "a.mp4")]) == 0
+    assert told == [([(2, 32, 32)], 2)]
 
 
 def test_a_lora_is_heard_at_once(engine, mini_weights, tmp_path):
@@ -296,7 +429,6 @@ def test_an_engine_records_on_a_gpu_unless_told_not_to(mini_weights):
     assert type(recorded.denoiser) is RecordedUnet
     assert type(plain.denoiser) is UNet
     assert torch.backends.cudnn.benchmark
-    given = step_inputs(recorded.spec, (32, 32), 4, "cuda", torch.float32)
-    with torch.inference_mode():
-        assert all(torch.equal(recorded.denoiser(*given), plain.denoiser(*given)) for _ in range(3))
+    ours, theirs = (walked(one, unlike()) for one in (recorded, plain))
+    assert all(torch.equal(latents, theirs[index]) for index, latents in ours.items())
     assert memory.available_bytes(torch.device("cuda")) > recorded.denoiser.nbytes > 0

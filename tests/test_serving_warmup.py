@@ -3,7 +3,7 @@
 import pytest
 import slow_engine
 
-from vstar_engine.serving import warmup
+from vstar_engine import warm as warm_stages
 from vstar_engine.serving.pace import Pace
 from vstar_engine.serving.warmup import warm
 
@@ -28,7 +28,7 @@ class Timed(slow_engine.Slow):
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(warmup.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(warm_stages.time, "perf_counter", lambda: now[0])
     return now
 
 

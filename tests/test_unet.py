@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vstar_engine.config import MODELS, UNetSpec
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.layers import Linear, sinusoid
+from vstar_engine.layers import CrossAttention, Linear, sinusoid
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import UNet
 
@@ -104,6 +104,37 @@ def test_memory_layout_does_not_change_the_numbers():
             layout = torch.channels_last if parameter.dim() == 4 else torch.channels_last_3d
             parameter.data = parameter.data.contiguous(memory_format=layout)
     assert torch.allclose(net(**given), out, **SAME)
+
+
+def test_texts_of_unlike_lengths_are_projected_as_they_are():
+    """A text for all frames is one row for every layer, beside as many rows as frames of another."""
+    net, given, seen = made(), inputs(), []
+    states, empty = given["context"], given["context"][:, :1] + 1
+    wanted = net(**{**given, "context": torch.cat([states, empty.expand_as(states)])})
+    layers = [part for part in net.modules() if isinstance(part, CrossAttention)]
+    hooks = [layer.to_kv.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0])) for layer in layers]
+    heard = net.hear(states, empty)
+    assert seen == [states.shape[1] + 1] * len(layers)
+    assert torch.allclose(net(**{**given, "context": heard}), wanted, **SAME)
+    assert len(seen) == len(layers)
+    assert net.hear(empty).shape[:2] == (1, 1)
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+def test_a_clock_serves_every_step_without_its_embeddings(texts):
+    net, given = made(), inputs(2)
+    context = torch.cat([given["context"] * (1 + i) for i in range(texts)])
+    timesteps = torch.tensor([901, 481, 1])
+    clock = net.clock(timesteps, given["fps"])
+    assert clock.table.shape[:3] == (3, 2, 1)
+    wanted = [net(**{**given, "context": context, "timestep": t.expand(2, 1)}) for t in timesteps]
+    net.time_embed = net.fps_embedding = None
+    for row, noise in zip(clock.table, wanted, strict=True):
+        found = net(**{**given, "context": context, "timestep": clock.timed(row), "fps": None})
+        assert torch.allclose(found, noise, **SAME)
+    assert not torch.allclose(wanted[0], wanted[1], **SAME)
 
 
 def test_the_stem_is_never_regularised():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from vstar_engine.cli import main
 from vstar_engine.golden import Golden
+from vstar_engine.unet import UNet
 from vstar_engine.verify import verify
 
 # one case of each kind, and every output of it that is judged
@@ -77,6 +79,23 @@ def test_scaled_output_fails_by_number(tmp_path, name, output):
     assert row.worst is not None
     assert row.worst.output == output
     assert row.worst.error > row.worst.tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("unet_batch2_plain", lambda clock: replace(clock, table=1.01 * clock.table)),
+        ("e2e", lambda clock: replace(clock, table=clock.table.roll(1, 0))),
+    ],
+    ids=["forward", "steps"],
+)
+def test_what_the_engine_projects_ahead_is_judged(tmp_path, monkeypatch, name, spoil):
+    """The network is called plainly too, which does not hide a fault in what a step is made of."""
+    clock = UNet.clock
+    folder = folder_of(tmp_path, name)
+    assert verdict(folder, name).ok
+    monkeypatch.setattr(UNet, "clock", lambda self, *given: spoil(clock(self, *given)))
+    assert not verdict(folder, name).ok
 
 
 def test_altered_file_fails_by_checksum(tmp_path):

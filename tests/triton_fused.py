@@ -7,6 +7,7 @@ from accuracy import assert_as_accurate
 from vstar_engine.kernels.e4m3 import LARGEST, to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
+from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -48,6 +49,21 @@ def test_to_e4m3(shape, dtype):
     assert carried.float().mean() < 0.1
     assert (got != wanted)[~carried].float().mean() <= 0.1
     assert ((got - wanted).abs() <= 0.13 * wanted.abs() + 2.0**-9)[~carried].all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 3, 16, 24), (3, 4, 1, 5, 7), (1, 1)], ids=str)
+def test_guided_step(shape, dtype):
+    """Every video by coefficients of its own, the last without guidance; predictions in the network's dtype."""
+    videos = shape[0]
+    latents, noise = torch.randn(2, *shape).to(DEVICE)
+    eps = torch.randn(2 * videos, *shape[1:]).to(DEVICE, dtype)
+    plain = torch.tensor([videos + i for i in range(videos - 1)] + [videos - 1]).to(DEVICE)
+    coefficients = (0.2 + 3 * torch.rand(videos, len(COEFFICIENTS))).to(DEVICE)
+    given = latents, eps, plain, coefficients, noise
+    exact = guided_step_ref(latents.double(), eps.double(), plain, coefficients.double(), noise.double())
+    for got, eager, wanted in zip(guided_step(*given), guided_step_ref(*given), exact, strict=True):
+        assert_as_accurate(got, eager, wanted)
 
 
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "plain"])

@@ -1,22 +1,22 @@
 """Videos of the same frames, size and steps on their way through one denoiser, each with settings of its own."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import tar
 from .backends import Denoiser
+from .backends.eager import RecordedUnet
 from .config import Request, Spec
 from .embeddings import Embeddings
-from .sampling import advance
+from .sampling import coefficients
 from .schedule import Schedule
+from .step import Call, Given, Step, Texts, take
 from .step_cache import StepCache
-from .unet import UNet
+from .unet import Clock, UNet
 
 
 @dataclass(eq=False)
@@ -24,7 +24,8 @@ class Row:
     """One video of a batch: what it hears, where its noise comes from, and how far it has come.
 
     `index` is its place among the requests and `held` the embeddings it brought; context and unconditional are
-    (1, 1 or T, 77, C), latents and clean (what the last step took for the finished latents) (1, 4, T, h, w).
+    (1, 1 or T, 77, C), latents and clean (what the last step took for the finished latents) (1, 4, T, h, w). `drawn` is
+    noise of the step to come.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Row:
     generator: torch.Generator
     latents: Tensor
     clean: Tensor | None = None
+    drawn: Tensor | None = None
 
     @staticmethod
     def of(index: int, request: Request, held: Embeddings | None, context: Tensor, unconditional: Tensor, spec: Spec) -> "Row":
@@ -47,13 +49,37 @@ class Row:
         schedule = Schedule.of(request.sampling)
         return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
 
-    def noise(self) -> Tensor:
-        return torch.randn(self.latents.shape, generator=self.generator)
+    def draw(self, done: int) -> None:
+        """Draws the noise of the step after `done` ones, if it takes any; in memory that a GPU reads without waiting."""
+        if self.drawn is None and done < len(self.schedule) and self.schedule.sigma[len(self.schedule) - 1 - done] > 0:
+            pinned = self.latents.is_cuda
+            self.drawn = torch.randn(self.latents.shape, generator=self.generator, pin_memory=pinned)
 
-    def advance(self, done: int, conditional: Tensor, unconditional: Tensor | None) -> None:
-        """Takes the latents one step further."""
-        i, guidance = len(self.schedule) - 1 - done, self.request.sampling.guidance
-        self.latents, self.clean = advance(self.schedule, i, self.latents, conditional, unconditional, guidance, self.noise)
+
+@dataclass(frozen=True)
+class Tables:
+    """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on.
+
+    `told` is the network's clock, where it has one, else timesteps (steps, rows, 1).
+    """
+
+    clock: Clock | None
+    told: Tensor
+    fps: Tensor
+    tar: Tensor
+    coefficients: Tensor
+
+    @staticmethod
+    def of(rows: Sequence[Row], denoiser: Denoiser, spec: Spec) -> "Tables":
+        requests, schedule, device = [row.request for row in rows], rows[0].schedule, rows[0].latents.device
+        steps, levels = len(schedule), spec.unet.levels
+        timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
+        fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
+        g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
+        weights = torch.stack([coefficients(row.schedule, row.request.sampling.guidance) for row in rows], dim=1)
+        clock = denoiser.clock(timesteps, fps) if isinstance(denoiser, UNet) else None
+        told = timesteps[:, None, None].expand(-1, len(rows), -1) if clock is None else clock.table
+        return Tables(clock, told, fps, g.to(device), weights.float().to(device))
 
 
 @dataclass
@@ -67,7 +93,8 @@ class Batch:
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
     cache: StepCache | None = None
-    _heard: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    _tables: Tables | None = None
+    _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Texts]], Tensor]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -76,46 +103,70 @@ class Batch:
     def drop(self, index: int) -> None:
         """Takes a video out; the others go on as they would have."""
         self.rows = [row for row in self.rows if row.index != index]
-        self._heard.clear()
+        self._tables = None
+        self._plans.clear()
 
     @torch.inference_mode()
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
         start = time.perf_counter()
-        guided = [row for row in self.rows if row.request.sampling.guided(self.done)]
-        heard, unheard = [row.context for row in self.rows], [row.unconditional for row in guided]
-        if not all(row.request.sampling.batch_guidance for row in self.rows):
-            eps = torch.cat([self._predict(*call) for call in ((self.rows, heard), (guided, unheard)) if call[0]])
-        elif len(guided) in (0, len(self.rows)):  # both branches of every video: what they share is computed once
-            eps = self._predict(self.rows, [*heard, *unheard])
-        else:
-            eps = self._predict([*self.rows, *guided], [*heard, *unheard])
-        conditional, plain = eps[: len(heard)], iter(eps[len(heard) :])
-        for row, e in zip(self.rows, conditional, strict=True):
-            row.advance(self.done, e[None], next(plain)[None] if row in guided else None)
+        guided = tuple(i for i, row in enumerate(self.rows) if row.request.sampling.guided(self.done))
+        if guided not in self._plans:
+            self._plans[guided] = self._plan(guided)
+        calls, plain = self._plans[guided]
+        names = [self._names(rows, texts) for rows, texts in calls]
+        whole = self.rows[0].request.sampling.whole(self.done)
+        made = tuple(
+            Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
+            for (rows, texts), branches in zip(calls, names, strict=True)
+        )
+        step = Step(self.dtype, *self._given(made, plain))
+        run = self.denoiser.replay if isinstance(self.denoiser, RecordedUnet) else None
+        latents, clean, *features = run(step) if run else take(self.denoiser, step)
+        for row, x, x0 in zip(self.rows, latents.split(1), clean.split(1), strict=True):
+            row.latents, row.clean = x, x0
+        if self.cache and whole:
+            for branches, kept in zip(names, features, strict=True):
+                self.cache.keep(branches, kept)
         self.done += 1
+        # a GPU still computes meanwhile
+        for row in self.rows:
+            row.draw(self.done)
         self.seconds["denoise"] += time.perf_counter() - start
 
-    def _predict(self, rows: Sequence[Row], heard: Sequence[Tensor]) -> Tensor:
-        """Gives the noise of rows that hear one context each, or two, all rows the first: (contexts, 4, T, h, w) float32."""
-        latents = torch.cat([row.latents for row in rows]).to(self.dtype)
-        device, first = latents.device, rows[0]
-        at = int(first.schedule.timesteps[self.steps - 1 - self.done])
-        timestep = torch.full((len(rows), 1), at, device=device)
-        fps = torch.tensor([row.request.sampling.fps_condition for row in rows], device=device)
-        levels = self.spec.unet.levels
-        g = torch.cat([tar.table(row.request.tar, levels, row.request.frames, self.done) for row in rows])
-        inputs = (latents, timestep, self._context(heard), fps, g.to(device))
-        if self.cache is None:
-            return self.denoiser(*inputs).float()
-        branches = [(row.index, text is row.context) for row, text in zip(cycle(rows), heard)]
-        return self.cache(branches, first.request.sampling.whole(self.done), *inputs).float()
+    def _given(self, calls: tuple[Call, ...], plain: Tensor) -> tuple[Clock | None, tuple[Call, ...], Given]:
+        if self._tables is None:
+            self._tables = Tables.of(self.rows, self.denoiser, self.spec)
+        known, at = self._tables, self.done
+        latents = torch.cat([row.latents for row in self.rows]) if len(self.rows) > 1 else self.rows[0].latents
+        given = Given(latents, known.told[at], known.fps, known.tar[at], known.coefficients[at], self._noise(latents), plain)
+        return known.clock, calls, given
 
-    def _context(self, heard: Sequence[Tensor]) -> Any:
-        """Gives texts as the denoiser takes them, made once for as long as the same are heard."""
-        key = tuple(map(id, heard))
-        if key not in self._heard:
-            frames = max(context.shape[1] for context in heard)
-            context = torch.cat([context.expand(1, frames, -1, -1) for context in heard])
-            self._heard[key] = self.denoiser.hear(context) if isinstance(self.denoiser, UNet) else context
-        return self._heard[key]
+    def _noise(self, latents: Tensor) -> Tensor:
+        """Gives the noise of this step on the device, zeros for rows that take none."""
+        noise = torch.zeros_like(latents)
+        for place, row in zip(noise.split(1), self.rows, strict=True):
+            row.draw(self.done)
+            if row.drawn is not None:
+                place.copy_(row.drawn, non_blocking=True)
+                row.drawn = None
+        return noise
+
+    def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Texts]], Tensor]:
+        """Gives each call's rows and texts, and which prediction each row has for what it hears nothing in."""
+        every = tuple(range(len(self.rows)))
+        heard, unheard = [row.context for row in self.rows], [self.rows[i].unconditional for i in guided]
+        if not all(row.request.sampling.batch_guidance for row in self.rows):
+            calls = [(every, heard), (guided, unheard)]
+        elif guided == every:  # what the branches of every video share is computed once
+            calls = [(every, [*heard, *unheard])]
+        else:
+            calls = [((*every, *guided), [*heard, *unheard])]
+        places = {row: len(every) + place for place, row in enumerate(guided)}
+        plain = torch.tensor([places.get(i, i) for i in every], device=self.rows[0].latents.device)
+        return [(rows, Texts(tuple(texts))) for rows, texts in calls if texts], plain
+
+    def _names(self, rows: tuple[int, ...], texts: Texts) -> list[Hashable]:
+        """Names the branches of a call: the video, and whether it hears its own text."""
+        rows = rows * (len(texts.contexts) // len(rows))
+        return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, texts.contexts, strict=True)]

@@ -29,11 +29,14 @@ from .timeline import Position
 from .unet import UNet
 from .vae import Vae
 from .video import Video, to_bytes
+from .warm import Clip, warm_up
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
 OnPart = Callable[[Video], None]
+# frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
+USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
 
 class Engine:
@@ -77,6 +80,7 @@ class Engine:
         loras: Sequence[str] = (),
         graphs: bool = True,
         fp8: bool = False,
+        warm: bool | Sequence[Clip] = False,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
@@ -85,7 +89,8 @@ class Engine:
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
         FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
         one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its linear layers multiply in
-        FP8, scaled by what a short clip shows when it is loaded.
+        FP8, scaled by what a short clip shows when it is loaded. `warm` names clips to take through all stages as it loads,
+        True: those of `clips`, so that no request waits for kernels to be loaded, tried out and recorded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
@@ -136,7 +141,28 @@ class Engine:
             room.forget_graphs(denoiser)
             if where.type == "cpu":
                 remarks.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+        if warm:
+            made.warm(() if warm is True else warm)
         return made
+
+    @property
+    def records(self) -> bool:
+        """Says whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
+        return room.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
+
+    def clips(self) -> list[Clip]:
+        """Gives the clips to warm where none are named: a built engine's own, else usual ones."""
+        frames, size = USUAL[self.device.type], self.spec.size
+        if self.artifact is not None:
+            frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
+        return [(count, *size) for count in frames]
+
+    def warm(self, clips: Sequence[Clip] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
+        """Takes clips, none: those of `clips`, through all stages, with as few steps as show every kind that `sampling` has.
+
+        Another number of videos, another `fast` or `batch_guidance`, and guidance 1 are other steps. Raises as `run` does.
+        """
+        warm_up(self, clips or self.clips(), sampling)
 
     def adapt(self, loras: Sequence[str] = ()) -> None:
         """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
@@ -267,7 +293,7 @@ class Engine:
                 Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
-        cache = StepCache(self.denoiser, self.spec.unet) if STEP_CACHE in first.sampling.fast else None
+        cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()

@@ -260,6 +260,10 @@ def run(args: argparse.Namespace) -> int:
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
     engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
+    if engine.records:  # requests of one command differ in nothing that is recorded
+        first = requests[0]
+        assert first.size is not None
+        engine.warm([(first.frames, *first.size)], first.sampling)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

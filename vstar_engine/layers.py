@@ -115,6 +115,13 @@ class Heard:
     kv: dict[nn.Module, Tensor]
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A step's timestep and frame rates as the residual blocks add them: each block's projection, (B, 1 or T, C)."""
+
+    parts: dict[nn.Module, Tensor]
+
+
 class CrossAttention(nn.Module):
     """Attention of positions to text; frames that share a text share its keys and values."""
 

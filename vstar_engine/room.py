@@ -14,6 +14,11 @@ def graph_bytes(denoiser: Denoiser) -> int:
     return denoiser.nbytes if isinstance(denoiser, RecordedUnet) else 0
 
 
+def records(denoiser: Denoiser) -> bool:
+    """Says whether a denoiser's steps are recorded."""
+    return isinstance(denoiser, RecordedUnet)
+
+
 def forget_graphs(denoiser: Denoiser) -> bool:
     """Gives the memory of a denoiser's graphs back; says whether there were any."""
     return isinstance(denoiser, RecordedUnet) and denoiser.forget()

@@ -1,11 +1,12 @@
 """DDIM and consistency sampling with classifier-free guidance, as a generator that yields each step."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels.guided_step import guided_step
 from .schedule import Schedule
 
 # (latents, timestep (B,) int64, step index) -> the conditional and the unconditional noise prediction, like latents;
@@ -13,31 +14,20 @@ from .schedule import Schedule
 Denoise = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
 
 
-def advance(
-    schedule: Schedule,
-    i: int,
-    latents: Tensor,
-    conditional: Tensor,
-    unconditional: Tensor | None,
-    guidance: float | Tensor,
-    draw: Callable[[], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Takes latents from the schedule's i-th timestep to the one before it: (latents, pred_x0).
+def coefficients(schedule: Schedule, guidance: float | Tensor) -> Tensor:
+    """Gives what `guided_step` takes at each step, the noisiest first: (steps, 8) float64; guidance (B,): (steps, B, 8).
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
     With a consistency model's schedule x0 becomes out * x0 + skip * x, and sigma^2 is 1 - a_prev.
     """
-    eps = conditional if unconditional is None else unconditional + guidance * (conditional - unconditional)
-    alpha, alpha_prev, sigma = float(schedule.alpha[i]), float(schedule.alpha_prev[i]), float(schedule.sigma[i])
-    pred_x0 = (latents - (1 - alpha) ** 0.5 * eps) / alpha**0.5 / float(schedule.scale[i])
-    if schedule.skip[i]:
-        pred_x0 = float(schedule.out[i]) * pred_x0 + float(schedule.skip[i]) * latents
-    direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
-    latents = alpha_prev**0.5 * float(schedule.scale_prev[i]) * pred_x0 + direction
-    if sigma > 0:
-        latents = latents + sigma * draw().to(latents)
-    return latents, pred_x0
+    s = schedule
+    direction = np.sqrt(np.maximum(1 - s.alpha_prev - s.sigma**2, 0.0))
+    inverse, kept = 1 / (np.sqrt(s.alpha) * s.scale), np.sqrt(s.alpha_prev) * s.scale_prev
+    columns = np.stack([np.sqrt(1 - s.alpha), inverse, s.out, s.skip, kept, direction, s.sigma], axis=-1)
+    weight = torch.as_tensor(guidance, dtype=torch.float64).cpu()
+    walk = torch.from_numpy(columns[::-1].copy()).reshape(len(s), *[1] * weight.dim(), -1)
+    return torch.cat([weight[..., None].expand(len(s), *weight.shape, 1), walk.expand(-1, *weight.shape, -1)], dim=-1)
 
 
 def sample(
@@ -56,11 +46,15 @@ def sample(
     """
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
-    shape = latents.shape
+    shape, device = latents.shape, latents.device
     draw = noise if callable(noise) else lambda i: torch.randn(shape) if noise is None else noise[i]
-    weight = torch.as_tensor(guidance, dtype=latents.dtype, device=latents.device).reshape(-1, *[1] * (latents.dim() - 1))
+    weight = torch.as_tensor(guidance, dtype=torch.float64).reshape(-1).expand(len(latents))
+    table, heard = coefficients(schedule, weight).to(latents), torch.arange(len(latents), device=device)
     for index, i in enumerate(reversed(range(len(schedule) - start))):
-        timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=latents.device)
+        timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=device)
         conditional, unconditional = denoise(latents, timestep, index)
-        latents, pred_x0 = advance(schedule, i, latents, conditional, unconditional, weight, partial(draw, index))
-        yield index, int(timestep[0]), latents, pred_x0
+        eps = conditional if unconditional is None else torch.cat([conditional, unconditional])
+        plain = heard if unconditional is None else heard + len(latents)
+        fresh = draw(index).to(latents) if schedule.sigma[i] > 0 else torch.zeros_like(latents)
+        latents, pred_x0 = guided_step(latents, eps, plain, table[start + index], fresh)
+        yield index, int(schedule.timesteps[i]), latents, pred_x0

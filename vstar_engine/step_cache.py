@@ -4,9 +4,8 @@ From one sampling step to the next the deep features change little, and most of 
 bit and keeps them, for each guidance branch of each video; the step after it runs only the blocks around them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,25 +25,24 @@ class Deep:
 
 
 class StepCache:
-    """Runs a network whole, or on the deep features that each branch of a batch had when it last ran whole."""
+    """The deep features that each branch of a batch had when the network last ran whole for it."""
 
-    def __init__(self, unet: Callable[..., Tensor], spec: UNetSpec):
-        self.unet = unet
+    def __init__(self, spec: UNetSpec):
         self.stages = FRESH_LEVELS * (spec.num_res_blocks + 1)
         self.held: dict[tuple[Hashable, ...], Tensor] = {}
 
-    def __call__(self, branches: Sequence[Hashable], whole: bool, *inputs: Any) -> Tensor:
-        """Gives the noise of rows that go by the names in `branches`."""
+    def deep(self, branches: Sequence[Hashable], whole: bool) -> Deep:
+        """Gives what a forward of rows that go by the names in `branches` takes: with their features unless it runs whole."""
         names = tuple(branches)
         if not whole:
-            return self.unet(*inputs, Deep(self.stages, self._features(names)))
+            return Deep(self.stages, self._features(names))
         # what these branches had is not kept beside what they get
         self.held = {others: held for others, held in self.held.items() if not {*others} & {*names}}
-        deep = Deep(self.stages)
-        noise = self.unet(*inputs, deep)
-        assert deep.features is not None
-        self.held[names] = deep.features
-        return noise
+        return Deep(self.stages)
+
+    def keep(self, branches: Sequence[Hashable], features: Tensor) -> None:
+        """Keeps the features of a forward that ran whole."""
+        self.held[tuple(branches)] = features
 
     def _features(self, names: tuple[Hashable, ...]) -> Tensor:
         """Gives the features of branches, put together anew where they did not run together."""

@@ -31,3 +31,11 @@ def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
         for level, sigma in tar.sigma.items():
             rows[0, level] = toeplitz(frames, sigma, tar.strength)
     return rows
+
+
+def tables(tar: Tar | None, levels: int, frames: int, steps: int) -> Tensor:
+    """Gives the rows of every step, (steps, levels, frames) float32; raises as `table` does."""
+    rows = torch.zeros(steps, levels, frames)
+    if tar is not None:
+        rows[: max(0, tar.until_step + 1)] = table(tar, levels, frames, tar.until_step)
+    return rows

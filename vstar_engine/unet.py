@@ -4,6 +4,9 @@ Hidden states are (B*T, C, H, W). In channels-last memory every reshape here is 
 channels are then the same bytes read as (B, T, P, C) by the temporal layers. Parameters keep the official names.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,7 @@ from .layers import (
     Pointwise,
     RowNorm,
     SelfAttention,
+    Timed,
     Upsample,
     normed,
     sinusoid,
@@ -62,11 +66,16 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.temporal_conv = TemporalConvBlock(out_channels, groups) if temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | Timed, frames: int) -> Tensor:
         """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W)."""
-        emb = self.emb_layers(emb)
-        emb = emb.repeat_interleave(x.shape[0] // emb.shape[0], dim=0)[:, :, None, None]
-        h = self.skip_connection(x) + self.out_layers(self.in_layers(x) + emb)
+        h = self.in_layers(x)
+        if isinstance(emb, Timed):
+            told = emb.parts[self]  # branches, which follow one another, share it
+            h = (h.unflatten(0, (-1, len(told), frames)) + told[..., None, None]).flatten(0, 2)
+        else:
+            told = self.emb_layers(emb)
+            h = h + told.repeat_interleave(x.shape[0] // told.shape[0], dim=0)[:, :, None, None]
+        h = self.skip_connection(x) + self.out_layers(h)
         return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
 
 
@@ -84,6 +93,11 @@ def parted(x: Tensor, rows: int) -> Tensor:
     """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows."""
     branches = rows // x.shape[0]
     return x if branches == 1 else torch.cat([x] * branches)
+
+
+def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
+    """Gives every branch the embedding that branches shared until here; what is projected already serves all of them."""
+    return emb if isinstance(emb, Timed) else parted(emb, len(emb) * branches)
 
 
 class SpatialBlock(nn.Module):
@@ -171,7 +185,9 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | Heard, tar: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int
+    ) -> tuple[Tensor, Tensor | Timed]:
         """Gives x and emb, which part into branches at the first text that is heard."""
         for layer in self:
             if isinstance(layer, ResBlock):
@@ -179,7 +195,7 @@ class Stage(nn.ModuleList):
             elif isinstance(layer, SpatialTransformer):
                 shared = x.shape[0]
                 x = layer(x, context, frames)
-                emb = parted(emb, emb.shape[0] * (x.shape[0] // shared))
+                emb = apart(emb, x.shape[0] // shared)
             elif isinstance(layer, TemporalTransformer):
                 x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
             else:
@@ -251,15 +267,36 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
-    def hear(self, context: Tensor) -> Tensor | Heard:
-        """Projects texts for every step to come: give `forward` what this gives in the context's place."""
-        texts = context.flatten(0, 1)
-        return Heard(context.shape, {part: part.to_kv(texts) for part in self.modules() if isinstance(part, CrossAttention)})
+    def clock(self, timesteps: Tensor, fps: Tensor) -> "Clock":
+        """Projects timesteps (steps,) and frame rates (B,) for every residual block and step to come."""
+        blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
+        emb = self.embed(timesteps.expand(len(fps), -1), fps)
+        table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
+        return Clock(blocks, table.unflatten(0, (len(fps), -1)).transpose(0, 1)[:, :, None].contiguous())
+
+    def hear(self, *contexts: Tensor) -> Heard:
+        """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
+
+        Of several, one after another, those with one row are projected once, then repeated for as many frames as others have.
+        """
+        return Heard(heard_shape(contexts), dict(self.projected(contexts)))
+
+    def projected(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Gives every cross-attention with its keys and values of texts, as `hear` puts them together."""
+        rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), heard_shape(contexts)[1]
+        counts = [context.shape[0] * context.shape[1] for context in contexts]
+        for part in self.modules():
+            if isinstance(part, CrossAttention):
+                kv = part.to_kv(rows)
+                if any(context.shape[1] != frames for context in contexts):
+                    own = [x.unflatten(0, c.shape[:2]) for x, c in zip(kv.split(counts), contexts, strict=True)]
+                    kv = torch.cat([x.expand(-1, frames, -1, -1).flatten(0, 1) for x in own])
+                yield part, kv
 
     def forward(
         self,
         latents: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | Timed,
         context: Tensor | Heard,
         fps: Tensor,
         tar: Tensor,
@@ -270,8 +307,8 @@ class UNet(nn.Module):
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
         With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
-        comes before the first text is computed once for all k. `deep` without features gets them; one that has them spares the
-        blocks between those that it names.
+        comes before the first text is computed once for all k. A row of a `Clock` may take the timestep's place; it knows the
+        fps. `deep` without features gets them; one that has them spares the blocks between those that it names.
         """
         frames, rows = latents.shape[2], context.shape[0]
         if rows % latents.shape[0]:
@@ -280,7 +317,7 @@ class UNet(nn.Module):
         cut = len(self.output_blocks) - deep.stages if deep else 0
         known = deep.features if deep else None
         spared = 0 if known is None else cut
-        emb = self.embed(timestep, fps)
+        emb = timestep if isinstance(timestep, Timed) else self.embed(timestep, fps)
         x = to_frames(latents)
         skips = []
         for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
@@ -291,10 +328,29 @@ class UNet(nn.Module):
         if known is None:
             x, emb = self.middle_block(x, emb, context, tar, frames)
         else:
-            x, emb = known, parted(emb, emb.shape[0] * (known.shape[0] // x.shape[0]))
+            x, emb = known, apart(emb, known.shape[0] // x.shape[0])
         for i, stage in enumerate(self.output_blocks[spared:], spared):
             if deep and i == cut:
                 deep.features = x
             skip = parted(skips.pop(), x.shape[0])
             x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What residual blocks add at every step: each block's channels side by side, (steps, B, 1, channels of all)."""
+
+    blocks: tuple[ResBlock, ...]
+    table: Tensor
+
+    def timed(self, row: Tensor) -> Timed:
+        """Gives each block its channels of a step's row (B, 1, channels of all), without copies."""
+        sizes = [block.emb_layers[1].out_features for block in self.blocks]
+        return Timed(dict(zip(self.blocks, row.split(sizes, dim=-1), strict=True)))
+
+
+def heard_shape(contexts: Sequence[Tensor]) -> torch.Size:
+    """Gives the shape of contexts one after another, with a row for each frame where one of them has that."""
+    frames = max(context.shape[1] for context in contexts)
+    return torch.Size((sum(len(context) for context in contexts), frames, *contexts[0].shape[2:]))

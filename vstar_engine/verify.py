@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, schedule
+from .backends.eager import RecordedUnet
 from .errors import VstarError
 from .golden import Case, Golden
 from .kernels.temporal_attention import temporal_attention, temporal_attention_probs
-from .sampling import sample
+from .sampling import coefficients, sample
 from .schedule import Schedule
+from .step import Call, Given, Step, Texts, take
 from .tar import toeplitz
 from .text import TextTower, anchor_frames, spread, tokenize
 from .unet import ResBlock, TemporalConvBlock, TemporalTransformer, UNet
@@ -163,12 +166,19 @@ def _unet(judge: Judge) -> None:
     if "x_head" in judge.arrays:
         judge.exact(judge.arrays["x"].ravel()[:16], "x_head")
     unet, inputs = unet_case(judge)
-    out = unet(*inputs)
-    if "out" in judge.arrays:
-        judge.compare(out, "out")
-    if "out_frames" in judge.arrays:
-        judge.compare(out[:, :, judge.tensor("frames_idx")], "out_frames")
-        judge.compare((out.double() ** 2).sum(dim=(0, 1, 3, 4)), "out_frame_sq")
+    for out in (unet(*inputs), _hoisted(unet, *inputs)):
+        if "out" in judge.arrays:
+            judge.compare(out, "out")
+        if "out_frames" in judge.arrays:
+            judge.compare(out[:, :, judge.tensor("frames_idx")], "out_frames")
+            judge.compare((out.double() ** 2).sum(dim=(0, 1, 3, 4)), "out_frame_sq")
+
+
+def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+    """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
+    clock, videos = unet.clock(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
+    heard = unet.hear(context, torch.zeros_like(context[:, :1]))
+    return unet(x, clock.timed(clock.table[videos, videos]), heard, fps, tar)[: len(x)]
 
 
 def _vsp(judge: Judge) -> None:
@@ -267,7 +277,7 @@ def _end_to_end(judge: Judge) -> None:
     config, golden, device = judge.case["config"], judge.golden, judge.device
     weights = golden.tensors(judge.case["weights"])
     text = TextTower(checkpoint.spec_from_official(golden.config(judge.case, "open_clip_cfg")))
-    unet = UNet(checkpoint.spec_from_official(golden.config(judge.case, "unet_params")))
+    unet = RecordedUnet(checkpoint.spec_from_official(golden.config(judge.case, "unet_params")))
     vae = Vae(_vae_spec(judge))
     for module, prefix in ((text, checkpoint.TEXT), (unet, checkpoint.UNET), (vae, checkpoint.VAE)):
         checkpoint.load(module.eval(), weights, prefix, device=device)
@@ -290,13 +300,31 @@ def _end_to_end(judge: Judge) -> None:
     steps = list(sample(denoise, walk, judge.tensor("x_T"), guidance=config["cfg"], noise=judge.tensor("noise")))
     for output, branch in (("eps_cond", 0), ("eps_uncond", 1)):
         judge.compare(torch.stack([pair[branch] for pair in predicted[: len(judge.arrays[output])]]), output)
-    judge.compare(torch.stack([latents for _, _, latents, _ in steps]), "x")
-    judge.compare(steps[-1][3], "pred_x0_last")
-    judge.compare(steps[-1][2], "latents")
+    every = torch.stack([rows if index <= config["until_time"] else torch.zeros_like(rows) for index in range(len(walk))])
+    texts, guided = Texts((context[None], unconditional[None])), coefficients(walk, torch.tensor([config["cfg"]]))
+    stepped = _stepped(unet, walk, judge.tensor("x_T"), texts, fps, every, guided, judge.tensor("noise"))
+    for walked in ([(latents, pred_x0) for _, _, latents, pred_x0 in steps], stepped):
+        judge.compare(torch.stack([latents for latents, _ in walked]), "x")
+        judge.compare(walked[-1][1], "pred_x0_last")
+        judge.compare(walked[-1][0], "latents")
     pixels = vae.decode(steps[-1][2])
     judge.compare(pixels, "frames")
     off = np.abs(to_bytes(pixels[0]).astype(int) - judge.arrays["frames_u8"].astype(int))
     judge.findings.append(Finding("frames_u8", float((off > 0).mean()) if off.max() <= 1 else math.inf, BYTES_OFF))
+
+
+def _stepped(
+    unet: RecordedUnet, walk: Schedule, x: Tensor, texts: Texts, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Samples by the engine's steps, which replay CUDA graphs on a GPU; gives the latents and what they lead to after each."""
+    clock = unet.clock(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
+    run = unet.replay if x.is_cuda else partial(take, unet)
+    plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
+    for index in range(len(walk)):
+        given = Given(x, clock.table[index], fps, g[index], weights[index].to(x), noise[index], plain)
+        x, clean = run(Step(x.dtype, clock, (Call((0,), texts),), given))
+        found.append((x, clean))
+    return found
 
 
 KINDS: dict[str, Callable[[Judge], None]] = {

@@ -1,15 +1,18 @@
-"""The UNet in eager PyTorch; on a GPU each shape of its inputs is recorded once as a CUDA graph."""
+"""The UNet in eager PyTorch; on a GPU each shape of a sampling step around it is recorded once as a CUDA graph."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import Spec, UNetSpec
-from ..layers import Heard
+from ..layers import CrossAttention, Heard
+from ..step import Call, Given, Step, Texts, take
 from ..step_cache import Deep
 from ..unet import UNet
 from .graphs import Recent, Recording
@@ -35,32 +38,47 @@ def load(
 
 
 class Fixed:
-    """Copies of the inputs of one shape that stay where they are, and the recorded call on them."""
+    """Copies of what a step of one shape reads that stay where they are, and the recorded step on them."""
 
-    def __init__(self, unet: "RecordedUnet", given: tuple[Tensor, ...]):
+    def __init__(self, unet: "RecordedUnet", step: Step):
         # made outside inference mode, they may be written in it and elsewhere
         with torch.inference_mode(False):
-            kept = tuple(torch.empty(x.shape, dtype=x.dtype, device=unet.device) for x in given)
+            given = Given(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.given))
+            kept = replace(step, given=given, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
+        self.kept = kept
         # without self in it: what is dropped must not wait for the collector to give its memory back
-        self.given, self.recording = kept, Recording(lambda: unet.plainly(*kept), unet.device, pool=unet.pool)
+        self.recording = Recording(lambda: take(unet, kept), unet.device, pool=unet.pool)
 
-    def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
-        for mine, theirs in zip(self.given, given, strict=True):
+    def __call__(self, unet: UNet, step: Step) -> tuple[Tensor, ...]:
+        for mine, theirs in zip(self.kept.given, step.given, strict=True):
             mine.copy_(theirs)
-        # the next call writes the same memory
-        return self.recording().clone()
+        for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
+            if mine_of.texts.contexts is not call.texts.contexts:
+                heard = mine_of.texts.as_heard(unet)
+                for part, kv in unet.projected(call.texts.contexts):
+                    heard.kv[part].copy_(kv)
+                mine_of.texts.contexts = call.texts.contexts
+            if call.deep is not None and call.deep.features is not None:
+                assert mine_of.deep is not None
+                assert mine_of.deep.features is not None
+                mine_of.deep.features.copy_(call.deep.features)
+        # the next step writes the same memory
+        return tuple(made.clone() for made in self.recording())
 
 
 class RecordedUnet(UNet):
-    """The UNet on a GPU, recorded for each shape; what asks for gradients, or hooks into its modules, runs plainly.
+    """A UNet on a GPU whose sampling steps are recorded for each shape.
 
-    A graph reads parameters where they were: `forget` what was recorded before you replace them.
+    A graph reads parameters where they were: `forget` what was recorded before you replace them. Calls of the network itself
+    run plainly, and so do steps that ask for gradients, or whose modules are hooked into.
     """
 
     def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
         super().__init__(spec, spatial_attention)
         self.recent: Recent[tuple[object, ...], Fixed] = Recent()
         self.pool: object = None
+        # texts' projections by their place in a step and their shape: steps of every kind read the same ones
+        self.heard: WeakValueDictionary[tuple[object, ...], Texts] = WeakValueDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -81,33 +99,33 @@ class RecordedUnet(UNet):
             torch.cuda.empty_cache()
         return had
 
-    def hear(self, context: Tensor) -> Tensor:
-        """Gives texts as they are: their projections would not lie where a graph reads them."""
-        return context
-
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        context: Tensor | Heard,
-        fps: Tensor,
-        tar: Tensor,
-        deep: Deep | None = None,
-    ) -> Tensor:
-        """As `UNet.forward`; what it gives is the caller's own. A part of the network is not recorded."""
-        if deep is not None or isinstance(context, Heard):
-            return self.plainly(latents, timestep, context, fps, tar, deep)
-        given = latents, timestep, context, fps, tar
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._watched():
-            return self.plainly(*given)
+    def replay(self, step: Step) -> tuple[Tensor, ...]:
+        """As `step.take`; what it gives is the caller's own."""
+        if torch.is_grad_enabled() or self._watched():
+            return take(self, step)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        key = tuple((tuple(x.shape), x.dtype) for x in given)
-        return self.recent.take(key, lambda: Fixed(self, given))(given)
+        return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
 
-    def plainly(self, *given: Any) -> Tensor:
-        """As `UNet.forward`, without a graph."""
-        return super().forward(*given)
+    def blank(self, place: int, call: Call) -> Call:
+        """Gives a call like the one at a place of a step, on memory of its own."""
+        key, deep = (place, call.texts.shape, call.texts.contexts[0].dtype), call.deep
+        # kept here until the call holds it
+        texts = self.heard.get(key) or self._silent(call.texts)
+        self.heard[key] = texts
+        if deep is not None and deep.features is not None:
+            deep = Deep(deep.stages, torch.empty_like(deep.features))
+        return Call(call.rows, texts, deep)
+
+    def _silent(self, like: Texts) -> Texts:
+        """Makes room for the projections of texts of a shape."""
+        batch, frames, length, _ = like.shape
+        kv: dict[nn.Module, Tensor] = {
+            part: like.contexts[0].new_empty(batch * frames, length, part.to_kv.out_features)
+            for part in self.modules()
+            if isinstance(part, CrossAttention)
+        }
+        return Texts((), Heard(like.shape, kv))
 
     def _apply(self, *given: Any, **named: Any) -> Self:
         self.forget()
@@ -119,3 +137,11 @@ class RecordedUnet(UNet):
 
     def _watched(self) -> bool:
         return any(part._forward_hooks or part._forward_pre_hooks for part in self._parts)
+
+
+def shape_of(step: Step) -> tuple[object, ...]:
+    """Says what a recorded step stands for: the shapes of what it reads, and which calls it makes of what."""
+    calls = [
+        (call.rows, call.texts.shape, call.deep and (call.deep.stages, call.deep.features is not None)) for call in step.calls
+    ]
+    return step.dtype, *((tuple(x.shape), x.dtype) for x in step.given), *calls

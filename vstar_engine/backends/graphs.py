@@ -7,10 +7,9 @@ that. What a recorded call reads and writes must keep its address.
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 # shapes that are kept: lengths and batches of a server; one that mixes more starts the oldest anew
 SHAPES = 8
@@ -19,20 +18,20 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recording:
-    """One call, by a CUDA graph from its second run on; not `records`: plainly every time.
+class Recording(Generic[V]):
+    """One call that gives tensors, by a CUDA graph from its second run on; not `records`: plainly every time.
 
     Recordings that share a `pool` share the memory of what they compute: they run one at a time, and what one gives is taken
     before another runs. `nbytes` is by how much a recording made the pool grow.
     """
 
-    def __init__(self, call: Callable[[], Tensor], device: torch.device, records: bool = True, pool: Any = None):
+    def __init__(self, call: Callable[[], V], device: torch.device, records: bool = True, pool: Any = None):
         self.call, self.device, self.records, self.pool = call, device, records, pool
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.result: Tensor | None = None
+        self.result: V | None = None
         self.runs = self.nbytes = 0
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> V:
         """Runs on the current stream; a later run may write the same memory."""
         self.runs += 1
         # a capture that failed is not tried again

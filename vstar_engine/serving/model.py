@@ -21,8 +21,6 @@ from ..video import Video
 from .job import Job
 
 CACHE_BYTES = 256 * 2**20
-# clips that are warmed where nothing says which: on a GPU also the length most videos have
-FRAMES = {"cpu": (16,), "cuda": (16, 64)}
 PREVIEW_FRAMES = 4
 # keeps the fit of colours from following noise where a warm-up video has few of them
 RIDGE = 1e-3
@@ -83,11 +81,7 @@ class Model:
         }
 
     def buckets(self) -> list[tuple[int, int, int]]:
-        """Gives the clips (frames, height, width) to warm where none are named: a built engine's own, else usual ones."""
-        artifact, frames, size = self.engine.artifact, FRAMES[self.engine.device.type], self.engine.spec.size
-        if artifact is not None:
-            frames, size = tuple(artifact.identity["frames"]) or frames, tuple(artifact.identity["size"] or size)
-        return [(count, *size) for count in frames]
+        return self.engine.clips()
 
     def most_at_once(self) -> int:
         """Gives how many guided videos fit a call of the network by how it was built."""

@@ -2,11 +2,11 @@
 
 import logging
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..warm import PROMPT, fastest_step, passage
 from . import results
 from .job import Job
 from .renderer import Renderer
@@ -15,7 +15,6 @@ log = logging.getLogger(__name__)
 
 # a batch is used where it makes at least so many times the videos of half of it in the same time
 PAYS = 1.1
-PROMPT = "red and blue flowers on a green meadow, white clouds"
 # steps that are timed, of which the fastest counts: on a GPU the first ones load kernels and capture graphs
 STEPS = {"cpu": 2, "gpu": 5}
 
@@ -54,31 +53,16 @@ def _jobs(bucket: Bucket, count: int, steps: int) -> list[Job]:
 
 def _together(renderer: Renderer, bucket: Bucket, count: int, steps: int) -> float:
     """Gives the seconds of a step of `count` videos together."""
-    return _fastest(renderer, renderer.begin(_jobs(bucket, count, steps)))
-
-
-def _fastest(renderer: Renderer, batch: Any) -> float:
-    taken = []
-    for _ in range(batch.steps):
-        start = time.perf_counter()
-        renderer.step(batch)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    return fastest_step(renderer.begin(_jobs(bucket, count, steps)), renderer.step)
 
 
 def _whole(renderer: Renderer, bucket: Bucket, steps: int) -> dict[str, float]:
     """Makes one video with few steps, writes it, and times the stages."""
-    marks = [time.perf_counter()]
-    batch = renderer.begin(_jobs(bucket, 1, steps))
-    marks.append(time.perf_counter())
-    step = _fastest(renderer, batch)
-    marks.append(time.perf_counter())
-    video = renderer.finish(batch, batch.rows[0])
-    marks.append(time.perf_counter())
-    renderer.learn_colours(batch.rows[0], video)
+    made = passage(lambda: renderer.begin(_jobs(bucket, 1, steps)), renderer.step, renderer.finish)
+    renderer.learn_colours(made.row, made.video)
     with tempfile.TemporaryDirectory() as folder:
-        results.write(video, Path(folder), "warm-up")
-    return {"begin": marks[1] - marks[0], "step": step, "finish": marks[3] - marks[2]}
+        results.write(made.video, Path(folder), "warm-up")
+    return made.seconds
 
 
 def _limit(renderer: Renderer, bucket: Bucket, one: float, most: int, steps: int) -> int:
