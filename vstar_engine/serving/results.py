@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # what the file system says when there is no room
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = 2**20
+# where files go that the database does not know: it may be a new one, and they may be all that is left
+UNKNOWN = "unknown"
 JPEG_QUALITY = 85
 
 

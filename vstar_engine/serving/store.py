@@ -23,6 +23,7 @@ from ..errors import VstarError
 from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
 from .job import VERSION, Job
 from .live import FAILED, failed
+from .results import UNKNOWN
 from .runner import Runner, Stopped
 from .settings import Settings
 from .sqlite import Connection, Disk, prepare
@@ -138,7 +139,8 @@ class JobStore:
                 prepare(path)
                 self._disk = Disk(path)
             except (sqlite3.Error, OSError) as error:
-                hint = f"if {path} is damaged, move it away: videos stay, and their list starts anew"
+                kept = self.settings.videos / UNKNOWN
+                hint = f"if {path} is damaged, move it away: the list of jobs starts anew, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
     async def start(self, runner: Runner) -> None:
@@ -266,10 +268,11 @@ class JobStore:
         await DBOS.delete_workflows_async(list(ids))
         await self._sync()
 
-    async def known(self, ids: Sequence[str]) -> set[str]:
-        """Gives those ids that the store has."""
-        found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False, load_output=False)
-        return {status.workflow_id for status in found}
+    async def known(self, ids: Sequence[str]) -> dict[str, bool]:
+        """Gives those ids that the store has, and whether each has its video or may still get it."""
+        found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False)
+        outcomes = {status.workflow_id: _outcome(status) for status in found}
+        return {id: outcome is None or outcome["status"] != FAILED for id, outcome in outcomes.items()}
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
