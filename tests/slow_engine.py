@@ -12,6 +12,7 @@ may hold, anywhere:
     error@K     step K raises RuntimeError
     invalid     the job is refused
     step=S      each step takes S seconds for this video
+    finish=S    decoding it takes S seconds, in PARTS parts
 """
 
 import asyncio
@@ -35,6 +36,8 @@ HERE = Path(__file__).parent
 FACTORY = "slow_engine:load"
 SIZE = (32, 64)
 BUCKET = (8, *SIZE)
+# runs of frames in which a video is decoded
+PARTS = 4
 
 
 def job(prompt="a tree", *, frames=8, size=SIZE, steps=5, **fields):
@@ -134,9 +137,13 @@ class Slow:
             if kind in ("segv", "stop"):
                 os.kill(os.getpid(), {"segv": signal.SIGSEGV, "stop": signal.SIGSTOP}[kind])
 
-    def finish(self, batch, row):
-        time.sleep(self.ending)
+    def finish(self, batch, row, on_part=None):
         job = row.job
+        given = re.search(r"finish=([\d.]+)", job.prompt)
+        for _ in range(PARTS):
+            time.sleep((float(given[1]) if given else self.ending) / PARTS)
+            if on_part:
+                on_part(None)
         height, width = job.size
         frames = np.full((job.frames, height, width, 3), job.seed % 200, np.uint8)
         frames[np.arange(job.frames), :, np.arange(job.frames) % width] = 255

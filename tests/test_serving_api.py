@@ -10,6 +10,7 @@ import httpx
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
+from slow_engine import PARTS
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789abc"
 # a step of the slow engine in the jobs that are cancelled, and what else a cancellation may take
@@ -196,6 +197,17 @@ def test_cancel_while_running(server):
     assert server.get(id)["error"]["code"] == "cancelled"
     error_of(server.http.get(f"/v1/videos/{id}/content"), 409, "cancelled")
     assert server.http.post(f"/v1/videos/{after}/cancel").json()["status"] == "completed"
+
+
+def test_cancel_while_decoding(server):
+    id = server.create("finish=8")
+    while server.get(id)["stage"] != "decode":
+        time.sleep(0.02)
+    after = server.create(num_frames=16)
+    begun = time.monotonic()
+    assert server.http.post(f"/v1/videos/{id}/cancel").json()["error"]["code"] == "cancelled"
+    server.wait(after, "in_progress", "completed")
+    assert time.monotonic() - begun < 8 / PARTS + GRACE
 
 
 def test_cancel_while_waiting(server):

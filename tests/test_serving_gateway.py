@@ -9,7 +9,7 @@ from dbos._sys_db import SystemDatabase
 from slow_engine import until
 
 from vstar_engine.config import model_named
-from vstar_engine.serving import events, results, service, store
+from vstar_engine.serving import events, results, service
 from vstar_engine.serving.resolve import Resolver
 from vstar_engine.serving.schema import CreateVideo
 from vstar_engine.serving.service import Caller

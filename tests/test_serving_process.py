@@ -192,6 +192,48 @@ def test_a_job_is_cancelled_within_a_step(tmp_path, when):
     assert not (tmp_path / f"{one.id}.mp4").exists()
 
 
+def test_jobs_are_cancelled_while_they_are_decoded(tmp_path):
+    """One batch of three whose first video is being decoded, for seconds: the next job does not wait for any of them."""
+    jobs, after = [job("finish=4", seed=seed, steps=2) for seed in range(3)], job("after", frames=9)
+
+    async def scenario():
+        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+            heard = {each.id: [] for each in (*jobs, after)}
+            tasks = [asyncio.create_task(told(engine, each, heard[each.id])) for each in (*jobs, after)]
+
+            def events_of(id):
+                return [event for _, event in heard[id]]
+
+            await until(lambda: any(events.Stage("decode") in events_of(each.id) for each in jobs))
+            asked = time.monotonic()
+            for each in jobs:
+                await engine.cancel(each.id)
+            await until(lambda: of(events.Started, events_of(after.id)))
+            took = time.monotonic() - asked
+            await asyncio.gather(*tasks)
+            return took, [events_of(each.id)[-1] for each in jobs], events_of(after.id)[-1]
+
+    took, ended, last = asyncio.run(scenario())
+    assert took < 4 / slow_engine.PARTS + 0.5
+    assert [event.code for event in ended] == [events.CANCELLED] * 3
+    assert isinstance(last, events.Done)
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {after.id}
+
+
+def test_one_job_of_several_is_cancelled_while_another_is_decoded(tmp_path):
+    jobs = [job("finish=1", seed=seed, steps=2) for seed in range(3)]
+
+    async def scenario():
+        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+            heard = [[] for _ in jobs]
+            tasks = [asyncio.create_task(told(engine, *each)) for each in zip(jobs, heard, strict=True)]
+            await until(lambda: events.Stage("decode") in [event for _, event in heard[0]])
+            await engine.cancel(jobs[2].id)
+            return [found[-1].kind for found in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(scenario()) == ["done", "done", "failed"]
+
+
 def test_cancelling_an_unknown_job_is_no_error(tmp_path):
     async def scenario():
         async with running(tmp_path) as engine:

@@ -64,7 +64,7 @@ class Admission:
             raise ApiError(507, "storage_full", said, None, SERVER, {"Retry-After": "30"})
 
     def reserve(self, id: str, owner: str) -> bool:
-        """Takes a place for a job, until it is settled or given back, and says whether it is a new one; ApiError where none is left."""
+        """Takes a place until it is settled or given back, and says whether it is new; ApiError where there is none."""
         if id in self._owners:
             return False
         limits = self.settings

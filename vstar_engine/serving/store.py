@@ -198,7 +198,7 @@ class JobStore:
         task.add_done_callback(self._telling.discard)
 
     async def _tell(self, id: str, landed: bool) -> None:
-        """Has an end published once it is on the disk; one that was not taken, where the job was cancelled or deleted, undone."""
+        """Has an end published once it is on the disk, or undone where the job was cancelled or deleted before."""
         runner = _the_runner()
         while True:
             try:
