@@ -78,6 +78,7 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("max_frames", "frames of a video")
     add("max_steps", "denoising steps of a video")
     add("max_work", "frames x pixels x steps of a video")
+    add("max_connections", "connections of clients; beyond, the one goes whose client is slowest")
     add("max_batch", "videos that may ride in one batch, where that was measured to pay")
     add("batch_delay", "seconds that a video waits for others to ride with", float, metavar="S")
     add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
@@ -118,7 +119,16 @@ def settings_from(args: argparse.Namespace) -> Settings:
     """Gives the settings that options say; ValueError where one makes no sense."""
     same = (
         *("data", "database", "instance", "host", "port", "insecure", "embeddings", "grace", "sync_timeout"),
-        *("max_queue", "max_queue_per_key", "max_frames", "max_steps", "max_work", "max_batch", "batch_delay"),
+        *(
+            "max_queue",
+            "max_queue_per_key",
+            "max_frames",
+            "max_steps",
+            "max_work",
+            "max_connections",
+            "max_batch",
+            "batch_delay",
+        ),
     )
     return Settings(
         **{name: getattr(args, name) for name in same},
