@@ -11,9 +11,10 @@ import slow_engine
 from slow_engine import BUCKET, job, of, told, until
 
 from vstar_engine.artifacts import sha256
-from vstar_engine.serving import events
+from vstar_engine.serving import events, results
 from vstar_engine.serving.lanes import Rules, WorkerError
 from vstar_engine.serving.process import ProcessEngine
+from vstar_engine.serving.settings import Settings
 
 # no test may take longer, in seconds: a job that is lost would wait for ever
 LIMIT = 60.0
@@ -378,15 +379,21 @@ def test_a_full_disk_leaves_nothing_half_written_and_may_be_tried_again(tmp_path
     assert isinstance(after[-1], events.Done)
 
 
-def test_what_a_dead_worker_left_half_written_is_swept(tmp_path):
-    tmp_path.joinpath(".video_0.mp4.77.partial.mp4").write_bytes(b"half")
+def test_what_a_dead_worker_left_half_written_is_swept_and_what_another_server_writes_is_not(tmp_path):
+    own, another = (results.owner_of(name) for name in (Settings.instance, "another"))
+    names = {"a": own, "b": another, "c": another}
+    halves = {name: tmp_path / f".video_{name}.mp4.{who}.partial.mp4" for name, who in names.items()}
+    halves["d"] = tmp_path / f".{halves['a'].name}.77.partial.mp4"  # by who writes aside of what is aside
+    for path in halves.values():
+        path.write_bytes(b"half")
+    os.utime(halves["c"], (0, 0))
 
     async def scenario():
         async with running(tmp_path):
             pass
 
     asyncio.run(scenario())
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [halves["b"]]
 
 
 def test_closing_gives_waiting_jobs_back_and_lets_running_ones_end(tmp_path):

@@ -34,9 +34,12 @@ def check_writable(path: Path, force: bool = False) -> None:
 
 
 @contextmanager
-def write_aside(path: Path, folder: bool = False, private: bool = False) -> Iterator[Path]:
-    """Yields a temporary file name (or a new folder) beside `path` that takes its place on success and vanishes otherwise."""
-    aside = path.absolute().parent / f".{path.name}.{os.getpid()}.partial{path.suffix}"
+def write_aside(path: Path, folder: bool = False, private: bool = False, owner: str | None = None) -> Iterator[Path]:
+    """Yields a temporary file name (or a new folder) beside `path` that takes its place on success and vanishes otherwise.
+
+    The name says whose it is: `owner`'s, else this process's.
+    """
+    aside = path.absolute().parent / f".{path.name}.{owner or os.getpid()}.partial{path.suffix}"
     try:
         if folder:
             aside.mkdir(mode=PRIVATE if private else 0o777)

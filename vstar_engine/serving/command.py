@@ -209,10 +209,10 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
     if not args.ray:
         if args.replicas is not None or args.address is not None:
             raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")
-        return process.ProcessEngine(*what)
+        return process.ProcessEngine(*what, instance=settings.instance)
     from . import ray_engine
 
     ray_engine.library()
     resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
     replicas = 1 if args.replicas is None else args.replicas
-    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources)
+    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources, instance=settings.instance)

@@ -77,7 +77,7 @@ def _whole(renderer: Renderer, bucket: Bucket, steps: int) -> dict[str, float]:
     marks.append(time.perf_counter())
     renderer.learn_colours(batch.rows[0], video)
     with tempfile.TemporaryDirectory() as folder:
-        results.write(video, Path(folder), "warm-up")
+        results.write(video, Path(folder), "warm-up", "warm-up")
     return {"begin": marks[1] - marks[0], "step": step, "finish": marks[3] - marks[2]}
 
 

@@ -78,6 +78,7 @@ class Worker:
 
     renderer: Renderer
     folder: Path
+    owner: str
     send: Send
     inbox: "queue.SimpleQueue[Message | None]" = field(default_factory=queue.SimpleQueue)
     # what came in while videos were decoded, to be done after
@@ -240,7 +241,7 @@ class Worker:
         start = time.perf_counter()
         self.tell(job.id, events.Stage("encode"))
         try:
-            about = results.write(video, self.folder, job.id)
+            about = results.write(video, self.folder, job.id, self.owner)
         except OSError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
             results.discard(self.folder, job.id)
@@ -292,7 +293,7 @@ def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None
     own = measured["paces"].get(bucket_name(16, facts["size"]))
     step = None if own is None else own["step"]
     send({"say": "ready", "facts": {**facts, **measured, "step_seconds": step}})
-    return Worker(renderer, Path(message["folder"]), send, inbox)
+    return Worker(renderer, Path(message["folder"]), message["owner"], send, inbox)
 
 
 def die_with_parent() -> None:
