@@ -347,5 +347,6 @@ def test_owners_see_only_their_own(tmp_path):
         # the same key of idempotency is another one for another owner
         same = [server.post(headers={**who, "idempotency-key": "k"}).json()["id"] for who in (alice, bob)]
         assert len(set(same)) == 2
+        server.ledger([id, *same])
         assert ALICE not in server.log()
         assert BOB not in server.log()
