@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,28 @@ def test_orderly_end(tmp_path, grace):
         assert {video["status"] for video in videos} == {"completed"}
     finally:
         server.__exit__()
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_locked_database(tmp_path, seconds):
+    """F15: another process holds the lock on writing: requests wait or are refused, what runs is recorded once it is let go."""
+    with Server(tmp_path, slow={"step": 0.1}) as server:
+        running = server.create()
+        server.wait(running, "in_progress")
+        held = sqlite3.connect(tmp_path / "data" / "jobs.sqlite", isolation_level=None, timeout=30)
+        held.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.post)
+            time.sleep(seconds)
+            assert server.get(running)["status"] == "in_progress"
+            assert server.http.get("/livez").status_code == 200
+            held.execute("ROLLBACK")
+            held.close()
+            answer = asked.result()
+        assert answer.status_code in (200, 503), answer.text
+        accepted = [answer.json()["id"]] if answer.status_code == 200 else []
+        assert server.wait(running)["status"] == "completed"
+        server.ledger([running, *accepted, server.create()], more=answer.status_code == 503)
 
 
 def can_mount():

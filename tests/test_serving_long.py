@@ -128,8 +128,11 @@ def postgres(folder):
         subprocess.run([*user, *words], check=True, capture_output=True)
 
     def crash():
-        os.kill(int((folder / "db" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
-        time.sleep(0.5)
+        first = psutil.Process(int((folder / "db" / "postmaster.pid").read_text().split()[0]))
+        # what it started has the memory that the next one wants
+        everything = [first, *first.children(recursive=True)]
+        os.kill(first.pid, signal.SIGQUIT)
+        psutil.wait_procs(everything, timeout=START)
         start()
 
     start()
