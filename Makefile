@@ -31,13 +31,14 @@ test-slow: $(TESTED)
 # the client of another generation, which sends JSON where the newest sends forms; for tests alone
 openai-clients: build/openai-2.24.0
 
-build/openai-2.24.0: $(TESTED)
+build/openai-2.24.0: .venv/torch
 	$(INSTALL) --no-deps --target $@ openai==2.24.0 distro==1.9.0 jiter==0.19.0 sniffio==1.3.1
 
-# the long form of the server's reliability matrix: hours; KILLS and SOAK (minutes) scale it. Rows that need Debian's strace,
-# postgresql, chromium and chromium-driver are skipped where these are missing
-test-reliability: .venv/reliability
-	.venv/bin/python -m pytest -q -s -rs tests/test_serving_*.py tests/test_deploy.py --kills $(KILLS) --soak $(SOAK)
+# the long form of the server's reliability matrix: hours; KILLS and SOAK (minutes) scale it, TIMED=1 holds it to its figures,
+# on a machine that does nothing else. Rows that need Debian's strace, postgresql, chromium and chromium-driver are skipped
+# where these are missing
+test-reliability: .venv/reliability build/openai-2.24.0
+	.venv/bin/python -m pytest -q -s -rs tests/test_serving_*.py tests/test_deploy.py --kills $(KILLS) --soak $(SOAK) $(if $(TIMED),--timed)
 
 check: $(TESTED)
 	.venv/bin/ruff check .
@@ -101,7 +102,7 @@ $(TESTED): .venv/torch pyproject.toml
 	touch $@ .venv/demo
 
 .venv/reliability: .venv/torch pyproject.toml
-	$(PIP) -e ".[dev,serve]"
+	$(PIP) -e ".[dev,serve,scale]"
 	touch $@
 
 clean:

@@ -20,6 +20,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="of the long reliability tests; `make test-reliability`: 1000")
     parser.addoption(
+        "--timed", action="store_true", help="hold the server to its figures: for a machine on which nothing else runs"
+    )
+    parser.addoption(
         "--soak", type=float, default=1.0, help="minutes of the long reliability tests; `make test-reliability`: 30"
     )
 

@@ -116,14 +116,34 @@ class Server:
         return video
 
     def every(self):
-        """Lists every video, page by page."""
-        videos, after = [], {}
+        """Lists every video, page by page, of each key where there are keys."""
+        keys = [line.split()[-1] for line in self.keys if not line.startswith("metrics ")]
+        return [video for key in keys or [None] for video in self.listed(key)]
+
+    def listed(self, key=None):
+        videos, after, headers = [], {}, {} if key is None else {"authorization": f"Bearer {key}"}
         while True:
-            page = self.http.get("/v1/videos", params={"limit": 100, **after}).json()
+            answer = self.http.get("/v1/videos", params={"limit": 100, **after}, headers=headers)
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
             videos += page["data"]
             if not page["has_more"]:
                 return videos
             after = {"after": page["last_id"]}
+
+    def cancel_all(self):
+        """Cancels whatever has not ended."""
+        for key in [line.split()[-1] for line in self.keys] or [None]:
+            headers = {} if key is None else {"authorization": f"Bearer {key}"}
+            for video in self.listed(key):
+                if video["status"] in ("queued", "in_progress"):
+                    assert self.http.post(f"/v1/videos/{video['id']}/cancel", headers=headers).status_code == 200
+
+    @property
+    def videos(self):
+        """The folder of results, also where the server has a file system of its own there."""
+        folder = (self.folder / "data" / "videos").absolute()
+        return Path(f"/proc/{self.process.pid}/root{folder}") if self.prefix else folder
 
     def kill_all(self):
         """Ends it with every process under it, for a tracer's death leaves what it traced."""
@@ -131,10 +151,11 @@ class Server:
             child.kill()
         self.kill()
 
-    def ledger(self, accepted, within=60.0, more=False):
+    def ledger(self, accepted=None, within=60.0, more=False, swept=False):
         """Checks that what was accepted is what ended, once each, and that every file is what its record says.
 
-        `more`: there may be jobs whose acceptance could not be told.
+        `more`: there may be jobs whose acceptance could not be told; `swept`: some were deleted by age or quota, or on request.
+        None: others sent the jobs, so that only what is listed is known.
         """
         end = time.monotonic() + within
         while left := [video for video in self.every() if video["status"] not in ("completed", "failed")]:
@@ -143,13 +164,17 @@ class Server:
         videos = self.every()
         ids = [video["id"] for video in videos]
         assert len(ids) == len(set(ids))
-        assert set(ids) >= set(accepted) if more else sorted(ids) == sorted(accepted)
-        names = {path.name for path in (self.folder / "data" / "videos").iterdir()}
+        if accepted is not None:
+            assert more or set(ids) <= set(accepted)
+            assert swept or set(ids) >= set(accepted)
         done = [video for video in videos if video["status"] == "completed"]
         wanted = {f"{video['id']}{end}" for video in done for end in (".mp4", ".jpg", ".sheet.jpg")}
-        assert names == wanted, (names ^ wanted, [video for video in videos if video not in done])
+        # a job that was cancelled while it was written loses its files when that is over
+        while (names := {path.name for path in self.videos.iterdir()}) != wanted:
+            assert time.monotonic() < end, (names ^ wanted, [video for video in videos if video not in done])
+            time.sleep(0.1)
         for video in done:
-            path = self.folder / "data" / "videos" / f"{video['id']}.mp4"
+            path = self.videos / f"{video['id']}.mp4"
             content = path.read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (video["bytes"], video["sha256"])
             with av.open(str(path)) as container:

@@ -9,9 +9,11 @@ may hold, anywhere:
     hang@K      step K never ends
     stop@K      the process stops itself (SIGSTOP) at step K
     memory@K    step K raises MemoryError; memory-batch@K only in company
+    rlimit@K    step K takes memory until the system gives no more of it (RLIMIT_AS)
     error@K     step K raises RuntimeError
     invalid     the job is refused
     step=S      each step takes S seconds for this video
+    finish=S    decoding it takes S seconds, in PARTS parts
 """
 
 import asyncio
@@ -19,12 +21,14 @@ import errno
 import itertools
 import os
 import re
+import resource
 import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from vstar_engine.serving.job import Job, new_id
 from vstar_engine.serving.lanes import Rules
@@ -35,6 +39,8 @@ HERE = Path(__file__).parent
 FACTORY = "slow_engine:load"
 SIZE = (32, 64)
 BUCKET = (8, *SIZE)
+# runs of frames in which a video is decoded
+PARTS = 4
 
 
 def job(prompt="a tree", *, frames=8, size=SIZE, steps=5, **fields):
@@ -125,6 +131,8 @@ class Slow:
                 continue
             if kind == "memory" or (kind == "memory-batch" and len(batch.rows) > 1):
                 raise MemoryError
+            if kind == "rlimit":
+                take_memory()
             if kind == "error":
                 raise RuntimeError("something went wrong")
             if kind == "kill-once" and not Path(self.folder, "killed").exists():
@@ -134,9 +142,13 @@ class Slow:
             if kind in ("segv", "stop"):
                 os.kill(os.getpid(), {"segv": signal.SIGSEGV, "stop": signal.SIGSTOP}[kind])
 
-    def finish(self, batch, row):
-        time.sleep(self.ending)
+    def finish(self, batch, row, on_part=None):
         job = row.job
+        given = re.search(r"finish=([\d.]+)", job.prompt)
+        for _ in range(PARTS):
+            time.sleep((float(given[1]) if given else self.ending) / PARTS)
+            if on_part:
+                on_part(None)
         height, width = job.size
         frames = np.full((job.frames, height, width, 3), job.seed % 200, np.uint8)
         frames[np.arange(job.frames), :, np.arange(job.frames) % width] = 255
@@ -157,6 +169,18 @@ class Slow:
 
     def release(self):
         pass
+
+
+def take_memory():
+    """Lets the system refuse memory, 256 MiB on from here."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**28, before[1]))
+    held = []
+    try:
+        while True:
+            held.append(np.ones(2**22))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def load(settings):

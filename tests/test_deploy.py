@@ -114,6 +114,22 @@ def test_kubernetes_runs_a_gateway_that_it_may():
     assert selected.items() <= found["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
 
 
+def test_prometheus_finds_the_gateway_and_has_a_key_for_it():
+    """An annotation on the pod would have it asked without a key, and refused."""
+    monitor, found = compose("podmonitor.yaml"), kubernetes()
+    template = found["StatefulSet"]["spec"]["template"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert "annotations" not in template["metadata"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (container,) = template["spec"]["containers"]
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    secret = endpoint["authorization"]["credentials"]
+    made = (DEPLOY / "kuberay.yaml").read_text()
+    assert f"secret generic {secret['name']} " in made
+    assert f"--from-literal={secret['key']}=$metrics" in made
+    assert 'keys="$(openssl rand -hex 24),metrics $metrics"' in made
+
+
 @pytest.mark.slow
 def test_kubernetes_takes_its_objects():
     """Kubernetes's own schema, strictly; the cluster of Ray is KubeRay's, so its pods are checked."""

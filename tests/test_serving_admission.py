@@ -49,9 +49,26 @@ def test_places_of_jobs_that_ended_elsewhere(monkeypatch):
     admission.restore({"a": "alice", "b": "alice"})
     now += SETTLED + 1
     admission.reserve("c", "alice")
+    admission.settle("c")
     admission.reconcile({"a": "alice"})
     assert len(admission) == 2
     assert "b" not in admission
+
+
+def test_a_place_is_held_for_as_long_as_its_job_is_being_written_down(monkeypatch):
+    """A language model may think for a minute about its synopsis."""
+    admission, now = Admission(Settings(max_queue=1)), 100.0
+    monkeypatch.setattr("vstar_engine.serving.admission.time.monotonic", lambda: now)
+    admission.reserve("a", "alice")
+    now += 60
+    admission.reconcile({})
+    refused(lambda: admission.reserve("b", "alice"), 429, "queue_full")
+    admission.settle("a")
+    admission.reconcile({})
+    assert "a" in admission
+    now += SETTLED + 1
+    admission.reconcile({})
+    assert admission.reserve("b", "alice")
 
 
 @pytest.mark.parametrize(

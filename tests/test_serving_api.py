@@ -10,8 +10,9 @@ import httpx
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
+from slow_engine import PARTS
 
-ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789abc"
+ALICE, BOB, SCRAPER = "alice-key-0123456789", "bob-key-0123456789abc", "scraper-key-0123456789"
 # a step of the slow engine in the jobs that are cancelled, and what else a cancellation may take
 STEP, GRACE = 0.2, 0.5
 SLOW = {"num_inference_steps": 50}
@@ -198,6 +199,17 @@ def test_cancel_while_running(server):
     assert server.http.post(f"/v1/videos/{after}/cancel").json()["status"] == "completed"
 
 
+def test_cancel_while_decoding(server):
+    id = server.create("finish=8")
+    while server.get(id)["stage"] != "decode":
+        time.sleep(0.02)
+    after = server.create(num_frames=16)
+    begun = time.monotonic()
+    assert server.http.post(f"/v1/videos/{id}/cancel").json()["error"]["code"] == "cancelled"
+    server.wait(after, "in_progress", "completed")
+    assert time.monotonic() - begun < 8 / PARTS + GRACE
+
+
 def test_cancel_while_waiting(server):
     first = server.create(f"step={STEP}", **SLOW)
     server.wait(first, "in_progress")
@@ -308,8 +320,11 @@ def test_no_prompt_in_the_log(server):
 
 
 def test_owners_see_only_their_own(tmp_path):
-    with Server(tmp_path, keys=(f"alice {ALICE}", f"bob {BOB}")) as server:
-        alice, bob = ({"authorization": f"Bearer {key}"} for key in (ALICE, BOB))
+    with Server(tmp_path, keys=(f"alice {ALICE}", f"bob {BOB}", f"metrics {SCRAPER}")) as server:
+        alice, bob, scraper = ({"authorization": f"Bearer {key}"} for key in (ALICE, BOB, SCRAPER))
+        assert "vstar_jobs_accepted_total" in server.http.get("/metrics", headers=scraper).text
+        error_of(server.http.get("/v1/videos", headers=scraper), 403, "forbidden_path")
+        error_of(server.post(headers=scraper), 403, "forbidden_path")
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": ALICE}, {"authorization": f"Basic {ALICE}"}):
             error_of(server.http.get("/v1/videos", headers=headers), 401, "invalid_api_key")
         for path in ("/metrics", "/openapi.json", "/v1/models", "/nonsense"):
@@ -332,5 +347,6 @@ def test_owners_see_only_their_own(tmp_path):
         # the same key of idempotency is another one for another owner
         same = [server.post(headers={**who, "idempotency-key": "k"}).json()["id"] for who in (alice, bob)]
         assert len(set(same)) == 2
+        server.ledger([id, *same])
         assert ALICE not in server.log()
         assert BOB not in server.log()

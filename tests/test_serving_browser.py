@@ -18,6 +18,7 @@ def server(tmp_path):
     with Server(tmp_path / "server", keys=(KEY,), slow={"step": 0.15}) as made:
         made.http.headers["authorization"] = f"Bearer {KEY}"
         yield made
+        made.ledger()
 
 
 def complaints(page):

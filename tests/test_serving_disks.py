@@ -18,6 +18,7 @@ from servers import START, Server
 
 from vstar_engine.serving import results
 from vstar_engine.serving.keys import LOCAL
+from vstar_engine.serving.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -72,9 +73,9 @@ def id_of(number):
 
 def result_files(server):
     """Names what the worker will write for the jobs to come, aside and in place, and their folder."""
-    folder, pid = (server.folder / "data" / "videos").absolute(), worker_of(server)
+    folder, owner = (server.folder / "data" / "videos").absolute(), results.owner_of(Settings.instance)
     final = [folder / name for number in range(JOBS) for name in results.names(id_of(number))]
-    return [folder, *final, *(path.with_name(f".{path.name}.{pid}.partial{path.suffix}") for path in final)]
+    return [folder, *final, *(path.with_name(f".{path.name}.{owner}.partial{path.suffix}") for path in final)]
 
 
 def words(calls, watched, error, when, log):

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,12 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
 
-# generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
+from vstar_engine.bench.rows import read
+from vstar_engine.cli import main
+
+# generous: other work may share the machine; with --timed none does, and these are the figures wanted
 POST_P99, GET_P99, READY = 10.0, 1.0, 120.0
+QUIET_POST_P99, QUIET_GET_P99, QUIET_READY = 0.1, 0.02, 5.0
 QUICK = {"num_inference_steps": 1}
 TINY_DISK = 24  # MiB
 
@@ -37,7 +42,7 @@ def submit(server, count, at_once, **fields):
         return list(pool.map(post, range(count)))
 
 
-def test_load(tmp_path):
+def test_load(tmp_path, pytestconfig):
     """L1: 300 jobs from 16 clients, none lost."""
     with Server(tmp_path, "--max-queue", "400", slow={"step": 0.0}) as server:
         answers = submit(server, 300, 16, **QUICK)
@@ -45,15 +50,28 @@ def test_load(tmp_path):
         ids = [answer.json()["id"] for answer, _ in answers]
         reads = [timed(server, "GET", f"/v1/videos/{id}")[1] for id in ids]
         print(f"POST p99 {p99([s for _, s in answers]) * 1e3:.0f} ms, GET p99 {p99(reads) * 1e3:.1f} ms")
-        assert p99([seconds for _, seconds in answers]) < POST_P99
-        assert p99(reads) < GET_P99
+        timed_too = pytestconfig.getoption("timed")
+        assert p99([seconds for _, seconds in answers]) < (QUIET_POST_P99 if timed_too else POST_P99)
+        assert p99(reads) < (QUIET_GET_P99 if timed_too else GET_P99)
         videos = server.ledger(ids, within=120)
         assert {video["status"] for video in videos} == {"completed"}
 
 
+@pytest.mark.slow
+def test_overhead(tmp_path, pytestconfig):
+    """What the server adds to the bare engine for one video: 50 ms and a hundredth at most."""
+    if not pytestconfig.getoption("timed"):
+        pytest.skip("needs --timed, and a machine that does nothing else")
+    assert main(["bench", "serve", "--parts", "overhead", "--out", str(tmp_path / "rows.jsonl")]) == 0
+    (row,) = read([tmp_path / "rows.jsonl"])
+    assert row.status == "ok", row.note
+    print(f"{row.numbers['overhead'] * 1e3:.0f} ms, allowed {row.numbers['allowed'] * 1e3:.0f}")
+    assert row.numbers["overhead"] < row.numbers["allowed"]
+
+
 def test_overload(tmp_path):
     """L2: ten times the bound; exactly the bound is accepted, also by owner."""
-    keys = ("alice alice-key-0123456789", "bob bob-key-0123456789abc")
+    keys, ids = ("alice alice-key-0123456789", "bob bob-key-0123456789abc"), []
     with Server(tmp_path, "--max-queue", "12", "--max-queue-per-key", "8", keys=keys) as server:
         for key, room in (("alice-key-0123456789", 8), ("bob-key-0123456789abc", 4)):
             server.http.headers["authorization"] = f"Bearer {key}"
@@ -65,12 +83,15 @@ def test_overload(tmp_path):
             assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
             wanted = {"key_queue_full"} if room == 8 else {"queue_full"}
             assert {answer.json()["error"]["code"] for answer in refused} == wanted
+            ids += [answer.json()["id"] for answer in accepted]
         gone = server.http.post(f"/v1/videos/{accepted[0].json()['id']}/cancel")
         assert gone.json()["error"]["code"] == "cancelled"
-        assert server.post().status_code == 200
+        ids.append(server.create())
+        server.cancel_all()
+        server.ledger(ids)
 
 
-def test_kills(tmp_path):
+def test_kills(tmp_path, pytestconfig):
     """F1: 24 jobs, 5 times kill -9 of the server at a random moment."""
     chance, ids, starts = random.Random(0), [], []
     server = Server(tmp_path, slow={"step": 0.04})
@@ -91,7 +112,7 @@ def test_kills(tmp_path):
     assert {video["status"] for video in videos} == {"completed"}
     assert {video["seed"] for video in videos} == set(range(24))
     print(f"ready after {max(starts):.1f} s at most")
-    assert max(starts) < READY
+    assert max(starts) < (QUIET_READY if pytestconfig.getoption("timed") else READY)
 
 
 @pytest.mark.parametrize("grace", [20, pytest.param(1, marks=pytest.mark.slow)])
@@ -117,6 +138,28 @@ def test_orderly_end(tmp_path, grace):
         assert {video["status"] for video in videos} == {"completed"}
     finally:
         server.__exit__()
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_locked_database(tmp_path, seconds):
+    """F15: another process holds the lock on writing: requests wait or are refused, what runs is recorded once it is let go."""
+    with Server(tmp_path, slow={"step": 0.1}) as server:
+        running = server.create()
+        server.wait(running, "in_progress")
+        held = sqlite3.connect(tmp_path / "data" / "jobs.sqlite", isolation_level=None, timeout=30)
+        held.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.post)
+            time.sleep(seconds)
+            assert server.get(running)["status"] == "in_progress"
+            assert server.http.get("/livez").status_code == 200
+            held.execute("ROLLBACK")
+            held.close()
+            answer = asked.result()
+        assert answer.status_code in (200, 503), answer.text
+        accepted = [answer.json()["id"]] if answer.status_code == 200 else []
+        assert server.wait(running)["status"] == "completed"
+        server.ledger([running, *accepted, server.create()], more=answer.status_code == 503)
 
 
 def can_mount():
@@ -156,3 +199,4 @@ def test_full_disk(tmp_path):
         assert server.wait(running, within=60)["status"] == "completed"
         after = server.wait(server.create())
         assert {before["status"], after["status"]} == {"completed"}
+        server.ledger([before["id"], running, after["id"]])

@@ -24,6 +24,8 @@ from vstar_engine.config import MODELS
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
 NOTICED, BACK, REFUSED = 5.0, 60.0, 180.0
 STEP = 0.2
+# what a worker may hold on to of the 256 MiB that a job took before memory ran out
+LEFT = 64 * 2**20
 LONG = {"num_inference_steps": 20}
 # of another shape, so that they do not ride along
 OTHER = {"num_frames": 12, "num_inference_steps": 20}
@@ -102,6 +104,22 @@ def test_memory_that_runs_out_fails_that_job_alone(tmp_path):
         videos = server.ledger([large, after, *crowd])
         assert sum(video["status"] == "completed" for video in videos) == 4
         assert counters(server)["restarts"] == 0
+
+
+def test_memory_that_the_system_refuses_fails_that_job_alone_and_comes_back(tmp_path):
+    """F5 under a real limit: the same worker makes the next video, and holds no more than before."""
+    with Server(tmp_path, slow={"step": 0.02}) as server:
+        before = server.create(**LONG)
+        server.wait(before)
+        process = worker(server)
+        held = process.memory_info().rss
+        large, after = server.create("rlimit@1", **LONG), server.create(**OTHER)
+        failed = server.wait(large)
+        assert (failed["status"], failed["error"]["code"]) == ("failed", "out_of_memory")
+        assert server.wait(after)["status"] == "completed"
+        assert worker(server).pid == process.pid
+        assert process.memory_info().rss < held + LEFT
+        server.ledger([before, large, after])
 
 
 @pytest.mark.slow

@@ -128,8 +128,11 @@ def postgres(folder):
         subprocess.run([*user, *words], check=True, capture_output=True)
 
     def crash():
-        os.kill(int((folder / "db" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
-        time.sleep(0.5)
+        first = psutil.Process(int((folder / "db" / "postmaster.pid").read_text().split()[0]))
+        # what it started has the memory that the next one wants
+        everything = [first, *first.children(recursive=True)]
+        os.kill(first.pid, signal.SIGQUIT)
+        psutil.wait_procs(everything, timeout=START)
         start()
 
     start()
@@ -158,7 +161,7 @@ def test_kills_with_postgres(tmp_path, pytestconfig):
         finally:
             submitter.stop()
         try:
-            assert not [error for error in submitter.errors if error.status not in (500, 503)]
+            assert not [error for error in submitter.errors if error.status != 503]
             videos = server.ledger(submitter.ids, within=LEDGER)
         finally:
             server.__exit__()
@@ -199,10 +202,11 @@ def test_soak(tmp_path, pytestconfig):
     minutes = pytestconfig.getoption("soak")
     with Server(tmp_path, "--keep-mib", "20", slow={"step": 0.005}) as server:
         here, _ = processes(server)
-        rounds, held, end = 0, [], time.monotonic() + 60 * minutes
+        rounds, held, accepted, end = 0, [], [], time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             ids = [server.create("soak", num_frames=chance) for chance in (8, 8, 12, 16)]
             server.http.post(f"/v1/videos/{ids[-1]}/cancel")
+            accepted += ids
             for id in ids:
                 video = server.wait(id, within=60)
                 assert video["status"] == "completed" or video["error"]["code"] == "cancelled"
@@ -214,5 +218,5 @@ def test_soak(tmp_path, pytestconfig):
         print(f"{4 * rounds} jobs in {minutes:g} minutes, {(held[-1][0] - settled[0]) / 2**20:.1f} MiB more than at a quarter")
         assert held[-1][0] - settled[0] < GROWTH
         assert held[-1][1] - settled[1] < 20
-        names = {path.suffix for path in (tmp_path / "data" / "videos").iterdir()}
-        assert names <= {".mp4", ".jpg"}
+        left = server.ledger(accepted, swept=True)
+        assert {video["id"] for video in left} >= set(accepted[-4:])

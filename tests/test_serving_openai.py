@@ -29,5 +29,6 @@ def test_openai_client(version, tmp_path):
             text=True,
             timeout=120,
         )
-    assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[-3000:]
+        server.ledger()
     assert done.stdout.split() == [version]

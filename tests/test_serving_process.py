@@ -11,9 +11,10 @@ import slow_engine
 from slow_engine import BUCKET, job, of, told, until
 
 from vstar_engine.artifacts import sha256
-from vstar_engine.serving import events
+from vstar_engine.serving import events, results
 from vstar_engine.serving.lanes import Rules, WorkerError
 from vstar_engine.serving.process import ProcessEngine
+from vstar_engine.serving.settings import Settings
 
 # no test may take longer, in seconds: a job that is lost would wait for ever
 LIMIT = 60.0
@@ -192,6 +193,48 @@ def test_a_job_is_cancelled_within_a_step(tmp_path, when):
     assert not (tmp_path / f"{one.id}.mp4").exists()
 
 
+def test_jobs_are_cancelled_while_they_are_decoded(tmp_path):
+    """One batch of three whose first video is being decoded, for seconds: the next job does not wait for any of them."""
+    jobs, after = [job("finish=4", seed=seed, steps=2) for seed in range(3)], job("after", frames=9)
+
+    async def scenario():
+        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+            heard = {each.id: [] for each in (*jobs, after)}
+            tasks = [asyncio.create_task(told(engine, each, heard[each.id])) for each in (*jobs, after)]
+
+            def events_of(id):
+                return [event for _, event in heard[id]]
+
+            await until(lambda: any(events.Stage("decode") in events_of(each.id) for each in jobs))
+            asked = time.monotonic()
+            for each in jobs:
+                await engine.cancel(each.id)
+            await until(lambda: of(events.Started, events_of(after.id)))
+            took = time.monotonic() - asked
+            await asyncio.gather(*tasks)
+            return took, [events_of(each.id)[-1] for each in jobs], events_of(after.id)[-1]
+
+    took, ended, last = asyncio.run(scenario())
+    assert took < 4 / slow_engine.PARTS + 0.5
+    assert [event.code for event in ended] == [events.CANCELLED] * 3
+    assert isinstance(last, events.Done)
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {after.id}
+
+
+def test_one_job_of_several_is_cancelled_while_another_is_decoded(tmp_path):
+    jobs = [job("finish=1", seed=seed, steps=2) for seed in range(3)]
+
+    async def scenario():
+        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+            heard = [[] for _ in jobs]
+            tasks = [asyncio.create_task(told(engine, *each)) for each in zip(jobs, heard, strict=True)]
+            await until(lambda: events.Stage("decode") in [event for _, event in heard[0]])
+            await engine.cancel(jobs[2].id)
+            return [found[-1].kind for found in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(scenario()) == ["done", "done", "failed"]
+
+
 def test_cancelling_an_unknown_job_is_no_error(tmp_path):
     async def scenario():
         async with running(tmp_path) as engine:
@@ -336,15 +379,21 @@ def test_a_full_disk_leaves_nothing_half_written_and_may_be_tried_again(tmp_path
     assert isinstance(after[-1], events.Done)
 
 
-def test_what_a_dead_worker_left_half_written_is_swept(tmp_path):
-    tmp_path.joinpath(".video_0.mp4.77.partial.mp4").write_bytes(b"half")
+def test_what_a_dead_worker_left_half_written_is_swept_and_what_another_server_writes_is_not(tmp_path):
+    own, another = (results.owner_of(name) for name in (Settings.instance, "another"))
+    names = {"a": own, "b": another, "c": another}
+    halves = {name: tmp_path / f".video_{name}.mp4.{who}.partial.mp4" for name, who in names.items()}
+    halves["d"] = tmp_path / f".{halves['a'].name}.77.partial.mp4"  # by who writes aside of what is aside
+    for path in halves.values():
+        path.write_bytes(b"half")
+    os.utime(halves["c"], (0, 0))
 
     async def scenario():
         async with running(tmp_path):
             pass
 
     asyncio.run(scenario())
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [halves["b"]]
 
 
 def test_closing_gives_waiting_jobs_back_and_lets_running_ones_end(tmp_path):

@@ -36,13 +36,13 @@ def arrived(content=b"a video", sha256=None):
 
 def test_files_of_a_replica_are_written_here_before_they_are_told_of(tmp_path):
     message, files = arrived()
-    assert RayLink(0, tmp_path, {}, {}).keep(message, files) == message
+    assert RayLink(0, tmp_path, "an-owner", {}, {}).keep(message, files) == message
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 def test_a_video_that_changed_on_its_way_is_no_result(tmp_path):
     message, files = arrived(sha256="0" * 64)
-    event = RayLink(0, tmp_path, {}, {}).keep(message, files)["event"]
+    event = RayLink(0, tmp_path, "an-owner", {}, {}).keep(message, files)["event"]
     assert (event["kind"], event["code"], event["retry"]) == ("failed", "generation_failed", True)
     assert not list(tmp_path.iterdir())
 
@@ -55,7 +55,7 @@ def test_a_folder_that_is_full_is_said(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    event = RayLink(0, tmp_path, {}, {}).keep(*arrived())["event"]
+    event = RayLink(0, tmp_path, "an-owner", {}, {}).keep(*arrived())["event"]
     assert (event["kind"], event["code"], event["retry"]) == ("failed", "storage_full", True)
     assert not list(tmp_path.iterdir())
 

@@ -39,3 +39,5 @@ def test_schema_holds(tmp_path, phases, examples, cases):
         answered = re.findall(r'"status": (\d+)', server.log())
         assert answered
         assert not [status for status in answered if status >= "500"]
+        server.cancel_all()
+        server.ledger(within=300)

@@ -32,7 +32,7 @@ def test_a_second_server_is_kept_out(tmp_path):
 def test_a_damaged_database_is_refused(tmp_path):
     (tmp_path / "jobs.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 8192)
     store = JobStore(Settings(data=tmp_path))
-    with pytest.raises(StoreError, match="is damaged, move it away"):
+    with pytest.raises(StoreError, match=r"is damaged, move it away: .* videos are kept in .*unknown"):
         store.open()
     store.close()
 
@@ -190,7 +190,7 @@ class Kept:
     """A store of ended jobs, the oldest first: ids with the time of their end."""
 
     def __init__(self, ends):
-        self.ends = ends
+        self.ends, self.failed = ends, set()
 
     async def ended(self, before=None, limit=100):
         return [id for id, end in self.ends.items() if before is None or end <= before][:limit]
@@ -200,7 +200,7 @@ class Kept:
             del self.ends[id]
 
     async def known(self, ids):
-        return set(ids) & set(self.ends)
+        return {id: id not in self.failed for id in ids if id in self.ends}
 
 
 @pytest.fixture
@@ -228,14 +228,40 @@ def test_what_is_kept(kept, tmp_path, settings, left):
     }
 
 
-def test_files_without_a_job_go(kept, tmp_path):
+def test_files_that_the_database_does_not_know_are_set_aside_and_that_is_said(kept, tmp_path, caplog):
+    """It may be a new one, and they all that is left of the videos before."""
     folder, old, young = tmp_path / "videos", new_id(), new_id()
     for id in (old, young):
-        (folder / f"{id}.mp4").touch()
+        (folder / f"{id}.mp4").write_bytes(b"x" * 50)
     os.utime(folder / f"{old}.mp4", (0, 0))
     (folder / "README").touch()
     asyncio.run(retention.sweep(kept, Settings(data=tmp_path), list))
+    assert (folder / "unknown" / f"{old}.mp4").read_bytes() == b"x" * 50
     assert not (folder / f"{old}.mp4").exists()
     assert (folder / f"{young}.mp4").exists()
     assert (folder / "README").exists()
-    assert retention.stored(folder) == 4000
+    assert retention.stored(folder) == 4100
+    assert f"1 files of jobs that the database does not know were moved to {folder / 'unknown'}" in caplog.text
+
+
+@pytest.mark.parametrize(("settings", "left"), [({"keep_for": 3600}, 0), ({"keep_bytes": 4050}, 1), ({"keep_bytes": 9999}, 2)])
+def test_what_was_set_aside_is_kept_no_longer_than_videos(tmp_path, settings, left, caplog):
+    caplog.set_level("INFO")
+    aside = tmp_path / "videos" / "unknown"
+    aside.mkdir(parents=True)
+    for number, size in enumerate((3000, 2000)):
+        (aside / f"{number}.mp4").write_bytes(b"x" * size)
+        os.utime(aside / f"{number}.mp4", (number, number))
+    asyncio.run(retention.sweep(Kept({}), Settings(data=tmp_path, **settings), list))
+    assert [path.name for path in sorted(aside.iterdir())] == ["0.mp4", "1.mp4"][2 - left :]
+    assert ("set aside were deleted" in caplog.text) == (left < 2)
+
+
+def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):
+    caplog.set_level("INFO")
+    failed = list(kept.ends)[1]
+    kept.failed.add(failed)
+    asyncio.run(retention.sweep(kept, Settings(data=tmp_path), list))
+    assert not list((tmp_path / "videos").glob(f"{failed}*"))
+    assert retention.stored(tmp_path / "videos") == 3000
+    assert "what 1 jobs without a video had left was removed" in caplog.text

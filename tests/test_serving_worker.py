@@ -17,6 +17,7 @@ from vstar_engine.errors import OutputError
 from vstar_engine.serving import events, results, worker
 from vstar_engine.video import Video
 
+OWNER = "an-owner"
 # a parent that starts an engine, says the worker's process id, and sleeps
 PARENT = """
 import asyncio, sys, slow_engine
@@ -68,7 +69,7 @@ class Child:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stderr=log)
         self.ours.settimeout(60)
         self.lines = self.ours.makefile("rb")
-        about = {"factory": slow_engine.FACTORY, "settings": {"step": 0.0, **settings}, "folder": str(folder)}
+        about = {"factory": slow_engine.FACTORY, "settings": {"step": 0.0, **settings}, "folder": str(folder), "owner": OWNER}
         self.start = {"do": "start", **about, "buckets": [], "max_batch": 2, "known": {}, "log": 30}
         if ready:
             self.say(self.start)
@@ -139,7 +140,7 @@ def test_no_moment_of_being_killed_leaves_a_partial_result(tmp_path, delay):
         child.process.kill()
     for path in tmp_path.glob("video_*"):
         whole(path)
-    results.sweep(tmp_path)
+    results.sweep(tmp_path, OWNER)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -164,7 +165,7 @@ def video(frames=9):
 def test_results_are_a_video_its_thumbnail_and_a_sheet(tmp_path):
     from PIL import Image
 
-    about = results.write(video(), tmp_path, "video_1")
+    about = results.write(video(), tmp_path, "video_1", OWNER)
     assert (about["frames"], about["width"], about["height"]) == (9, 64, 32)
     assert Image.open(tmp_path / "video_1.jpg").size == (64, 32)
     assert Image.open(tmp_path / "video_1.sheet.jpg").size == (132, 32)
@@ -181,19 +182,19 @@ def test_a_file_that_came_out_short_is_not_taken(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Video, "save", cut)
     with pytest.raises(OutputError, match="8 of 9 frames"):
-        results.write(video(), tmp_path, "video_1")
+        results.write(video(), tmp_path, "video_1", OWNER)
     assert not (tmp_path / "video_1.mp4").exists()
 
 
 def test_a_worker_refuses_what_it_does_not_know(tmp_path):
     said = []
     with pytest.raises(ValueError, match="'dance'"):
-        worker.Worker(slow_engine.Slow(0.0), tmp_path, said.append).take({"do": "dance"})
+        worker.Worker(slow_engine.Slow(0.0), tmp_path, OWNER, said.append).take({"do": "dance"})
 
 
 def test_an_error_that_breaks_the_device_is_not_caught(tmp_path):
     said = []
-    one = worker.Worker(slow_engine.Slow(0.0), tmp_path, said.append)
+    one = worker.Worker(slow_engine.Slow(0.0), tmp_path, OWNER, said.append)
 
     def work():
         raise RuntimeError("fatal")
@@ -205,7 +206,7 @@ def test_an_error_that_breaks_the_device_is_not_caught(tmp_path):
 
 def test_the_older_run_takes_a_step_after_each_newer_one(tmp_path):
     said = []
-    one = worker.Worker(slow_engine.Slow(0.0), tmp_path, said.append)
+    one = worker.Worker(slow_engine.Slow(0.0), tmp_path, OWNER, said.append)
     one.begin(1, [job("long", steps=9)])
     for number in (2, 3):
         one.begin(number, [job("short", steps=2)])

@@ -34,9 +34,12 @@ def check_writable(path: Path, force: bool = False) -> None:
 
 
 @contextmanager
-def write_aside(path: Path, folder: bool = False, private: bool = False) -> Iterator[Path]:
-    """Yields a temporary file name (or a new folder) beside `path` that takes its place on success and vanishes otherwise."""
-    aside = path.absolute().parent / f".{path.name}.{os.getpid()}.partial{path.suffix}"
+def write_aside(path: Path, folder: bool = False, private: bool = False, owner: str | None = None) -> Iterator[Path]:
+    """Yields a temporary file name (or a new folder) beside `path` that takes its place on success and vanishes otherwise.
+
+    The name says whose it is: `owner`'s, else this process's.
+    """
+    aside = path.absolute().parent / f".{path.name}.{owner or os.getpid()}.partial{path.suffix}"
     try:
         if folder:
             aside.mkdir(mode=PRIVATE if private else 0o777)
@@ -104,7 +107,7 @@ def read_manifest(
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError as missing:
         raise error(f"{folder} holds no {MANIFEST}; make such a folder with `{maker}`") from missing
-    except ValueError as broken:
+    except (ValueError, RecursionError) as broken:
         raise error(f"{folder / MANIFEST} is not JSON ({broken})") from broken
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         raise error(f"{folder / MANIFEST} does not describe {kind}")
@@ -113,7 +116,7 @@ def read_manifest(
         raise error(f"{folder / MANIFEST} was altered: its content does not have the sha256 that it states")
     entries = manifest.get("files")
     if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and {"name", "bytes", "sha256"} <= e.keys() for e in entries
+        isinstance(e, dict) and {"name", "bytes", "sha256"} <= e.keys() and _is_name(e["name"]) for e in entries
     ):
         raise error(f"{folder / MANIFEST} lists no files with their sizes and sha256")
     for entry in entries:
@@ -125,6 +128,10 @@ def read_manifest(
         if sha256(path) != entry["sha256"]:
             raise error(f"{path} was altered: its sha256 is not the one in {MANIFEST}")
     return manifest
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and "\0" not in name
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .settings import MIB, Settings
 
 # seconds between the ends of the latest jobs say when to come again
 LATEST, SOONEST, LATEST_RETRY = 16, 1, 60
-# reservations younger than this may not be in the store yet
+# jobs that the store took later than this may not be in what was last read from it
 SETTLED = 10.0
 
 
@@ -22,7 +22,7 @@ class Admission:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.draining = False
-        self._owners: dict[str, tuple[str, float]] = {}  # id -> owner, when it was reserved
+        self._owners: dict[str, tuple[str, float]] = {}  # id -> owner, when the store had it
         self._per_owner: Counter[str] = Counter()
         self._ends: deque[float] = deque(maxlen=LATEST)
 
@@ -35,7 +35,7 @@ class Admission:
     def restore(self, owners: Mapping[str, str]) -> None:
         """Counts jobs that were accepted before."""
         for id, owner in owners.items():
-            self._hold(id, owner)
+            self._hold(id, owner, time.monotonic())
 
     def check_budget(self, job: Job) -> None:
         """Raises ApiError for a job that no queue would make smaller."""
@@ -64,7 +64,7 @@ class Admission:
             raise ApiError(507, "storage_full", said, None, SERVER, {"Retry-After": "30"})
 
     def reserve(self, id: str, owner: str) -> bool:
-        """Takes a place for a job and says whether it is a new one; ApiError where there is none."""
+        """Takes a place until it is settled or given back, and says whether it is new; ApiError where there is none."""
         if id in self._owners:
             return False
         limits = self.settings
@@ -72,12 +72,17 @@ class Admission:
             raise self._full(f"{limits.max_queue} jobs wait or run, and there is no room for more", "queue_full")
         if limits.max_queue_per_key is not None and self._per_owner[owner] >= limits.max_queue_per_key:
             raise self._full(f"{limits.max_queue_per_key} jobs of this key wait or run", "key_queue_full")
-        self._hold(id, owner)
+        self._hold(id, owner, math.inf)
         return True
 
-    def _hold(self, id: str, owner: str) -> None:
-        self._owners[id] = (owner, time.monotonic())
+    def _hold(self, id: str, owner: str, since: float) -> None:
+        self._owners[id] = (owner, since)
         self._per_owner[owner] += 1
+
+    def settle(self, id: str) -> None:
+        """Says that the store has a job: its place is the job's from now on."""
+        if id in self._owners:
+            self._owners[id] = (self._owners[id][0], time.monotonic())
 
     def release(self, id: str) -> None:
         """Gives a job's place back; the end of a job also tells how fast they go."""

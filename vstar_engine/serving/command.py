@@ -78,6 +78,7 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("max_frames", "frames of a video")
     add("max_steps", "denoising steps of a video")
     add("max_work", "frames x pixels x steps of a video")
+    add("max_connections", "connections of clients; beyond, the one goes whose client is slowest")
     add("max_batch", "videos that may ride in one batch, where that was measured to pay")
     add("batch_delay", "seconds that a video waits for others to ride with", float, metavar="S")
     add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
@@ -118,7 +119,16 @@ def settings_from(args: argparse.Namespace) -> Settings:
     """Gives the settings that options say; ValueError where one makes no sense."""
     same = (
         *("data", "database", "instance", "host", "port", "insecure", "embeddings", "grace", "sync_timeout"),
-        *("max_queue", "max_queue_per_key", "max_frames", "max_steps", "max_work", "max_batch", "batch_delay"),
+        *(
+            "max_queue",
+            "max_queue_per_key",
+            "max_frames",
+            "max_steps",
+            "max_work",
+            "max_connections",
+            "max_batch",
+            "batch_delay",
+        ),
     )
     return Settings(
         **{name: getattr(args, name) for name in same},
@@ -199,10 +209,10 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
     if not args.ray:
         if args.replicas is not None or args.address is not None:
             raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")
-        return process.ProcessEngine(*what)
+        return process.ProcessEngine(*what, instance=settings.instance)
     from . import ray_engine
 
     ray_engine.library()
     resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
     replicas = 1 if args.replicas is None else args.replicas
-    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources)
+    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources, instance=settings.instance)

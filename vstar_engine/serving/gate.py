@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import metrics
 from .errors import FINAL, UNAUTHENTICATED, ApiError
-from .keys import LOCAL, Keys
+from .keys import LOCAL, METRICS, Keys
 from .service import Caller
 from .settings import LOOPBACK_NAMES, Settings
 
@@ -53,6 +53,8 @@ class Gate:
             if found is None:
                 said = "give an API key: Authorization: Bearer KEY"
                 raise ApiError(401, "invalid_api_key", said, None, UNAUTHENTICATED, {"WWW-Authenticate": "Bearer"})
+            if found == METRICS and path != "/metrics":
+                raise ApiError(403, "forbidden_path", "this key opens /metrics alone", headers=FINAL)
             owner = found
         again = headers.get("x-stainless-retry-count", "0")
         key = headers.get("idempotency-key")

@@ -10,6 +10,8 @@ from pathlib import Path
 ENVIRONMENT = "VSTAR_API_KEYS"
 # whose jobs are without keys
 LOCAL = "local"
+# whose keys open /metrics alone
+METRICS = "metrics"
 SHORTEST = 16
 HASHED = "sha256:"
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -15,7 +15,7 @@ from .. import room
 from ..batch import Batch, Row
 from ..config import MAX_FRAMES, Request
 from ..embeddings import Embeddings, Encode
-from ..engine import Engine
+from ..engine import Engine, OnPart
 from ..errors import MemoryShortage
 from ..video import Video
 from .job import Job
@@ -110,8 +110,8 @@ class Model:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
 
-    def finish(self, batch: Batch, row: Row) -> Video:
-        return self.engine.finish(batch, row)
+    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
+        return self.engine.finish(batch, row, on_part)
 
     def learn_colours(self, row: Row, video: Video) -> None:
         """Fits what latents look like by a line from each cell's channels to the mean colour of its pixels."""

@@ -15,6 +15,7 @@ from typing import Any
 from . import results
 from .dispatch import Dispatcher
 from .lanes import Message, Rules
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +28,15 @@ DEFAULT_RULES = Rules()
 class ProcessLink:
     """A worker as a child, talked to over a socket pair: it ends when this process does."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]):
-        self.name, self.folder, self.environment = "the worker", folder, environment
+    def __init__(self, folder: Path, environment: Mapping[str, str], owner: str):
+        self.name, self.folder, self.environment, self.owner = "the worker", folder, environment, owner
         self.child: asyncio.subprocess.Process | None = None
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(self, message: Message) -> AsyncIterator[Message]:
         """Starts a child and gives what it says."""
-        # no other process writes here while the child is not there
-        results.sweep(self.folder)
+        # nobody writes in this name while the child is not there
+        results.sweep(self.folder, self.owner)
         ours, theirs = socket.socketpair()
         with theirs:
             command = (sys.executable, "-m", "vstar_engine.serving.worker", str(theirs.fileno()))
@@ -45,7 +46,7 @@ class ProcessLink:
             )
         reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE)
         self.name = f"the worker (process {self.child.pid})"
-        self.send(message)
+        self.send({**message, "folder": str(self.folder), "owner": self.owner})
         return _messages(reader)
 
     def send(self, message: Message) -> None:
@@ -81,8 +82,8 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
 class ProcessEngine(Dispatcher):
     """An `EngineClient` whose worker is a child process.
 
-    `folder` takes the results and belongs to this engine alone; `settings` are those of `factory`, a MODULE:FUNCTION that gives
-    the child its `Renderer`.
+    `folder` takes the results; other engines may use it too where their `instance` differs. `settings` are those of `factory`,
+    a MODULE:FUNCTION that gives the child its `Renderer`.
     """
 
     def __init__(
@@ -92,11 +93,11 @@ class ProcessEngine(Dispatcher):
         rules: Rules = DEFAULT_RULES,
         factory: str = MODEL,
         environment: Mapping[str, str] | None = None,
+        instance: str = Settings.instance,
     ):
         self.folder = folder.absolute()
-        start = {"factory": factory, "settings": dict(settings), "folder": str(self.folder)}
-        self.link = ProcessLink(self.folder, environment or {})
-        super().__init__([self.link], start, rules)
+        self.link = ProcessLink(self.folder, environment or {}, results.owner_of(instance))
+        super().__init__([self.link], {"factory": factory, "settings": dict(settings)}, rules)
 
     @property
     def pid(self) -> int | None:

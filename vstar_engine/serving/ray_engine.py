@@ -22,6 +22,7 @@ from . import events, results
 from .dispatch import Dispatcher
 from .lanes import Message, Rules, WorkerError
 from .process import MODEL, ProcessLink
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,12 @@ class Replica:
 
     def __init__(self, environment: Mapping[str, str]):
         self.folder = Path(tempfile.mkdtemp(prefix="vstar-replica-"))
-        self.link = ProcessLink(self.folder, environment)
+        self.link = ProcessLink(self.folder, environment, results.owner_of(self.folder.name))
 
     async def talk(self, line: str) -> AsyncIterator[tuple[str, dict[str, bytes]]]:
         """Starts a worker and gives what it says, each finished video with its files."""
         message = json.loads(line)
-        async for said in await self.link.open({**message, "folder": str(self.folder)}):
+        async for said in await self.link.open(message):
             done = said["say"] == "event" and said["event"]["kind"] == events.Done.kind
             yield json.dumps(said), await asyncio.to_thread(self.take_files, said["id"]) if done else {}
 
@@ -96,8 +97,8 @@ class Replica:
 class RayLink:
     """A way to one replica; an actor that is lost is made anew where there is room."""
 
-    def __init__(self, number: int, folder: Path, environment: Mapping[str, str], resources: Mapping[str, float]):
-        self.name, self.folder = f"replica {number}", folder
+    def __init__(self, number: int, folder: Path, owner: str, environment: Mapping[str, str], resources: Mapping[str, float]):
+        self.name, self.folder, self.owner = f"replica {number}", folder, owner
         self.environment, self.resources = dict(environment), dict(resources)
         self.actor: Any = None
 
@@ -133,7 +134,7 @@ class RayLink:
         done = message["event"]
         try:
             for name in sorted(files, key=lambda name: name == done["file"]):
-                results.keep(files[name], self.folder / name)
+                results.keep(files[name], self.folder / name, self.owner)
         except OutputError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
             results.discard(self.folder, message["id"])
@@ -178,18 +179,19 @@ class RayEngine(Dispatcher):
         replicas: int = 1,
         address: str | None = None,
         resources: Mapping[str, float] | None = None,
+        instance: str = Settings.instance,
     ):
         if replicas < 1:
             raise ValueError(f"there must be at least 1 replica, got {replicas}")
-        self.folder, self.address = folder.absolute(), address
+        self.folder, self.address, self.owner = folder.absolute(), address, results.owner_of(instance)
         given = resources or {"num_cpus": 1}
-        links = [RayLink(number, self.folder, environment or {}, given) for number in range(replicas)]
+        links = [RayLink(number, self.folder, self.owner, environment or {}, given) for number in range(replicas)]
         super().__init__(links, {"factory": factory, "settings": dict(settings)}, rules)
 
     async def start(self) -> None:
         """Joins the cluster and starts the replicas; returns when the first is warm."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        results.sweep(self.folder)
+        results.sweep(self.folder, self.owner)
         await asyncio.to_thread(connect, self.address)
         keep_sigterm()
         async with contextlib.AsyncExitStack() as undo:

@@ -1,9 +1,12 @@
 """A finished video in the results folder: whole, synced to the disk and hashed, or not there at all."""
 
+import contextlib
 import errno
+import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,11 @@ log = logging.getLogger(__name__)
 # what the file system says when there is no room
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = 2**20
+# where files go that the database does not know: it may be a new one, and they may be all that is left
+UNKNOWN = "unknown"
 JPEG_QUALITY = 85
+# seconds after which no process writes on at what is half-written: a whole video takes one or two
+ABANDONED = 3600.0
 
 
 def names(id: str) -> tuple[str, str, str]:
@@ -28,13 +35,18 @@ def names(id: str) -> tuple[str, str, str]:
     return f"{id}.mp4", f"{id}.jpg", f"{id}.sheet.jpg"
 
 
-def write(video: Video, folder: Path, id: str) -> dict[str, Any]:
+def owner_of(instance: str) -> str:
+    """Gives the mark that a server's half-written files carry: others may write into the same folder."""
+    return hashlib.sha256(instance.encode()).hexdigest()[:12]
+
+
+def write(video: Video, folder: Path, id: str, owner: str) -> dict[str, Any]:
     """Writes a video's three files, the video last, and describes it as `events.Done` does; OutputError if it cannot."""
     file, thumbnail, sheet = (folder / name for name in names(id))
     for path, picture in ((thumbnail, video.frames[len(video.frames) // 2]), (sheet, contact_sheet(video.frames))):
-        with _synced(path) as aside:
+        with _synced(path, owner) as aside:
             save_jpeg(picture, aside)
-    with _synced(file) as aside:
+    with _synced(file, owner) as aside:
         video.save(aside)
         _check_whole(aside, len(video.frames))
         about = {"file": file.name, "bytes": aside.stat().st_size, "sha256": sha256(aside)}
@@ -42,9 +54,9 @@ def write(video: Video, folder: Path, id: str) -> dict[str, Any]:
     return {**about, "frames": frames, "width": width, "height": height}
 
 
-def keep(content: bytes, path: Path) -> None:
+def keep(content: bytes, path: Path, owner: str) -> None:
     """Writes a file that was made elsewhere; OutputError if it cannot."""
-    with _synced(path) as aside:
+    with _synced(path, owner) as aside:
         aside.write_bytes(content)
 
 
@@ -56,9 +68,9 @@ def save_jpeg(picture: np.ndarray, target: Any, quality: int = JPEG_QUALITY) -> 
 
 
 @contextmanager
-def _synced(path: Path) -> Iterator[Path]:
+def _synced(path: Path, owner: str) -> Iterator[Path]:
     """Yields a name beside `path`; the file there is on the disk before it takes its place, and so is its name after."""
-    with write_aside(path) as aside:
+    with write_aside(path, owner=owner) as aside:
         yield aside
         _sync(aside)
     try:
@@ -112,7 +124,10 @@ def discard(folder: Path, id: str) -> None:
         log.warning("what was written of %s cannot be removed: %s", id, error)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes that died left half-written; call it where no other process writes there."""
+def sweep(folder: Path, owner: str) -> None:
+    """Removes what an owner left half-written, who is not writing now, and what of others nobody has touched for long."""
+    old = time.time() - ABANDONED
     for path in folder.glob(".*.partial.*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another server may sweep too
+            if f".{owner}.partial." in path.name or path.stat().st_mtime < old:
+                path.unlink()

@@ -36,8 +36,8 @@ class Runner:
         self.started = asyncio.Event()
         self._released = released
         self._cancelled: set[str] = set()
-        # videos that are made and not recorded yet, so that a store that was full does not cost them
-        self._made: dict[str, dict[str, Any]] = {}
+        # outcomes that are not recorded yet, so that a store that was full does not cost their videos
+        self._made: dict[str, tuple[Job, dict[str, Any]]] = {}
 
     async def make(self, job: Job) -> dict[str, Any]:
         """Makes a job's video and gives its outcome; Stopped when there is none to record.
@@ -46,19 +46,19 @@ class Runner:
         """
         while job.id in self.running:
             await asyncio.sleep(TURN)
-        live, made = self.board.open(job), None
+        live = self.board.open(job)
         self.running[job.id] = job
         try:
             with logs.about(job.id):
-                if (made := self._made.get(job.id)) is None:
+                if job.id not in self._made:
                     if live.outcome is not None:  # cancelled between the queue and here
                         raise Stopped
                     await self._wait_for_engine()
-                    made = self._made[job.id] = self._outcome(job, await self._last_event(job, live))
-                return made
+                    self.expect(job, self._outcome(job, await self._last_event(job, live)))
+                return self._made[job.id][1]
         finally:
             del self.running[job.id]
-            if not made:  # nobody hears of this run again: what the store says of the job counts
+            if job.id not in self._made:  # nobody hears of this run again: what the store says of the job counts
                 self._forget(live)
 
     def _forget(self, live: Live) -> None:
@@ -80,7 +80,7 @@ class Runner:
                 raise Stopped
             if job.id in self._cancelled:
                 self._cancelled.discard(job.id)
-                results.remove(self.settings.videos, job.id)
+                results.discard(self.settings.videos, job.id)
                 raise Stopped
             if not isinstance(last, Failed) or not last.retry:
                 return last
@@ -117,13 +117,29 @@ class Runner:
         if isinstance(last, Done):
             return completed(last)
         log.warning("the job failed: %s", last.code)
+        # of a worker that died while it wrote, any of the files may be there
+        results.discard(self.settings.videos, job.id)
         return failed(last.code, last.message)
 
-    def recorded(self, job: Job, outcome: dict[str, Any]) -> None:
-        """Publishes an outcome that the store holds."""
-        self._made.pop(job.id, None)
-        self.board.open(job).end(outcome)
-        self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
+    def expect(self, job: Job, outcome: dict[str, Any]) -> None:
+        """Keeps an outcome until the store holds it."""
+        self._made[job.id] = job, outcome
+
+    def recorded(self, id: str) -> None:
+        """Publishes the outcome that was expected, which the store holds now."""
+        if id not in self._made:
+            return
+        job, outcome = self._made.pop(id)
+        live = self.board.open(job)
+        if live.outcome is None:
+            live.end(outcome)
+            self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
+
+    def deleted(self, id: str) -> None:
+        """Forgets a job that the store does not have any more, and what was written of it."""
+        self._made.pop(id, None)
+        self.board.drop(id)
+        results.discard(self.settings.videos, id)
 
     def _finish(self, job: Job, status: str) -> None:
         self._released(job.id)

@@ -13,14 +13,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import VstarError
+from .connections import IDLE, Connection
 from .service import Service
 
 log = logging.getLogger(__name__)
 
 # an ending server leaves its slowest readers after this many seconds
 LAST_ANSWERS = 2
-# slow clients may not hold a connection without a word for longer
-IDLE = 30
 # of a name's several addresses this machine need not have all
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -68,7 +67,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
-                timeout_keep_alive=IDLE,
+                http=type("Bounded", (Connection,), {"most": service.settings.max_connections}),
+                timeout_keep_alive=int(IDLE),
                 timeout_graceful_shutdown=LAST_ANSWERS,
             )
         )

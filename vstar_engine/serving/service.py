@@ -172,6 +172,7 @@ class Service:
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
             undo.pop_all()
+        self.admission.settle(job.id)
         self.runner.board.open(job)
         metrics.accepted(job)
         return Record(job, int(job.created_at * 1000))

@@ -34,6 +34,8 @@ class Settings:
     # 128 frames of 320x512 in 100 steps
     max_work: int = 128 * 320 * 512 * 100
     max_body: int = MIB
+    # with a file for each that is sent, under the 1024 descriptors that a process usually has
+    max_connections: int = 400
     max_batch: int = 4
     batch_delay: float = 0.03
     min_free: int = 256 * MIB
@@ -44,7 +46,7 @@ class Settings:
     sync_timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("max_queue", "max_frames", "max_steps", "max_work", "max_body", "max_batch"):
+        for name in ("max_queue", "max_frames", "max_steps", "max_work", "max_body", "max_connections", "max_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queue_per_key is not None and self.max_queue_per_key < 1:

@@ -1,6 +1,7 @@
 """Jobs that outlive the process: DBOS workflows in SQLite or Postgres, behind one small class."""
 
 import asyncio
+import contextvars
 import fcntl
 import functools
 import logging
@@ -23,9 +24,10 @@ from ..errors import VstarError
 from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
 from .job import VERSION, Job
 from .live import FAILED, failed
+from .results import UNKNOWN
 from .runner import Runner, Stopped
 from .settings import Settings
-from .sqlite import Connection, Disk, prepare
+from .sqlite import Connection, Disk, DiskError, prepare
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ async def _generate(content: dict[str, Any]) -> dict[str, Any]:
         # the job stays pending; the watchdog takes it up when the database can be written again
         log.warning("an outcome could not be recorded: %s", type(error.orig).__name__)
         raise Stopped from error
-    _the_runner().recorded(Job.from_json(content), outcome)
+    _the_runner().expect(Job.from_json(content), outcome)
     return outcome
 
 
@@ -117,6 +119,8 @@ class JobStore:
         self.settings = settings
         self._lock: int | None = None
         self._disk: Disk | None = None
+        self._telling: set[asyncio.Task[None]] = set()
+        self._system: Any = None  # what DBOS writes through
 
     @property
     def at_work(self) -> int:
@@ -138,7 +142,8 @@ class JobStore:
                 prepare(path)
                 self._disk = Disk(path)
             except (sqlite3.Error, OSError) as error:
-                hint = f"if {path} is damaged, move it away: videos stay, and their list starts anew"
+                kept = self.settings.videos / UNKNOWN
+                hint = f"if {path} is damaged, move it away: the list of jobs starts anew, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
     async def start(self, runner: Runner) -> None:
@@ -163,13 +168,54 @@ class JobStore:
             its.propagate, its.disabled = True, True  # it would log the traceback of what is answered below
             DBOS.launch()
             its.disabled = False
+            self._system = dbos._sys_db
             for name in OUTCOMES:
-                setattr(dbos._sys_db, name, patient(getattr(dbos._sys_db, name)))
+                setattr(self._system, name, patient(getattr(self._system, name)))
+            self._system.update_workflow_outcome = self._told(self._system.update_workflow_outcome)
             await DBOS.register_queue_async(
                 QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
             )
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
+
+    def _told(self, write: Callable[..., bool]) -> Callable[..., bool]:
+        """Makes the write that ends a job tell the runner, who publishes an end only when it is there for good."""
+        loop = asyncio.get_running_loop()
+
+        @functools.wraps(write)
+        def then_tell(id: str, status: str, **values: Any) -> bool:
+            landed = write(id, status, **values)
+            if status == "SUCCESS" and not loop.is_closed():
+                # outside the workflow, which is over: in its context DBOS would take a look into the database for a step of it
+                loop.call_soon_threadsafe(self._tell_soon, id, landed, context=contextvars.Context())
+            return landed
+
+        return then_tell
+
+    def _tell_soon(self, id: str, landed: bool) -> None:
+        task = asyncio.create_task(self._tell(id, landed))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, id: str, landed: bool) -> None:
+        """Has an end published once it is on the disk, or undone where the job was cancelled or deleted before."""
+        runner = _the_runner()
+        while True:
+            try:
+                await self._sync()
+                record = None if landed else await self.get(id)
+                break
+            except (OperationalError, DiskError) as error:
+                if runner.stopping:
+                    return
+                log.warning("an outcome cannot be made sure of yet: %s", type(error).__name__)
+            await asyncio.sleep(PAUSE)
+        if landed:
+            runner.recorded(id)
+        elif record is None:
+            runner.deleted(id)
+        elif record.outcome is not None and record.outcome["status"] == FAILED:
+            await runner.cancel(record.job)
 
     def _claim_folder(self) -> None:
         """Keeps a second server out of the folder of data."""
@@ -254,8 +300,9 @@ class JobStore:
         return {status.workflow_id for status in found}
 
     async def resume(self, ids: Sequence[str]) -> None:
-        """Puts jobs back into the queue, whose run ended without an outcome."""
-        await DBOS.resume_workflows_async(list(ids), queue_name=QUEUE)
+        """Puts jobs back into the queue, whose run here ended without an outcome. One that was cancelled meanwhile stays so."""
+        for id in ids:
+            await asyncio.to_thread(self._system.reenqueue_for_recovery, id, [self.settings.instance], QUEUE)
 
     async def cancel(self, id: str) -> None:
         """Records a job as cancelled, unless it ended."""
@@ -266,10 +313,11 @@ class JobStore:
         await DBOS.delete_workflows_async(list(ids))
         await self._sync()
 
-    async def known(self, ids: Sequence[str]) -> set[str]:
-        """Gives those ids that the store has."""
-        found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False, load_output=False)
-        return {status.workflow_id for status in found}
+    async def known(self, ids: Sequence[str]) -> dict[str, bool]:
+        """Gives those ids that the store has, and whether each has its video or may still get it."""
+        found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False)
+        outcomes = {status.workflow_id: _outcome(status) for status in found}
+        return {id: outcome is None or outcome["status"] != FAILED for id, outcome in outcomes.items()}
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""

@@ -61,7 +61,7 @@ def _whole(renderer: Renderer, bucket: Bucket, steps: int) -> dict[str, float]:
     made = passage(lambda: renderer.begin(_jobs(bucket, 1, steps)), renderer.step, renderer.finish)
     renderer.learn_colours(made.row, made.video)
     with tempfile.TemporaryDirectory() as folder:
-        results.write(made.video, Path(folder), "warm-up")
+        results.write(made.video, Path(folder), "warm-up", "warm-up")
     return made.seconds
 
 

@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,10 +45,16 @@ PREVIEW_EVERY = 0.5  # seconds
 PREVIEW_QUALITY = 70
 # videos that may wait to be written while the next ones are made
 WRITING = 4
+# seconds between two looks for cancellations while one of those has to be waited for
+GLANCE = 0.05
 PR_SET_PDEATHSIG = 1
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
+
+
+class Dropped(Exception):
+    """Ends the decoding of a video whose job was cancelled."""
 
 
 @dataclass
@@ -71,7 +78,11 @@ class Worker:
 
     renderer: Renderer
     folder: Path
+    owner: str
     send: Send
+    inbox: "queue.SimpleQueue[Message | None]" = field(default_factory=queue.SimpleQueue)
+    # what came in while videos were decoded, to be done after
+    later: deque[Message | None] = field(default_factory=deque)
     runs: list[Run] = field(default_factory=list)
     # ids whose video is being written, and whether they were cancelled meanwhile
     writing: dict[str, bool] = field(default_factory=dict)
@@ -79,12 +90,12 @@ class Worker:
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WRITING))
 
-    def serve(self, inbox: "queue.SimpleQueue[Message | None]") -> None:
+    def serve(self) -> None:
         """Works until the inbox gives None."""
         while True:
             waiting = not self.runs
-            while waiting or not inbox.empty():
-                message = inbox.get()
+            while waiting or self.later or not self.inbox.empty():
+                message = self.later.popleft() if self.later else self.inbox.get()
                 if message is None:
                     self.writer.shutdown()
                     return
@@ -92,6 +103,15 @@ class Worker:
                 waiting = False
             if self.runs:
                 self.turn()
+
+    def look(self) -> None:
+        """Does what cannot wait until the videos at hand are decoded: cancellations."""
+        while not self.inbox.empty():
+            message = self.inbox.get()
+            if message is not None and message["do"] == "cancel":
+                self.take(message)
+            else:
+                self.later.append(message)
 
     def take(self, message: Message) -> None:
         """Does what a message asks for."""
@@ -177,19 +197,36 @@ class Worker:
 
     def finish(self, run: Run) -> None:
         """Decodes a run's videos one after the other; each is written while the next is decoded."""
-        for row in list(run.batch.rows):
-            job = run.jobs[row.index]
-            self.tell(job.id, events.Stage("decode"))
+        self.look()
+        while run in self.runs:
+            with contextlib.suppress(Dropped):
+                self.decode(run, run.batch.rows[0])
+            self.look()
 
-            def work(row: Any = row) -> Video:
-                return self.renderer.finish(run.batch, row)
+    def decode(self, run: Run, row: Any) -> None:
+        """Decodes a video and has it written; Dropped where its job is cancelled meanwhile."""
+        job = run.jobs[row.index]
 
-            video = self.guarded(run.number, [job], work)
-            if video is not None:
-                self.room.acquire()
-                self.writing[job.id] = False
-                self.writer.submit(self.write, job, video).add_done_callback(end_with)
-        self.leave(run)
+        def look(part: Any = None) -> None:
+            self.look()
+            if run.index(job.id) is None:
+                raise Dropped
+
+        self.tell(job.id, events.Stage("decode"))
+        video = self.guarded(run.number, [job], lambda: self.renderer.finish(run.batch, row, look))
+        if video is not None:
+            look()
+            while not self.room.acquire(timeout=GLANCE):
+                look()
+            self.writing[job.id] = False
+            self.writer.submit(self.write, job, video).add_done_callback(end_with)
+        self.drop(run, row.index)
+
+    def drop(self, run: Run, index: int) -> None:
+        """Takes a video out of a run, which ends with its last one."""
+        run.batch.drop(index)
+        if not run.batch.rows:
+            self.leave(run)
 
     def leave(self, run: Run) -> None:
         self.runs.remove(run)
@@ -204,7 +241,7 @@ class Worker:
         start = time.perf_counter()
         self.tell(job.id, events.Stage("encode"))
         try:
-            about = results.write(video, self.folder, job.id)
+            about = results.write(video, self.folder, job.id, self.owner)
         except OSError as error:
             code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
             results.discard(self.folder, job.id)
@@ -224,18 +261,15 @@ class Worker:
         self.tell(job.id, event)
 
     def cancel(self, id: str) -> None:
-        """Takes a job out between two steps; one whose video is being written goes when that is done."""
+        """Takes a job out between two steps or parts of decoding; one whose video is being written goes when that is done."""
         with self.lock:
             if id in self.writing:
                 self.writing[id] = True
         for run in list(self.runs):
             index = run.index(id)
-            if index is None:
-                continue
-            run.batch.drop(index)
-            self.tell(id, events.Failed(events.CANCELLED, "the job was cancelled"))
-            if not run.batch.rows:
-                self.leave(run)
+            if index is not None:
+                self.tell(id, events.Failed(events.CANCELLED, "the job was cancelled"))
+                self.drop(run, index)
 
 
 def end_with(work: "Future[None]") -> None:
@@ -245,7 +279,7 @@ def end_with(work: "Future[None]") -> None:
         os._exit(1)
 
 
-def start(message: Message, send: Send) -> Worker | None:
+def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None]") -> Worker | None:
     """Loads and warms what a start message names; None, after saying why, where that cannot be."""
     module, _, name = message["factory"].partition(":")
     try:
@@ -259,7 +293,7 @@ def start(message: Message, send: Send) -> Worker | None:
     own = measured["paces"].get(bucket_name(16, facts["size"]))
     step = None if own is None else own["step"]
     send({"say": "ready", "facts": {**facts, **measured, "step_seconds": step}})
-    return Worker(renderer, Path(message["folder"]), send)
+    return Worker(renderer, Path(message["folder"]), message["owner"], send, inbox)
 
 
 def die_with_parent() -> None:
@@ -299,9 +333,9 @@ def main() -> None:
     message = inbox.get()
     assert message is not None
     configure(message["log"], formatter(message.get("log_json", False)))
-    worker = start(message, send)
+    worker = start(message, send, inbox)
     if worker is not None:
-        worker.serve(inbox)
+        worker.serve()
     os._exit(0)
 
 

@@ -1,0 +1,219 @@
+"""The gateway in this process, with the real store and an engine that the test plays: what is told when, and what is left."""
+
+import asyncio
+import threading
+
+import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
+from dbos._sys_db import SystemDatabase
+from slow_engine import until
+
+from vstar_engine.config import model_named
+from vstar_engine.serving import events, results, service
+from vstar_engine.serving.resolve import Resolver
+from vstar_engine.serving.schema import CreateVideo
+from vstar_engine.serving.service import Caller
+from vstar_engine.serving.settings import Settings
+
+LIMIT = 15.0
+OWNER = "alice"
+FACTS = {"counters": dict.fromkeys(("restarts", "cache_bytes", "cache_hits", "cache_misses"), 0)}
+
+
+class Played:
+    """An engine that writes a job's files and then waits until the test says how it ends."""
+
+    ready = True
+
+    def __init__(self, folder):
+        self.folder, self.begun, self.ends = folder, [], {}
+
+    async def start(self):
+        pass
+
+    async def close(self, grace):
+        pass
+
+    def facts(self):
+        return FACTS
+
+    async def submit(self, job):
+        if job.id in self.ends:
+            raise ValueError(f"job {job.id} is on its way already")
+        self.begun.append(job.id)
+        self.ends[job.id] = asyncio.get_running_loop().create_future()
+        yield events.Started(1)
+        for name in results.names(job.id):
+            (self.folder / name).write_bytes(b"a video")
+        yield await self.ends[job.id]
+        del self.ends[job.id]
+
+    async def cancel(self, id):
+        if id in self.ends:
+            self.end(id, events.Failed(events.CANCELLED, "cancelled"))
+
+    def end(self, id, event=None):
+        self.ends[id].set_result(event or events.Done(f"{id}.mp4", 7, "0" * 64, 8, 64, 32))
+
+
+def scenario(folder, act, **settings):
+    """Runs `act(gateway, engine)` between a start and a close."""
+
+    async def run():
+        chosen = Settings(data=folder, min_free=0, **settings)
+        gateway = service.Service(chosen, Played(chosen.videos), Resolver(model_named("mini"), None, None, False, None, False))
+        gateway.store.open()
+        try:
+            async with asyncio.timeout(LIMIT):
+                await gateway.start()
+                try:
+                    return await act(gateway, gateway.engine)
+                finally:
+                    await gateway.close()
+        finally:
+            gateway.store.close()
+
+    return asyncio.run(run())
+
+
+async def created(gateway, engine):
+    """Gives a job that runs."""
+    body = CreateVideo(prompt="a tree", num_frames=8, size="64x32", num_inference_steps=2)
+    id = (await gateway.create(Caller(OWNER), body)).job.id
+    await until(lambda: id in engine.ends)
+    return id
+
+
+async def ended(gateway, id):
+    await until(lambda: (live := gateway.runner.board[id]) is None or live.outcome is not None)
+    return (await gateway.store.get(id)).outcome
+
+
+def left(gateway):
+    return sorted(path.name for path in gateway.settings.videos.iterdir())
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Holds the write that ends a job until it is let go."""
+    begun, go = threading.Event(), threading.Event()
+    write = SystemDatabase.update_workflow_outcome
+
+    def wait_and_write(self, *args, **values):
+        begun.set()
+        assert go.wait(LIMIT)
+        return write(self, *args, **values)
+
+    monkeypatch.setattr(SystemDatabase, "update_workflow_outcome", wait_and_write)
+    yield begun, go
+    go.set()
+
+
+def test_an_end_is_told_when_the_database_has_it(tmp_path, held):
+    """Else a kill in between takes it back: completed, queued, completed."""
+    begun, go = held
+
+    async def act(gateway, engine):
+        id = await created(gateway, engine)
+        engine.end(id)
+        await until(begun.is_set)
+        await asyncio.sleep(0.2)
+        before = gateway.show(await gateway.get(OWNER, id)).status
+        go.set()
+        outcome = await ended(gateway, id)
+        return before, outcome["status"], gateway.show(await gateway.get(OWNER, id)).status
+
+    assert scenario(tmp_path, act) == ("in_progress", "completed", "completed")
+
+
+@pytest.mark.parametrize("how", ["cancelled elsewhere", "deleted"])
+def test_an_end_that_comes_too_late_leaves_nothing(tmp_path, held, how):
+    """The database took another server's word first: no end is told but that, and no file stays."""
+    begun, go = held
+
+    async def act(gateway, engine):
+        id = await created(gateway, engine)
+        engine.end(id)
+        await until(begun.is_set)
+        if how == "deleted":
+            await gateway.delete(OWNER, id)
+        else:
+            await gateway.store.cancel(id)
+        go.set()
+        await until(lambda: not left(gateway))
+        if how == "deleted":
+            return await gateway.store.get(id), gateway.runner.board[id]
+        return (await ended(gateway, id))["code"], gateway.runner.board[id].outcome["code"]
+
+    assert scenario(tmp_path, act) == ((None, None) if how == "deleted" else ("cancelled", "cancelled"))
+
+
+def test_a_job_that_fails_leaves_nothing(tmp_path):
+    """As where the worker died three times while it wrote."""
+
+    async def act(gateway, engine):
+        id = await created(gateway, engine)
+        assert left(gateway) == sorted(results.names(id))
+        engine.end(id, events.Failed(events.WORKER_CRASHED, "it died"))
+        return (await ended(gateway, id))["code"], left(gateway)
+
+    assert scenario(tmp_path, act) == ("worker_crashed", [])
+
+
+def test_what_a_job_left_that_the_database_gave_up_is_swept(tmp_path, monkeypatch):
+    """As where the server died a hundred times, or a job was cancelled at the other of two servers."""
+
+    async def act(gateway, engine):
+        done, given_up = await created(gateway, engine), None
+        engine.end(done)
+        await ended(gateway, done)
+        given_up = await created(gateway, engine)
+        await gateway.store.cancel(given_up)
+        await service.retention.sweep(gateway.store, gateway.settings, lambda id: None)
+        return left(gateway), sorted(results.names(done))
+
+    found, wanted = scenario(tmp_path, act)
+    assert found == wanted
+
+
+def test_a_job_that_was_cancelled_is_not_taken_up_again(tmp_path):
+    """A look at what lost its run may be older than the cancellation."""
+
+    async def act(gateway, engine):
+        id = await created(gateway, engine)
+        await gateway.store.cancel(id)
+        await gateway.store.resume([id])
+        return (await gateway.store.get(id)).outcome["code"]
+
+    assert scenario(tmp_path, act) == "cancelled"
+
+
+def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypatch):
+    """A busy server may see a job claimed and not running, and start it again while it begins: one end, one set of files."""
+    monkeypatch.setattr(service, "LOST", 0.4)
+    monkeypatch.setattr(service, "TICK", 0.1)
+    make, first = service.Runner.make, iter([True])
+
+    async def stalled(self, job):
+        if next(first, False):
+            await asyncio.sleep(1.2)  # claimed, and not running yet
+        return await make(self, job)
+
+    monkeypatch.setattr(service.Runner, "make", stalled)
+
+    async def act(gateway, engine):
+        resumed, resume = [], gateway.store.resume
+
+        async def noted(ids):
+            resumed.extend(ids)
+            await resume(ids)
+
+        gateway.store.resume = noted
+        id = await created(gateway, engine)
+        await until(lambda: resumed)
+        await asyncio.sleep(1.5)  # both runs are there
+        engine.end(id)
+        outcome = await ended(gateway, id)
+        return outcome["status"], engine.begun == [id], left(gateway) == sorted(results.names(id))
+
+    assert scenario(tmp_path, act) == ("completed", True, True)
