@@ -28,7 +28,7 @@ def identity(**changed):
     }
 
 
-def engine_at(folder, file="unet.pt2", **changed):
+def engine_at(folder, file="unet.pt2", facts=None, **changed):
     """Makes a folder that looks like a built engine; its one file is no package."""
     folder.mkdir(mode=0o700, parents=True)
     (folder / file).write_bytes(bytes(range(256)))
@@ -36,7 +36,7 @@ def engine_at(folder, file="unet.pt2", **changed):
     about = {
         "name": name_of(shaped),
         "identity": shaped,
-        "facts": {},
+        "facts": facts or {},
         "weights_path": None,
         "loras": [],
         "made": "today",

@@ -133,9 +133,22 @@ def test_the_libraries_need_no_library_of_nvidias(plugin):
     for name in ("libvstar_tensorrt.so", "libvstar_tensorrt_autoload.so"):
         undefined = ran("nm", "-D", "--undefined-only", plugin / name).stdout
         assert not any(word in undefined for word in ("nvinfer", " cu", "cuda"))
-        exported = {line.split()[-1] for line in ran("nm", "-D", "--defined-only", plugin / name).stdout.splitlines()}
-        assert {"getCreators", "setLoggerFinder"} <= exported
-        assert not any("vstar_kernel" in symbol for symbol in exported)
+    defined = ran("nm", "-D", "--defined-only", plugin / "libvstar_tensorrt.so").stdout
+    exported = {line.split()[-1] for line in defined.splitlines()}
+    assert {"getCreators", "setLoggerFinder"} <= exported
+    assert not any("vstar_kernel" in symbol for symbol in exported)
+
+
+@needs_headers
+def test_the_library_that_registers_finds_the_plugin_beside_it(plugin, tmp_path):
+    """Wherever both are: a server's model repository takes copies of them."""
+    for name in ("libvstar_tensorrt.so", "libvstar_tensorrt_autoload.so"):
+        shutil.copy(plugin / name, tmp_path)
+    opened = f"import ctypes; ctypes.CDLL({str(tmp_path / 'libvstar_tensorrt_autoload.so')!r})"
+    assert "vstar: no TensorRT is loaded in this process" in ran(sys.executable, "-c", opened).stderr
+    (tmp_path / "libvstar_tensorrt.so").unlink()
+    alone = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True)
+    assert "libvstar_tensorrt.so: cannot open shared object file" in alone.stderr
 
 
 @needs_headers

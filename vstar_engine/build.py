@@ -206,6 +206,8 @@ def run_export(args: argparse.Namespace) -> int:
     path = args.weights or artifact.manifest["weights_path"]
     weights = open_weights(model_named(artifact.identity["model"]), path, artifact.manifest["loras"])
     artifact.check(weights=weights.fingerprint())
-    exporter_named(args.kind).write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
-    print(f"wrote {args.out}; tritonserver --model-repository={args.out}, with vstar-engine installed beside it")
+    exporter = exporter_named(args.kind)
+    told = exporter.write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
+    command = " ".join([f"tritonserver --model-repository={args.out}", *told])
+    print(f"wrote {args.out}; {command}, with vstar-engine installed beside it")
     return 0
