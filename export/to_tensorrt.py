@@ -102,15 +102,16 @@ def _timing_cache(trt: Any, device: torch.device) -> Path:
 def refit(
     settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report
 ) -> dict[str, Any]:
-    """Writes the artifact's plan with other weights of the same shapes into `folder`, without building it again.
+    """Writes the artifact's plan with other weights of the same shapes into `folder` without a build; gives the facts of both.
 
     Raises EngineError for a plan that was not built for it, or that the weights do not fit.
     """
-    trt, kind = library(settings.backend), artifact.identity["options"]["plugin"]
+    trt, kind, facts = library(settings.backend), artifact.identity["options"]["plugin"], artifact.manifest["facts"]
     if kind in ("cpp", "python"):
         tensorrt_plugins.register(trt, kind)
     with TemporaryDirectory(dir=folder) as work:
         path = Path(work) / "unet.onnx"
         report(f"writing the new weights to {path.name}")
         to_onnx.write(unet(settings.spec.unet, settings.dtype, settings.cells), weights, path, settings.opset, report)
-        return tensorrt_refit.refit_plan(trt, artifact.file(PLAN), path, folder / PLAN, report)
+        refitted = tensorrt_refit.refit_plan(trt, artifact.file(PLAN), path, folder / PLAN, report)
+    return {**facts, "plan": {**facts["plan"], **refitted}}

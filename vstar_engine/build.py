@@ -177,8 +177,7 @@ def add_refit_options(parser: argparse.ArgumentParser) -> None:
 def run_refit(args: argparse.Namespace) -> int:
     """Swaps the weights of a built engine without building it again."""
     artifact = Artifact.open(args.engine)
-    if artifact.identity["options"].get("refit", "no") == "no":
-        raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {artifact.command()} --refit yes")
+    _check_refittable(artifact, args.weights, args.lora or [])
     device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
     here = backend_named(artifact.identity["backend"]).machine(device, artifact.identity["options"])
     artifact.check(kernel=kernel_hash(), **here)
@@ -189,6 +188,19 @@ def run_refit(args: argparse.Namespace) -> int:
     merged = "".join(f" and {lora}" for lora in made.manifest["loras"])
     print(f"{made.folder}: the engine of {artifact.name} with the weights of {weights.path}{merged}")
     return 0
+
+
+def _check_refittable(artifact: Artifact, weights: str | None, loras: list[str]) -> None:
+    """Raises EngineError, with what builds an engine of the other weights, for one that cannot take them."""
+    backend, options = artifact.identity["backend"], artifact.identity["options"]
+    if backend != "tensorrt":
+        path = weights or artifact.manifest["weights_path"]
+        other = replace(artifact, manifest={**artifact.manifest, "weights_path": path, "loras": loras})
+        said = f"{artifact.folder} is for backend {backend}, whose engines keep the weights that they were built with"
+        raise EngineError(f"{said}; build one with the others: {other.command()}")
+    if options["refit"] == "no":
+        rebuild = artifact.command(options={**options, "refit": "yes"})
+        raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {rebuild}")
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
