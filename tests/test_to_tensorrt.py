@@ -3,17 +3,21 @@
 import dataclasses
 import importlib.util
 import json
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx_packages  # noqa: F401 - skips this module where the packages are missing
 
 # isort: split
+import fake_tensorrt
 import pytest
 import torch
+from engines import engine_at
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.backends import backend_named
+from vstar_engine.backends import backend_named, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.built import Artifact
 from vstar_engine.config import MODELS
@@ -195,3 +199,30 @@ def test_what_cannot_run_is_refused_before_it_is_loaded():
         open_plan(None, artifact(plugin="aot"), torch.device("cpu"), torch.float16)
     with pytest.raises(EngineError, match="holds no weights; fill it: vstar-engine refit"):
         open_plan(None, artifact(plugin="aot", refit="stripped"), torch.device("cuda"), torch.float16)
+
+
+def test_a_plan_that_tensorrt_cannot_load(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    options = {"plugin": "aot", "refit": "no"}
+    damaged = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt", options=options))
+    library = types.SimpleNamespace(__version__="11.4.0.0", ILogger=fake_tensorrt.ILogger, Runtime=fake_tensorrt.Runtime)
+    complaint = r"TensorRT 11.4.0.0 cannot load .*e: the plan's magic tag does not match; rebuild it: vstar-engine build "
+    with pytest.raises(EngineError, match=complaint):
+        open_plan(library, damaged, torch.device("cuda"), torch.float32)
+
+
+def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, tmp_path):
+    capability, opened = [(12, 0)], []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an RTX")
+    monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: None)
+    monkeypatch.setattr(tensorrt_rtx, "open_plan", lambda trt, artifact, device, dtype: opened.append(device))
+    options = {"plugin": "python", "targets": ["SM86", "SM89"]}
+    built = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt-rtx", device="cuda", options=options))
+    complaint = r"was built for SM86, SM89, got an RTX sm_120; build one for it: .*--targets SM86,SM89,SM120 "
+    with pytest.raises(EngineError, match=complaint):
+        tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
+    assert not opened
+    capability[0] = (8, 9)
+    tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
+    assert opened == [torch.device("cuda", 1)]
