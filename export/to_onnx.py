@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from vstar_engine import checkpoint
 from vstar_engine.errors import ExportError
 
-from . import Report, onnx_function, silent
+from . import PATIENCE, Report, alive, onnx_function, silent
 from .network import Network, decoder, text, unet
 from .settings import OPSET, Estimate, Settings
 
@@ -44,8 +44,6 @@ OPSETS = (18, 21, 23)
 OPERATOR_SECONDS = 0.05
 DISK_BYTES_PER_SECOND = 200e6
 TRACE_BYTES = 2 * 2**30
-# seconds between two words about a long writing
-PATIENCE = 5.0
 # those of onnxscript's rules that apply to these networks; one of its default ones takes a time with the square of the nodes
 RULES = (squeeze_reshape_1d_rule, materialize_reshape_shape_rule, unsqueeze_unsqueeze_rule, no_op_transpose_rule)
 # what a graph for inference must not hold: training's, sequences and control flow that TensorRT does not build
@@ -90,7 +88,6 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     }
     found = {}
     for name, network in networks.items():
-        report(f"tracing the {name} and writing {name}.onnx")
         found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset, report)
     return {**found, "versions": {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}}
 
@@ -116,7 +113,8 @@ def write(
     dtype = next(network.module.parameters()).dtype
     check_format(dtype, opset)
     checkpoint.check(network.module, weights, network.prefix)
-    model = traced(network, opset)
+    with alive(report, f"tracing what {path.name} will hold"):
+        model = traced(network, opset)
     if network.attentions:
         function = onnx_function.body(opset)
         model.functions[function.identifier()] = function
