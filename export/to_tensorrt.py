@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts import check_writable, kernel_hash
+from vstar_engine.artifacts import check_writable, kernel_hash, make_private
 from vstar_engine.backends.tensorrt import PLAN, library
 from vstar_engine.built import Artifact, engines_root
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
@@ -74,7 +74,6 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     network = unet(settings.spec.unet, settings.dtype, settings.cells)
     with TemporaryDirectory(dir=folder) as work:
         path = Path(work) / "unet.onnx"
-        report(f"tracing the unet and writing {path.name}")
         facts = to_onnx.write(network, weights, path, settings.opset, report)
         tensorrt_plugins.register(trt, chosen["plugin"], None if rtx else architecture(settings))
         plan = Plan(
@@ -94,7 +93,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
 def _timing_cache(trt: Any, device: torch.device) -> Path:
     """Names the file of TensorRT's timings: they hold for a version, an architecture, and our kernel, which it cannot tell."""
     folder = engines_root() / ".timing"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     major, minor = torch.cuda.get_device_capability(device)
     return folder / f"tensorrt-{trt.__version__}-sm_{major}{minor}-{kernel_hash()[:12]}.cache"
 

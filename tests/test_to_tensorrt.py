@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import stat
 import types
 from contextlib import nullcontext
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_a_timing_cache_that_cannot_be_written_is_said_first(monkeypatch, tmp_pa
     settings = Settings(MINI, "tensorrt", timing_cache=tmp_path / "none" / "t")
     with pytest.raises(OutputError, match="there is no folder"):
         to_tensorrt.build(settings, {}, tmp_path, print)
+
+
+def test_kept_timings_lie_among_the_engines_and_as_private(monkeypatch, tmp_path):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path / "deep" / "engines"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    path = to_tensorrt._timing_cache(types.SimpleNamespace(__version__="11.4.0.0"), torch.device("cuda"))
+    assert path.name.startswith("tensorrt-11.4.0.0-sm_90-")
+    for made in (path.parent, path.parent.parent, path.parent.parent.parent):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 def test_a_layer_that_is_no_plugin_fails_the_build():
