@@ -4,10 +4,12 @@
 launches the Triton kernel, for both.  `none`: TensorRT composes the layer from standard operators, slower.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.artifacts import kernel_hash
 from vstar_engine.errors import EngineError
 
 NAME, VERSION, NAMESPACE = "VstarTemporalAttention", "1", "vstar"
@@ -35,6 +37,20 @@ def needed_library() -> Path:
     if path is None:
         raise ValueError(f"the cpp plugin needs {LIBRARY} to name the library built from csrc/tensorrt")
     return path
+
+
+def versions(kind: str) -> dict[str, str]:
+    """Gives what an engine depends on of its plugin's own files: the hash of the library that `cpp` runs, none of others.
+
+    Raises EngineError for a library of other kernels than those here.
+    """
+    if kind != "cpp":
+        return {}
+    path = needed_library()
+    content = path.read_bytes()
+    if kernel_hash().encode() not in content:
+        raise EngineError(f"{path} was built from other kernels than are installed here; build it again: csrc/tensorrt")
+    return {"cpp plugin": hashlib.sha256(content).hexdigest()}
 
 
 def autoloaded() -> list[Path]:

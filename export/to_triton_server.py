@@ -96,6 +96,7 @@ def _plugins(artifact: Artifact) -> list[Path]:
     if options["plugin"] == "python":
         rebuild = artifact.command(options={**options, "plugin": "aot"})
         raise EngineError(f"{artifact.folder} needs a plugin in Python, which Triton runs for no plan; rebuild it: {rebuild}")
+    artifact.check(versions=tensorrt_plugins.versions(options["plugin"]))
     return tensorrt_plugins.autoloaded() if options["plugin"] == "cpp" else []
 
 

@@ -15,6 +15,9 @@ import tensorrt_wheels
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine.artifacts import kernel_hash, sha256
+from vstar_engine.errors import EngineError
+from vstar_engine.export import tensorrt_plugins
 from vstar_engine.kernels.temporal_attention_plugin import RUNS, tactics
 
 ROOT = Path(__file__).parent.parent
@@ -137,6 +140,18 @@ def test_the_libraries_need_no_library_of_nvidias(plugin):
     exported = {line.split()[-1] for line in defined.splitlines()}
     assert {"getCreators", "setLoggerFinder"} <= exported
     assert not any("vstar_kernel" in symbol for symbol in exported)
+
+
+@needs_headers
+def test_the_library_says_which_kernels_it_holds(plugin, tmp_path, monkeypatch):
+    path = plugin / "libvstar_tensorrt.so"
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(path))
+    assert tensorrt_plugins.versions("cpp") == {"cpp plugin": sha256(path)}
+    other = tmp_path / path.name
+    other.write_bytes(path.read_bytes().replace(kernel_hash().encode(), b"0" * 64))
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(other))
+    with pytest.raises(EngineError, match="was built from other kernels"):
+        tensorrt_plugins.versions("cpp")
 
 
 @needs_headers

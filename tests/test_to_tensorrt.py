@@ -18,7 +18,8 @@ from engines import engine_at
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.backends import backend_named, tensorrt_rtx
+from vstar_engine.artifacts import kernel_hash, sha256
+from vstar_engine.backends import backend_named, tensorrt, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.built import Artifact
 from vstar_engine.config import MODELS
@@ -160,6 +161,36 @@ class Library:
 
     def get_plugin_registry(self):
         return self.registry
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, tmp_path):
+    path = tmp_path / "libvstar_tensorrt.so"
+    path.write_bytes(b"\x7fELF" + kernel_hash().encode())
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    for module in (tensorrt, tensorrt_rtx):
+        monkeypatch.setattr(module, "library", lambda backend: types.SimpleNamespace(__version__="11.4.0.0"))
+    options = {"plugin": "cpp", "compatibility": "exact"}
+
+    def machine():
+        return backend_named(backend).machine(torch.device("cuda"), options)
+
+    assert machine()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
+    built = Artifact.open(engine_at(tmp_path / "e", backend=backend, options=options, **machine()))
+    built.check(**machine())
+    path.write_bytes(path.read_bytes() + b"swapped")
+    with pytest.raises(
+        EngineError, match=r"built with cpp plugin \w{64} where \w{64} is installed; rebuild it: .*--plugin cpp"
+    ):
+        built.check(**machine())
+    path.write_bytes(b"\x7fELF of other kernels")
+    with pytest.raises(EngineError, match=r"libvstar_tensorrt.so was built from other kernels than are installed here"):
+        machine()
+    monkeypatch.delenv(tensorrt_plugins.LIBRARY)
+    with pytest.raises(ValueError, match="the cpp plugin needs VSTAR_TENSORRT_PLUGIN to name the library"):
+        machine()
 
 
 def test_one_plugin_serves_a_process(monkeypatch):

@@ -14,10 +14,11 @@ import triton_python_backend_utils as server
 from engines import engine_at
 
 from vstar_engine import Sampling, Tar
+from vstar_engine.artifacts import kernel_hash
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.errors import EngineError
-from vstar_engine.export import to_triton_server
+from vstar_engine.export import tensorrt_plugins, to_triton_server
 
 UNET = """name: "vstar_unet"
 backend: "onnxruntime"
@@ -147,15 +148,13 @@ def test_only_engines_that_triton_serves(tmp_path, mini_weights):
 PLUGIN = "VSTAR_TENSORRT_PLUGIN"
 
 
-def plan_at(folder, **options):
+def plan_at(folder, versions=None, **options):
     """A folder that looks like a TensorRT engine of two profiles."""
     profiles = [{"frames": [1, 16, 16]}, {"frames": [17, 32, 32]}]
     facts = {"unet": {"inputs": [], "outputs": []}, "plan": {"profiles": profiles}}
     shaped = {"plugin": "aot", "refit": "no", **options}
-    device = "NVIDIA H200 sm_90"
-    return Artifact.open(
-        engine_at(folder, file="unet.plan", facts=facts, backend="tensorrt", device=device, frames=[16, 32], options=shaped)
-    )
+    about = {"backend": "tensorrt", "device": "NVIDIA H200 sm_90", "frames": [16, 32], "versions": versions or {}}
+    return Artifact.open(engine_at(folder, file="unet.plan", facts=facts, options=shaped, **about))
 
 
 @pytest.fixture
@@ -176,20 +175,22 @@ def test_every_profile_of_a_plan_is_served(parts, tmp_path):
 
 
 def test_the_plugins_library_goes_along_and_is_named(parts, tmp_path, monkeypatch):
-    for name in ("libvstar_tensorrt.so", "libvstar_tensorrt_autoload.so"):
-        (tmp_path / name).write_text(name)
+    (tmp_path / "libvstar_tensorrt_autoload.so").write_text("registers")
     monkeypatch.setenv(PLUGIN, str(tmp_path / "libvstar_tensorrt.so"))
-    told = to_triton_server.write(plan_at(tmp_path / "e", plugin="cpp"), {}, tmp_path / "models", False, print)
+    (tmp_path / "libvstar_tensorrt.so").write_text(kernel_hash())
+    versions = tensorrt_plugins.versions("cpp")
+    told = to_triton_server.write(plan_at(tmp_path / "e", versions, plugin="cpp"), {}, tmp_path / "models", False, print)
     folder = tmp_path / "models" / "vstar_unet" / "1"
     assert told == [f"--backend-config=tensorrt,plugins={folder}/libvstar_tensorrt_autoload.so"]
-    assert (folder / "libvstar_tensorrt_autoload.so").read_text() == "libvstar_tensorrt_autoload.so"
-    assert (folder / "libvstar_tensorrt.so").read_text() == "libvstar_tensorrt.so"
+    assert (folder / "libvstar_tensorrt_autoload.so").read_text() == "registers"
+    assert (folder / "libvstar_tensorrt.so").read_text() == kernel_hash()
 
 
 UNSERVED = {
     "stripped": ({"refit": "stripped"}, EngineError, "holds no weights; fill it: vstar-engine refit"),
     "python": ({"plugin": "python"}, EngineError, r"needs a plugin in Python.*rebuild it: .* --plugin aot --refit no"),
     "no library": ({"plugin": "cpp"}, ValueError, f"needs {PLUGIN} to name the library built from csrc/tensorrt"),
+    "swapped": ({"plugin": "cpp"}, EngineError, "was built with cpp plugin 0{64} where"),
     "alone": ({"plugin": "cpp"}, ValueError, "there is no .*libvstar_tensorrt_autoload.so, which csrc/tensorrt builds"),
 }
 
@@ -198,9 +199,11 @@ UNSERVED = {
 def test_plans_that_triton_could_not_run(case, tmp_path, monkeypatch):
     options, error, complaint = UNSERVED[case]
     monkeypatch.delenv(PLUGIN, raising=False)
-    if case == "alone":
-        (tmp_path / "libvstar_tensorrt.so").touch()
+    versions = {}
+    if case in ("swapped", "alone"):
+        (tmp_path / "libvstar_tensorrt.so").write_text(kernel_hash())
         monkeypatch.setenv(PLUGIN, str(tmp_path / "libvstar_tensorrt.so"))
+        versions = tensorrt_plugins.versions("cpp") if case == "alone" else {"cpp plugin": "0" * 64}
     with pytest.raises(error, match=complaint):
-        to_triton_server.write(plan_at(tmp_path / "e", **options), {}, tmp_path / "models", False, print)
+        to_triton_server.write(plan_at(tmp_path / "e", versions, **options), {}, tmp_path / "models", False, print)
     assert not (tmp_path / "models").exists()

@@ -58,13 +58,13 @@ def library(backend: str) -> Any:
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the library's version, and the GPU, as closely as its compatibility asks."""
-    version = library("tensorrt").__version__
+    """Says what an engine depends on here: the library's version, the plugin's, and the GPU, as its compatibility asks."""
+    versions = {"tensorrt": library("tensorrt").__version__, **tensorrt_plugins.versions(options["plugin"])}
     if device.type != "cuda":
         raise DeviceError(
             "backend tensorrt builds and runs on an NVIDIA GPU; use --device cuda, or backend tensorrt-rtx to build"
         )
-    return {"device": gpu(device, options["compatibility"]), "versions": {"tensorrt": version}}
+    return {"device": gpu(device, options["compatibility"]), "versions": versions}
 
 
 def gpu(device: torch.device, compatibility: str) -> str:

@@ -8,13 +8,15 @@ import torch
 from ..built import Artifact
 from ..device import described
 from ..errors import EngineError
+from ..export import tensorrt_plugins
 from . import Denoiser
 from .tensorrt import library, open_plan
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on: the library's version. `load` looks at the GPU, since any machine may build."""
-    return {"device": "cuda", "versions": {"tensorrt-rtx": library("tensorrt-rtx").__version__}}
+    """Says what an engine depends on: library and plugin. Any machine may build it; `load` looks at the GPU."""
+    versions = {"tensorrt-rtx": library("tensorrt-rtx").__version__, **tensorrt_plugins.versions(options["plugin"])}
+    return {"device": "cuda", "versions": versions}
 
 
 def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
