@@ -39,7 +39,7 @@ def weights(mini_weights):
 def builder(monkeypatch):
     """Stands in for a back end's builder; `fault` is raised after the file is written."""
     made = types.SimpleNamespace(count=0, fault=None, options=lambda settings: {})
-    made.estimate = lambda settings: Estimate(1.0, 2**20, 2**30)
+    made.estimate = lambda settings: Estimate(1.0, 2**20, 2**30, "one build")
 
     def build(settings, weights, folder, report):
         made.count += 1
@@ -361,7 +361,9 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeyp
     assert (plan["frames"], plan["size"], plan["batch"]) == ("1 to 512", "32x64", "1 to 8")
     assert (plan["seconds"], plan["disk_mib"], plan["memory_mib"]) == (1, 1, 1024)
     assert main([*WORDS, "--dry-run"]) == 0
-    assert "nothing was built" in capsys.readouterr().out
+    assert "basis          one build\nseconds, disk and memory are rough guesses from the basis; nothing was built" in (
+        capsys.readouterr().out
+    )
     assert builder.count == 0
     assert names(tmp_path) == []
 

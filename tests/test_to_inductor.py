@@ -96,3 +96,5 @@ def test_a_guess_counts_the_weights_of_the_unet_alone():
     guess = to_inductor.estimate(Settings(MODELS["videocrafter2"], "inductor", dtype=torch.float16))
     assert guess.disk == 2 * 1_413_284_420
     assert guess.memory > guess.disk
+    # what the mini model's package took on two quiet cores
+    assert to_inductor.estimate(Settings(MODELS["mini"], "inductor")).seconds == pytest.approx(90, rel=0.1)

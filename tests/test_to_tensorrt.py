@@ -22,6 +22,7 @@ from vstar_engine.artifacts import kernel_hash, sha256
 from vstar_engine.backends import backend_named, tensorrt, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.built import Artifact
+from vstar_engine.cli import main
 from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary, OutputError
 from vstar_engine.export import builder_named, tensorrt_plugins, to_tensorrt
@@ -83,6 +84,31 @@ def test_the_identity_holds_what_shapes_a_plan():
     rtx = Settings(MINI, "tensorrt-rtx", targets=("SM89",))
     assert to_tensorrt.options(rtx)["targets"] == ["SM89"]
     assert Settings.of(rtx.identity("", {}, to_tensorrt.options(rtx)), rtx.device).targets == ("SM89",)
+
+
+def test_a_guess_is_near_what_was_measured():
+    full = Settings(MODELS["videocrafter2"], "tensorrt-rtx", dtype=torch.float16, frames=(16, 64))
+    guess = to_tensorrt.estimate(full)
+    assert guess.seconds == pytest.approx(168, rel=0.1)
+    assert guess.memory / 2**30 == pytest.approx(11.8, rel=0.1)
+    assert guess.disk / 2**30 == pytest.approx(2 * 2.63, rel=0.01)
+    assert "11.8 GiB" in guess.basis
+    assert "no build" in to_tensorrt.estimate(Settings(MINI, "tensorrt")).basis
+
+
+def test_a_dry_run_says_what_a_plan_would_be(monkeypatch, capsys):
+    monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: types.SimpleNamespace(__version__="1.7.1.116"))
+    monkeypatch.delenv(tensorrt_plugins.LIBRARY, raising=False)
+    words = ["build", "--model", "mini", "--backend", "tensorrt-rtx", "--frames", "16,32", "--size", "any", "--dry-run"]
+    assert main([*words, "--opset", "18", "--targets", "SM89,SM120"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (said["plugin"], said["opset"], said["targets"]) == ("python", "18", "SM89, SM120")
+    assert said["profiles"] == "batch 1 to 8, height 4 to 16, width 4 to 16, frames 1 to 16"
+    assert said["batch"].startswith("1 to 8, height 4 to 16, width 4 to 16, frames 17 to 32"), "the second profile's line"
+    assert main([*words, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["profiles"][1]["frames"] == [17, 32, 32]
+    assert (plan["plugin"], plan["opset"], plan["targets"]) == ("python", 21, ["SM80", "SM86", "SM89", "SM120"])
 
 
 @pytest.mark.parametrize(("capability", "named"), [((8, 9), ("any sm_89", 89)), ((10, 3), ("any sm_103", 80))], ids=str)

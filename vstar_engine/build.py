@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .artifacts import kernel_hash
-from .backends import BACKENDS, EAGER, backend_named
+from .backends import BACKENDS, EAGER, TENSORRT, backend_named
 from .built import Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
 from .config import model_named, parse_size
@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: Settings, folder: Path) -> int:
-    guess = builder_named(settings.backend).estimate(settings)
+    builder = builder_named(settings.backend)
+    guess = builder.estimate(settings)
     plan = {
         "folder": str(folder),
         "model": settings.spec.name,
@@ -117,16 +118,27 @@ def _plan(args: argparse.Namespace, settings: Settings, folder: Path) -> int:
         "frames": list(settings.frames) or f"1 to {settings.most_frames}",
         "size": size_words(settings.size),
         "batch": f"1 to {settings.batch}",
+        **builder.options(settings),
+        **({"profiles": builder.profiles(settings)} if settings.backend in TENSORRT else {}),
         "seconds": round(guess.seconds),
         "disk_mib": round(guess.disk / MIB),
         "memory_mib": round(guess.memory / MIB),
+        "basis": guess.basis,
     }
     if args.json:
         print(json.dumps(plan))
     else:
-        print("\n".join(f"{name:12}{value}" for name, value in plan.items()))
-        print("seconds (on two cores), disk and memory are rough guesses; nothing was built")
+        print("\n".join(f"{name:15}{_words(value)}" for name, value in plan.items()))
+        print("seconds, disk and memory are rough guesses from the basis; nothing was built")
     return 0
+
+
+def _words(value: Any) -> str:
+    """Writes a part of a plan: lists with commas, a profile of axes on each line."""
+    if isinstance(value, tuple):
+        each = [", ".join(f"{axis} {low} to {high}" for axis, (low, _, high) in ranges.items()) for ranges in value]
+        return f"\n{'':15}".join(each)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def add_engines_options(parser: argparse.ArgumentParser) -> None:
