@@ -1,7 +1,10 @@
 """Networks to files that other runtimes compile or run: ONNX, AOTInductor packages, TensorRT engines."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from threading import Event, Thread
 from types import ModuleType
 
 from vstar_engine.backends import TENSORRT
@@ -14,10 +17,31 @@ BUILDERS = {"onnxruntime": ".to_onnx", "inductor": ".to_inductor", **dict.fromke
 EXPORTERS = {"triton-server": ".to_triton_server"}
 
 Report = Callable[[str], None]
+# seconds between two words about a long step
+PATIENCE = 5.0
 
 
 def silent(line: str) -> None:
     """A report that nobody hears."""
+
+
+@contextmanager
+def alive(report: Report, step: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Announces a step that says nothing itself, and again every few seconds how long it has taken, from a thread."""
+    report(step)
+    start, over = time.monotonic(), Event()
+
+    def say() -> None:
+        while not over.wait(patience):
+            report(f"{step}: {time.monotonic() - start:.0f} s so far")
+
+    thread = Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def builder_named(backend: str) -> ModuleType:

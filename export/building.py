@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from vstar_engine import __version__, bundled
-from vstar_engine.artifacts import PRIVATE, check_writable, write_aside, write_manifest
+from vstar_engine.artifacts import check_writable, clear_killed, make_private, write_aside, write_manifest
 from vstar_engine.backends import backend_named
 from vstar_engine.built import KIND, Artifact, engines_root, name_of
 from vstar_engine.checkpoint import Weights
@@ -56,10 +56,9 @@ def build(
         _make_root(folder.parent)
     check_writable(folder, force=True)
     with _locked(folder, report):
+        clear_killed(folder)  # this build has the lock
         if folder.exists() and not force:
             return _same(folder, wanted)
-        for left in folder.absolute().parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(left)  # of a build that was killed: this one has the lock
         with write_aside(folder, folder=True, private=True) as aside:
             start = time.perf_counter()
             builder = builder_named(settings.backend)
@@ -105,7 +104,7 @@ def _same(folder: Path, wanted: dict[str, object]) -> Artifact:
 
 def _make_root(root: Path) -> None:
     try:
-        root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        make_private(root)
     except OSError as error:
         raise OutputError(f"cannot make {root}: {error.strerror}; give --out or VSTAR_ENGINES") from error
 
@@ -134,6 +133,9 @@ def _lock(path: Path, folder: Path, report: Report) -> int:
         except BlockingIOError:
             report(f"another build of {folder} runs; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
-            return handle
+        try:
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except FileNotFoundError:
+            pass
         os.close(handle)

@@ -128,8 +128,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build will take, roughly: seconds, bytes on disk and bytes of memory."""
+    """What a build will take, roughly: seconds, bytes on disk and bytes of memory; and what that rests on."""
 
     seconds: float
     disk: int
     memory: int
+    basis: str

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vstar_engine.artifacts import kernel_hash
 from vstar_engine.kernels.aot import numbers
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES
 from vstar_engine.kernels.temporal_attention_plugin import RUNS, Compiled, Tactic, compile_tactic, tactics
@@ -82,7 +83,8 @@ def write(found: list[Embedded], out: Path) -> str:
     declared = "\n".join(f'extern "C" unsigned char const vstar_kernel_{index}[];' for index in range(len(found)))
     rows = "\n".join(kernel.row(index) for index, kernel in enumerate(found))
     (out / "kernels.cpp").write_text(
-        f'#include "kernels.h"\n\n{declared}\n\nnamespace vstar {{\n\nKernel const kKernels[] = {{\n{rows}\n}};\n'
+        f'#include "kernels.h"\n\n{declared}\nchar const vstar_sources[] = "{kernel_hash()}";\n\n'
+        f"namespace vstar {{\n\nKernel const kKernels[] = {{\n{rows}\n}};\n"
         f'int const kKernelCount = {len(found)};\nchar const kKernelHash[] = "{digest.hexdigest()}";\n'
         f"int const kRuns[2] = {{{RUNS[0]}, {RUNS[1]}}};\n\n}}  // namespace vstar\n"
     )

@@ -4,10 +4,12 @@
 launches the Triton kernel, for both.  `none`: TensorRT composes the layer from standard operators, slower.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.artifacts import kernel_hash
 from vstar_engine.errors import EngineError
 
 NAME, VERSION, NAMESPACE = "VstarTemporalAttention", "1", "vstar"
@@ -29,6 +31,37 @@ def library() -> Path | None:
     return Path(named)
 
 
+def needed_library() -> Path:
+    """Gives the C++ plugin's library; ValueError where none is named."""
+    path = library()
+    if path is None:
+        raise ValueError(f"the cpp plugin needs {LIBRARY} to name the library built from csrc/tensorrt")
+    return path
+
+
+def versions(kind: str) -> dict[str, str]:
+    """Gives what an engine depends on of its plugin's own files: the hash of the library that `cpp` runs, none of others.
+
+    Raises EngineError for a library of other kernels than those here.
+    """
+    if kind != "cpp":
+        return {}
+    path = needed_library()
+    content = path.read_bytes()
+    if kernel_hash().encode() not in content:
+        raise EngineError(f"{path} was built from other kernels than are installed here; build it again: csrc/tensorrt")
+    return {"cpp plugin": hashlib.sha256(content).hexdigest()}
+
+
+def autoloaded() -> list[Path]:
+    """Gives the library that registers the C++ plugin when a program opens it, and the plugin's own, which it opens itself."""
+    path = needed_library()
+    opener = path.with_name(f"{path.stem}_autoload{path.suffix}")
+    if not opener.is_file():
+        raise ValueError(f"there is no {opener}, which csrc/tensorrt builds beside {path.name}; set {LIBRARY} where both are")
+    return [opener, path]
+
+
 def choose(kind: str, rtx: bool) -> str:
     """Resolves `auto`, and raises ValueError for a plugin that cannot serve."""
     if kind not in KINDS:
@@ -37,8 +70,8 @@ def choose(kind: str, rtx: bool) -> str:
         return "aot" if not rtx else "cpp" if library() else "python"
     if kind == "aot" and rtx:
         raise ValueError("TensorRT for RTX takes no quickly deployable plugins; use --plugin python, cpp or auto")
-    if kind == "cpp" and library() is None:
-        raise ValueError(f"--plugin cpp needs {LIBRARY} to name the library built from csrc/tensorrt")
+    if kind == "cpp":
+        needed_library()
     return kind
 
 
@@ -72,6 +105,4 @@ def _register(trt: Any, kind: str, arch: int | None) -> Any:
         # the parser reads the creator's own namespace, the registry the one given here
         trt.get_plugin_registry().register_creator(creator, NAMESPACE)
         return creator
-    path = library()
-    assert path is not None
-    return trt.get_plugin_registry().load_library(str(path))
+    return trt.get_plugin_registry().load_library(str(needed_library()))

@@ -1,24 +1,29 @@
 """The UNet as an AOTInductor package: compiled once for this processor, for any number of frames, loaded without a compiler."""
 
+import errno
+import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
 import torch._inductor
 from torch import Tensor
+from torch._inductor.codecache import cache_dir
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from vstar_engine.backends import eager
-from vstar_engine.errors import ExportError
+from vstar_engine.errors import ExportError, OutputError
 
-from . import Report
+from . import Report, alive
 from .network import unet
 from .settings import Estimate, Settings
 
 PACKAGE = "unet.pt2"
-# guesses for two cores, from packages of the mini model on a busy machine: the C++ compiler takes most of the time
-MODULE_SECONDS = 0.3
+# of the mini model's 905 modules, whose package took 90 s on two quiet cores: the C++ compiler takes most of the time
+MODULE_SECONDS = 0.1
 COMPILER_BYTES = 2 * 2**30
 
 
@@ -31,20 +36,51 @@ def estimate(settings: Settings) -> Estimate:
     """Guesses what a build takes: the weights a few times over, and the compilers."""
     module = unet(settings.spec.unet, settings.dtype).module
     weights = sum(p.nbytes for p in module.parameters())
-    return Estimate(MODULE_SECONDS * len(list(module.modules())), weights, 3 * weights + COMPILER_BYTES)
+    seconds = MODULE_SECONDS * len(list(module.modules()))
+    return Estimate(seconds, weights, 3 * weights + COMPILER_BYTES, "mini on two cores, 90 s; its memory was not measured")
 
 
 def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
-    """Compiles the UNet into `folder`/unet.pt2; ExportError with the compiler's words where it cannot."""
+    """Compiles the UNet into `folder`/unet.pt2.
+
+    Raises ExportError with the compiler's words where it cannot, OutputError or OSError where a disk is full.
+    """
     report("loading the weights")
     module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
     network = unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device)
-    report("tracing the unet")
     with torch.no_grad():
-        program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
-        report("compiling the unet")
-        try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / PACKAGE))
-        except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
-            raise ExportError(f"the UNet cannot be compiled: {str(error).splitlines()[0]}") from error
+        with alive(report, "tracing the unet"):
+            program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
+        with alive(report, "compiling the unet"), Package(folder / PACKAGE, "wb") as package:
+            try:
+                torch._inductor.aoti_compile_and_package(program, package_path=package)
+            except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
+                raise _answer(error) from error
+    if package.fault is not None:
+        raise package.fault
     return {"unet": network.described()}
+
+
+class Package(io.FileIO):
+    """A file whose first failed write is kept in `fault`: PyTorch's writer would end the process where one fails."""
+
+    fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes all of it, or says so."""
+        rest = memoryview(data)
+        try:
+            while rest and self.fault is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.fault = error
+        return len(memoryview(data))
+
+
+def _answer(error: Exception) -> ExportError | OutputError:
+    if os.strerror(errno.ENOSPC) in str(error):
+        return OutputError(
+            f"no space is left for the compiler's files in {cache_dir()} or {gettempdir()}; "
+            "free some, or name others with TORCHINDUCTOR_CACHE_DIR and TMPDIR"
+        )
+    return ExportError(f"the UNet cannot be compiled: {str(error).splitlines()[0]}")

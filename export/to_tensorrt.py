@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts import check_writable, kernel_hash
+from vstar_engine.artifacts import check_writable, kernel_hash, make_private
 from vstar_engine.backends.tensorrt import PLAN, library
 from vstar_engine.built import Artifact, engines_root
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
@@ -20,11 +20,16 @@ from .tensorrt_build import Plan, Ranges, build_plan, frame_profiles
 
 RTX = "tensorrt-rtx"
 TARGETS = ("SM80", "SM86", "SM89", "SM120")
-# a guess, since no GPU has timed a build: TensorRT tries many kernels for every layer of every profile
+# assumed, since no GPU has timed a build: TensorRT tries many kernels for every layer of every profile
 PROFILE_SECONDS = 120
-# from one plan of TensorRT for RTX on two cores, 284 M parameters in float16: 8 seconds, 2.3 GB
-RTX_SECONDS_PER_BYTE = 8 / 568e6
-BUILDER_BYTES = 2 * 2**30
+# TensorRT for RTX on two cores: videocrafter2 in float16 with two profiles took 168 s with its ONNX file, and 11.8 GiB, of
+# 2.63 GiB of weights; a plan with one profile of 0.53 GiB 8 s and 2.1 GiB
+RTX_SECONDS_PER_BYTE = 1.9e-8
+MEMORY_PER_BYTE = 4.5
+BASIS = {
+    "tensorrt": "no build: 120 s a profile and the memory that TensorRT for RTX took are assumed",
+    RTX: "videocrafter2 with two profiles on two cores, 168 s and 11.8 GiB",
+}
 
 
 def architecture(settings: Settings) -> int:
@@ -47,11 +52,10 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def estimate(settings: Settings) -> Estimate:
     """Guesses what a build takes: the ONNX file on the way, the plan, and TensorRT's trials."""
-    weights = sum(p.nbytes for p in unet(settings.spec.unet, settings.dtype).module.parameters())
-    onnx = to_onnx.estimate(settings)
-    rtx = settings.backend == RTX
-    seconds = RTX_SECONDS_PER_BYTE * weights if rtx else PROFILE_SECONDS * len(settings.frames)
-    return Estimate(onnx.seconds + seconds, 2 * weights, 2 * weights + BUILDER_BYTES)
+    onnx, profiles = to_onnx.estimate_of(unet(settings.spec.unet, settings.dtype)), len(settings.frames)
+    seconds = profiles * (RTX_SECONDS_PER_BYTE * onnx.disk if settings.backend == RTX else PROFILE_SECONDS)
+    memory = max(onnx.memory, int(MEMORY_PER_BYTE * onnx.disk))
+    return Estimate(onnx.seconds + seconds, 2 * onnx.disk, memory, BASIS[settings.backend])
 
 
 def free_axes(settings: Settings) -> Ranges:
@@ -65,6 +69,11 @@ def free_axes(settings: Settings) -> Ranges:
     return {"batch": batch, "height": (unit, height, most), "width": (unit, width, most)}
 
 
+def profiles(settings: Settings) -> tuple[Ranges, ...]:
+    """Gives the ranges of a plan's profiles."""
+    return frame_profiles(settings.frames, free_axes(settings))
+
+
 def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
     """Builds `folder`/unet.plan; the ONNX file goes when it is done. Raises ExportError with TensorRT's words."""
     trt, chosen = library(settings.backend), options(settings)
@@ -74,11 +83,10 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     network = unet(settings.spec.unet, settings.dtype, settings.cells)
     with TemporaryDirectory(dir=folder) as work:
         path = Path(work) / "unet.onnx"
-        report(f"tracing the unet and writing {path.name}")
         facts = to_onnx.write(network, weights, path, settings.opset, report)
         tensorrt_plugins.register(trt, chosen["plugin"], None if rtx else architecture(settings))
         plan = Plan(
-            frame_profiles(settings.frames, free_axes(settings)),
+            profiles(settings),
             workspace=settings.workspace,
             level=settings.level,
             refit=settings.refit,
@@ -94,7 +102,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
 def _timing_cache(trt: Any, device: torch.device) -> Path:
     """Names the file of TensorRT's timings: they hold for a version, an architecture, and our kernel, which it cannot tell."""
     folder = engines_root() / ".timing"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     major, minor = torch.cuda.get_device_capability(device)
     return folder / f"tensorrt-{trt.__version__}-sm_{major}{minor}-{kernel_hash()[:12]}.cache"
 
@@ -102,15 +110,16 @@ def _timing_cache(trt: Any, device: torch.device) -> Path:
 def refit(
     settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report
 ) -> dict[str, Any]:
-    """Writes the artifact's plan with other weights of the same shapes into `folder`, without building it again.
+    """Writes the artifact's plan with other weights of the same shapes into `folder` without a build; gives the facts of both.
 
     Raises EngineError for a plan that was not built for it, or that the weights do not fit.
     """
-    trt, kind = library(settings.backend), artifact.identity["options"]["plugin"]
+    trt, kind, facts = library(settings.backend), artifact.identity["options"]["plugin"], artifact.manifest["facts"]
     if kind in ("cpp", "python"):
         tensorrt_plugins.register(trt, kind)
     with TemporaryDirectory(dir=folder) as work:
         path = Path(work) / "unet.onnx"
         report(f"writing the new weights to {path.name}")
         to_onnx.write(unet(settings.spec.unet, settings.dtype, settings.cells), weights, path, settings.opset, report)
-        return tensorrt_refit.refit_plan(trt, artifact.file(PLAN), path, folder / PLAN, report)
+        refitted = tensorrt_refit.refit_plan(trt, artifact.file(PLAN), path, folder / PLAN, report)
+    return {**facts, "plan": {**facts["plan"], **refitted}}

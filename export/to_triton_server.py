@@ -1,5 +1,6 @@
 """A built engine as a model repository of Triton Inference Server: the three networks and an orchestrator that streams."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from vstar_engine.config import Spec, model_named
 from vstar_engine.device import dtype_named
 from vstar_engine.errors import EngineError
 
-from . import Report, network, to_onnx
+from . import Report, network, tensorrt_plugins, to_onnx
 
 # the UNet's file of each back end that Triton can serve, and what Triton calls its runtime
 SERVED = {"onnxruntime": ("unet.onnx", 'backend: "onnxruntime"'), "tensorrt": ("unet.plan", 'platform: "tensorrt_plan"')}
@@ -35,8 +36,11 @@ instance_group [ { count: 1 kind: KIND_CPU } ]
 """
 
 
-def config(name: str, file: str, runtime: str, facts: Mapping[str, Any], cuda: bool) -> str:
-    """Writes a network's config.pbtxt; every axis is its own, so that Triton batches nothing by itself."""
+def config(name: str, file: str, runtime: str, facts: Mapping[str, Any], cuda: bool, profiles: int = 0) -> str:
+    """Writes a network's config.pbtxt; every axis is its own, so that Triton batches nothing by itself.
+
+    Of a plan's `profiles` all are named: Triton takes the first alone where none is.
+    """
 
     def tensors(entries: list[dict[str, Any]]) -> str:
         lines = []
@@ -45,33 +49,55 @@ def config(name: str, file: str, runtime: str, facts: Mapping[str, Any], cuda: b
             lines.append(f'  {{ name: "{entry["name"]}" data_type: {TYPES[entry["dtype"]]} dims: [ {dims} ] }}')
         return ",\n".join(lines)
 
+    kind = "KIND_GPU" if cuda else "KIND_CPU"
+    served = f" profile: {json.dumps([str(index) for index in range(profiles)])}" if profiles else ""
     return (
         f'name: "{name}"\n{runtime}\ndefault_model_filename: "{file}"\nmax_batch_size: 0\n'
         f"input [\n{tensors(facts['inputs'])}\n]\noutput [\n{tensors(facts['outputs'])}\n]\n"
-        f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if cuda else 'KIND_CPU'} }} ]\n"
+        f"instance_group [ {{ count: 1 kind: {kind}{served} }} ]\n"
     )
 
 
-def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: bool, report: Report) -> None:
-    """Writes the repository; EngineError for an engine of a back end that Triton cannot serve."""
-    backend, identity = artifact.identity["backend"], artifact.identity
+def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: bool, report: Report) -> list[str]:
+    """Writes the repository; gives what the server must be told beside where it is.
+
+    Raises EngineError for an engine that Triton cannot serve, ValueError where its plugin's library is not there.
+    """
+    backend, identity, facts = artifact.identity["backend"], artifact.identity, artifact.manifest["facts"]
     if backend not in SERVED:
         raise EngineError(f"{artifact.folder} is for backend {backend}; Triton Inference Server takes {', '.join(SERVED)}")
+    plugins = _plugins(artifact) if backend == "tensorrt" else []
     check_writable(out, force)
     spec, cuda = model_named(identity["model"]), not identity["device"].startswith("cpu")
     with write_aside(out, folder=True) as repository:
         file, runtime = SERVED[backend]
         report("copying the UNet")
-        unet = _version(repository, "vstar_unet", config("vstar_unet", file, runtime, artifact.manifest["facts"]["unet"], cuda))
+        profiles = len(facts["plan"]["profiles"]) if backend == "tensorrt" else 0
+        unet = _version(repository, "vstar_unet", config("vstar_unet", file, runtime, facts["unet"], cuda, profiles))
         for name in (file, f"{file}.data"):
             if name in (entry["name"] for entry in artifact.manifest["files"]):
                 shutil.copyfile(artifact.file(name), unet / name)
+        for library in plugins:
+            shutil.copyfile(library, unet / library.name)
         for part in ("decoder", "text"):
             report(f"writing the {part}")
             _part(artifact, weights, spec, part, repository, cuda)
         orchestrator = _version(repository, "vstar", STREAMS)
         shutil.copyfile(Path(__file__).parent / "triton_model.py", orchestrator / "model.py")
         shutil.copyfile(artifact.folder / "manifest.json", orchestrator / "engine.json")
+    return [f"--backend-config=tensorrt,plugins={out / 'vstar_unet' / '1' / library.name}" for library in plugins[:1]]
+
+
+def _plugins(artifact: Artifact) -> list[Path]:
+    """Gives the libraries that a plan needs in the server, the one to be told first; refuses a plan that cannot run there."""
+    options = artifact.identity["options"]
+    if options["refit"] == "stripped":
+        raise EngineError(f"{artifact.folder} holds no weights; fill it: vstar-engine refit {artifact.folder} --weights DIR")
+    if options["plugin"] == "python":
+        rebuild = artifact.command(options={**options, "plugin": "aot"})
+        raise EngineError(f"{artifact.folder} needs a plugin in Python, which Triton runs for no plan; rebuild it: {rebuild}")
+    artifact.check(versions=tensorrt_plugins.versions(options["plugin"]))
+    return tensorrt_plugins.autoloaded() if options["plugin"] == "cpp" else []
 
 
 def _version(repository: Path, name: str, configuration: str) -> Path:

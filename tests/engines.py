@@ -28,15 +28,15 @@ def identity(**changed):
     }
 
 
-def engine_at(folder, file="unet.pt2", **changed):
+def engine_at(folder, file="unet.pt2", facts=None, content=bytes(range(256)), **changed):
     """Makes a folder that looks like a built engine; its one file is no package."""
     folder.mkdir(mode=0o700, parents=True)
-    (folder / file).write_bytes(bytes(range(256)))
+    (folder / file).write_bytes(content)
     shaped = identity(**changed)
     about = {
         "name": name_of(shaped),
         "identity": shaped,
-        "facts": {},
+        "facts": facts or {},
         "weights_path": None,
         "loras": [],
         "made": "today",

@@ -2,8 +2,13 @@
 
 import errno
 import json
+import os
+import re
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import types
 from pathlib import Path
@@ -19,7 +24,7 @@ from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.config import MODELS
 from vstar_engine.errors import CheckpointError, EngineError, MissingLibrary, OutputError
-from vstar_engine.export import builder_named, building
+from vstar_engine.export import alive, builder_named, building
 from vstar_engine.export.settings import Estimate, Settings
 
 SETTINGS = Settings(MODELS["mini"], "inductor", size=(32, 64))
@@ -34,7 +39,7 @@ def weights(mini_weights):
 def builder(monkeypatch):
     """Stands in for a back end's builder; `fault` is raised after the file is written."""
     made = types.SimpleNamespace(count=0, fault=None, options=lambda settings: {})
-    made.estimate = lambda settings: Estimate(1.0, 2**20, 2**30)
+    made.estimate = lambda settings: Estimate(1.0, 2**20, 2**30, "one build")
 
     def build(settings, weights, folder, report):
         made.count += 1
@@ -72,7 +77,8 @@ def test_without_a_folder_it_goes_among_the_engines_under_its_name(weights, buil
     monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path / "deep" / "engines"))
     artifact = building.build(SETTINGS, weights, report=silent)
     assert artifact.folder == tmp_path / "deep" / "engines" / artifact.name
-    assert stat.S_IMODE(artifact.folder.parent.stat().st_mode) == 0o700
+    for made in (artifact.folder.parent, tmp_path / "deep"):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert Artifact.open(artifact.name).manifest == artifact.manifest
 
 
@@ -100,6 +106,14 @@ def test_a_damaged_engine_is_not_taken_for_a_built_one(weights, builder, tmp_pat
     building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
 
 
+def test_a_folder_of_engines_that_cannot_be_written(weights, builder, tmp_path, monkeypatch):
+    plain = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: plain(path, mode) and path != tmp_path)
+    with pytest.raises(OutputError, match=f"cannot write .*e: the folder {tmp_path} is not writable"):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    assert (builder.count, names(tmp_path)) == (0, [])
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -124,10 +138,80 @@ def test_a_failed_rebuild_leaves_the_engine_that_was_there(weights, builder, tmp
     assert Artifact.open(tmp_path / "e").manifest == before.manifest
 
 
+# replaces the folder of an engine by another and is killed on the way
+KILLED = """
+import os, pathlib, shutil, signal, sys
+from vstar_engine import artifacts
+path, other, moment = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def deadly(function):
+    def call(*given):
+        result = function(*given)
+        if result is not False:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+if moment == "exchanged":
+    artifacts._exchanged = deadly(artifacts._exchanged)
+elif moment == "moved away":
+    artifacts._exchanged = lambda *given: False
+    os.replace = deadly(os.replace)
+elif moment == "moved in":
+    artifacts._exchanged, shutil.rmtree = lambda *given: False, deadly(lambda *given: None)
+with artifacts.write_aside(path, folder=True, private=True) as aside:
+    shutil.copytree(other, aside, dirs_exist_ok=True)
+    if moment == "written":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", ["e", "spring.engine", "e[1]"])
+@pytest.mark.parametrize("moment", ["written", "exchanged", "moved away", "moved in"])
+def test_a_killed_build_leaves_an_engine_and_what_the_next_one_clears(weights, builder, tmp_path, moment, name):
+    """With a disk where names can change places there is an engine at every moment; on others the next build finds it."""
+    folder, other = tmp_path / "engines" / name, tmp_path / "other"
+    folder.parent.mkdir()
+    for place in (folder, other):
+        building.build(SETTINGS, weights, place, report=silent)
+    # of engines whose names begin alike, which stay
+    neighbours = [f".{name}.more.77.before", f".{name}.more.77.partial.more"]
+    for neighbour in neighbours:
+        (folder.parent / neighbour).mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(other), moment], capture_output=True, text=True)
+    if moment == "exchanged" and done.returncode == 0:
+        pytest.skip("names cannot change places on this disk")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(names(folder.parent)) > 2, "something is left"
+    if moment != "moved away":
+        Artifact.open(folder)
+    building.build(SETTINGS, weights, folder, report=silent)
+    assert builder.count == 2, "the engine was there"
+    assert names(folder.parent) == sorted([*neighbours, name])
+    Artifact.open(folder)
+
+
 def test_what_a_killed_build_left_is_no_engine_and_is_cleared(weights, builder, tmp_path):
-    (tmp_path / ".e.1.partial").mkdir()
-    with pytest.raises(EngineError, match="no engine at"):
-        Artifact.open(tmp_path / "e")
+    for name in ("e", "spring.engine"):
+        (tmp_path / f".{name}.1.partial{Path(name).suffix}").mkdir()
+        with pytest.raises(EngineError, match="no engine at"):
+            Artifact.open(tmp_path / name)
+        building.build(SETTINGS, weights, tmp_path / name, report=silent)
+    assert names(tmp_path) == ["e", "spring.engine"]
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_lock_that_another_build_removes_meanwhile_is_taken_anew(weights, builder, tmp_path, monkeypatch, look):
+    looks, plain = [], Path.stat
+
+    def stat(path, **given):
+        if path.name == ".e.lock":
+            looks.append(path)
+            if len(looks) == look:
+                path.unlink()
+        return plain(path, **given)
+
+    monkeypatch.setattr(Path, "stat", stat)
     building.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert names(tmp_path) == ["e"]
 
@@ -174,6 +258,24 @@ def test_two_builds_at_once_are_one(weights, builder, tmp_path):
     assert heard == [f"another build of {tmp_path / 'e'} runs; waiting for it"]
     assert artifact.manifest["facts"] == {"nodes": 3}
     assert names(tmp_path) == ["e"]
+
+
+def test_a_long_step_says_that_it_goes_on():
+    heard, twice = [], threading.Event()
+
+    def report(line):
+        heard.append(line)
+        if len(heard) == 3:
+            twice.set()
+
+    with alive(report, "compiling the unet", patience=0.01):
+        assert twice.wait(30)
+    silent_since = len(heard)
+    with pytest.raises(OSError, match="full"), alive(heard.append, "tracing", patience=60):
+        raise OSError("full")
+    assert heard[0] == "compiling the unet"
+    assert re.fullmatch(r"compiling the unet: \d+ s so far", heard[1])
+    assert heard[silent_since:] == ["tracing"], "nothing is said of a step that is over"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +361,9 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeyp
     assert (plan["frames"], plan["size"], plan["batch"]) == ("1 to 512", "32x64", "1 to 8")
     assert (plan["seconds"], plan["disk_mib"], plan["memory_mib"]) == (1, 1, 1024)
     assert main([*WORDS, "--dry-run"]) == 0
-    assert "nothing was built" in capsys.readouterr().out
+    assert "basis          one build\nseconds, disk and memory are rough guesses from the basis; nothing was built" in (
+        capsys.readouterr().out
+    )
     assert builder.count == 0
     assert names(tmp_path) == []
 

@@ -15,6 +15,9 @@ import tensorrt_wheels
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine.artifacts import kernel_hash, sha256
+from vstar_engine.errors import EngineError
+from vstar_engine.export import tensorrt_plugins
 from vstar_engine.kernels.temporal_attention_plugin import RUNS, tactics
 
 ROOT = Path(__file__).parent.parent
@@ -133,9 +136,34 @@ def test_the_libraries_need_no_library_of_nvidias(plugin):
     for name in ("libvstar_tensorrt.so", "libvstar_tensorrt_autoload.so"):
         undefined = ran("nm", "-D", "--undefined-only", plugin / name).stdout
         assert not any(word in undefined for word in ("nvinfer", " cu", "cuda"))
-        exported = {line.split()[-1] for line in ran("nm", "-D", "--defined-only", plugin / name).stdout.splitlines()}
-        assert {"getCreators", "setLoggerFinder"} <= exported
-        assert not any("vstar_kernel" in symbol for symbol in exported)
+    defined = ran("nm", "-D", "--defined-only", plugin / "libvstar_tensorrt.so").stdout
+    exported = {line.split()[-1] for line in defined.splitlines()}
+    assert {"getCreators", "setLoggerFinder"} <= exported
+    assert not any("vstar_kernel" in symbol for symbol in exported)
+
+
+@needs_headers
+def test_the_library_says_which_kernels_it_holds(plugin, tmp_path, monkeypatch):
+    path = plugin / "libvstar_tensorrt.so"
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(path))
+    assert tensorrt_plugins.versions("cpp") == {"cpp plugin": sha256(path)}
+    other = tmp_path / path.name
+    other.write_bytes(path.read_bytes().replace(kernel_hash().encode(), b"0" * 64))
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(other))
+    with pytest.raises(EngineError, match="was built from other kernels"):
+        tensorrt_plugins.versions("cpp")
+
+
+@needs_headers
+def test_the_library_that_registers_finds_the_plugin_beside_it(plugin, tmp_path):
+    """Wherever both are: a server's model repository takes copies of them."""
+    for name in ("libvstar_tensorrt.so", "libvstar_tensorrt_autoload.so"):
+        shutil.copy(plugin / name, tmp_path)
+    opened = f"import ctypes; ctypes.CDLL({str(tmp_path / 'libvstar_tensorrt_autoload.so')!r})"
+    assert "vstar: no TensorRT is loaded in this process" in ran(sys.executable, "-c", opened).stderr
+    (tmp_path / "libvstar_tensorrt.so").unlink()
+    alone = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True)
+    assert "libvstar_tensorrt.so: cannot open shared object file" in alone.stderr
 
 
 @needs_headers

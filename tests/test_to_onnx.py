@@ -91,6 +91,25 @@ def test_onnx_runtime_is_as_accurate_as_eager(exported, batch, frames, tar):
     assert_as_accurate(exported.run(given), eager, exact)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet_full_topology_64D1_32D8", "unet_two_channels_per_group"])
+def test_golden_networks_of_other_layers_are_as_accurate(golden, name, tmp_path):
+    """VideoCrafter2's levels and blocks, narrower (`unet_full_topology_plain` is the same network); groups of two channels."""
+    case = golden.case(name)
+    spec, weights = checkpoint.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
+    described = dataclasses.replace(network.unet(spec, torch.float32), prefix="")
+    facts = to_onnx.write(described, weights, tmp_path / "unet.onnx")
+    assert facts["temporal_attentions"] == described.attentions
+    eager, exact = (loaded(spec, weights, dtype) for dtype in (torch.float32, torch.float64))
+    made = Exported(tmp_path / "unet.onnx", facts, eager, exact, torch.float32)
+    unit = 2 ** (spec.levels - 1)
+    for batch, frames, tar in ((1, 1, True), (2, 5, True), (1, 17, False)):
+        given = inputs(spec, torch.float32, batch, frames, unit, 2 * unit, tar)
+        wide = {name: value.double() if name in ("latents", "context") else value for name, value in given.items()}
+        with torch.inference_mode():
+            assert_as_accurate(made.run(given), eager(**given), exact(**wide))
+
+
 def test_tar_reaches_every_item_of_the_batch(exported):
     given = inputs(exported.eager.spec, exported.dtype, 2, 5)
     changed = exported.run({**given, "tar": torch.stack([given["tar"][0], 0 * given["tar"][1]])})

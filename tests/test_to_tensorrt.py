@@ -3,19 +3,26 @@
 import dataclasses
 import importlib.util
 import json
+import stat
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx_packages  # noqa: F401 - skips this module where the packages are missing
 
 # isort: split
+import fake_tensorrt
 import pytest
 import torch
+from engines import engine_at
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.backends import backend_named
+from vstar_engine.artifacts import kernel_hash, sha256
+from vstar_engine.backends import backend_named, tensorrt, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.built import Artifact
+from vstar_engine.cli import main
 from vstar_engine.config import MODELS
 from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary, OutputError
 from vstar_engine.export import builder_named, tensorrt_plugins, to_tensorrt
@@ -79,6 +86,31 @@ def test_the_identity_holds_what_shapes_a_plan():
     assert Settings.of(rtx.identity("", {}, to_tensorrt.options(rtx)), rtx.device).targets == ("SM89",)
 
 
+def test_a_guess_is_near_what_was_measured():
+    full = Settings(MODELS["videocrafter2"], "tensorrt-rtx", dtype=torch.float16, frames=(16, 64))
+    guess = to_tensorrt.estimate(full)
+    assert guess.seconds == pytest.approx(168, rel=0.1)
+    assert guess.memory / 2**30 == pytest.approx(11.8, rel=0.1)
+    assert guess.disk / 2**30 == pytest.approx(2 * 2.63, rel=0.01)
+    assert "11.8 GiB" in guess.basis
+    assert "no build" in to_tensorrt.estimate(Settings(MINI, "tensorrt")).basis
+
+
+def test_a_dry_run_says_what_a_plan_would_be(monkeypatch, capsys):
+    monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: types.SimpleNamespace(__version__="1.7.1.116"))
+    monkeypatch.delenv(tensorrt_plugins.LIBRARY, raising=False)
+    words = ["build", "--model", "mini", "--backend", "tensorrt-rtx", "--frames", "16,32", "--size", "any", "--dry-run"]
+    assert main([*words, "--opset", "18", "--targets", "SM89,SM120"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (said["plugin"], said["opset"], said["targets"]) == ("python", "18", "SM89, SM120")
+    assert said["profiles"] == "batch 1 to 8, height 4 to 16, width 4 to 16, frames 1 to 16"
+    assert said["batch"].startswith("1 to 8, height 4 to 16, width 4 to 16, frames 17 to 32"), "the second profile's line"
+    assert main([*words, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["profiles"][1]["frames"] == [17, 32, 32]
+    assert (plan["plugin"], plan["opset"], plan["targets"]) == ("python", 21, ["SM80", "SM86", "SM89", "SM120"])
+
+
 @pytest.mark.parametrize(("capability", "named"), [((8, 9), ("any sm_89", 89)), ((10, 3), ("any sm_103", 80))], ids=str)
 def test_an_engine_names_the_gpus_that_share_it(monkeypatch, capability, named):
     device = torch.device("cuda")
@@ -104,6 +136,15 @@ def test_a_timing_cache_that_cannot_be_written_is_said_first(monkeypatch, tmp_pa
     settings = Settings(MINI, "tensorrt", timing_cache=tmp_path / "none" / "t")
     with pytest.raises(OutputError, match="there is no folder"):
         to_tensorrt.build(settings, {}, tmp_path, print)
+
+
+def test_kept_timings_lie_among_the_engines_and_as_private(monkeypatch, tmp_path):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path / "deep" / "engines"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    path = to_tensorrt._timing_cache(types.SimpleNamespace(__version__="11.4.0.0"), torch.device("cuda"))
+    assert path.name.startswith("tensorrt-11.4.0.0-sm_90-")
+    for made in (path.parent, path.parent.parent, path.parent.parent.parent):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 def test_a_layer_that_is_no_plugin_fails_the_build():
@@ -146,6 +187,36 @@ class Library:
 
     def get_plugin_registry(self):
         return self.registry
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, tmp_path):
+    path = tmp_path / "libvstar_tensorrt.so"
+    path.write_bytes(b"\x7fELF" + kernel_hash().encode())
+    monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    for module in (tensorrt, tensorrt_rtx):
+        monkeypatch.setattr(module, "library", lambda backend: types.SimpleNamespace(__version__="11.4.0.0"))
+    options = {"plugin": "cpp", "compatibility": "exact"}
+
+    def machine():
+        return backend_named(backend).machine(torch.device("cuda"), options)
+
+    assert machine()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
+    built = Artifact.open(engine_at(tmp_path / "e", backend=backend, options=options, **machine()))
+    built.check(**machine())
+    path.write_bytes(path.read_bytes() + b"swapped")
+    with pytest.raises(
+        EngineError, match=r"built with cpp plugin \w{64} where \w{64} is installed; rebuild it: .*--plugin cpp"
+    ):
+        built.check(**machine())
+    path.write_bytes(b"\x7fELF of other kernels")
+    with pytest.raises(EngineError, match=r"libvstar_tensorrt.so was built from other kernels than are installed here"):
+        machine()
+    monkeypatch.delenv(tensorrt_plugins.LIBRARY)
+    with pytest.raises(ValueError, match="the cpp plugin needs VSTAR_TENSORRT_PLUGIN to name the library"):
+        machine()
 
 
 def test_one_plugin_serves_a_process(monkeypatch):
@@ -195,3 +266,30 @@ def test_what_cannot_run_is_refused_before_it_is_loaded():
         open_plan(None, artifact(plugin="aot"), torch.device("cpu"), torch.float16)
     with pytest.raises(EngineError, match="holds no weights; fill it: vstar-engine refit"):
         open_plan(None, artifact(plugin="aot", refit="stripped"), torch.device("cuda"), torch.float16)
+
+
+def test_a_plan_that_tensorrt_cannot_load(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    options = {"plugin": "aot", "refit": "no"}
+    damaged = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt", options=options))
+    library = types.SimpleNamespace(__version__="11.4.0.0", ILogger=fake_tensorrt.ILogger, Runtime=fake_tensorrt.Runtime)
+    complaint = r"TensorRT 11.4.0.0 cannot load .*e: the plan's magic tag does not match; rebuild it: vstar-engine build "
+    with pytest.raises(EngineError, match=complaint):
+        open_plan(library, damaged, torch.device("cuda"), torch.float32)
+
+
+def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, tmp_path):
+    capability, opened = [(12, 0)], []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an RTX")
+    monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: None)
+    monkeypatch.setattr(tensorrt_rtx, "open_plan", lambda trt, artifact, device, dtype: opened.append(device))
+    options = {"plugin": "python", "targets": ["SM86", "SM89"]}
+    built = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt-rtx", device="cuda", options=options))
+    complaint = r"was built for SM86, SM89, got an RTX sm_120; build one for it: .*--targets SM86,SM89,SM120 "
+    with pytest.raises(EngineError, match=complaint):
+        tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
+    assert not opened
+    capability[0] = (8, 9)
+    tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
+    assert opened == [torch.device("cuda", 1)]

@@ -1,5 +1,6 @@
 """A model repository for Triton Inference Server: its configurations, and its orchestrator run with a stand-in server."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -13,10 +14,11 @@ import triton_python_backend_utils as server
 from engines import engine_at
 
 from vstar_engine import Sampling, Tar
+from vstar_engine.artifacts import kernel_hash
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.errors import EngineError
-from vstar_engine.export import to_triton_server
+from vstar_engine.export import tensorrt_plugins, to_triton_server
 
 UNET = """name: "vstar_unet"
 backend: "onnxruntime"
@@ -71,16 +73,21 @@ def test_configurations(repository):
     assert "decoupled: true" in (repository / "vstar" / "config.pbtxt").read_text()
 
 
+@functools.cache
+def schema():
+    """The published schema, in the wheel of tritonclient, of which one file is read, without what the others depend on."""
+    path = scratch.installed("tritonclient", "tritonclient==2.73.0") / "tritonclient" / "grpc" / "model_config_pb2.py"
+    made = importlib.util.module_from_spec(loaded := importlib.util.spec_from_file_location("model_config_pb2", path))
+    loaded.loader.exec_module(made)
+    return made
+
+
 def test_configurations_follow_the_published_schema(repository):
-    """The schema lies in the wheel of tritonclient, of which one file is read, without what the others depend on."""
     from google.protobuf import text_format
 
-    path = scratch.installed("tritonclient", "tritonclient==2.73.0") / "tritonclient" / "grpc" / "model_config_pb2.py"
-    schema = importlib.util.module_from_spec(loaded := importlib.util.spec_from_file_location("model_config_pb2", path))
-    loaded.loader.exec_module(schema)
-    read = {}
+    read, published = {}, schema()
     for configuration in repository.glob("*/config.pbtxt"):
-        model = text_format.Parse(configuration.read_text(), schema.ModelConfig())
+        model = text_format.Parse(configuration.read_text(), published.ModelConfig())
         assert model.name == configuration.parent.name
         assert all(tensor.data_type and tensor.dims for tensor in [*model.input, *model.output])
         read[model.name] = model
@@ -89,7 +96,7 @@ def test_configurations_follow_the_published_schema(repository):
     assert list(read["vstar_unet"].output[0].dims) == [-1, 4, -1, 4, 8]
     assert read["vstar"].model_transaction_policy.decoupled
     with pytest.raises(text_format.ParseError, match="no field named"):
-        text_format.Parse(UNET.replace("max_batch_size", "most_rows"), schema.ModelConfig())
+        text_format.Parse(UNET.replace("max_batch_size", "most_rows"), published.ModelConfig())
 
 
 def test_it_streams_every_step_and_then_the_video_that_eager_makes(orchestrator, mini):
@@ -135,4 +142,68 @@ def test_only_engines_that_triton_serves(tmp_path, mini_weights):
     artifact = Artifact.open(engine_at(tmp_path / "e"))
     with pytest.raises(EngineError, match="backend inductor; Triton Inference Server takes onnxruntime"):
         to_triton_server.write(artifact, {}, tmp_path / "models", False, print)
+    assert not (tmp_path / "models").exists()
+
+
+PLUGIN = "VSTAR_TENSORRT_PLUGIN"
+
+
+def plan_at(folder, versions=None, **options):
+    """A folder that looks like a TensorRT engine of two profiles."""
+    profiles = [{"frames": [1, 16, 16]}, {"frames": [17, 32, 32]}]
+    facts = {"unet": {"inputs": [], "outputs": []}, "plan": {"profiles": profiles}}
+    shaped = {"plugin": "aot", "refit": "no", **options}
+    about = {"backend": "tensorrt", "device": "NVIDIA H200 sm_90", "frames": [16, 32], "versions": versions or {}}
+    return Artifact.open(engine_at(folder, file="unet.plan", facts=facts, options=shaped, **about))
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Stands in for writing the decoder and the text tower."""
+    monkeypatch.setattr(to_triton_server.to_onnx, "write", lambda described, weights, path: path.touch())
+
+
+def test_every_profile_of_a_plan_is_served(parts, tmp_path):
+    assert to_triton_server.write(plan_at(tmp_path / "e"), {}, tmp_path / "models", False, print) == []
+    written = (tmp_path / "models" / "vstar_unet" / "config.pbtxt").read_text()
+    assert 'instance_group [ { count: 1 kind: KIND_GPU profile: ["0", "1"] } ]' in written
+    assert (tmp_path / "models" / "vstar_unet" / "1" / "unet.plan").read_bytes() == bytes(range(256))
+    from google.protobuf import text_format
+
+    (group,) = text_format.Parse(written, schema().ModelConfig()).instance_group
+    assert list(group.profile) == ["0", "1"]
+
+
+def test_the_plugins_library_goes_along_and_is_named(parts, tmp_path, monkeypatch):
+    (tmp_path / "libvstar_tensorrt_autoload.so").write_text("registers")
+    monkeypatch.setenv(PLUGIN, str(tmp_path / "libvstar_tensorrt.so"))
+    (tmp_path / "libvstar_tensorrt.so").write_text(kernel_hash())
+    versions = tensorrt_plugins.versions("cpp")
+    told = to_triton_server.write(plan_at(tmp_path / "e", versions, plugin="cpp"), {}, tmp_path / "models", False, print)
+    folder = tmp_path / "models" / "vstar_unet" / "1"
+    assert told == [f"--backend-config=tensorrt,plugins={folder}/libvstar_tensorrt_autoload.so"]
+    assert (folder / "libvstar_tensorrt_autoload.so").read_text() == "registers"
+    assert (folder / "libvstar_tensorrt.so").read_text() == kernel_hash()
+
+
+UNSERVED = {
+    "stripped": ({"refit": "stripped"}, EngineError, "holds no weights; fill it: vstar-engine refit"),
+    "python": ({"plugin": "python"}, EngineError, r"needs a plugin in Python.*rebuild it: .* --plugin aot --refit no"),
+    "no library": ({"plugin": "cpp"}, ValueError, f"needs {PLUGIN} to name the library built from csrc/tensorrt"),
+    "swapped": ({"plugin": "cpp"}, EngineError, "was built with cpp plugin 0{64} where"),
+    "alone": ({"plugin": "cpp"}, ValueError, "there is no .*libvstar_tensorrt_autoload.so, which csrc/tensorrt builds"),
+}
+
+
+@pytest.mark.parametrize("case", UNSERVED)
+def test_plans_that_triton_could_not_run(case, tmp_path, monkeypatch):
+    options, error, complaint = UNSERVED[case]
+    monkeypatch.delenv(PLUGIN, raising=False)
+    versions = {}
+    if case in ("swapped", "alone"):
+        (tmp_path / "libvstar_tensorrt.so").write_text(kernel_hash())
+        monkeypatch.setenv(PLUGIN, str(tmp_path / "libvstar_tensorrt.so"))
+        versions = tensorrt_plugins.versions("cpp") if case == "alone" else {"cpp plugin": "0" * 64}
+    with pytest.raises(error, match=complaint):
+        to_triton_server.write(plan_at(tmp_path / "e", versions, **options), {}, tmp_path / "models", False, print)
     assert not (tmp_path / "models").exists()

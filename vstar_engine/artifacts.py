@@ -3,9 +3,12 @@
 A built engine is such a folder: private, named by everything that shaped it, and refused where any of that differs.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,10 +60,12 @@ def write_aside(path: Path, folder: bool = False, private: bool = False, owner: 
 
 
 def _take_place(aside: Path, path: Path) -> None:
-    """Renames `aside` to `path`; a folder that is there already is kept until the new one has its place."""
+    """Renames `aside` to `path`; a folder that is there already and the new one change places, so that one always is."""
     if not path.is_dir():
         os.replace(aside, path)
         return
+    if _exchanged(aside, path):
+        return  # the old one is aside now, and goes as what failed would
     before = path.absolute().parent / f".{path.name}.{os.getpid()}.before"
     os.replace(path, before)
     try:
@@ -69,6 +74,39 @@ def _take_place(aside: Path, path: Path) -> None:
         os.replace(before, path)
         raise
     shutil.rmtree(before)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Lets two names change places at once; False where the system or the disk cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename is None or rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return rename is not None
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def clear_killed(path: Path) -> None:
+    """Removes what killed writers of `path` left beside it; one must be kept away meanwhile.
+
+    A folder that was moved away, on a disk where names cannot change places, comes back where nothing took its place.
+    """
+    path = path.absolute()
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(before|partial{re.escape(path.suffix)})")
+    for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
+        if left.suffix == ".before" and not path.exists():
+            os.replace(left, path)
+        else:
+            shutil.rmtree(left)
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for this user alone."""
+    if not folder.is_dir():
+        make_private(folder.parent)
+        folder.mkdir(mode=PRIVATE, exist_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .artifacts import kernel_hash
-from .backends import BACKENDS, EAGER, backend_named
+from .backends import BACKENDS, EAGER, TENSORRT, backend_named
 from .built import Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
 from .config import model_named, parse_size
@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: Settings, folder: Path) -> int:
-    guess = builder_named(settings.backend).estimate(settings)
+    builder = builder_named(settings.backend)
+    guess = builder.estimate(settings)
     plan = {
         "folder": str(folder),
         "model": settings.spec.name,
@@ -117,16 +118,27 @@ def _plan(args: argparse.Namespace, settings: Settings, folder: Path) -> int:
         "frames": list(settings.frames) or f"1 to {settings.most_frames}",
         "size": size_words(settings.size),
         "batch": f"1 to {settings.batch}",
+        **builder.options(settings),
+        **({"profiles": builder.profiles(settings)} if settings.backend in TENSORRT else {}),
         "seconds": round(guess.seconds),
         "disk_mib": round(guess.disk / MIB),
         "memory_mib": round(guess.memory / MIB),
+        "basis": guess.basis,
     }
     if args.json:
         print(json.dumps(plan))
     else:
-        print("\n".join(f"{name:12}{value}" for name, value in plan.items()))
-        print("seconds (on two cores), disk and memory are rough guesses; nothing was built")
+        print("\n".join(f"{name:15}{_words(value)}" for name, value in plan.items()))
+        print("seconds, disk and memory are rough guesses from the basis; nothing was built")
     return 0
+
+
+def _words(value: Any) -> str:
+    """Writes a part of a plan: lists with commas, a profile of axes on each line."""
+    if isinstance(value, tuple):
+        each = [", ".join(f"{axis} {low} to {high}" for axis, (low, _, high) in ranges.items()) for ranges in value]
+        return f"\n{'':15}".join(each)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def add_engines_options(parser: argparse.ArgumentParser) -> None:
@@ -177,8 +189,7 @@ def add_refit_options(parser: argparse.ArgumentParser) -> None:
 def run_refit(args: argparse.Namespace) -> int:
     """Swaps the weights of a built engine without building it again."""
     artifact = Artifact.open(args.engine)
-    if artifact.identity["options"].get("refit", "no") == "no":
-        raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {artifact.command()} --refit yes")
+    _check_refittable(artifact, args.weights, args.lora or [])
     device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
     here = backend_named(artifact.identity["backend"]).machine(device, artifact.identity["options"])
     artifact.check(kernel=kernel_hash(), **here)
@@ -189,6 +200,19 @@ def run_refit(args: argparse.Namespace) -> int:
     merged = "".join(f" and {lora}" for lora in made.manifest["loras"])
     print(f"{made.folder}: the engine of {artifact.name} with the weights of {weights.path}{merged}")
     return 0
+
+
+def _check_refittable(artifact: Artifact, weights: str | None, loras: list[str]) -> None:
+    """Raises EngineError, with what builds an engine of the other weights, for one that cannot take them."""
+    backend, options = artifact.identity["backend"], artifact.identity["options"]
+    if backend != "tensorrt":
+        path = weights or artifact.manifest["weights_path"]
+        other = replace(artifact, manifest={**artifact.manifest, "weights_path": path, "loras": loras})
+        said = f"{artifact.folder} is for backend {backend}, whose engines keep the weights that they were built with"
+        raise EngineError(f"{said}; build one with the others: {other.command()}")
+    if options["refit"] == "no":
+        rebuild = artifact.command(options={**options, "refit": "yes"})
+        raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {rebuild}")
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +230,8 @@ def run_export(args: argparse.Namespace) -> int:
     path = args.weights or artifact.manifest["weights_path"]
     weights = open_weights(model_named(artifact.identity["model"]), path, artifact.manifest["loras"])
     artifact.check(weights=weights.fingerprint())
-    exporter_named(args.kind).write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
-    print(f"wrote {args.out}; tritonserver --model-repository={args.out}, with vstar-engine installed beside it")
+    exporter = exporter_named(args.kind)
+    told = exporter.write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
+    command = " ".join([f"tritonserver --model-repository={args.out}", *told])
+    print(f"wrote {args.out}; {command}, with vstar-engine installed beside it")
     return 0

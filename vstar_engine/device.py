@@ -1,5 +1,7 @@
 """Devices and dtypes by name, tried before they are trusted."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 
@@ -35,6 +37,11 @@ def device_named(name: str, dtype: torch.dtype) -> torch.device:
     except RuntimeError as error:
         raise DeviceError(f"device {name} cannot compute in {dtype}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one, which is where libraries beside PyTorch launch; nothing for a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def described(device: torch.device) -> str:

@@ -1,5 +1,5 @@
-// Registers the plugin when this library is loaded, for programs that only dlopen: Triton's `plugins=`, trtexec
-// --staticPlugins. The TensorRT that is in the process already is the one that is meant. Not to be used beside loadLibrary.
+// Registers the plugin of the library beside this one when this one is loaded, for programs that only dlopen: Triton's
+// `plugins=`, trtexec --staticPlugins. The TensorRT that is in the process already is the one that is meant. Not to be used beside loadLibrary.
 #include <NvInferRuntime.h>
 #include <NvInferRuntimePlugin.h>
 #include <dlfcn.h>

@@ -8,7 +8,7 @@ import torch._inductor
 from torch import Tensor
 
 from ..built import Artifact
-from ..device import described
+from ..device import current, described
 from ..errors import EngineError
 
 # registers the op that the package calls by name
@@ -24,12 +24,15 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
     """Opens the engine's package; EngineError where PyTorch cannot."""
+    index = -1 if device.index is None else device.index
     try:
-        package = torch._inductor.aoti_load_package(str(artifact.file("unet.pt2")), device_index=device.index or -1)
+        package = torch._inductor.aoti_load_package(str(artifact.file("unet.pt2")), device_index=index)
     except RuntimeError as error:
         raise EngineError(f"{artifact.folder} cannot be opened by PyTorch: {str(error).splitlines()[0]}") from error
 
     def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-        return package(**full(latents.to(dtype), timestep, context, fps, tar))
+        # the package launches on the current device's stream
+        with current(device):
+            return package(**full(latents.to(dtype), timestep, context, fps, tar))
 
     return denoise

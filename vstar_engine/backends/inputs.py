@@ -1,4 +1,4 @@
-"""The UNet's inputs as a compiled one takes them: every axis in full, contiguous."""
+"""The UNet's inputs as a compiled one takes them: every axis in full."""
 
 from torch import Tensor
 
@@ -6,6 +6,11 @@ from ..unet import parted
 
 
 def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
+    """As `in_full`, contiguous; what is so already is not copied."""
+    return {name: value.contiguous() for name, value in in_full(latents, timestep, context, fps, tar).items()}
+
+
+def in_full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
     """Gives each argument of `UNet.forward` by name, shared rows repeated; ValueError for a `tar` that is no rows.
 
     latents (B, C, T, H, W), timestep (B, T) int64, context (B, T, L, C), fps (B,) int64, tar (B, levels, T) float32. Where
@@ -21,4 +26,4 @@ def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: T
         "fps": fps.long().expand(videos),
         "tar": tar.float().expand(videos, -1, -1),
     }
-    return {name: parted(value, batch).contiguous() for name, value in given.items()}
+    return {name: parted(value, batch) for name, value in given.items()}

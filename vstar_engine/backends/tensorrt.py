@@ -1,8 +1,9 @@
 """The UNet as a TensorRT plan: bound once for each shape, run on PyTorch's current stream, replayed as a CUDA graph.
 
-What TensorRT reads and writes are PyTorch's tensors themselves. A shape's first call is enqueued plainly, which loads every
-kernel; the second is captured, and later ones replay it. Each shape has an execution context of its own, since a graph stands
-for the state of the one that it was captured from; they share their working memory, as one runs at a time.
+TensorRT reads and writes PyTorch's tensors themselves. A shape's first call is enqueued on the caller's own ones, which loads
+every kernel; the second is captured, on tensors that stay where they are, and later ones replay it. Each shape has an execution
+context of its own, since a graph stands for the state of the one that it was captured from; they share their working memory, as
+one runs at a time.
 """
 
 import logging
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ..built import Artifact
-from ..device import described
+from ..device import current, described
 from ..errors import DeviceError, EngineError, MissingLibrary
 from ..export import tensorrt_plugins
 from ..export.tensorrt_build import make_logger
 from . import Denoiser
 from .graphs import Recent, Recording
-from .inputs import full
+from .inputs import in_full
 
 PLAN = "unet.plan"
 # a back end's modules, in the order they are tried, and how to install one
@@ -35,6 +36,8 @@ LIBRARIES = {
 }
 # TensorRT before this one is not supported, nor TensorRT for RTX, whose parser took no plugins
 OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}
+# bytes; `setTensorAddress` asks for no less
+ALIGNMENT = 256
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +61,13 @@ def library(backend: str) -> Any:
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the library's version, and the GPU, as closely as its compatibility asks."""
-    version = library("tensorrt").__version__
+    """Says what an engine depends on here: the library's version, the plugin's, and the GPU, as its compatibility asks."""
+    versions = {"tensorrt": library("tensorrt").__version__, **tensorrt_plugins.versions(options["plugin"])}
     if device.type != "cuda":
         raise DeviceError(
             "backend tensorrt builds and runs on an NVIDIA GPU; use --device cuda, or backend tensorrt-rtx to build"
         )
-    return {"device": gpu(device, options["compatibility"]), "versions": {"tensorrt": version}}
+    return {"device": gpu(device, options["compatibility"]), "versions": versions}
 
 
 def gpu(device: torch.device, compatibility: str) -> str:
@@ -92,7 +95,7 @@ def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.d
     if kind in ("cpp", "python"):  # the PTX of `aot` lies in the plan
         tensorrt_plugins.register(trt, kind)
     logger = make_logger(trt, log.info)
-    with artifact.file(PLAN).open("rb") as file, torch.cuda.device(device):
+    with artifact.file(PLAN).open("rb") as file, current(device):
         plan = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine(plan)
@@ -103,14 +106,55 @@ def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.d
 
 
 class BoundShape:
-    """One shape's context, its input and output tensors, and the recorded call on them."""
+    """One shape's context and how it runs: on the caller's tensors, and where it `records`, from the second call as a graph."""
 
-    def __init__(self, context: Any, tensors: dict[str, Tensor], memory: Tensor):
-        self.context, self.tensors, self.memory = context, tensors, memory
-        self.run = Recording(partial(enqueue, context, tensors["eps"]), memory.device, records=memory.is_cuda)
+    def __init__(self, context: Any, memory: Tensor, records: bool):
+        self.context, self.memory, self.records = context, memory, records
+        self.fixed: dict[str, Tensor] = {}
+        self.replayed: Recording | None = None
+        self.warm = False
+
+    def __call__(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Runs on inputs that have every axis in full; what it gives is the caller's own."""
+        if not (self.records and self.warm):
+            self.warm = True
+            return self._directly(given)
+        if self.replayed is None:
+            self._fix(given)
+        for name, tensor in given.items():
+            self.fixed[name].copy_(tensor)
+        assert self.replayed is not None
+        # the next replay writes the same memory
+        return self.replayed().clone()
+
+    def _directly(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Enqueues on the tensors themselves, where TensorRT can read them, and on a new one for the result."""
+        eps = torch.empty(given["latents"].shape, dtype=given["latents"].dtype, device=given["latents"].device)
+        # copies among them live until they are enqueued
+        read = {name: aligned(tensor) for name, tensor in given.items()}
+        self._address({**read, "eps": eps})
+        return enqueue(self.context, eps)
+
+    def _fix(self, given: Mapping[str, Tensor]) -> None:
+        """Makes the tensors that the graph reads and writes."""
+        # made outside inference mode, they may be written in it and elsewhere
+        with torch.inference_mode(False):
+            shaped = {**given, "eps": given["latents"]}
+            self.fixed = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in shaped.items()}
+        self._address(self.fixed)
+        self.replayed = Recording(partial(enqueue, self.context, self.fixed["eps"]), self.memory.device)
+        self.replayed.runs = 1  # the plain run that comes before a capture
+
+    def _address(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            if not context.set_tensor_address(name, tensor.data_ptr()):
+            if not self.context.set_tensor_address(name, tensor.data_ptr()):
                 raise EngineError(f"TensorRT does not take {tuple(tensor.shape)} {tensor.dtype} for {name}")
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Gives a tensor as TensorRT reads it, contiguous and at a multiple of ALIGNMENT: a copy where it is not."""
+    plain = tensor.contiguous()
+    return plain.clone() if plain.data_ptr() % ALIGNMENT else plain
 
 
 def enqueue(context: Any, eps: Tensor) -> Tensor:
@@ -129,9 +173,12 @@ class TensorrtUnet:
     """A denoiser that runs a deserialised engine."""
 
     def __init__(self, trt: Any, engine: Any, device: torch.device, dtype: torch.dtype, keep: tuple[Any, ...] = ()):
-        self.trt, self.engine, self.device, self.dtype, self.keep = trt, engine, device, dtype, keep
+        self.trt, self.engine, self.dtype, self.keep = trt, engine, dtype, keep
         self.bound: Recent[tuple[int, ...], BoundShape] = Recent()
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
+        # with its number, where `device` has none: another may be current when it runs
+        self.device = self.memory.device
+        self.records = device.type == "cuda"
 
     def profile(self, shape: tuple[int, ...]) -> int:
         """Chooses the profile whose ranges hold the latents' shape; EngineError says what the engine takes."""
@@ -156,17 +203,11 @@ class TensorrtUnet:
             # contexts that are bound already keep theirs
             self.memory = torch.empty(needed, dtype=torch.uint8, device=self.device)
         context.set_device_memory(self.memory.data_ptr(), self.memory.nbytes)
-        tensors = {
-            **{name: torch.empty_like(tensor) for name, tensor in given.items()},
-            "eps": torch.empty_like(given["latents"]),
-        }
-        return BoundShape(context, tensors, self.memory)
+        return BoundShape(context, self.memory, self.records)
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
         """Predicts the noise; arguments as for `UNet.forward`."""
-        given = full(latents.to(self.dtype), timestep, context, fps, tar)
-        bound = self.bound.take(tuple(given["latents"].shape), lambda: self._bind(given))
-        for name, tensor in given.items():
-            bound.tensors[name].copy_(tensor)
-        # the next call writes the same memory
-        return bound.run().clone()
+        with current(self.device):
+            given = in_full(latents.to(self.dtype), timestep, context, fps, tar)
+            bound = self.bound.take(tuple(given["latents"].shape), lambda: self._bind(given))
+            return bound(given)

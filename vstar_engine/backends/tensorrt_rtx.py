@@ -6,15 +6,27 @@ from typing import Any
 import torch
 
 from ..built import Artifact
+from ..device import described
+from ..errors import EngineError
+from ..export import tensorrt_plugins
 from . import Denoiser
 from .tensorrt import library, open_plan
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on: the library's version, and a GPU of its targets, whichever machine built it."""
-    return {"device": "cuda", "versions": {"tensorrt-rtx": library("tensorrt-rtx").__version__}}
+    """Says what an engine depends on: library and plugin. Any machine may build it; `load` looks at the GPU."""
+    versions = {"tensorrt-rtx": library("tensorrt-rtx").__version__, **tensorrt_plugins.versions(options["plugin"])}
+    return {"device": "cuda", "versions": versions}
 
 
 def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
-    """As the back end `tensorrt`."""
-    return open_plan(library("tensorrt-rtx"), artifact, device, dtype)
+    """As the back end `tensorrt`; EngineError too for a GPU that is not among the plan's targets."""
+    trt, options = library("tensorrt-rtx"), artifact.identity["options"]
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        here, targets = f"SM{major}{minor}", options["targets"]
+        if here not in targets:
+            said = f"{artifact.folder} was built for {', '.join(targets)}, got {described(device)}"
+            rebuild = artifact.command(options={**options, "targets": [*targets, here]})
+            raise EngineError(f"{said}; build one for it: {rebuild}")
+    return open_plan(trt, artifact, device, dtype)
