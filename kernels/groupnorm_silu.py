@@ -45,10 +45,12 @@ def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
         raise ValueError(f"weight and bias must be ({x.shape[1]},), got {shapes}")
 
 
-@torch.library.custom_op("vstar::groupnorm_silu", mutates_args=())
-def _groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+def _checked(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
     _check(x, groups, weight, bias)
     return _compute(x, groups, weight, bias, eps, silu)
+
+
+_groupnorm_silu = torch.library.custom_op("vstar::groupnorm_silu", _checked, mutates_args=())
 
 
 @_groupnorm_silu.register_fake
@@ -77,4 +79,5 @@ def groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: fl
     """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU; laid out like x."""
     if torch.compiler.is_compiling():
         return groupnorm_silu_ref(x, groups, weight, bias, eps, silu)
-    return torch.ops.vstar.groupnorm_silu(x, groups, weight, bias, eps, silu)
+    compute = _checked if native.unwatched(x) and native.serves(x) else torch.ops.vstar.groupnorm_silu
+    return compute(x, groups, weight, bias, eps, silu)

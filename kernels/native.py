@@ -18,6 +18,7 @@ from urllib.request import url2pathname
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 DISTRIBUTION = "vstar-engine"
 LIBRARY = "libvstar_cpu.so"
@@ -70,12 +71,19 @@ class LinearArguments(ctypes.Structure):
     )
 
 
+class LinearPairArguments(ctypes.Structure):
+    """`struct vstar_linear_pair_arguments` of csrc/cpu/fused.h."""
+
+    _fields_ = (("first", LinearArguments), ("second", LinearArguments))
+
+
 # in the order in which `vstar_size_of` counts them
 CALLS: dict[str, type[ctypes.Structure]] = {
     "vstar_temporal_attention": Arguments,
     "vstar_geglu": GegluArguments,
     "vstar_groupnorm_silu": GroupNormArguments,
     "vstar_linear": LinearArguments,
+    "vstar_linear_pair": LinearPairArguments,
 }
 
 
@@ -162,6 +170,18 @@ def serves(q: Tensor) -> bool:
     return True
 
 
+def unwatched(x: Tensor) -> bool:
+    """Says whether a call on x may go past torch's dispatcher, which takes longer than some of the ops themselves: nobody asks
+    for gradients, traces, or looks on, and x is no other kind of tensor."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd._profiler_enabled()
+    ) and type(x) in (Tensor, Parameter)
+
+
 def _library() -> Library:
     library = _load()
     assert isinstance(library, Library)
@@ -212,6 +232,25 @@ def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps:
     return out
 
 
+def _linear_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    out: Tensor,
+) -> LinearArguments:
+    given = (x, weight, bias, residual, gain, shift, out)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
+    features, width = weight.shape
+    return LinearArguments(
+        *pointers, out.numel() // out.shape[-1], width, features, gate, _isa(_library()), torch.get_num_threads(), eps
+    )
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -223,9 +262,26 @@ def linear(
     eps: float,
 ) -> Tensor:
     """Norms contiguous float32 x (..., in), multiplies by weight (out, in), adds bias and residual, or gates half by half."""
-    library, features = _library(), weight.shape[0]
+    features = weight.shape[0]
     out = torch.empty((*x.shape[:-1], features // 2 if gate else features), dtype=x.dtype)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, weight, bias, residual, gain, shift, out))
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], features, gate, _isa(library), torch.get_num_threads())
-    _raise_for(library.handle.vstar_linear(ctypes.byref(LinearArguments(*pointers, *sizes, eps))))
+    arguments = _linear_arguments(x, weight, bias, residual, gate, gain, shift, eps, out)
+    _raise_for(_library().handle.vstar_linear(ctypes.byref(arguments)))
+    return out
+
+
+def feed_forward(
+    x: Tensor,
+    first: tuple[Tensor, Tensor | None],
+    second: tuple[Tensor, Tensor | None],
+    gain: Tensor,
+    shift: Tensor,
+    eps: float,
+) -> Tensor:
+    """Adds to contiguous float32 x (..., width) what two layers, each (weight, bias), make of it, normed; the first gates."""
+    out = torch.empty_like(x)
+    arguments = LinearPairArguments(
+        _linear_arguments(x, *first, None, True, gain, shift, eps, out),
+        _linear_arguments(x, *second, x, False, None, None, 0.0, out),
+    )
+    _raise_for(_library().handle.vstar_linear_pair(ctypes.byref(arguments)))
     return out

@@ -97,10 +97,12 @@ def _compute(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return _by_positions(q, k, v, bias if bias.dim() == 3 else toeplitz_bias(bias, q.shape[1], k.shape[1]))
 
 
-@torch.library.custom_op("vstar::temporal_attention", mutates_args=())
-def _temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+def _with_g(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     _check(q, k, v, g, (q.shape[0], q.shape[1]), "g")
     return _compute(q, k, v, g)
+
+
+_temporal_attention = torch.library.custom_op("vstar::temporal_attention", _with_g, mutates_args=())
 
 
 @_temporal_attention.register_fake
@@ -147,7 +149,8 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     q (B, T, P, heads, head_dim), k and v (B, Tk, P, heads, head_dim), one floating dtype, last stride 1.
     Returns (B, T, P, heads, head_dim), contiguous, in q's dtype. Raises ValueError for anything else.
     """
-    return torch.ops.vstar.temporal_attention(q, k, v, g[None] if g.dim() == 1 else g)
+    compute = _with_g if native.unwatched(q) and native.serves(q) else torch.ops.vstar.temporal_attention
+    return compute(q, k, v, g[None] if g.dim() == 1 else g)
 
 
 def temporal_attention_dense(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from accuracy import assert_as_accurate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vstar_engine.kernels import native
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
-from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
+from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
+from vstar_engine.layers import FeedForward, RowNorm
 
 PRESENT, WHY = native.status()
 ISAS = native._load().isas if PRESENT else ()
@@ -113,6 +115,57 @@ def test_linear_norms_its_input(shape, gate):
     assert_as_accurate(linear(x, weight, bias, residual, gate, norm), eager, exact)
 
 
+def feed_forward_ref(x, first, second, norm):
+    return linear_ref(linear_ref(x, *first, gate=True, norm=norm), *second, x)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 1700, 32, 128), (3, 129, 20, 37), (1, 3, 64, 256), (1, 2, 300, 700)], ids=str)
+@torch.no_grad()
+def test_feed_forward(shape, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    items, rows, width, inner = shape
+    x, norm = 3 + torch.randn(items, rows, width), LayerNorm(1 + torch.rand(width), torch.randn(width), 1e-5)
+    first = torch.randn(2 * inner, width) / width**0.5, torch.randn(2 * inner)
+    second = torch.randn(width, inner) / inner**0.5, torch.randn(width)
+    wide = [tuple(tensor.double() for tensor in pair) for pair in (first, second)]
+    exact = feed_forward_ref(x.double(), *wide, LayerNorm(norm.weight.double(), norm.bias.double(), norm.eps))
+    got = feed_forward(x, first, second, norm)
+    assert got.is_contiguous()
+    assert_as_accurate(got, feed_forward_ref(x, first, second, norm), exact)
+    across = x.transpose(0, 1)
+    assert torch.equal(feed_forward(across, first, second, norm), got.transpose(0, 1))
+
+
+class Names(TorchDispatchMode):
+    """Notes the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not PRESENT, reason=WHY)
+@torch.no_grad()
+def test_who_looks_on_sees_the_ops():
+    """What goes past the dispatcher otherwise gives the same; a hook on a layer inside is heard."""
+    block, norm, x = FeedForward(16), RowNorm(16).given(), torch.randn(2, 5, 16)
+    alone = block(x, norm)
+    with Names() as names:
+        watched = block(x, norm)
+    assert names.seen.count("vstar::linear") == 2
+    torch.testing.assert_close(watched, alone)
+    heard = []
+    block.net[2].register_forward_pre_hook(lambda layer, given: heard.append(given[0].shape[-1]))
+    torch.testing.assert_close(block(x, norm), alone)
+    assert heard == [64]
+
+
 @pytest.mark.skipif(not PRESENT, reason=WHY)
 @torch.no_grad()
 def test_linear_takes_any_strides():
@@ -198,6 +251,12 @@ def test_a_compiler_sees_standard_operators():
             r"x \(..., 5\)",
         ),
         (
+            lambda: feed_forward(
+                torch.ones(2, 6), (torch.ones(8, 6), None), (torch.ones(6, 5), None), LayerNorm(torch.ones(6), torch.ones(6), 0)
+            ),
+            r"weights \(2 \* inner, width\) and \(width, inner\) are wanted, got \(2, 6\), \(8, 6\), \(6, 5\)",
+        ),
+        (
             lambda: groupnorm_silu(torch.zeros(2, 6, 3), 4, torch.ones(6), torch.ones(6), 1e-5),
             "6 channels do not make 4 groups",
         ),
@@ -207,7 +266,7 @@ def test_a_compiler_sees_standard_operators():
             r"\(N, C, ...\), not empty, got \(6,\)",
         ),
     ],
-    ids=["odd", "empty", "features", "groups", "weight", "rank"],
+    ids=["odd", "empty", "features", "feed-forward", "groups", "weight", "rank"],
 )
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):

@@ -111,43 +111,93 @@ void run(const vstar_groupnorm_silu_arguments& a, const Isa& isa) {
   });
 }
 
-bool valid(const vstar_linear_arguments& a) {
-  return a.x && a.weight && a.out && a.rows > 0 && a.in > 0 && a.out_features > 0 && (!a.gate || a.out_features % 2 == 0) &&
+bool fits(const vstar_linear_arguments& a) {
+  return a.weight && a.rows > 0 && a.in > 0 && a.out_features > 0 && (!a.gate || a.out_features % 2 == 0) &&
          !a.norm_gain == !a.norm_shift;
 }
 
-// Rows that are multiplied by one panel after another while they lie in the second-level cache.
+bool valid(const vstar_linear_arguments& a) { return a.x && a.out && fits(a); }
+
+// Floats of the rows that are multiplied by one panel after another while they lie in the second-level cache.
 constexpr int64_t kBlockFloats = 48 * 1024;
 
-void run(const vstar_linear_arguments& a, const Isa& isa) {
-  const int64_t width = a.gate ? a.out_features / 2 : a.out_features;
-  const int64_t columns = isa.panel(a), panels = (width + columns - 1) / columns * (a.gate ? 2 : 1);
-  const int threads = threads_for(a.rows * a.out_features * a.in, kProductsPerThread, a.threads);
-  const std::unique_ptr<float, Free> packed(
-      static_cast<float*>(std::aligned_alloc(64, size_t(panels * columns * a.in) * sizeof(float))));
-  if (!packed) throw std::bad_alloc();
-  deal(panels, threads, [&](int64_t panel) { isa.pack(a, panel, packed.get()); });
-  const int64_t rows = std::max<int64_t>(24, kBlockFloats / a.in);
-  const int64_t blocks = std::max<int64_t>(threads, (a.rows + rows - 1) / rows);
+int64_t width_of(const vstar_linear_arguments& a) { return a.gate ? a.out_features / 2 : a.out_features; }
+
+// A linear layer whose weights are packed.
+class Layer {
+ public:
+  Layer(const vstar_linear_arguments& a, const Isa& isa, int threads) : a_(a), isa_(isa) {
+    const int64_t columns = isa.panel(a), panels = (width_of(a) + columns - 1) / columns * (a.gate ? 2 : 1);
+    packed_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(panels * columns * a.in) * sizeof(float))));
+    if (!packed_) throw std::bad_alloc();
+    deal(panels, threads, [&](int64_t panel) { isa.pack(a, panel, packed_.get()); });
+  }
+
+  void operator()(const float* x, const float* residual, float* out, int64_t rows) const {
+    vstar_linear_arguments here = a_;
+    here.x = x, here.residual = residual, here.out = out, here.rows = rows;
+    if (a_.norm_gain) {
+      thread_local std::vector<float> normed;  // lies in the cache between a norm and its product
+      normed.resize(size_t(rows * a_.in));
+      isa_.norm_rows(here, normed.data());
+      here.x = normed.data();
+    }
+    isa_.linear(here, packed_.get());
+  }
+
+ private:
+  vstar_linear_arguments a_;
+  const Isa& isa_;
+  std::unique_ptr<float, Free> packed_;
+};
+
+// Calls work(first row, rows) for blocks of rows that hold at most so many floats each.
+template <class Function>
+void deal_rows(int64_t rows, int64_t floats, int threads, const Function& work) {
+  const int64_t most = std::max<int64_t>(24, kBlockFloats / floats);
+  const int64_t blocks = std::max<int64_t>(threads, (rows + most - 1) / most);
   deal(blocks, threads, [&](int64_t block) {
-    const int64_t begin = a.rows * block / blocks, end = a.rows * (block + 1) / blocks;
-    if (!a.norm_gain) return isa.linear(a, packed.get(), begin, end);
-    thread_local std::vector<float> normed;  // lies in the cache between a norm and its product
-    normed.resize(size_t((end - begin) * a.in));
-    isa.norm_rows(a, begin, end, normed.data());
-    vstar_linear_arguments here = a;
-    here.x = normed.data();
-    here.out += begin * width;
-    if (a.residual) here.residual += begin * width;
-    isa.linear(here, packed.get(), 0, end - begin);
+    const int64_t begin = rows * block / blocks;
+    work(begin, rows * (block + 1) / blocks - begin);
   });
 }
+
+void run(const vstar_linear_arguments& a, const Isa& isa) {
+  const int threads = threads_for(a.rows * a.out_features * a.in, kProductsPerThread, a.threads);
+  const Layer layer(a, isa, threads);
+  const int64_t width = width_of(a);
+  deal_rows(a.rows, a.in, threads, [&](int64_t row, int64_t rows) {
+    layer(a.x + row * a.in, a.residual ? a.residual + row * width : nullptr, a.out + row * width, rows);
+  });
+}
+
+bool valid(const vstar_linear_pair_arguments& a) {
+  return a.first.x && fits(a.first) && a.second.out && fits(a.second) && a.first.rows == a.second.rows &&
+         width_of(a.first) == a.second.in;
+}
+
+void run(const vstar_linear_pair_arguments& a, const Isa& isa) {
+  const vstar_linear_arguments &one = a.first, &two = a.second;
+  const int64_t products = one.rows * (one.out_features * one.in + two.out_features * two.in), width = width_of(two);
+  const int threads = threads_for(products, kProductsPerThread, one.threads);
+  const Layer first(one, isa, threads), second(two, isa, threads);
+  deal_rows(one.rows, one.in + two.in, threads, [&](int64_t row, int64_t rows) {
+    thread_local std::vector<float> between;
+    between.resize(size_t(rows * two.in));
+    first(one.x + row * one.in, nullptr, between.data(), rows);
+    second(between.data(), two.residual ? two.residual + row * width : nullptr, two.out + row * width, rows);
+  });
+}
+
+int isa_of(const vstar_linear_pair_arguments& a) { return a.first.isa; }
+template <class Arguments>
+int isa_of(const Arguments& a) { return a.isa; }
 
 // What every entry point does around its work: work(arguments, instruction set).
 template <class Arguments, class Work>
 int enter(const Arguments* arguments, const Work& work) {
   if (!arguments || !valid(*arguments)) return VSTAR_BAD_ARGUMENT;
-  const Isa* found = isa(arguments->isa);
+  const Isa* found = isa(isa_of(*arguments));
   if (!found) return VSTAR_NO_SUCH_ISA;
   try {
     work(*arguments, *found);
@@ -161,6 +211,10 @@ int enter(const Arguments* arguments, const Work& work) {
 }  // namespace vstar
 
 extern "C" int vstar_linear(const vstar_linear_arguments* arguments) {
+  return vstar::enter(arguments, [](const auto& a, const auto& isa) { vstar::run(a, isa); });
+}
+
+extern "C" int vstar_linear_pair(const vstar_linear_pair_arguments* arguments) {
   return vstar::enter(arguments, [](const auto& a, const auto& isa) { vstar::run(a, isa); });
 }
 

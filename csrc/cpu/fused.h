@@ -33,8 +33,15 @@ struct vstar_linear_arguments {
   float eps;
 };
 
+// Two layers over the same rows: what the first makes is what the second reads, and never leaves the cache. The first's `out`
+// and residual, the second's `x`, isa and threads are not looked at.
+struct vstar_linear_pair_arguments {
+  vstar_linear_arguments first, second;
+};
+
 __attribute__((visibility("default"))) int64_t vstar_size_of(int arguments);
 __attribute__((visibility("default"))) int vstar_linear(const vstar_linear_arguments* arguments);
+__attribute__((visibility("default"))) int vstar_linear_pair(const vstar_linear_pair_arguments* arguments);
 __attribute__((visibility("default"))) int vstar_geglu(const vstar_geglu_arguments* arguments);
 __attribute__((visibility("default"))) int vstar_groupnorm_silu(const vstar_groupnorm_silu_arguments* arguments);
 }
@@ -57,10 +64,10 @@ using Normalise = void (*)(const vstar_groupnorm_silu_arguments&, int64_t item, 
 // Columns of a panel; and lays out one panel of weights, values' panels before gates'.
 using Panel = int64_t (*)(const vstar_linear_arguments&);
 using Pack = void (*)(const vstar_linear_arguments&, int64_t panel, float* packed);
-// Some rows of x, normed.
-using NormRows = void (*)(const vstar_linear_arguments&, int64_t begin_row, int64_t end_row, float* normed);
-// Some rows by all panels.
-using Linear = void (*)(const vstar_linear_arguments&, const float* packed, int64_t begin_row, int64_t end_row);
+// All rows of x, normed.
+using NormRows = void (*)(const vstar_linear_arguments&, float* normed);
+// All rows by all panels.
+using Linear = void (*)(const vstar_linear_arguments&, const float* packed);
 
 // What is compiled for one instruction set.
 struct Isa {

@@ -12,8 +12,8 @@ namespace vstar {
   void measure_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, float*, Moments*);         \
   void normalise_##set(const vstar_groupnorm_silu_arguments&, int64_t, int64_t, int64_t, const float*, const float*); \
   void pack_##set(const vstar_linear_arguments&, int64_t, float*);                                                \
-  void norm_rows_##set(const vstar_linear_arguments&, int64_t, int64_t, float*);                                  \
-  void linear_##set(const vstar_linear_arguments&, const float*, int64_t, int64_t);                               \
+  void norm_rows_##set(const vstar_linear_arguments&, float*);                                                    \
+  void linear_##set(const vstar_linear_arguments&, const float*);                                                 \
   int64_t panel_##set(const vstar_linear_arguments&);
 #define KERNELS(set)                                                                                             \
   {#set, attend_##set, geglu_##set, measure_##set, normalise_##set, pack_##set, norm_rows_##set, linear_##set, panel_##set}
@@ -39,11 +39,11 @@ const Isa* isa(int number) {
 
 }  // namespace vstar
 
-// How large the arguments of attention, GEGLU, group norm and linear layer are here, so that a caller can tell another build.
+// How large the arguments of attention, GEGLU, group norm, linear layer and two of them are here, so that a caller can tell another build.
 extern "C" int64_t vstar_size_of(int arguments) {
   const int64_t sizes[] = {sizeof(vstar_attention), sizeof(vstar_geglu_arguments), sizeof(vstar_groupnorm_silu_arguments),
-                           sizeof(vstar_linear_arguments)};
-  return arguments >= 0 && arguments < 4 ? sizes[arguments] : 0;
+                           sizeof(vstar_linear_arguments), sizeof(vstar_linear_pair_arguments)};
+  return arguments >= 0 && arguments < 5 ? sizes[arguments] : 0;
 }
 
 extern "C" const char* vstar_isa_name(int number) {

@@ -87,10 +87,10 @@ inline int vectors_of(const vstar_linear_arguments& a) {
 inline int64_t panel_of(const vstar_linear_arguments& a) { return vectors_of(a) * kLanes; }
 
 template <int N>
-void linear(const vstar_linear_arguments& a, const float* packed, int64_t begin, int64_t end) {
-  const int64_t width = width_of(a);
+void linear(const vstar_linear_arguments& a, const float* packed) {
+  const int64_t width = width_of(a), end = a.rows;
   for (int64_t column = 0; column < width; column += N * kLanes) {
-    int64_t row = begin;
+    int64_t row = 0;
     if (!a.gate) row = all_rows<rows_at(N), N>(a, packed, width, row, end, column);
     row = all_rows<rows_for(N), N>(a, packed, width, row, end, column);
     row = all_rows<2, N>(a, packed, width, row, end, column);
@@ -145,9 +145,9 @@ void norm_some(const float* x, int64_t rows, const vstar_linear_arguments& a, fl
 
 namespace vstar {
 
-void VSTAR_NORM_ROWS(const vstar_linear_arguments& a, int64_t begin, int64_t end, float* normed) {
-  for (int64_t row = begin; row < end; row += kLanes)
-    norm_some(a.x + row * a.in, least(kLanes, end - row), a, normed + (row - begin) * a.in);
+void VSTAR_NORM_ROWS(const vstar_linear_arguments& a, float* normed) {
+  for (int64_t row = 0; row < a.rows; row += kLanes)
+    norm_some(a.x + row * a.in, least(kLanes, a.rows - row), a, normed + row * a.in);
 }
 
 int64_t VSTAR_PANEL(const vstar_linear_arguments& a) { return panel_of(a); }
@@ -162,11 +162,11 @@ void VSTAR_PACK(const vstar_linear_arguments& a, int64_t panel, float* packed) {
     for (int64_t i = 0; i < columns; i++) to[k * columns + i] = i < count ? a.weight[(from + i) * a.in + k] : 0.0f;
 }
 
-void VSTAR_LINEAR(const vstar_linear_arguments& a, const float* packed, int64_t begin, int64_t end) {
+void VSTAR_LINEAR(const vstar_linear_arguments& a, const float* packed) {
   const int vectors = vectors_of(a);
   const auto run = vectors == 1 ? linear<1> : vectors == 2 ? linear<2>
                  : vectors == 3 ? linear<(kMaxVectors > 2 ? 3 : 2)> : linear<kMaxVectors>;
-  run(a, packed, begin, end);
+  run(a, packed);
 }
 
 }  // namespace vstar
