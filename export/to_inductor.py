@@ -1,9 +1,13 @@
-"""The UNet as an AOTInductor package: compiled once for this processor, for any number of frames, loaded without a compiler."""
+"""The UNet as an AOTInductor package: compiled once for this processor, for any number of frames, loaded without a compiler.
+
+On a CPU the project's fused ops stay calls in it: PyTorch's own products and norms took 1.6 to 1.8 times as long as eager.
+"""
 
 import errno
 import io
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -16,6 +20,7 @@ from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompil
 
 from vstar_engine.backends import eager
 from vstar_engine.errors import ExportError, OutputError
+from vstar_engine.kernels.dispatch import kept
 
 from . import Report, alive
 from .network import unet
@@ -49,7 +54,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
     network = unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device)
     with torch.no_grad():
-        with alive(report, "tracing the unet"):
+        with alive(report, "tracing the unet"), kept() if settings.device.type == "cpu" else nullcontext():
             program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
         with alive(report, "compiling the unet"), Package(folder / PACKAGE, "wb") as package:
             try:
@@ -58,7 +63,8 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
                 raise _answer(error) from error
     if package.fault is not None:
         raise package.fault
-    return {"unet": network.described()}
+    ops = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("vstar.")}
+    return {"unet": network.described(), "ops": sorted(ops)}
 
 
 class Package(io.FileIO):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .dispatch import triton_serves
+from .dispatch import decomposed, triton_serves
 
 
 def geglu_ref(x: Tensor) -> Tensor:
@@ -60,4 +60,4 @@ _geglu.register_autograd(_backward, setup_context=_setup_context)
 
 def geglu(x: Tensor) -> Tensor:
     """Gates the first half of the last axis by the second: (..., 2 * inner) -> (..., inner), contiguous, in x's dtype."""
-    return geglu_ref(x) if torch.compiler.is_compiling() else torch.ops.vstar.geglu(x)
+    return geglu_ref(x) if decomposed() else torch.ops.vstar.geglu(x)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .dispatch import triton_serves
+from .dispatch import decomposed, triton_serves
 
 
 def groupnorm_silu_ref(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True) -> Tensor:
@@ -77,7 +77,7 @@ _groupnorm_silu.register_autograd(_backward, setup_context=_setup_context)
 
 def groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True) -> Tensor:
     """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU; laid out like x."""
-    if torch.compiler.is_compiling():
+    if decomposed():
         return groupnorm_silu_ref(x, groups, weight, bias, eps, silu)
     compute = _checked if native.unwatched(x) and native.serves(x) else torch.ops.vstar.groupnorm_silu
     return compute(x, groups, weight, bias, eps, silu)

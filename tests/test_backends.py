@@ -187,3 +187,8 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_back_end_is_there(name):
     assert callable(backend_named(name).load)
+
+
+def test_a_package_calls_the_fused_ops(inductor_engine):
+    called = inductor_engine.manifest["facts"]["ops"]
+    assert called == [f"vstar.{op}.default" for op in ("groupnorm_silu", "linear", "temporal_attention")]

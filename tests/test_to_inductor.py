@@ -9,15 +9,19 @@ import pytest
 import torch
 import torch._inductor
 from accuracy import assert_as_accurate
+from engines import engine_at
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from vstar_engine import checkpoint
 from vstar_engine.backends import eager as eager_unet
+from vstar_engine.backends import inductor
 from vstar_engine.backends.inputs import full
+from vstar_engine.built import Artifact
 from vstar_engine.config import MODELS
-from vstar_engine.errors import ExportError, OutputError
+from vstar_engine.errors import EngineError, ExportError, OutputError
 from vstar_engine.export import to_inductor
 from vstar_engine.export.settings import Settings
+from vstar_engine.kernels import native
 
 
 def test_a_machine_without_a_compiler(mini_weights, tmp_path, monkeypatch):
@@ -98,3 +102,10 @@ def test_a_guess_counts_the_weights_of_the_unet_alone():
     assert guess.memory > guess.disk
     # what the mini model's package took on two quiet cores
     assert to_inductor.estimate(Settings(MODELS["mini"], "inductor")).seconds == pytest.approx(90, rel=0.1)
+
+
+def test_a_package_is_refused_where_its_ops_have_no_library(tmp_path, monkeypatch):
+    engine = Artifact.open(engine_at(tmp_path / "e", facts={"ops": ["vstar.linear.default"]}))
+    monkeypatch.setattr(native, "status", lambda: (False, "no compiler"))
+    with pytest.raises(EngineError, match="calls the CPU kernels: no compiler"):
+        inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)

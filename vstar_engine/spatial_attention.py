@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .config import ATTENTION_NAMES
 from .errors import MissingLibrary
+from .kernels.dispatch import decomposed
 from .kernels.native import serves
 from .kernels.temporal_attention import MAX_FRAMES, temporal_attention
 
@@ -24,7 +25,7 @@ def best_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     12 to 2560 positions, 12 to 2560 keys, heads of 16 and 64; AMD EPYC, one thread, torch 2.13.
     """
     ours = q.dtype == torch.float32 and q.device.type == "cpu" and max(q.shape[1], k.shape[1]) <= MAX_FRAMES
-    if not ours or torch.compiler.is_compiling() or not serves(q):
+    if not ours or decomposed() or not serves(q):
         return sdpa(q, k, v)
     # what is attended over stands where frames do, and each item is a clip of a single position
     q, k, v = (x.unsqueeze(2) for x in (q, k, v))

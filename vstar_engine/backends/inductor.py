@@ -11,8 +11,8 @@ from ..built import Artifact
 from ..device import current, described
 from ..errors import EngineError
 
-# registers the op that the package calls by name
-from ..kernels import temporal_attention  # noqa: F401
+# registers the ops that a package calls by name
+from ..kernels import groupnorm_silu, linear, native, temporal_attention  # noqa: F401
 from . import Denoiser
 from .inputs import full
 
@@ -23,7 +23,9 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
-    """Opens the engine's package; EngineError where PyTorch cannot."""
+    """Opens the engine's package; EngineError where PyTorch cannot, or where the ops that it calls have no library."""
+    if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not native.status()[0]:
+        raise EngineError(f"{artifact.folder} calls the CPU kernels: {native.status()[1]}")
     index = -1 if device.index is None else device.index
     try:
         package = torch._inductor.aoti_load_package(str(artifact.file("unet.pt2")), device_index=index)
