@@ -1,11 +1,11 @@
-"""A linear layer with what is before and behind it, over float32 rows on a CPU: the layer norm of its input, bias and residual,
-or GEGLU.
+"""A linear layer with what is before and behind it: the layer norm of its input, bias and residual, or GEGLU.
 
     out = x @ weight.T + bias + residual            or            out = value * gelu(gate), (value, gate) = x @ weight.T + bias
 
-PyTorch's norm writes what the product reads again, and so does the product for what is behind it. Here rows are normed into the
-cache, and the rest is added where the sums still are.
-Elsewhere than in float32 on a CPU without gradients the definition runs: PyTorch's own product, and the GEGLU of `geglu.py`.
+PyTorch's norm writes what the product reads again, and so does the product for what is behind it. In float32 on a CPU rows are
+normed into the cache, and the rest is added where the sums still are; in half precision on a GPU a Triton kernel that does so
+runs where it was timed to be faster (`linear_gpu.py`). Elsewhere, and with gradients, the definition runs: PyTorch's own
+product, and the GEGLU of `geglu.py`.
 """
 
 from typing import NamedTuple
@@ -46,6 +46,29 @@ def linear_ref(
     return out if residual is None else residual + out
 
 
+def by_operators(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    norm: LayerNorm | None,
+) -> Tensor:
+    """Computes by PyTorch's product, the norm, the gate and the residual in passes of their own."""
+    out = F.linear(normed(x, norm), weight, bias)
+    if gate:
+        out = geglu(out)
+    return out if residual is None else residual + out
+
+
+def _check(x: Tensor, weight: Tensor, gate: bool) -> None:
+    if x.shape[-1] != weight.shape[1] or (gate and weight.shape[0] % 2):
+        raise ValueError(
+            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
+            f"{tuple(x.shape)} and {weight.shape[0]}"
+        )
+
+
 @torch.library.custom_op("vstar::linear", mutates_args=(), device_types="cpu")
 def _linear(
     x: Tensor,
@@ -57,13 +80,27 @@ def _linear(
     shift: Tensor | None,
     eps: float,
 ) -> Tensor:
-    if x.shape[-1] != weight.shape[1] or (gate and weight.shape[0] % 2):
-        raise ValueError(
-            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
-            f"{tuple(x.shape)} and {weight.shape[0]}"
-        )
+    _check(x, weight, gate)
     residual = None if residual is None else residual.contiguous()
     return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
+
+
+@_linear.register_kernel("cuda")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> Tensor:
+    _check(x, weight, gate)
+    # imported here: a machine without Triton computes on its CPU
+    from .linear_gpu import linear_gpu
+
+    return linear_gpu(x, weight, bias, residual, gate, gain, shift, eps)
 
 
 @_linear.register_fake
@@ -80,6 +117,14 @@ def _(
     return x.new_empty((*x.shape[:-1], weight.shape[0] // 2 if gate else weight.shape[0]))
 
 
+def _on_cpu(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and native.serves(x)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.dtype in (torch.float16, torch.bfloat16) and x.is_cuda
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -89,11 +134,7 @@ def linear(
     norm: LayerNorm | None = None,
 ) -> Tensor:
     """Multiplies x (..., in), normed, by weight (out, in); adds bias (out,) and a residual; or gates one half by the other."""
-    ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    if ours and not torch.compiler.is_compiling() and native.serves(x):
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and (_on_gpu(x) or _on_cpu(x)):
         gain, shift, eps = norm or (None, None, 0.0)
         return torch.ops.vstar.linear(x, weight, bias, residual, gate, gain, shift, eps)
-    out = F.linear(normed(x, norm), weight, bias)
-    if gate:
-        out = geglu(out)
-    return out if residual is None else residual + out
+    return by_operators(x, weight, bias, residual, gate, norm)
