@@ -28,7 +28,11 @@ from .transformer import WIDER
 
 CONVOLUTION = "temporal_convolution"
 OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
-NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS)
+# Triton's product where the engine may choose it: on a GPU, in half precision, at its best tile
+KERNEL = "Triton's product"
+NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS, KERNEL)
+ON_CPU = frozenset([("cpu", torch.float32)])
+ON_GPU = frozenset([("cuda", torch.float16), ("cuda", torch.bfloat16)])
 # relative L2 against a wider dtype; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
 ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 MAX_COPIES = 16
@@ -43,7 +47,7 @@ class Form:
     """One use of an op: what draws its arguments, who computes it, and the least bytes and FLOPs it takes.
 
     Answers are held to a wider dtype at `compared` items, from the first to the last of those arguments whose places `items`
-    gives. `others` are further ways, by name; `only` is the kind of device and dtype that ours is for, None for any.
+    gives. `others` are further ways, by name; `only` are the kinds of device and dtypes that ours is for, None for any.
     """
 
     name: str
@@ -55,7 +59,7 @@ class Form:
     items: tuple[int, ...] = (0,)
     compared: int = 2
     others: dict[str, Call] = field(default_factory=dict)
-    only: tuple[str, torch.dtype] | None = None
+    only: frozenset[tuple[str, torch.dtype]] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,20 @@ def projections(place: Place) -> Iterator[Form]:
 
         moved = place.nbytes(place.rows * (into + made * (1 if normed else 2)), out * into)
         items, work = (0,) if normed else (0, 3), 2.0 * place.rows * into * out
-        ours, definition = partial(call, linear), partial(call, linear_ref)
-        yield Form(name, draw, ours, definition, moved, work, items, ROWS, only=("cpu", torch.float32))
+        ours, definition, kernel = (partial(call, compute) for compute in (linear, linear_ref, by_triton))
+        others: dict[str, Call] = {KERNEL: kernel} if (place.device.type, place.dtype) in ON_GPU else {}
+        yield Form(name, draw, ours, definition, moved, work, items, ROWS, others, only=ON_CPU | ON_GPU)
+
+
+def by_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool = False, norm: LayerNorm | None = None
+) -> Tensor:
+    """Computes by Triton's product alone, at the tile that is timed to be the fastest."""
+    # imported here: Triton is a GPU's
+    from vstar_engine.kernels.linear_gpu import OPERATORS, fastest, name_of, ways
+
+    forms = {name: call for name, call in ways(x, weight, bias, residual, gate, norm).items() if name != OPERATORS}
+    return fastest(("Triton", name_of(x, weight, bias, residual, gate, norm is not None)), forms)
 
 
 def attentions(place: Place) -> Iterator[Form]:
@@ -183,7 +199,7 @@ def attentions(place: Place) -> Iterator[Form]:
 
         moved = place.nbytes(2 * images * (place.cells + keys) * place.channels)
         work = 4.0 * images * place.cells * keys * place.channels
-        yield Form(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), only=("cpu", torch.float32))
+        yield Form(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), only=ON_CPU)
 
 
 def convolutions(place: Place) -> Iterator[Form]:
@@ -271,7 +287,7 @@ def prepare(
 ) -> Callable[[], Tensor]:
     """Gives a call that takes the problems in turn, the first one first."""
     if name == OURS:
-        if form.only not in (None, (place.device.type, place.dtype)):
+        if form.only is not None and (place.device.type, place.dtype) not in form.only:
             raise NotHere("here the engine runs PyTorch's operators")
         check_ours(place.device)
     made = torch.compile(call, backend=compiler, fullgraph=True, dynamic=False) if name == COMPILED else call

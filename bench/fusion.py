@@ -15,26 +15,29 @@ from vstar_engine.unet import UNet
 
 from .ladder import LAYERS, OURS, SPATIAL, batched
 from .ops import Machine, Op, traced
-from .plain import by_operators
+from .plain import by_operators, in_one_go
 from .rows import Row, Rows
 from .scene import TAR, ByPasses, temporal_transformers
 from .seeded import step_inputs
 from .transformer import without_waste
 
 SUITE = "roofline"
-OPERATORS, ATTENTION, FUSED, ENGINE = (
+OPERATORS, ATTENTION, FUSED, ENGINE, PRODUCTS = (
     "PyTorch's operators",
     "fused attention",
     "fused layers too",
     "shared stem too",
+    "Triton's products too",
 )
-# from nothing of ours to what the engine does
-STAGES = (OPERATORS, ATTENTION, FUSED, ENGINE)
+# from nothing of ours to what the engine does, the last on a GPU where each shape's product is timed to be faster by Triton
+STAGES = (OPERATORS, ATTENTION, FUSED, ENGINE, PRODUCTS)
 
 
 def network(spec: Spec, stage: str, frames: int) -> UNet:
     """Builds the network without data at one of STAGES; clean passes are the attention that is not fused."""
     unet = UNet(spec.unet).eval()
+    if stage == PRODUCTS:
+        return in_one_go(unet)
     if stage in (FUSED, ENGINE):
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
@@ -52,7 +55,7 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
     """Traces one forward of both guidance branches at one of STAGES."""
     with without_data(dtype):
         inputs = step_inputs(spec, size, frames, "cpu", dtype)
-        return traced(network(spec, stage, frames), inputs if stage == ENGINE else batched(inputs))
+        return traced(network(spec, stage, frames), inputs if stage in (ENGINE, PRODUCTS) else batched(inputs))
 
 
 def count(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, machine: Machine, rows: Rows) -> list[Row]:

@@ -28,6 +28,32 @@ def name_of(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
     return f"linear {rows}x{into} by {made}{behind}, {str(x.dtype)[6:]} on {x.device}"
 
 
+def ways(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    norm: LayerNorm | None,
+) -> dict[str, Callable[[], Tensor]]:
+    """Gives the ways to compute here by name, PyTorch's first."""
+    found: dict[str, Callable[[], Tensor]] = {OPERATORS: lambda: by_operators(x, weight, bias, residual, gate, norm)}
+    made, into = weight.shape[0] // 2 if gate else weight.shape[0], weight.shape[1]
+    arch = device(x).arch
+    wide = not made % MULTIPLE and not into % MULTIPLE and (norm is None or into <= LONGEST)
+    spared = norm is not None or residual is not None or gate
+    if spared and wide and x.numel() and arch >= ARCHITECTURES[0]:
+        for tile in tiles(arch, gate):
+
+            def by_triton(tile: Tile = tile) -> Tensor:
+                beside = None if residual is None else residual.contiguous()
+                gain, shift, eps = norm or (None, None, 0.0)
+                return linear_triton(x.contiguous(), weight.contiguous(), bias, beside, gate, gain, shift, eps, tile)
+
+            found[f"Triton, {tile.rows}x{tile.columns}"] = by_triton
+    return found
+
+
 def linear_gpu(
     x: Tensor,
     weight: Tensor,
@@ -40,17 +66,5 @@ def linear_gpu(
 ) -> Tensor:
     """Computes by whichever is the fastest here."""
     norm = None if gain is None or shift is None else LayerNorm(gain, shift, eps)
-    ways: dict[str, Callable[[], Tensor]] = {OPERATORS: lambda: by_operators(x, weight, bias, residual, gate, norm)}
-    made, into = weight.shape[0] // 2 if gate else weight.shape[0], weight.shape[1]
-    arch = device(x).arch
-    wide = not made % MULTIPLE and not into % MULTIPLE and (norm is None or into <= LONGEST)
-    spared = norm is not None or residual is not None or gate
-    if spared and wide and x.numel() and arch >= ARCHITECTURES[0]:
-        for tile in tiles(arch, gate):
-
-            def by_triton(tile: Tile = tile) -> Tensor:
-                beside = None if residual is None else residual.contiguous()
-                return linear_triton(x.contiguous(), weight.contiguous(), bias, beside, gate, gain, shift, eps, tile)
-
-            ways[f"Triton, {tile.rows}x{tile.columns}"] = by_triton
-    return fastest(name_of(x, weight, bias, residual, gate, norm is not None), ways)
+    given = (x, weight, bias, residual, gate)
+    return fastest(name_of(*given, norm is not None), ways(*given, norm))

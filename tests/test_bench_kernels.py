@@ -177,7 +177,7 @@ def test_a_fault_in_the_last_item_is_found(op: str) -> None:
 
 @torch.no_grad()
 def test_what_the_engine_does_not_use_is_not_timed_as_ours() -> None:
-    for contest in fused.contests("linear", place(torch.bfloat16), 1, [OURS, fused.OPERATORS], "eager"):
+    for contest in fused.contests("spatial_attention", place(torch.bfloat16), 1, [OURS, fused.OPERATORS], "eager"):
         ours, theirs = contest.providers
         with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
             ours.prepare()

@@ -120,10 +120,16 @@ def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
     found = [fusion.totals(ops, MACHINE) for ops in stages.values()]
     for before, after in pairwise(found):
         assert after["bytes"] < before["bytes"]
-    for before, after in pairwise(found[:-1]):
+    operators, attention, layers, shared, products = found
+    for before, after in ((operators, attention), (attention, layers), (shared, products)):
         assert after["ops"] < before["ops"]
         assert after["flops"] == pytest.approx(before["flops"], rel=1e-6)
-    assert found[-1]["flops"] < found[0]["flops"]
+    assert shared["flops"] < layers["flops"]
+    left = {op.name.removeprefix("native_") for op in stages[fusion.PRODUCTS]}
+    assert not left & {"layer_norm", "geglu"}
+    assert len([op for op in stages[fusion.PRODUCTS] if op.name == "var_mean"]) == len(
+        [op for op in stages[fusion.ENGINE] if op.name.endswith("layer_norm")]
+    )
     assert {"group_norm", "gelu"} & {op.name.removeprefix("native_") for op in stages[fusion.ATTENTION]} == {
         "group_norm",
         "gelu",
