@@ -32,7 +32,10 @@ from .timing import seconds_of_short
 
 CONVOLUTION, UPDATE = "temporal_convolution", "guided_step"
 OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
-NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS)
+# Triton's product where the engine may choose it: on a GPU, in half precision, at its best tile
+KERNEL = "Triton's product"
+NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS, KERNEL)
+ON_GPU = frozenset([("cuda", torch.float16), ("cuda", torch.bfloat16)])
 # relative L2 against float64; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
 ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 # PyTorch's norm of the decoder's 655,360 values a group strays 1.4e-5 in float32, ours 5e-7
@@ -126,6 +129,10 @@ def on_cpu(place: Place) -> bool:
     return (place.device.type, place.dtype) == ("cpu", torch.float32)
 
 
+def on_gpu(place: Place) -> bool:
+    return (place.device.type, place.dtype) in ON_GPU
+
+
 def has_e4m3(place: Place) -> bool:
     return place.device.type == "cuda" and torch.cuda.get_device_capability(place.device) >= (8, 9)
 
@@ -205,8 +212,22 @@ def projections(place: Place) -> Iterator[Form]:
 
         moved = place.nbytes(place.rows * (into + made * (1 if normed else 2)), out * into)
         items, work = (0,) if normed else (0, 3), 2.0 * place.rows * into * out
-        ours, definition = partial(call, linear), partial(call, linear_ref)
-        yield Form(name, draw, ours, definition, moved, work, items, ROWS, serves=on_cpu)
+        ours, definition, kernel = (partial(call, compute) for compute in (linear, linear_ref, by_triton))
+        others: dict[str, Call] = {KERNEL: kernel} if on_gpu(place) else {}
+        yield Form(
+            name, draw, ours, definition, moved, work, items, ROWS, others, serves=lambda place: on_cpu(place) or on_gpu(place)
+        )
+
+
+def by_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool = False, norm: LayerNorm | None = None
+) -> Tensor:
+    """Computes by Triton's product alone, at the tile that is timed to be the fastest."""
+    # imported here: Triton is a GPU's
+    from vstar_engine.kernels.linear_gpu import OPERATORS, fastest, name_of, ways
+
+    forms = {name: call for name, call in ways(x, weight, bias, residual, gate, norm).items() if name != OPERATORS}
+    return fastest(("Triton", name_of(x, weight, bias, residual, gate, norm is not None)), forms)
 
 
 def attentions(place: Place) -> Iterator[Form]:
@@ -335,6 +356,9 @@ def prepare(
         if not form.serves(place):
             raise NotHere("here the engine runs PyTorch's operators")
         check_ours(place.device)
+    if name == COMPILED:
+        # torch.compile tells apart what it wraps only so often
+        torch.compiler.reset()
     made = torch.compile(call, backend=compiler, fullgraph=True, dynamic=False) if name == COMPILED else call
     turns = itertools.cycle(drawn)
     return lambda: made(*next(turns))

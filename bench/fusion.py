@@ -19,27 +19,30 @@ from vstar_engine.unet import UNet
 
 from .ladder import LAYERS, OURS, SPATIAL, batched
 from .ops import Machine, Op, traced_call
-from .plain import by_operators
+from .plain import by_operators, in_one_go
 from .rows import Row, Rows
 from .scene import TAR, ByPasses, temporal_transformers
 from .seeded import lay_out, step_inputs
 from .transformer import without_waste
 
 SUITE = "roofline"
-OPERATORS, ATTENTION, FUSED, STEM, ENGINE = (
+OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS = (
     "PyTorch's operators",
     "fused attention",
     "fused layers too",
     "shared stem too",
     "the whole step too",
+    "Triton's products too",
 )
-# from nothing of ours to what the engine does
-STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE)
+# from nothing of ours to what the engine does, the last on a GPU where each shape's product is timed to be faster by Triton
+STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS)
 
 
 def network(spec: Spec, stage: str, frames: int) -> UNet:
     """Builds the network without data at one of STAGES; clean passes are the attention that is not fused."""
     unet = UNet(spec.unet).eval()
+    if stage == PRODUCTS:
+        return in_one_go(unet)
     if stage in (FUSED, STEM, ENGINE):
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
@@ -59,7 +62,7 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
         unet = lay_out(network(spec, stage, frames), "channels_last")
         latents, timestep, context, fps, tar = step_inputs(spec, size, frames, "cpu", dtype)
         clean, noise, tar = latents.float(), torch.empty_like(latents, dtype=torch.float32), tar.float()
-        if stage == ENGINE:
+        if stage in (ENGINE, PRODUCTS):
             # what is made once a video is not counted
             clock, heard = unet.clock(timestep[0], fps), unet.hear(context[:1], context[1:, :1])
             weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)

@@ -90,7 +90,7 @@ bench kernels 60 kernels --frames 64 16 --limit 10
 bench step 110 pipeline --full --frames 64 --parts headline stages --no-compile --rounds 3 --profile "$out"
 bench blocks 50 roofline --measure --frames 64 --rounds 3
 bench compiled 150 pipeline --full --frames 64 --parts headline --compile-mode "$mode" --rounds 3
-bench fused 40 kernels --op groupnorm_silu geglu temporal_convolution guided_step --frames 64 --levels 0 1 2 --limit 3
+bench fused 40 kernels --op groupnorm_silu geglu linear temporal_convolution guided_step to_e4m3 --frames 64 --levels 0 1 2 --limit 3
 bench shapes 60 kernels --frames 32 128 256 --levels 0 1 2 --limit 5
 bench ladder 100 pipeline --full --frames 16 --parts ladder trajectory --no-compile --rounds 3
 bench fast 90 pipeline --full --frames 16 --parts fast --rounds 3

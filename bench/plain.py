@@ -1,7 +1,8 @@
-"""The engine's layers as PyTorch's own operators compute them, and glibc's own ways with large tensors."""
+"""The engine's layers as PyTorch's own operators or Triton's products compute them, and glibc's own ways with large tensors."""
 
 import ctypes
 
+import torch
 from torch import Tensor, nn
 
 from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
@@ -28,6 +29,18 @@ class PlainLinear(Linear):
         return linear_ref(x, self.weight.flatten(1), self.bias, residual, gate, norm)
 
 
+class OneGoLinear(Linear):
+    """As Triton's product on a GPU, for tensors without data: the rows' moments, then all the rest in one go."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        if residual is None and not gate and norm is None:
+            return super().forward(x)
+        gain, shift, eps = norm or (None, None, 0.0)
+        if norm is not None:
+            torch.var_mean(x, -1)
+        return torch.ops.vstar.linear(x, self.weight.flatten(1), self.bias, residual, gate, gain, shift, eps)
+
+
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Norm: PlainNorm,
     **dict.fromkeys((Linear, Pointwise), PlainLinear),
@@ -42,6 +55,14 @@ def by_operators(network: Network, *kinds: type[nn.Module]) -> Network:
         if isinstance(module, SpatialBlock) and SpatialBlock in kinds:
             module.attend = sdpa
     return network
+
+
+def in_one_go(unet: Network) -> Network:
+    """Makes the linear layers of a network without data as Triton's products, in place."""
+    for module in unet.modules():
+        if isinstance(module, Linear):
+            module.__class__ = OneGoLinear
+    return unet
 
 
 def map_pages() -> None:

@@ -4,8 +4,8 @@
 
 DIR receives a .ptx, a .cubin and a .json record for each entry and one manifest.json over all. A record is reused while its
 key (kernel source, Triton version, entry) and its files' sha256 stand. The exit status is 1, with one sentence for each
-fault on stderr, when an entry spills, outgrows its architecture's shared memory, loads the tile through less than 128 bits
-at a time, lacks the tensor-core instruction it claims, wants hidden scratch memory, or has no artifact.
+fault on stderr, when an entry spills, outgrows its architecture's shared memory, loads or stores a tile through less than 128
+bits at a time, lacks the tensor-core instruction it claims, wants hidden scratch memory, or has no artifact.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from .temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, SHARED_
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = ("q", "k", "v", "bias", "out")
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -124,24 +124,27 @@ def _find(pattern: str, text: str, of: Path) -> re.Match[str]:
     return found
 
 
+def _widths(kind: str, accesses: list[str]) -> dict[str, Any]:
+    """Counts accesses of 128 and of 32 bits, and names the others."""
+    wide = sum(".128" in name for name in accesses)
+    odd = [name for name in accesses if re.search(r"\.(U8|S8|U16|S16|64)\b", name)]
+    return {f"{kind}_128": wide, f"{kind}_32": len(accesses) - wide - len(odd), f"{kind}_other": sorted(set(odd))}
+
+
 def inspect_cubin(path: Path) -> dict[str, Any]:
     """Reads registers, stack, local memory and the instructions that matter from a cubin."""
     usage = _find(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _tool("cuobjdump", "-res-usage", str(path)), path)
     instruction = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.M)
     instructions = instruction.findall(_tool("cuobjdump", "-sass", str(path)))
     families = Counter(name.split(".")[0] for name in instructions)
-    loads = [name for name in instructions if name.split(".")[0] in ("LDG", "LDGSTS")]
-    wide = sum(".128" in name for name in loads)
-    odd = [name for name in loads if re.search(r"\.(U8|S8|U16|S16|64)\b", name)]
     return {
         "registers": int(usage[1]),
         "stack": int(usage[2]),
         "local": int(usage[3]),
         "spills": families["LDL"] + families["STL"],
         "instructions": len(instructions),
-        "loads_128": wide,
-        "loads_32": len(loads) - wide - len(odd),
-        "loads_other": sorted(set(odd)),
+        **_widths("loads", [name for name in instructions if name.split(".")[0] in ("LDG", "LDGSTS")]),
+        **_widths("stores", [name for name in instructions if name.split(".")[0] == "STG"]),
         "tensor_core": sorted(name for name in families if re.fullmatch(r"HMMA|HGMMA|UTC\w*MMA", name)),
     }
 
@@ -184,6 +187,11 @@ def _tile_faults(entry: Entry, record: dict[str, Any]) -> list[str]:
         if others or record["loads_32"] > bias or record["loads_128"] * 16 * threads < tile:
             loads = f"{record['loads_128']} of 128 bits, {record['loads_32']} of 32, others {record['loads_other']}"
             found.append(f"loads its tiles through less than 128 bits at a time: {loads}")
+    made, at_once = config.rows * padded(entry.head_dim) * DTYPES[entry.dtype].bytes, 16 * 32 * config.warps
+    # a tile too small for 128 bits a thread is stored by fewer
+    if record["stores_128"] * at_once < made // at_once * at_once:
+        stores = f"{record['stores_128']} of 128 bits, {record['stores_32']} of 32, others {record['stores_other']}"
+        found.append(f"stores its tile through less than 128 bits at a time: {stores}")
     return found
 
 

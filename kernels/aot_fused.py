@@ -1,9 +1,11 @@
 """What of the fused ops' Triton kernels is compiled ahead of time, and how compiled code shows that it would run badly."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import e4m3_triton, geglu_triton, groupnorm_silu_triton, guided_step_triton
+from . import e4m3_triton, geglu_triton, groupnorm_silu_triton, guided_step_triton, linear_triton
 from .guided_step import COEFFICIENTS
 from .temporal_attention_launch import DTYPES
 
@@ -14,15 +16,25 @@ KERNELS = {
     "groupnorm_silu_settle": groupnorm_silu_triton.settle_kernel,
     "groupnorm_silu_normalise": groupnorm_silu_triton.normalise_kernel,
     "guided_step": guided_step_triton.guided_step_kernel,
+    "linear": linear_triton.linear_kernel,
+    "linear_moments": linear_triton.moments_kernel,
 }
-# feed-forwards' inner widths and norms' channels of VideoCrafter2, in its 32 groups; multiples of 16 all of them
+# feed-forwards' inner widths and norms' channels of VideoCrafter2's UNet, then its decoder's, in 32 groups; multiples of 16 all
 INNER = (1280, 2048, 2560, 5120)
-CHANNELS = (320, 640, 960, 1280, 1920, 2560)
+CHANNELS = (320, 640, 960, 1280, 1920, 2560, 128, 256, 512)
 GROUPS = 32
-TENSORS = ("x", "out", "weight", "bias", "predicted")
+TENSORS = ("x", "out", "weight", "bias", "residual", "gain", "shift", "predicted")
 # float32 whatever the network's dtype: statistics, and of a sampling step all but the predictions
 WIDE_TENSORS = ("moments", "settled", "step", "latents", "noise", "coefficients", "after", "clean")
-WIDE = ("inner", "channels", "count")
+# widths of its transformers
+WIDTHS = (320, 512, 640, 1280)
+# what a linear layer of it that Triton may compute has around its product: norm, bias, residual, gate
+AROUND = {
+    "norm": (True, False, False, False),
+    "bias_residual": (False, True, True, False),
+    "norm_bias_gate": (True, True, False, True),
+}
+WIDE = ("inner", "channels", "count", "into", "made")
 # the first architecture that has e4m3
 E4M3_SINCE = 89
 
@@ -61,28 +73,61 @@ class FusedEntry:
             return "*i64", True
         return ("fp32" if name == "eps" else "i32"), name in WIDE
 
-    def faults(self, record: dict[str, Any]) -> list[str]:
-        """Holds the sweeps over x to accesses of 128 bits; statistics are too few to matter."""
-        element = DTYPES[self.dtype].bytes
+    @property
+    def tensor_core(self) -> str | None:
+        """Names the tensor-core instruction that the kernel claims, if it makes products."""
+        return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(self.arch, "HMMA") if self.op == "linear" else None
+
+    def sweeps(self) -> tuple[int, int]:
+        """Gives the elements that a program at least loads and stores, statistics left out, which are too few to matter."""
         sizes = self.constants()
+        if self.op == "linear":
+            tile = sizes["M"] * sizes["N"]
+            part = (sizes["M"] + sizes["N"] * (2 if sizes["GATE"] else 1)) * sizes["K"]
+            return part + (tile if sizes["RESIDUAL"] else 0), tile
         block, tile = sizes.get("BLOCK", 0), sizes.get("R", 0) * sizes.get("C", 0)
-        wanted = {
-            "geglu": 2 * block * element,
-            "to_e4m3": block * element,
-            "guided_step": 2 * block * element + 2 * block * 4,
-            "groupnorm_silu_measure": tile * element,
-            "groupnorm_silu_normalise": tile * element,
-        }.get(self.op, 0)
-        if record["loads_128"] * 16 * 32 * self.warps >= wanted:
-            return []
-        loads = f"{record['loads_128']} of 128 bits, {record['loads_32']} of 32, others {record['loads_other']}"
-        return [f"loads x through less than 128 bits at a time: {loads}"]
+        return {
+            "geglu": (2 * block, block),
+            "to_e4m3": (block, block),
+            "groupnorm_silu_measure": (tile, 0),
+            "groupnorm_silu_normalise": (tile, tile),
+            "linear_moments": (sizes.get("R", 0) * sizes.get("PADDED", 0), 0),
+        }.get(self.op, (0, 0))
+
+    def faults(self, record: dict[str, Any]) -> list[str]:
+        """Holds the sweeps to accesses of 128 bits, and products to tensor cores."""
+        found, made = [], 1 if self.op == "to_e4m3" else DTYPES[self.dtype].bytes
+        for word, kind, elements, size in zip(
+            ("loads x", "stores"), ("loads", "stores"), self.sweeps(), (DTYPES[self.dtype].bytes, made), strict=True
+        ):
+            if record[f"{kind}_128"] * 16 * 32 * self.warps < elements * size:
+                widths = f"{record[f'{kind}_128']} of 128 bits, {record[f'{kind}_32']} of 32, others {record[f'{kind}_other']}"
+                found.append(f"{word} through less than 128 bits at a time: {widths}")
+        if self.tensor_core and not any(re.fullmatch(self.tensor_core, name) for name in record["tensor_core"]):
+            found.append(f"claims {self.tensor_core} but holds {record['tensor_core'] or 'no tensor-core instruction'}")
+        return found
+
+
+def _products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
+    """Gives op, constants, warps and case of every product that VideoCrafter2's transformers take."""
+    for case, around in AROUND.items():
+        absent = {
+            name: None
+            for name, there in zip(("moments gain shift", "bias", "residual"), around, strict=False)
+            for name in name.split()
+            if not there
+        }
+        for tile in linear_triton.tiles(arch, gate=around[3]):
+            # every width is a multiple of every depth
+            values = {**absent, **linear_triton.constants(tile, WIDTHS[0], *around, widen=False)}
+            yield "linear", tuple(values.items()), tile.warps, f"{tile.rows}x{tile.columns}_{case}"
 
 
 def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
     """Lists every fused kernel that VideoCrafter2's sizes take."""
     geglu = {tuple(geglu_triton.constants(inner).items()) for inner in INNER}
     settle = {tuple(groupnorm_silu_triton.settle_constants(channels, GROUPS).items()) for channels in CHANNELS}
+    moments = {tuple(linear_triton.moments_constants(width).items()) for width in WIDTHS}
     tile = (("R", groupnorm_silu_triton.ROWS), ("C", groupnorm_silu_triton.CHANNELS))
     wide = groupnorm_silu_triton.WARPS
     guided = (("BLOCK", guided_step_triton.BLOCK), ("WIDTH", len(COEFFICIENTS)))
@@ -97,10 +142,15 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
         *(("groupnorm_silu_settle", values, 4, f"size{dict(values)['SIZE']}") for values in sorted(settle)),
         *(("groupnorm_silu_normalise", (*tile, ("SILU", on)), wide, "silu" if on else "plain") for on in (True, False)),
     ]
+    rows = [
+        ("linear_moments", values, linear_triton.MOMENTS_WARPS, f"rows{dict(values)['R']}x{dict(values)['PADDED']}")
+        for values in sorted(moments)
+    ]
     return [
         FusedEntry(op, arch, dtype, values, warps, case)
         for arch in archs
         for dtype in dtypes
-        for op, values, warps, case in kinds
+        # products in float32 are PyTorch's
+        for op, values, warps, case in [*kinds, *([*rows, *_products(arch)] if DTYPES[dtype].bytes == 2 else [])]
         if op != "to_e4m3" or arch >= E4M3_SINCE
     ]

@@ -1,11 +1,11 @@
-"""A linear layer with what is before and behind it, over float32 rows on a CPU: the layer norm of its input, bias and residual,
-or GEGLU.
+"""A linear layer with what is before and behind it: the layer norm of its input, bias and residual, or GEGLU.
 
     out = x @ weight.T + bias + residual            or            out = value * gelu(gate), (value, gate) = x @ weight.T + bias
 
-PyTorch's norm writes what the product reads again, and so does the product for what is behind it. Here rows are normed into the
-cache, and the rest is added where the sums still are.
-Elsewhere than in float32 on a CPU without gradients the definition runs: PyTorch's own product, and the GEGLU of `geglu.py`.
+PyTorch's norm writes what the product reads again, and so does the product for what is behind it. In float32 on a CPU rows are
+normed into the cache, and the rest is added where the sums still are; in half precision on a GPU a Triton kernel that does so
+runs where it was timed to be faster (`linear_gpu.py`). Elsewhere, and with gradients, the definition runs: PyTorch's own
+product, and the GEGLU of `geglu.py`.
 """
 
 from typing import NamedTuple
@@ -47,10 +47,38 @@ def linear_ref(
     return out if residual is None else residual + out
 
 
-def serves(x: Tensor) -> bool:
-    """Says whether layers over x are computed here."""
+def on_cpu(x: Tensor) -> bool:
+    """Says whether the CPU's kernels compute layers over x."""
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
     return ours and not decomposed() and native.serves(x)
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Says whether layers over x are computed by the faster of PyTorch's and Triton's products."""
+    return x.dtype in (torch.float16, torch.bfloat16) and x.is_cuda and not torch.is_grad_enabled() and not decomposed()
+
+
+def by_operators(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    norm: LayerNorm | None,
+) -> Tensor:
+    """Computes by PyTorch's product, the norm, the gate and the residual in passes of their own."""
+    out = F.linear(normed(x, norm), weight, bias)
+    if gate:
+        out = geglu(out)
+    return out if residual is None else residual + out
+
+
+def _check(x: Tensor, weight: Tensor, gate: bool) -> None:
+    if x.shape[-1] != weight.shape[1] or (gate and weight.shape[0] % 2):
+        raise ValueError(
+            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
+            f"{tuple(x.shape)} and {weight.shape[0]}"
+        )
 
 
 def _compute(
@@ -63,16 +91,30 @@ def _compute(
     shift: Tensor | None,
     eps: float,
 ) -> Tensor:
-    if x.shape[-1] != weight.shape[1] or (gate and weight.shape[0] % 2):
-        raise ValueError(
-            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
-            f"{tuple(x.shape)} and {weight.shape[0]}"
-        )
+    _check(x, weight, gate)
     residual = None if residual is None else residual.contiguous()
     return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
 
 
 _linear = torch.library.custom_op("vstar::linear", _compute, mutates_args=(), device_types="cpu")
+
+
+@_linear.register_kernel("cuda")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> Tensor:
+    _check(x, weight, gate)
+    # imported here: a machine without Triton computes on its CPU
+    from .linear_gpu import linear_gpu
+
+    return linear_gpu(x, weight, bias, residual, gate, gain, shift, eps)
 
 
 @_linear.register_fake
@@ -98,14 +140,11 @@ def linear(
     norm: LayerNorm | None = None,
 ) -> Tensor:
     """Multiplies x (..., in), normed, by weight (out, in); adds bias (out,) and a residual; or gates one half by the other."""
-    if serves(x):
+    if on_cpu(x) or on_gpu(x):
         gain, shift, eps = norm or (None, None, 0.0)
-        compute = _compute if native.unwatched(x) else torch.ops.vstar.linear
+        compute = _compute if x.device.type == "cpu" and native.unwatched(x) else torch.ops.vstar.linear
         return compute(x, weight, bias, residual, gate, gain, shift, eps)
-    out = F.linear(normed(x, norm), weight, bias)
-    if gate:
-        out = geglu(out)
-    return out if residual is None else residual + out
+    return by_operators(x, weight, bias, residual, gate, norm)
 
 
 def feed_forward(
@@ -119,7 +158,7 @@ def feed_forward(
     if x.shape[-1] != width or first[0].shape != (2 * inner, width):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, first[0], second[0]))
         raise ValueError(f"x (..., width), weights (2 * inner, width) and (width, inner) are wanted, got {shapes}")
-    if serves(x) and native.unwatched(x):
+    if on_cpu(x) and native.unwatched(x):
         one, two = ((weight.contiguous(), bias) for weight, bias in (first, second))
         return native.feed_forward(x.contiguous(), one, two, *norm)
     return linear(linear(x, *first, gate=True, norm=norm), *second, x)

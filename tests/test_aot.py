@@ -9,12 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine.config import MODELS
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
-from vstar_engine.kernels.aot_fused import FusedEntry, fused_entries
+from vstar_engine.kernels.aot_fused import CHANNELS, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
+from vstar_engine.layers import GEGLU, Norm, RowNorm
+from vstar_engine.unet import UNet
+from vstar_engine.vae import Vae
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,7 +85,8 @@ FAULTS = {
     "no tensor core": ({"tensor_core": []}, "claims HGMMA but holds no tensor-core instruction"),
     "lesser tensor core": ({"tensor_core": ["HMMA"]}, r"claims HGMMA but holds \['HMMA'\]"),
     "narrow loads": ({"loads_128": 8, "loads_32": 48}, "less than 128 bits at a time: 8 of 128 bits, 48 of 32"),
-    "16-bit loads": ({"loads_other": ["LDG.E.U16"]}, "less than 128 bits at a time"),
+    "16-bit loads": ({"loads_other": ["LDG.E.U16"]}, "loads its tiles through less than 128 bits at a time"),
+    "narrow stores": ({"stores_128": 3, "stores_32": 4}, "stores its tile through less than 128 bits at a time: 3 of 128 bits"),
 }
 
 
@@ -129,9 +135,39 @@ def test_rounding_to_e4m3_is_compiled_where_there_is_such_a_number():
     assert archs == {89, 90, 100, 120}
 
 
-def test_narrow_loads_of_a_fused_kernel_are_refused():
-    entry = FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024")
-    whole = {"spills": 0, "stack": 0, "local": 0, "shared": 0, "hidden_parameters": 0, "scratch": 0, "loads_128": 2}
-    assert faults(entry, whole) == []
-    (sentence,) = faults(entry, {**whole, "loads_128": 0, "loads_32": 8, "loads_other": []})
-    assert "geglu_block1024_fp16_sm90 loads x through less than 128 bits" in sentence
+WHOLE = {"spills": 0, "stack": 0, "local": 0, "shared": 0, "hidden_parameters": 0, "scratch": 0, "tensor_core": ["HGMMA"]}
+NARROW = {"loads_32": 8, "loads_other": [], "stores_32": 4, "stores_other": []}
+PRODUCT = next(entry for entry in fused_entries([90], ["fp16"]) if entry.name == "linear_128x128_bias_residual_fp16_sm90")
+FUSED_FAULTS = {
+    "gate loads": (0, {"loads_128": 0}, "geglu_block1024_fp16_sm90 loads x through less than 128 bits at a time: 0 of 128"),
+    "gate stores": (0, {"stores_128": 0}, "geglu_block1024_fp16_sm90 stores through less than 128 bits at a time: 0 of 128"),
+    "product loads": (1, {"loads_128": 15}, "linear_128x128_bias_residual_fp16_sm90 loads x through less than 128 bits"),
+    "product stores": (1, {"stores_128": 7}, "linear_128x128_bias_residual_fp16_sm90 stores through less than 128 bits"),
+    "no tensor core": (1, {"tensor_core": ["HMMA"]}, "linear_128x128_bias_residual_fp16_sm90 claims HGMMA but holds"),
+}
+
+
+@pytest.mark.parametrize("fault", FUSED_FAULTS)
+def test_a_fault_of_a_fused_kernel_is_one_sentence(fault):
+    gate = FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024")
+    which, change, words = FUSED_FAULTS[fault]
+    # two halves of a block in and one out; a tile, the parts of both factors of its sum, and the residual
+    entry, least = ((gate, {"loads_128": 2, "stores_128": 1}), (PRODUCT, {"loads_128": 16, "stores_128": 8}))[which]
+    assert faults(entry, {**WHOLE, **NARROW, **least}) == []
+    (sentence,) = faults(entry, {**WHOLE, **NARROW, **least, **change})
+    assert sentence.startswith(words)
+
+
+def test_every_width_of_the_networks_norms_and_transformers_is_compiled():
+    """The UNet's and the decoder's, as the networks say."""
+    spec = MODELS["videocrafter2"]
+    with torch.device("meta"):
+        networks = [UNet(spec.unet), Vae(spec.vae, encoder=False)]
+    modules = [module for network in networks for module in network.modules()]
+    norms = {module.num_channels for module in modules if isinstance(module, Norm)}
+    assert {module.num_groups for module in modules if isinstance(module, Norm)} == {GROUPS}
+    assert norms == set(CHANNELS)
+    assert {module.normalized_shape[0] for module in modules if isinstance(module, RowNorm)} == set(WIDTHS)
+    assert {module.proj.out_features // 2 for module in modules if isinstance(module, GEGLU)} == set(INNER)
+    sizes = {entry.case for entry in fused_entries([90], ["fp16"]) if entry.op == "groupnorm_silu_settle"}
+    assert sizes == {f"size{channels // GROUPS}" for channels in norms}

@@ -320,7 +320,7 @@ def test_pages_are_kept_as_the_engine_keeps_them(monkeypatch: pytest.MonkeyPatch
 
 @torch.no_grad()
 def test_what_the_engine_does_not_use_is_not_timed_as_ours() -> None:
-    for contest in fused.contests("linear", place(torch.bfloat16), 1, [OURS, fused.OPERATORS], "eager"):
+    for contest in fused.contests("spatial_attention", place(torch.bfloat16), 1, [OURS, fused.OPERATORS], "eager"):
         ours, theirs = contest.providers
         with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
             ours.prepare()

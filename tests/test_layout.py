@@ -1,5 +1,7 @@
 """Memory stays channels-last from the first convolution to the last: tensors that are copied for their layout's sake alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
 from vstar_engine.config import MODELS
 from vstar_engine.export import network
+from vstar_engine.memory import without_data
+from vstar_engine.unet import UNet
 
 
 class Copies(TorchDispatchMode):
@@ -25,11 +29,12 @@ class Copies(TorchDispatchMode):
         return out
 
 
-@torch.no_grad()
-def test_only_the_ends_are_copied(monkeypatch):
-    """Latents come and go as (B, 4, T, H, W); whatever else is copied would be a layout's fault."""
-    net = lay_out(seeded_unet(TINY.unet, "cpu", torch.float32), "channels_last")
-    inputs = step_inputs(TINY, TINY.size, 3, "cpu", torch.float32)
+# cells of the latents and frames of which none is another's, nor the latents' channels, nor any layer's, at any level
+SIZE, FRAMES = (80, 112), 3
+
+
+def copied(net, inputs, monkeypatch):
+    """Gives the shapes of hidden states that a forward copies, apart from the latents' own as they come and go."""
     inside, contiguous = [], torch.Tensor.contiguous
 
     def noted(x, *args, **kwargs):
@@ -41,10 +46,37 @@ def test_only_the_ends_are_copied(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "contiguous", noted)
     with Copies() as copies:
         net(*inputs)
-    # (batch, frames, channels) is a residual block's embedding, repeated for each frame; the latents' channels are 4
+    latents, height, width = inputs[0].shape[1], *inputs[0].shape[-2:]
+    # (batch, frames, channels) is a residual block's embedding, repeated for each frame
     hidden = [shape for shape in copies.shapes + inside if len(shape) > 3]
-    assert 1 <= len(hidden) <= 4
-    assert [shape for shape in hidden if 4 not in shape[1:3]] == []
+    ends = [shape for shape in hidden if shape[1] == latents and shape[-2:] == (height, width)]
+    assert 1 <= len(ends) <= 4
+    return [shape for shape in hidden if shape not in ends]
+
+
+def tiny():
+    return lay_out(seeded_unet(TINY.unet, "cpu", torch.float32), "channels_last")
+
+
+@torch.no_grad()
+def test_only_the_ends_are_copied(monkeypatch):
+    """Latents come and go as (B, 4, T, H, W); whatever else is copied would be a layout's fault."""
+    assert copied(tiny(), step_inputs(TINY, SIZE, FRAMES, "cpu", torch.float32), monkeypatch) == []
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.clone, lambda x: x.contiguous()], ids=["a copy", "another layout"])
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [("input_blocks.1.0", (6, 16, 10, 14)), ("middle_block.0", (6, 32, 5, 7)), ("output_blocks.3.0", (6, 16, 10, 14))],
+)
+@torch.no_grad()
+def test_a_planted_copy_is_found(part, shape, make, monkeypatch):
+    net = tiny()
+    layer, *_ = [module for name, module in net.named_modules() if name == part]
+    layer.register_forward_hook(lambda module, given, out: make(out))
+    # one branch until the first text is heard, then two
+    found = copied(net, step_inputs(TINY, SIZE, FRAMES, "cpu", torch.float32), monkeypatch)
+    assert {found_shape[1:] for found_shape in found} >= {shape[1:]}
 
 
 def copies(program):
@@ -63,15 +95,45 @@ def copies(program):
     return found
 
 
-@pytest.mark.parametrize("spec", [TINY, pytest.param(MODELS["mini"], marks=pytest.mark.slow)], ids=lambda spec: spec.name)
+FULL = MODELS["videocrafter2"]
+# every layer of the full model in few channels
+SMALL = replace(
+    FULL,
+    name="full topology",
+    unet=replace(FULL.unet, model_channels=16, head_dim=8, context_dim=32, norm_groups=8),
+    size=(128, 192),
+)
+
+
+def exported(spec, make=lambda unet: unet):
+    """Exports as for AOTInductor: weights channels-last, every axis but the size free. Nothing is computed."""
+    cells = tuple(side // spec.vae.factor for side in spec.size)
+    described = network.unet(spec.unet, torch.float32, cells)
+    with without_data(torch.float32):
+        unet = make(lay_out(UNet(spec.unet).eval().requires_grad_(False), "channels_last"))
+        inputs = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in described.inputs.items()}
+    traced = replace(described, module=unet, inputs=inputs)
+    return torch.export.export(traced.module, (), traced.inputs, dynamic_shapes=traced.dims, strict=False)
+
+
+ENDS = [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]
+
+
+@pytest.mark.parametrize("spec", [TINY, SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=lambda spec: spec.name)
 @torch.no_grad()
 def test_an_exported_graph_copies_only_its_ends(spec):
-    """As AOTInductor gets it: weights channels-last, every axis but the size free."""
-    unet = lay_out(seeded_unet(spec.unet, "cpu", torch.float32), "channels_last")
-    cells = tuple(side // spec.vae.factor for side in spec.size)
-    traced = network.unet(spec.unet, torch.float32, cells).on(unet, torch.device("cpu"))
-    program = torch.export.export(traced.module, (), traced.inputs, dynamic_shapes=traced.dims, strict=False)
-    assert copies(program) == [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]
+    assert copies(exported(spec)) == ENDS
+
+
+@torch.no_grad()
+def test_a_copy_planted_in_a_network_is_found_in_its_graph():
+    def planted(unet):
+        unet.middle_block[0].register_forward_hook(lambda module, given, out: out.contiguous())
+        return unet
+
+    assert [found for found in copies(exported(TINY, planted)) if found not in ENDS] == [
+        ("middle_block.0", "aten.contiguous.default")
+    ]
 
 
 class Careless(nn.Module):

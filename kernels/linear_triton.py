@@ -1,0 +1,175 @@
+"""Triton kernels of `vstar::linear` on a GPU: a matrix product that norms its input's rows and ends in bias, residual or gate.
+
+A program of `linear_kernel` makes a tile of the result; programs that share rows or weights run near one another. Its input is
+normed on the way to the tensor cores, and what is behind the product is added to the float32 sums, so the result alone is
+written. The moments of the rows are `moments_kernel`'s, once for each row, which lies in registers for the two passes of a
+layer norm: in the product they would be taken again for every tile beside another, 8 to 80 times, by arithmetic that is then
+not small against the tensor cores'.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .temporal_attention_launch import nearest
+
+# tiles of rows that share the weights in cache
+GROUP = 8
+# values that a program of `moments_kernel` holds, and the longest row that one holds
+HELD, LONGEST = 4096, 8192
+MOMENTS_WARPS = 4
+
+
+class Tile(NamedTuple):
+    """A row of the launch table: rows x columns of the result, what of the sum is loaded at a time, warps, and stages of loads.
+
+    A gated tile has so many columns of values and as many of gates.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+# no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
+_SMALL = Tile(128, 64, 32, 4, 4)
+_AMPERE = (Tile(128, 128, 32, 8, 4), _SMALL)
+_HOPPER = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4))
+_GATED, _GATED_HOPPER = (Tile(128, 64, 32, 8, 4),), (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 4))
+TILES: dict[int, tuple[Tile, ...]] = {**dict.fromkeys((80, 86, 89, 120), _AMPERE), **dict.fromkeys((90, 100), _HOPPER)}
+GATED: dict[int, tuple[Tile, ...]] = {**dict.fromkeys((80, 86, 89, 120), _GATED), **dict.fromkeys((90, 100), _GATED_HOPPER)}
+
+
+@triton.jit(do_not_specialize=("rows",))
+def moments_kernel(x, moments, rows, into, eps, R: tl.constexpr, PADDED: tl.constexpr):
+    """moments (2, rows) float32: the means of rows of x (rows, into), then 1 / sqrt(variance + eps)."""
+    r = tl.program_id(0) * R + tl.arange(0, R)
+    c = tl.arange(0, PADDED)
+    inside = (r < rows)[:, None] & (c < into)[None, :]
+    tile = tl.load(x + r.to(tl.int64)[:, None] * into + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(tile, 1) / into
+    off = tl.where((c < into)[None, :], tile - mean[:, None], 0.0)
+    tl.store(moments + r, mean, mask=r < rows)
+    tl.store(moments + rows + r, 1.0 / tl.sqrt(tl.sum(off * off, 1) / into + eps), mask=r < rows)
+
+
+@triton.jit
+def _tile(rows, made, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
+    """Gives a program's place: GROUP blocks of rows go through all columns before the next ones do."""
+    blocks, parts = tl.cdiv(rows, M), tl.cdiv(made, N)
+    first = tl.program_id(0) // (GROUP * parts) * GROUP
+    within = tl.program_id(0) % (GROUP * parts)
+    tall = tl.minimum(blocks - first, GROUP)
+    return first + within % tall, within // tall
+
+
+@triton.jit
+def _load(pointers, inside, EVEN: tl.constexpr):
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def _dot(a, b, total, WIDEN: tl.constexpr):
+    # the interpreter would multiply the bit patterns of bfloat16
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total)
+
+
+@triton.jit
+def _biased(total, bias, first, n, made, BIAS: tl.constexpr):
+    if BIAS:
+        total += tl.load(bias + first + n, mask=n < made, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit(do_not_specialize=("rows",))
+def linear_kernel(
+    x, weight, bias, residual, moments, gain, shift, out, rows, into, made,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """x (rows, into), weight (made or, gated, 2 * made, into), out (rows, made); EVEN: `into` is a multiple of K."""
+    block, part = _tile(rows, made, M, N, GROUP)
+    r, n, k = block * M + tl.arange(0, M), part * N + tl.arange(0, N), tl.arange(0, K)
+    # beyond the end the last row and column are computed again, and not stored
+    row, column = tl.minimum(r, rows - 1), tl.minimum(n, made - 1)
+    left = x + row.to(tl.int64)[:, None] * into + k[None, :]
+    right = weight + column.to(tl.int64)[None, :] * into + k[:, None]
+    gates = right + tl.cast(made, tl.int64) * into
+    if NORM:
+        mean, scale = tl.load(moments + row)[:, None], tl.load(moments + rows + row)[:, None]
+    place = r.to(tl.int64)[:, None] * made + n[None, :]
+    stored = (r < rows)[:, None] & (n < made)[None, :]
+    # the residual is where the sums begin: behind them its tile would be held beside theirs
+    total = tl.load(residual + place, mask=stored, other=0.0).to(tl.float32) if RESIDUAL else tl.zeros((M, N), tl.float32)
+    gate = tl.zeros((M, N), tl.float32)
+    for start in tl.range(0, into, K, num_stages=STAGES):
+        inside = start + k < into
+        a = _load(left + start, inside[None, :], EVEN)
+        if NORM:
+            g = _load(gain + start + k, inside, EVEN).to(tl.float32)[None, :]
+            s = _load(shift + start + k, inside, EVEN).to(tl.float32)[None, :]
+            a = ((a.to(tl.float32) - mean) * scale * g + s).to(x.dtype.element_ty)
+        total = _dot(a, _load(right + start, inside[:, None], EVEN), total, WIDEN)
+        if GATE:
+            gate = _dot(a, _load(gates + start, inside[:, None], EVEN), gate, WIDEN)
+    total = _biased(total, bias, 0, n, made, BIAS)
+    if GATE:
+        gate = _biased(gate, bias, made, n, made, BIAS)
+        total = total * (0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476)))
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)
+
+
+def tiles(arch: int, gate: bool) -> tuple[Tile, ...]:
+    """Gives the rows of the launch table for an architecture of any number from 80 up."""
+    return (GATED if gate else TILES)[nearest(arch)]
+
+
+def moments_constants(into: int) -> dict[str, Any]:
+    """Gives the values that `moments_kernel` is compiled for."""
+    padded = triton.next_power_of_2(into)
+    return {"R": max(1, HELD // padded), "PADDED": padded}
+
+
+def constants(tile: Tile, into: int, norm: bool, bias: bool, residual: bool, gate: bool, widen: bool) -> dict[str, Any]:
+    """Gives the values that `linear_kernel` is compiled for."""
+    shape = {"M": tile.rows, "N": tile.columns, "K": tile.depth, "GROUP": GROUP, "STAGES": tile.stages}
+    around = {"NORM": norm, "BIAS": bias, "RESIDUAL": residual, "GATE": gate}
+    return {**shape, "EVEN": into % tile.depth == 0, **around, "WIDEN": widen}
+
+
+def linear_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    tile: Tile,
+) -> Tensor:
+    """Launches on contiguous x (..., in), weight (out, in) and residual, all of float16 or bfloat16."""
+    into, made = x.shape[-1], weight.shape[0] // 2 if gate else weight.shape[0]
+    rows, out = x.numel() // into, x.new_empty((*x.shape[:-1], made))
+    moments = None if gain is None else x.new_empty((2, rows), dtype=torch.float32)
+    widen = x.dtype == torch.bfloat16 and not x.is_cuda
+    around = (moments is not None, bias is not None, residual is not None, gate)
+    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(made, tile.columns)
+    with torch.cuda.device_of(x):
+        if moments is not None:
+            held = moments_constants(into)
+            moments_kernel[(triton.cdiv(rows, held["R"]),)](x, moments, rows, into, eps, **held, num_warps=MOMENTS_WARPS)
+        linear_kernel[(programs,)](
+            x, weight, bias, residual, moments, gain, shift, out, rows, into, made,
+            **constants(tile, into, *around, widen), num_warps=tile.warps,
+        )  # fmt: skip
+    return out
