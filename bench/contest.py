@@ -14,7 +14,7 @@ from vstar_engine.memory import LiveBytes
 
 from .machine import free_bytes
 from .rows import ABSENT, FAILED, SKIPPED, WRONG, Row, Rows, sentence
-from .timing import MIN_ROUNDS, Timing, interleave, seconds_of, synchronize
+from .timing import MIN_ROUNDS, Timing, interleave, seconds_of, summarise, synchronize
 
 # what an allocation, a compiler or a kernel launch raises; anything else is this program's own fault and rises
 FAILURES = (RuntimeError, OSError, MemoryError)
@@ -136,7 +136,10 @@ def ceilings(device: torch.device, dtype: torch.dtype, like: Sequence[Sequence[T
 
 @torch.no_grad()
 def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
-    """Checks every provider, times those that are right against each other and the ceilings, and writes a row for each."""
+    """Checks every provider, times those that are right against each other and the ceilings, and writes a row for each.
+
+    Who is right has a row at once, timed alone, for the case that the run is cut off; that of the rounds in turn replaces it.
+    """
     calls: dict[str, Callable[[], object]] = {}
     facts: dict[str, dict[str, Any]] = {}
     slowest = 0.0
@@ -145,12 +148,17 @@ def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
             rows.write(contest.row(provider.name, status=SKIPPED, note=f"{max(pace.left, 0.0):.0f} s were left"))
             continue
         begun = time.monotonic()
-        row, call = check(contest, provider)
-        slowest = max(slowest, time.monotonic() - begun)
-        if call is None:
-            rows.write(row)
-        else:
+        try:
+            row, call = check(contest, provider)
+        except (KeyboardInterrupt, SystemExit):
+            words = f"stopped after {time.monotonic() - begun:.0f} s of preparing it"
+            rows.write(contest.row(provider.name, status=SKIPPED, note=words))
+            raise
+        if call is not None:
             calls[provider.name], facts[provider.name] = call, dict(row.numbers)
+            row = replace(row, numbers={**asdict(summarise(contest.clock(call))), **row.numbers, "alone": True})
+        rows.write(row)
+        slowest = max(slowest, time.monotonic() - begun)
     if not calls:
         return {}
     limit = min(pace.limit, max(pace.left, 0.0))
