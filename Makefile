@@ -16,7 +16,7 @@ KILLS ?= 1000
 SOAK ?= 30
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-slow test-reliability openai-clients check bench bench-publish clean
+.PHONY: demo test test-slow test-reliability openai-clients check bench bench-builds bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
@@ -63,13 +63,19 @@ bench: .venv/bench
 	$(MEASURE) pipeline --frames 16 --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) roofline --measure --model mini --frames 16 64 --limit 15 --out $(BENCH)/rows.jsonl
-	$(MEASURE) engine --no-compile --out $(BENCH)/rows.jsonl
+	$(MEASURE) engine --out $(BENCH)/rows.jsonl
 	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)
 	$(MEASURE) report $(BENCH)/rows.jsonl --plots $(BENCH)
 
-# takes the last `make bench` over: its rows, the plots and the tables of the documents; and computes the map's counts
+# what building an engine takes, which is minutes, and its step beside eager; after `bench`, for bench-publish
+bench-builds: .venv/builds
+	rm -f $(BENCH)/builds.jsonl
+	$(MEASURE) engine --no-starts --builds onnxruntime inductor --out $(BENCH)/builds.jsonl
+
+# takes the last `make bench` and `bench-builds` over: their rows, the plots and the tables of the documents; and computes the map's counts
 bench-publish: .venv/bench
 	cp $(BENCH)/rows.jsonl bench/results/$(NAME).jsonl
+	if [ -f $(BENCH)/builds.jsonl ]; then cp $(BENCH)/builds.jsonl bench/results/$(NAME)-builds.jsonl; fi
 	rm -f bench/results/computed.jsonl
 	$(MEASURE) roofline --out bench/results/computed.jsonl
 	$(MEASURE) kernels --computed --device cpu --out bench/results/computed.jsonl
@@ -100,6 +106,11 @@ $(TESTED): .venv/torch pyproject.toml
 	$(PIP) -e ".[bench]"
 	mkdir -p out
 	touch $@ .venv/demo
+
+.venv/builds: .venv/torch pyproject.toml
+	$(PIP) -e ".[bench,onnx]"
+	mkdir -p out
+	touch $@ .venv/bench .venv/demo
 
 .venv/reliability: .venv/torch pyproject.toml
 	$(PIP) -e ".[dev,serve,scale]"

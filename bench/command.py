@@ -1,6 +1,7 @@
 """`vstar-engine bench`: measure, report and compare. Also `python -m vstar_engine.bench`, which needs fewer libraries."""
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +17,10 @@ COMMANDS = {
     "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",
 }
 
+OUT = re.compile("--out(=|$)")
+# what comes before the last part of an absolute path, alone or behind a flag
+PATH = re.compile("(^|=)/(?:.*/)?(?=[^/])")
+
 
 def add_options(parser: Any) -> None:
     """Adds a subcommand per thing that can be done."""
@@ -26,9 +31,9 @@ def add_options(parser: Any) -> None:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """Writes a measurement's command as one would type it, without where it wrote its rows."""
-    kept = [word for before, word in zip(["", *words], words, strict=False) if "--out" not in (word, before)]
-    return shlex.join(["vstar-engine", "bench", *kept])
+    """Writes a measurement's command as typed, but for where it wrote its rows; of an absolute path it keeps the last part."""
+    kept = [word for before, word in zip(["", *words], words, strict=False) if before != "--out" and not OUT.match(word)]
+    return shlex.join(["vstar-engine", "bench", *(PATH.sub(r"\1", word) for word in kept)])
 
 
 def run(args: argparse.Namespace) -> int:

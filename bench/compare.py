@@ -1,8 +1,8 @@
 """Two measurements side by side, with a verdict that respects their spread; or this engine against another commit's.
 
 A provider is slower or faster only where the middle three fifths of both lie apart and the medians differ by more than the
-threshold. `--against REF MEASUREMENT...` installs REF in a scratch worktree, gives it this commit's harness, and measures both
-in turn: `vstar-engine bench compare --against HEAD~1 kernels --frames 64 --providers ours`.
+threshold, on one machine. `--against REF MEASUREMENT...` installs REF in a scratch worktree, gives it this commit's harness,
+and measures both in turn: `vstar-engine bench compare --against HEAD~1 kernels --frames 64 --providers ours`.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,17 @@ from statistics import median
 
 from .ceilings import BANDWIDTH, MATRIX
 from .layout import markdown
-from .rows import OK, SKIPPED, Row, read, seconds
+from .machine import COMMIT
+from .rows import INTERRUPTED, OK, SKIPPED, Row, read, seconds
 
 THRESHOLD = 0.03
 ROOT = Path(__file__).parent.parent
 SAME, SLOWER, FASTER = "within the spread", "slower", "faster"
 BROKEN, MENDED, NEW, GONE = "broken", "mended", "only in the second", "only in the first"
+ELSEWHERE = "another machine"
+# of a row's machine: what makes it another, and what may explain a difference
+HARDWARE = ("gpu", "gpu_memory", "cpu", "cores", "threads")
+SOFTWARE = ("driver", "cuda", "cudnn", "cpu_kernel", "system", "python", "torch", "triton", "numpy", "xformers")
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,18 @@ class Span:
     p20: float
     p80: float
     status: str
+    interrupted: bool = False
 
     @staticmethod
     def of(rows: Sequence[Row]) -> "Span":
+        cut = any(row.outcome == INTERRUPTED for row in rows)
         right = [row for row in rows if row.status == OK and "median" in row.numbers]
         if not right or any(row.status not in (OK, SKIPPED) for row in rows):
             status = next((row.status for row in rows if row.status != OK), SKIPPED)
-            return Span(rows[0].title, None, 0.0, 0.0, status)
+            return Span(rows[0].title, None, 0.0, 0.0, status, cut)
         middle = median(row.numbers["median"] for row in right)
         low, high = min(row.numbers["p20"] for row in right), max(row.numbers["p80"] for row in right)
-        return Span(rows[0].title, middle, low, high, OK)
+        return Span(rows[0].title, middle, low, high, OK, cut)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +65,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="A.jsonl B.jsonl | MEASUREMENT...")
 
 
-def spans(path: Path) -> dict[str, Span]:
-    """Reads one side."""
-    pooled: dict[str, list[Row]] = {}
+def pooled(path: Path) -> dict[str, list[Row]]:
+    """Reads one side: the rows of each provider."""
+    found: dict[str, list[Row]] = {}
     for row in read([path]):
         if row.provider not in (BANDWIDTH, MATRIX) and (row.status != OK or "median" in row.numbers):
-            pooled.setdefault(row.key, []).append(row)
-    return {key: Span.of(rows) for key, rows in pooled.items()}
+            found.setdefault(row.key, []).append(row)
+    return found
+
+
+def differing(first: Collection[Row], second: Collection[Row], names: Sequence[str]) -> list[str]:
+    """Says which of some facts of the machine the two sides do not share."""
+    said = []
+    for name in names:
+        before, after = (sorted({str(row.machine.get(name)) for row in rows}) for rows in (first, second))
+        if before != after:
+            said.append(f"{name} ({' and '.join(before)}; then {' and '.join(after)})")
+    return said
 
 
 def verdict(before: Span | None, after: Span | None, threshold: float = THRESHOLD) -> str:
@@ -83,30 +100,41 @@ def verdict(before: Span | None, after: Span | None, threshold: float = THRESHOL
 
 
 def compared(first: Path, second: Path, threshold: float) -> tuple[str, list[str]]:
-    """Gives the table of two result files, and the titles of what got slower or broke."""
-    before, after = spans(first), spans(second)
-    if not before.keys() & after.keys():
+    """Gives the table of two result files with what to know of it, and the titles of what got slower, broke or disappeared."""
+    before, after = pooled(first), pooled(second)
+    common = before.keys() & after.keys()
+    if not common:
         raise ValueError(f"{first} and {second} measured nothing in common: nothing to compare")
+    old, new = ([row for key in common for row in rows[key]] for rows in (before, after))
+    machines, versions = differing(old, new, HARDWARE), differing(old, new, SOFTWARE)
     body, worse = [], []
     for key in dict.fromkeys([*before, *after]):
-        a, b = before.get(key), after.get(key)
+        a, b = (Span.of(rows[key]) if key in rows else None for rows in (before, after))
         says = verdict(a, b, threshold)
+        if machines and says in (SLOWER, FASTER):
+            says = ELSEWHERE
         title = (a or b).title  # type: ignore[union-attr]
-        if says in (SLOWER, BROKEN):
+        if says in (SLOWER, BROKEN, GONE):
             worse.append(title)
         ratio = f"{b.median / a.median:.3f}" if a and b and a.median and b.median else ""
         body.append([title, _words(a), _words(b), ratio, says])
-    return markdown(["", "first", "second", "second / first", "verdict"], body), worse
+    said = [markdown(["", "first", "second", "second / first", "verdict"], body)]
+    if machines:
+        said.append(f"warning: two machines, whose ratios are no regressions; they differ in {', '.join(machines)}")
+    if versions:
+        said.append(f"warning: the sides differ in {', '.join(versions)}")
+    return "\n\n".join(said), worse
 
 
 def _words(span: Span | None) -> str:
     if span is None:
         return ""
-    return span.status if span.median is None else f"{seconds(span.median)} [{seconds(span.p20)}, {seconds(span.p80)}]"
+    said = span.status if span.median is None else f"{seconds(span.median)} [{seconds(span.p20)}, {seconds(span.p80)}]"
+    return f"{said}, interrupted" if span.interrupted else said
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the comparison; 1 where something got slower or broke."""
+    """Prints the comparison; 1 where something got slower, broke or disappeared."""
     if args.against:
         with tempfile.TemporaryDirectory(prefix="vstar-against-") as scratch:
             first, second = measured_both(args.against, args.rest, args.repeats, Path(scratch))
@@ -116,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise ValueError(f"compare takes two result files, or --against REF and a measurement, got {args.rest}")
     print(table)
-    print(f"\nslower or broken: {'; '.join(worse)}" if worse else "\nnothing got slower")
+    print(f"\nslower, broken or gone: {'; '.join(worse)}" if worse else "\nnothing got slower")
     return int(bool(worse))
 
 
@@ -136,6 +164,7 @@ def measure(command: Sequence[str], out: Path, library: Path | None) -> None:
     """Runs one measurement in a process of its own, with the engine in `library` or this one."""
     paths = [str(library or ROOT)] if library or (ROOT / "pyproject.toml").is_file() else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment.pop(COMMIT, None)  # git knows both sides
     words = [sys.executable, "-P", "-m", "vstar_engine.bench", *command, "--out", str(out)]
     done = subprocess.run(words, env=environment)
     if done.returncode not in (0, 1) or not out.exists():

@@ -14,7 +14,7 @@ from vstar_engine.memory import LiveBytes
 from .ceilings import BANDWIDTH, MATRIX, UNITS, Ceiling, per_second, reached, trials
 from .machine import free_bytes
 from .rows import ABSENT, FAILED, SKIPPED, WRONG, Row, Rows, sentence
-from .timing import Clock, Timing, interleave, seconds_of, seconds_of_burst, synchronize
+from .timing import Clock, Timing, interleave, seconds_of, seconds_of_burst, summarise, synchronize
 
 # what an allocation, a compiler or a kernel launch raises; anything else is this program's own fault and rises
 FAILURES = (RuntimeError, OSError, MemoryError)
@@ -86,7 +86,10 @@ class Pace:
 
 @torch.no_grad()
 def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
-    """Checks every provider, times those that are right against each other and the ceilings, and writes a row for each."""
+    """Checks every provider, times those that are right against each other and the ceilings, and writes a row for each.
+
+    Who is right has a row at once, timed alone, for the case that the run is cut off; that of the rounds in turn replaces it.
+    """
     calls: dict[str, Callable[[], object]] = {}
     facts: dict[str, dict[str, Any]] = {}
     slowest = 0.0
@@ -95,12 +98,17 @@ def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
             rows.write(contest.row(provider.name, status=SKIPPED, note=f"{max(pace.left, 0.0):.0f} s were left"))
             continue
         begun = time.monotonic()
-        row, call = check(contest, provider)
-        slowest = max(slowest, time.monotonic() - begun)
-        if call is None:
-            rows.write(row)
-        else:
+        try:
+            row, call = check(contest, provider)
+        except (KeyboardInterrupt, SystemExit):
+            words = f"stopped after {time.monotonic() - begun:.0f} s of preparing it"
+            rows.write(contest.row(provider.name, status=SKIPPED, note=words))
+            raise
+        if call is not None:
             calls[provider.name], facts[provider.name] = call, dict(row.numbers)
+            row = replace(row, numbers={**asdict(summarise(contest.clock(call))), **row.numbers, "alone": True})
+        rows.write(row)
+        slowest = max(slowest, time.monotonic() - begun)
     if not calls:
         return {}
     limit = min(pace.limit, max(pace.left, 0.0))

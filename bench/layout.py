@@ -31,6 +31,8 @@ def conditions(rows: Sequence[Row]) -> str:
     line = f"{', '.join(said)}: {', '.join(f'`{command}`' for command in commands)}"
     if any(row.outcome == INTERRUPTED for row in rows):
         line += ". **The run was interrupted; these are its rows so far**"
+    if any(row.numbers.get("alone") for row in rows):
+        line += ". **Of a contest that was cut off, calls were timed alone**"
     return line
 
 

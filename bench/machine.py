@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +19,13 @@ SYSTEM_CPUS = Path("/sys/devices/system/cpu/cpu0/cache")
 CACHE_BYTES = 64 * 2**20
 # rows that a measurement writes do not change what it measures
 GENERATED = ":(top,exclude)bench/results"
+# names the commit of a copy that git knows nothing of; a + behind it says that the copy was changed
+COMMIT = "VSTAR_COMMIT"
 
 
 def machine() -> dict[str, object]:
     """Names the machine, its libraries and the commit; None for what is not there. `load` is how busy it was before."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    changes = _said_by("git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--", ":/", GENERATED)
     driver = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None
     return {
         "gpu": gpu and gpu.name,
@@ -39,9 +41,25 @@ def machine() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: _version(name) for name in LIBRARIES},
-        "commit": _said_by("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        **commit(),
     }
+
+
+def commit() -> dict[str, object]:
+    """Gives the checkout's commit, whether it was changed, and who says so: VSTAR_COMMIT, else git; None where neither does.
+
+    Raises ValueError for a VSTAR_COMMIT that is no commit.
+    """
+    if given := os.environ.get(COMMIT):
+        if not re.fullmatch(r"[0-9a-f]{40}\+?", given):
+            raise ValueError(f"{COMMIT} takes 40 hexadecimal digits, and a + where the checkout was changed, got {given!r}")
+        return {"commit": given[:40], "dirty": given.endswith("+"), "commit_from": COMMIT}
+    head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ":/", GENERATED)
+    return {"commit": head, "dirty": None if changes is None else bool(changes), "commit_from": head and "git"}
+
+
+def _git(*words: str) -> str | None:
+    return _said_by("git", "-C", str(Path(__file__).parent), *words)
 
 
 @functools.cache

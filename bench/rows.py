@@ -95,6 +95,8 @@ class Rows:
 def read(paths: Iterable[Path]) -> list[Row]:
     """Reads result files; rows of a run that did not end have the outcome `interrupted`.
 
+    A row timed alone counts where its run has none of the rounds in turn.
+
     Raises ValueError, with what would do, for a file that is not there or was written with another schema.
     """
     rows: list[Row] = []
@@ -114,7 +116,9 @@ def read(paths: Iterable[Path]) -> list[Row]:
                 ended[content["run"]] = content["outcome"]
             else:
                 rows.append(Row(**content))
-    return [replace(row, outcome=ended.get(row.run, INTERRUPTED)) for row in rows]
+    in_turn = {(row.run, row.key) for row in rows if not row.numbers.get("alone")}
+    kept = (row for row in rows if not row.numbers.get("alone") or (row.run, row.key) not in in_turn)
+    return [replace(row, outcome=ended.get(row.run, INTERRUPTED)) for row in kept]
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
@@ -151,6 +155,8 @@ def words(row: Row) -> str:
         said.append(f"{numbers['peak_bytes'] / 2**20:.0f} MiB")
     if numbers.get("error") is not None:
         said.append(f"error {numbers['error']:.1e}")
+    if numbers.get("alone"):
+        said.append("timed alone")
     return ", ".join(said) or ", ".join(f"{name} {value}" for name, value in numbers.items())
 
 

@@ -79,12 +79,48 @@ def test_a_planted_slowness_and_a_planted_fault_are_caught(tmp_path: Path, capsy
     assert "nothing got slower" in capsys.readouterr().out
     assert main(["compare", str(good), str(slow)]) == 1
     said = capsys.readouterr().out
-    assert "slower or broken: t: : ours\n" in said
+    assert "slower, broken or gone: t: : ours\n" in said
     assert "| slower |" in said
     assert main(["compare", str(good), str(wrong)]) == 1
     assert "| WRONG |" in capsys.readouterr().out
     assert main(["compare", str(slow), str(good)]) == 0
     assert "| faster |" in capsys.readouterr().out
+
+
+def written(path: Path, median: float, *providers: str, complete: bool = True, **machine: object) -> str:
+    rows = Rows(path, "test")
+    rows.machine |= machine
+    for name in providers:
+        rows.write(Row("t", {}, name, numbers={"median": median, "p20": median, "p80": median}))
+    if complete:
+        rows.__exit__(None, None, None)
+    return str(path)
+
+
+def test_another_machine_is_no_regression_and_other_versions_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = written(tmp_path / "a", 1.0, "ours", gpu="H200", torch="2.11.0")
+    assert main(["compare", first, written(tmp_path / "b", 2.0, "ours", gpu="H100", torch="2.11.0")]) == 0
+    said = capsys.readouterr().out
+    assert "| 2.000 | another machine |" in said
+    assert "warning: two machines, whose ratios are no regressions; they differ in gpu (H200; then H100)\n" in said
+    assert main(["compare", first, written(tmp_path / "c", 2.0, "ours", gpu="H200", torch="2.13.0")]) == 1
+    said = capsys.readouterr().out
+    assert "| slower |" in said
+    assert "warning: the sides differ in torch (2.11.0; then 2.13.0)\n" in said
+    assert main(["compare", first, first]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_what_disappeared_fails_and_what_was_interrupted_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = written(tmp_path / "a", 1.0, "ours", "other")
+    second = written(tmp_path / "b", 1.0, "ours", "new", complete=False)
+    assert main(["compare", first, second]) == 1
+    said = capsys.readouterr().out
+    assert "| 1 s [1 s, 1 s] | 1 s [1 s, 1 s], interrupted |" in said
+    assert "slower, broken or gone: t: : other\n" in said
+    assert "| t: : new |  | 1 s [1 s, 1 s], interrupted |  | only in the second |" in said
 
 
 def test_nothing_in_common_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

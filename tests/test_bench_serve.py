@@ -1,5 +1,6 @@
 """The load on a server: when requests come, how a run is reduced, and a rehearsal against a real one."""
 
+import argparse
 import math
 from itertools import pairwise
 
@@ -7,8 +8,9 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 
 from vstar_engine.bench import serve
-from vstar_engine.bench.rows import read
-from vstar_engine.bench.serve import BURST, POISSON, Outcome, arrivals, measured, percentile
+from vstar_engine.bench.contest import Pace
+from vstar_engine.bench.rows import Row, Rows, read
+from vstar_engine.bench.serve import BURST, POISSON, Outcome, arrivals, judged, measured, percentile
 from vstar_engine.bench.tables import serve as table
 from vstar_engine.cli import main
 
@@ -38,6 +40,60 @@ def test_what_was_refused_or_failed_was_not_served_in_time():
     assert (numbers["completed"], numbers["failed"], numbers["refused"]) == (2, 1, 1)
     with pytest.raises(RuntimeError, match="no video was completed: HTTP 429"):
         measured(outcomes[3:], 1.0, 1.0)
+
+
+ROW = Row("serve", {"frames": 4}, "vstar-engine serve")
+
+
+@pytest.mark.parametrize(("p20", "status"), [(0.059, "ok"), (0.061, "failed")])
+def test_more_overhead_than_is_allowed_is_a_failure(p20, status):
+    numbers = {"median": 1.08, "bare": 1.0, "overhead": 0.08, "overhead_p20": p20, "allowed": 0.06}
+    row = judged(ROW, numbers)
+    assert (row.status, row.numbers) == (status, numbers)
+    if status == "failed":
+        assert row.note == "adds 80 ms, in four rounds of five over 61 ms; 60 ms are allowed"
+
+
+class Nowhere:
+    url = "nowhere"
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Every video takes 2 s alone; what is asked of the server is noted and answered at once."""
+    asked = []
+
+    async def drive(url, bodies, times):
+        asked.append(len(bodies))
+        return [Outcome(0.0, 2.0, "completed") for _ in bodies], 2.0 * len(bodies)
+
+    monkeypatch.setattr(serve, "drive", drive)
+    return asked
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_what_is_wanted_in_time_is_five_times_one_video_alone(loads, tmp_path):
+    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+        serve.measure(parsed("--parts", "poisson", "burst"), ROW, Nowhere(), tmp_path, rows, Pace())
+    assert loads == [1, 1, 24, 24]
+    poisson, burst = read([tmp_path / "rows.jsonl"])
+    assert (poisson.numbers["slo"], burst.numbers["slo"], poisson.case["rate"]) == (10.0, 10.0, 0.4)
+
+
+@pytest.mark.parametrize(("pace", "says"), [(Pace(limit=50), "--limit is 50"), (Pace.within(50), "and 50 s were left")])
+def test_a_load_that_does_not_fit_is_not_started(loads, tmp_path, pace, says):
+    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+        serve.measure(parsed("--parts", "burst", "poisson"), ROW, Nowhere(), tmp_path, rows, pace)
+    assert loads == [1, 1, 24]
+    burst, poisson = read([tmp_path / "rows.jsonl"])
+    assert (burst.status, poisson.status) == ("ok", "skipped")
+    assert poisson.note.startswith("takes about 60 s; ")
+    assert says in poisson.note
 
 
 @pytest.mark.parametrize("words", [["--jobs", "0"], ["--rate", "-1"]])
