@@ -17,13 +17,14 @@ import torch._inductor
 from torch import Tensor
 from torch._inductor.codecache import cache_dir
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
+from torch.export import ExportedProgram
 
 from vstar_engine.backends import eager
 from vstar_engine.errors import ExportError, OutputError
 from vstar_engine.kernels.dispatch import kept
 
 from . import Report, alive
-from .network import unet
+from .network import Network, unet
 from .settings import Estimate, Settings
 
 PACKAGE = "unet.pt2"
@@ -45,22 +46,27 @@ def estimate(settings: Settings) -> Estimate:
     return Estimate(seconds, weights, 3 * weights + COMPILER_BYTES, "mini on two cores, 90 s; its memory was not measured")
 
 
+def traced(settings: Settings, weights: Mapping[str, Tensor], report: Report) -> tuple[Network, ExportedProgram]:
+    """Gives the UNet, on its device, as a graph for any number of frames."""
+    report("loading the weights")
+    module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
+    network = unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device)
+    with torch.no_grad(), alive(report, "tracing the unet"), kept() if settings.device.type == "cpu" else nullcontext():
+        program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
+    return network, program
+
+
 def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
     """Compiles the UNet into `folder`/unet.pt2.
 
     Raises ExportError with the compiler's words where it cannot, OutputError or OSError where a disk is full.
     """
-    report("loading the weights")
-    module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
-    network = unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device)
-    with torch.no_grad():
-        with alive(report, "tracing the unet"), kept() if settings.device.type == "cpu" else nullcontext():
-            program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
-        with alive(report, "compiling the unet"), Package(folder / PACKAGE, "wb") as package:
-            try:
-                torch._inductor.aoti_compile_and_package(program, package_path=package)
-            except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
-                raise _answer(error) from error
+    network, program = traced(settings, weights, report)
+    with torch.no_grad(), alive(report, "compiling the unet"), Package(folder / PACKAGE, "wb") as package:
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=package)
+        except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
+            raise _answer(error) from error
     if package.fault is not None:
         raise package.fault
     ops = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("vstar.")}

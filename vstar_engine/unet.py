@@ -97,7 +97,7 @@ def parted(x: Tensor, rows: int) -> Tensor:
 
 def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
     """Gives every branch the embedding that branches shared until here; what is projected already serves all of them."""
-    return emb if isinstance(emb, Timed) else parted(emb, len(emb) * branches)
+    return emb if isinstance(emb, Timed) else parted(emb, emb.shape[0] * branches)
 
 
 class SpatialBlock(nn.Module):
