@@ -1,19 +1,27 @@
-"""One guided step by built engines and by eager, in turn, on the same weights and inputs."""
+"""One guided step by built engines: by those of a user and eager in turn, or by one built here of a scene's weights."""
 
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vstar_engine.backends import EAGER, Denoiser, eager
+from vstar_engine import checkpoint
+from vstar_engine.backends import EAGER, TENSORRT, Denoiser, backend_named, eager
+from vstar_engine.backends.inputs import full
 from vstar_engine.built import Artifact
 from vstar_engine.engine import Engine, open_weights
+from vstar_engine.errors import EngineError, MissingLibrary
+from vstar_engine.export import builder_named, silent
+from vstar_engine.export.settings import Settings
 
-from .contest import Contest, Provider
-from .scene import ERROR_BUDGET
-from .seeded import relative_error, step_inputs
+from .contest import Contest, NotHere, Provider
+from .scene import ERROR_BUDGET, Scene
+from .seeded import GUIDANCE_BRANCHES, relative_error, step_inputs
 from .transformer import WIDER
 
 # what must be one for a contest
@@ -52,3 +60,63 @@ def contest(folders: Sequence[Path], frames: int) -> Contest:
         providers.append(Provider(artifact.identity["backend"], given(engine.denoiser), traced=False, facts=facts))
     case = {"part": "step", "model": spec.name, "frames": frames, "size": "x".join(map(str, size))}
     return Contest("engine", case, dtype, device, providers, lambda _, eps: relative_error(eps, wanted), ERROR_BUDGET[dtype])
+
+
+def tensorrt_here(device: torch.device) -> str:
+    """Names the back end of the TensorRT that is installed; MissingLibrary where none is, NotHere without a GPU."""
+    from vstar_engine.backends.tensorrt import library
+
+    missing = []
+    for backend in TENSORRT:
+        try:
+            library(backend)
+        except MissingLibrary as reason:
+            missing.append(str(reason))
+            continue
+        if device.type != "cuda":
+            raise NotHere(f"{backend} needs a GPU")
+        return backend
+    raise MissingLibrary("; ".join(missing))
+
+
+def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
+    """Builds a scene's network for a back end as `vstar-engine build` does, loads it, and says what that took.
+
+    Where the scene has another compiler than inductor, the graph that would be compiled runs itself.
+    """
+    builder, weights = builder_named(backend), official(scene.unet(scene.dtype, "channels_last"))
+    frames = (scene.frames,) if backend in TENSORRT else ()
+    wanted = {"dtype": scene.dtype, "device": scene.device, "frames": frames, "size": scene.size, "batch": GUIDANCE_BRANCHES}
+    settings = Settings(scene.spec, backend, **wanted)
+    if backend == "inductor" != scene.compiler:
+        program = builder.traced(settings, weights, silent)[1].module()
+        return lambda *inputs: program(**full(*inputs)), {"backend": "none: the traced graph itself"}
+    stages: dict[str, float] = {}
+
+    def report(line: str) -> None:
+        stages[line] = time.monotonic()
+        print(f"{backend}: {line}", flush=True)
+
+    # a temporary folder's files are gone when the network is loaded
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.monotonic()
+        builder.build(settings, weights, Path(folder), report)
+        seconds = time.monotonic() - begun
+        files = [{"name": path.name, "bytes": path.stat().st_size} for path in Path(folder).iterdir() if path.is_file()]
+        artifact = Artifact(Path(folder), {"identity": {"options": builder.options(settings)}, "files": files})
+        try:
+            denoiser = backend_named(backend).load(artifact, device=scene.device, dtype=scene.dtype)
+        except EngineError as error:
+            raise RuntimeError(str(error)) from error
+    marks = [*stages.values(), begun + seconds]
+    taken = {line: after - before for line, before, after in zip(stages, marks, marks[1:], strict=False)}
+    return denoiser, {"backend": backend, "build": seconds, "stages": taken, "package_bytes": artifact.bytes}
+
+
+def official(unet: nn.Module) -> Mapping[str, Tensor]:
+    """Gives a network's parameters by their official names, as a checkpoint has them."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in unet.named_parameters():
+        names = checkpoint.official_names(name)
+        found |= {checkpoint.UNET + part: x for part, x in zip(names, parameter.chunk(len(names)), strict=True)}
+    return found

@@ -1,7 +1,9 @@
 """What `--fast` saves and costs: the steps of a video, how far its latents stray from the exact run's with the same noise."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from .rows import SKIPPED, Rows
 from .rows import Row as Found
 from .scene import TAR, Scene, sharing, trained_unet
 from .seeded import lay_out, relative_error
-from .timing import interleave
+from .timing import seconds_of, summarise
 from .trajectory import cosine
 
 EXACT, BOTH = "exact", f"{GUIDANCE_INTERVAL}, {STEP_CACHE}"
@@ -78,8 +80,11 @@ class Walk:
         self.runs.append([latents.cpu() for latents in run])
 
     def against(self, exact: "Walk") -> dict[str, object]:
-        """Gives the relative difference after every step, the mean over seeds; of the last alone where steps are others."""
-        pairs = list(zip(self.runs, exact.runs, strict=True))
+        """Gives the relative difference after every step, the mean over seeds; of the last alone where steps are others.
+
+        The exact run goes first: it has a video more where the time was spent on the way.
+        """
+        pairs = list(zip(self.runs, exact.runs, strict=False))
         if len(self.runs[0]) != len(exact.runs[0]):
             pairs = [(ours[-1:], theirs[-1:]) for ours, theirs in pairs]
         errors = torch.tensor([[relative_error(a, b) for a, b in zip(*pair, strict=True)] for pair in pairs]).mean(0)
@@ -116,19 +121,36 @@ def small(scene: Scene, unet: UNet, encode: Encode) -> UNet:
     return unet
 
 
+def timed(ready: dict[str, Walk], pace: Pace) -> dict[str, list[float]]:
+    """Lets the options make a video each in turn, a seed a round, while there is time; gives the seconds that each took."""
+    taken: dict[str, list[float]] = {option: [] for option in ready}
+    begun = time.monotonic()
+    for done in range(pace.warmup + pace.rounds):
+        # after a warm one and a timed one no round starts that would end after the limit
+        if done > pace.warmup and (time.monotonic() - begun) * (done + 1) / done > pace.limit:
+            break
+        for option, walk in ready.items():
+            if pace.left < max(chain(*taken.values()), default=0.0):
+                return taken
+            taken[option] += seconds_of(walk)
+    return taken
+
+
 @torch.inference_mode()
 def measure(scene: Scene, steps: int, rows: Rows, pace: Pace) -> None:
-    """Times the options in turn, a seed a round, and writes a row for each with its difference from the exact run."""
+    """Times the options in turn and writes a row for each with its difference from the exact run."""
     weights = "trained" if scene.model in bundled.BUNDLED else "seeded"
     case = {"part": "fast", **scene.case, "steps": steps, "guidance": GUIDANCE, "weights": weights}
     here = (str(scene.dtype)[6:], str(scene.device))
     found = walks(scene, steps)
     ready = {option: walk for option, walk in found.items() if isinstance(walk, Walk)}
-    timings = interleave(ready, pace.rounds, pace.warmup, pace.limit)
-    exact = ready[EXACT]
+    taken = timed(ready, pace)
     for option, walk in found.items():
-        if isinstance(walk, str):
-            rows.write(Found("pipeline", case, option, *here, SKIPPED, walk))
+        words = walk if isinstance(walk, str) else "" if walk.runs else f"{max(pace.left, 0.0):.0f} s were left"
+        if isinstance(walk, str) or words:
+            rows.write(Found("pipeline", case, option, *here, SKIPPED, words))
             continue
-        numbers = {**asdict(timings[option]), "steps": len(walk.runs[0]), **walk.against(exact)}
-        rows.write(Found("pipeline", case, option, *here, numbers=numbers))
+        warm = taken[option][pace.warmup :]
+        note = None if warm else "of its first video, which also loads what it runs"
+        numbers = {**asdict(summarise(warm or taken[option])), "steps": len(walk.runs[0]), **walk.against(ready[EXACT])}
+        rows.write(Found("pipeline", case, option, *here, note=note, numbers=numbers))

@@ -22,7 +22,7 @@ def fast(rows: Sequence[Row], spread: bool) -> list[str]:
             line = [name]
             for frames in lengths:
                 row, exact = table.get((name, frames)), table.get((EXACT, frames))
-                line += [cell(row, exact, spread), _strayed(row) if row is not exact else ""]
+                line += [cell(row, exact, spread) + _first(row), _strayed(row) if row is not exact else ""]
             body.append(line)
         head = ["`--fast`", *(words for frames in lengths for words in (f"{frames} frames", "strays (cosine)"))]
         words = f"The steps of a video, {first['steps']} unless few, guidance {first['guidance']:g}, {first['weights']} weights"
@@ -43,6 +43,10 @@ def strays(rows: Sequence[Row], spread: bool) -> list[str]:
             words = f"Relative difference of the latents on the way, {group[0].case['frames']} frames"
             found.append(f"{titled(group, words)}\n\n{markdown(['after', *WAY_WORDS], body)}")
     return found
+
+
+def _first(row: Row | None) -> str:
+    return " (its first)" if row is not None and row.status == OK and row.note else ""
 
 
 def _strays_of(row: Row) -> Any:

@@ -1,10 +1,7 @@
 """One sampling step, from the published behaviour to the engine's, by improvements that can each be left out."""
 
-import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from vstar_engine.layers import Linear, Norm
 from vstar_engine.unet import SpatialBlock, UNet
 from vstar_engine.vae import Vae
 
+from .built_step import built, tensorrt_here
 from .contest import Contest, NotHere, Provider, ceilings
 from .plain import by_operators, map_pages
 from .providers import check_ours
@@ -24,8 +22,9 @@ from .seeded import relative_error, seeded
 from .transformer import Attend, as_published, with_hoisted, without_waste
 
 HOISTED, CLEAN, DTYPE, BATCHED, TEXT = "hoisted g", "no waste", "dtype", "batched guidance", "text K/V once"
-LAST, FUSED, COMPILE, AOTI, GRAPH = "channels-last", "fused kernel", "torch.compile", "AOTInductor", "CUDA graph"
+LAST, FUSED, COMPILE, GRAPH = "channels-last", "fused kernel", "torch.compile", "CUDA graph"
 LAYERS, SPATIAL, PAGES, STEM = "fused layers", "spatial attention", "kept pages", "shared stem"
+AOTI, TENSORRT = "AOTInductor", "TensorRT"
 # in the order they are added; what each does
 IMPROVEMENTS = {
     HOISTED: "the bias matrix is made once, not on the host in every call",
@@ -41,9 +40,24 @@ IMPROVEMENTS = {
     STEM: "what both guidance branches compute before they hear a text is computed once",
     COMPILE: "torch.compile, by default with its longest search",
     GRAPH: "the step recorded as one CUDA graph",
+    AOTI: "instead of both the package that `vstar-engine build` makes",
+    TENSORRT: "instead of these the plan that it makes, by TensorRT or else TensorRT for RTX",
 }
+# the whole network built anew: each stands for itself, nothing is added to it
+BUILT = frozenset({AOTI, TENSORRT})
+COMPILED = BUILT | {COMPILE}
 BASELINE = frozenset({HOISTED, CLEAN, DTYPE, BATCHED, LAST})
 ENGINE = BASELINE | {TEXT, FUSED, LAYERS, SPATIAL, PAGES, STEM}
+# what is compiled here is named with its search behind it
+HEADLINE = {
+    "ours": ENGINE,
+    "ours, CUDA graph": ENGINE | {GRAPH},
+    "clean eager": BASELINE,
+    "published": frozenset[str](),
+    "clean compiled": BASELINE | {COMPILE},
+    "ours compiled": ENGINE | {COMPILE},
+    "ours, AOTInductor": ENGINE | {AOTI},
+}
 
 # layers that compute by PyTorch's own operators unless the improvement is there
 OURS: dict[str, tuple[type[nn.Module], ...]] = {LAYERS: (Norm, Linear), SPATIAL: (SpatialBlock,)}
@@ -72,12 +86,7 @@ class Step:
             return recorded(self.call(features - {GRAPH}), scene.device)
         if FUSED in features:
             check_ours(scene.device)
-        inputs = scene.inputs_as(scene.dtype if DTYPE in features else torch.float32)
-        if BATCHED in features:
-            branches = [inputs if STEM in features else batched(inputs)]
-        else:
-            branches = [_branch(inputs, i) for i in range(2)]
-        calls = [self._forward(features, branch) for branch in branches]
+        calls = self._built(features) if features & BUILT else self._branches(features)
         pages = allocator.keep_pages if PAGES in features else map_pages
 
         def step() -> Tensor:
@@ -87,16 +96,25 @@ class Step:
 
         return step
 
+    def _built(self, features: frozenset[str]) -> list[Callable[[], Tensor]]:
+        backend = tensorrt_here(self.scene.device) if TENSORRT in features else "inductor"
+        denoiser, self.packages[features] = built(self.scene, backend)
+        return [partial(denoiser, *self.scene.inputs_as(self.scene.dtype))]
+
+    def _branches(self, features: frozenset[str]) -> list[Callable[[], Tensor]]:
+        """Gives a call for both guidance branches, or one for each."""
+        inputs = self.scene.inputs_as(self.scene.dtype if DTYPE in features else torch.float32)
+        if BATCHED not in features:
+            return [self._forward(features, _branch(inputs, i)) for i in range(2)]
+        return [self._forward(features, inputs if STEM in features else batched(inputs))]
+
     def _forward(self, features: frozenset[str], inputs: list[Tensor]) -> Callable[[], Tensor]:
         unet: Any = self.network(features)
-        if TEXT in features and not features & {COMPILE, AOTI}:
+        if COMPILE in features:
+            return partial(self.scene.compiled(unet), *inputs)
+        if TEXT in features:
             latents, timestep, context, *rest = inputs
             return partial(unet, latents, timestep, unet.hear(context), *rest)
-        if AOTI in features:
-            unet = self._packaged(features, unet, inputs)
-        elif COMPILE in features:
-            mode = self.scene.mode if self.scene.compiler == "inductor" else None
-            unet = torch.compile(unet, backend=self.scene.compiler, fullgraph=True, dynamic=False, mode=mode)
         return partial(unet, *inputs)
 
     def network(self, features: frozenset[str]) -> UNet:
@@ -116,28 +134,11 @@ class Step:
         plain = [kind for feature, kinds in OURS.items() if feature not in features for kind in kinds]
         return by_operators(unet, *plain)
 
-    def _packaged(self, features: frozenset[str], unet: UNet, inputs: list[Tensor]) -> Callable[..., Tensor]:
-        """Exports, compiles and packages the network, loads the package, and notes what that took.
-
-        Only inductor packages; with another compiler the exported program itself runs.
-        """
-        begun = time.monotonic()
-        exported = torch.export.export(unet, tuple(inputs))
-        exporting = time.monotonic() - begun
-        if self.scene.compiler != "inductor":
-            self.packages[features] = {"export": exporting, "compiler": "none: the exported program itself"}
-            return exported.module()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/unet.pt2"))
-            building = time.monotonic() - begun - exporting
-            self.packages[features] = {"export": exporting, "build": building, "package_bytes": path.stat().st_size}
-            return torch._inductor.aoti_load_package(str(path))
-
     def provider(self, name: str, features: frozenset[str]) -> Provider:
         """Names a set of improvements as a provider."""
         facts: dict[str, Any] = {"features": sorted(features)}
         if COMPILE in features:
-            facts["compiler"] = f"{self.scene.compiler}, {self.scene.mode}"
+            facts["compiler"] = self.scene.search
 
         def prepare() -> Callable[[], Tensor]:
             if name in (f"+ {DTYPE}", f"all but {DTYPE}") and self.scene.dtype == torch.float32:
@@ -148,7 +149,7 @@ class Step:
             facts.update(self.packages.get(features, {}))
             return call
 
-        return Provider(name, prepare, traced=not features & {COMPILE, AOTI, GRAPH}, facts=facts)
+        return Provider(name, prepare, traced=not features & {*COMPILED, GRAPH}, facts=facts)
 
     def with_preview(self) -> Provider:
         """The published step with its preview: the whole clip decoded after every step."""
@@ -183,32 +184,26 @@ class Step:
         added: list[str] = []
         providers = [self.with_preview(), self.provider("published", frozenset())]
         for name in IMPROVEMENTS:
-            if name not in without:
+            if name in BUILT - {*without}:
+                providers.append(self.provider(f"or {name}", ENGINE | {name}))
+            elif name not in without:
                 added.append(name)
                 providers.append(self.provider(f"+ {name}", frozenset(added)))
         return self.contest("ladder", providers)
 
     def ablation(self, without: Iterable[str] = ()) -> Contest:
         """All improvements that need no compiler, then all but one."""
-        every = frozenset(IMPROVEMENTS) - {COMPILE, GRAPH, *without}
+        every = frozenset(IMPROVEMENTS) - {*COMPILED, GRAPH, *without}
         # a hoisted bias is part of what has no waste, and the kernel has neither
         single = [name for name in IMPROVEMENTS if name in every - {HOISTED, CLEAN}]
         providers = [self.provider("all", every)]
         return self.contest("ablation", providers + [self.provider(f"all but {name}", every - {name}) for name in single])
 
-    def headline(self, compiled: bool = True) -> Contest:
-        """The engine against clean baselines; the published step is there to be labelled as such."""
-        sets = {
-            "ours": ENGINE,
-            "clean eager": BASELINE,
-            "clean compiled": BASELINE | {COMPILE},
-            "ours compiled": ENGINE | {COMPILE},
-            "ours, CUDA graph": ENGINE | {GRAPH},
-            "ours, AOTInductor": ENGINE | {AOTI},
-            "published": frozenset[str](),
-        }
-        chosen = {name: features for name, features in sets.items() if compiled or not features & {COMPILE, AOTI}}
-        return self.contest("headline", [self.provider(name, features) for name, features in chosen.items()])
+    def headline(self, without: Iterable[str] = (), chosen: Sequence[str] = tuple(HEADLINE)) -> Contest:
+        """The engine against clean baselines, `chosen` of them; the published step is there to be labelled as such."""
+        sets = {name: features for name, features in HEADLINE.items() if name in chosen and not features & {*without}}
+        names = {name: f"{name}, {self.scene.search}" if COMPILE in features else name for name, features in sets.items()}
+        return self.contest("headline", [self.provider(names[name], features) for name, features in sets.items()])
 
 
 def _branch(inputs: list[Tensor], i: int) -> list[Tensor]:

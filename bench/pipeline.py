@@ -13,11 +13,13 @@ from vstar_engine.config import MODELS, Sampling, parse_size
 from vstar_engine.device import DTYPES, device_named, dtype_named
 
 from . import fast, profile, stages, trajectory
-from .contest import FAILURES, Pace, hold
-from .ladder import COMPILE, GRAPH, IMPROVEMENTS, Step
+from .contest import FAILURES, NotHere, Pace, hold
+from .ladder import COMPILED, ENGINE, GRAPH, IMPROVEMENTS, Step
+from .ladder import HEADLINE as CONTESTANTS
 from .rows import FAILED, SKIPPED, Row, Rows, sentence
-from .scene import TINY, Scene, spec_named
+from .scene import MODES, TINY, Scene, spec_named
 from .settings import add_common, open_rows
+from .timing import seconds_of
 
 HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY, FAST = PARTS = (
     "headline",
@@ -27,6 +29,8 @@ HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY, FAST = PARTS = (
     "trajectory",
     "fast",
 )
+# what PyTorch's profiler takes, in steps
+RECORDED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], choices=IMPROVEMENTS, metavar="RUNG", help=f"of {', '.join(IMPROVEMENTS)}"
     )
-    parser.add_argument("--compile-mode", default="max-autotune-no-cudagraphs", help="of torch.compile (default %(default)s)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what takes a compiler")
+    parser.add_argument("--providers", choices=CONTESTANTS, nargs="+", default=list(CONTESTANTS), help="of the headline")
+    parser.add_argument(
+        "--compile-mode", choices=MODES, default="max-autotune-no-cudagraphs", help="of torch.compile (default %(default)s)"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave out what takes a compiler or builds an engine")
+    parser.add_argument("--no-graph", action="store_true", help="leave out CUDA graphs")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="also write profile.md and a Chrome trace there")
 
 
@@ -79,18 +87,18 @@ def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> N
     """Measures the parts of one scene; what cannot even be set up becomes a row, and the other parts go on."""
     torch.compiler.reset()
     step = Step(scene)
-    without = {*args.without, *({COMPILE, GRAPH} if args.no_compile else ())}
+    without = {*args.without, *(COMPILED if args.no_compile else ()), *([GRAPH] if args.no_graph else ())}
     parts: dict[str, Callable[[], object]] = {
-        HEADLINE: lambda: hold(step.headline(compiled=not args.no_compile), rows, pace),
+        HEADLINE: lambda: hold(step.headline(without, args.providers), rows, pace),
         STAGES: lambda: stages.measure(scene, step, args.steps, rows, pace),
         LADDER: lambda: hold(step.ladder(without), rows, pace),
         ABLATION: lambda: hold(step.ablation(without), rows, pace),
-        TRAJECTORY: lambda: trajectory.measure(scene, args.steps, rows),
+        TRAJECTORY: lambda: trajectory.measure(scene, args.steps, rows, pace),
         FAST: lambda: fast.measure(scene, args.steps, rows, pace),
     }
     chosen = {name: part for name, part in parts.items() if name in args.parts}
     if args.profile:
-        chosen["profile"] = lambda: profile.measure(scene, step, args.rounds, args.profile, rows)
+        chosen["profile"] = lambda: profiled(scene, step, args.profile, rows, pace)
     for name, part in chosen.items():
         row = Row("pipeline", {"part": name, **scene.case}, "all", str(scene.dtype)[6:], str(scene.device))
         if pace.left <= 0:
@@ -98,5 +106,18 @@ def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> N
             continue
         try:
             part()
+        except NotHere as reason:
+            rows.write(replace(row, status=SKIPPED, note=str(reason)))
         except FAILURES as error:
             rows.write(replace(row, status=FAILED, note=sentence(error)))
+
+
+def profiled(scene: Scene, step: Step, folder: Path, rows: Rows, pace: Pace) -> None:
+    """Profiles one step with as many rounds as fit into what is left: NotHere where none does."""
+    call = step.call(ENGINE)
+    call()
+    (taken,) = seconds_of(call)
+    rounds = min(pace.rounds, int(pace.left / taken - RECORDED))
+    if rounds < 1:
+        raise NotHere(f"a profile takes about {(RECORDED + 1) * taken:.0f} s, and {pace.left:.0f} s were left")
+    profile.measure(scene, step, rounds, folder, rows)

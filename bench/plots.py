@@ -1,5 +1,6 @@
 """Plots of result rows: the roofline, time and memory against frames, and the ladder as a waterfall."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,10 @@ from vstar_engine.errors import MissingLibrary
 
 from .layout import grouped, machine_words
 from .rows import OK, Row
-from .tables import CEILINGS, RUNGS
+from .tables import ADDED, CEILINGS, RUNGS
 
 # one hash for all ids of an SVG, so that the same rows give the same bytes
 SALT = "vstar-engine"
-LINKED = "docs/bench"
 
 
 def pyplot() -> Any:
@@ -60,7 +60,7 @@ def planned(rows: Sequence[Row]) -> list[Plot]:
     for group in grouped(ladder, lambda row: (row.case["model"], row.case["frames"], row.dtype, machine_words(row))):
         case = group[0].case
         words = f"ladder of {case['model']} at {case['frames']} frames, {group[0].dtype}, {machine_words(group[0])}"
-        name = f"ladder-{case['model']}-{case['frames']}f-{group[0].dtype}-{group[0].device.replace(':', '')}"
+        name = f"ladder-{case['model']}-{case['frames']}f-{group[0].dtype}-{_machine(group[0])}"
         plots.append(Plot(name, words, partial(waterfall, group)))
     return plots
 
@@ -80,9 +80,11 @@ def draw(rows: Sequence[Row], folder: Path, ending: str) -> list[Path]:
     return written
 
 
-def links(rows: Sequence[Row], spread: bool = False) -> list[str]:
-    """Gives a document's links to the plots that lie in its docs/bench."""
-    return [f"![{plot.words}]({LINKED}/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(("time", "ladder"))]
+def links(
+    rows: Sequence[Row], spread: bool = False, kinds: tuple[str, ...] = ("time", "ladder"), folder: str = "docs/bench"
+) -> list[str]:
+    """Gives a document's links to plots of some kinds, which lie in `folder` from where it lies."""
+    return [f"![{plot.words}]({folder}/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kinds)]
 
 
 def _series(row: Row) -> Any:
@@ -92,7 +94,12 @@ def _series(row: Row) -> Any:
 
 def _slug(row: Row) -> str:
     case = row.case
-    return f"level{case['level']}-{case['layout']}-b{case['batch']}-{row.dtype}-{row.device.replace(':', '')}"
+    return f"level{case['level']}-{case['layout']}-b{case['batch']}-{row.dtype}-{_machine(row)}"
+
+
+def _machine(row: Row) -> str:
+    """Names the row's machine as a part of a file's name."""
+    return re.sub("[^a-z0-9]+", "-", machine_words(row).lower()).strip("-")
 
 
 def _words(row: Row) -> str:
@@ -139,18 +146,23 @@ def _finish(axes: Any, ticks: Sequence[float]) -> None:
 
 
 def waterfall(rows: Iterable[Row], axes: Any) -> None:
-    """Draws the ladder: what every improvement takes off the step before it, and what is left."""
+    """Draws the ladder: what every improvement takes off the step before it, what is left, and the network built anew."""
     group = sorted(rows, key=lambda row: RUNGS.index(row.provider))
+    steps, others = ([row for row in group if (row.provider in ADDED) is added] for added in (True, False))
     before = 0.0
-    for place, row in enumerate(group):
+    for place, row in enumerate(steps):
         now = row.numbers["median"]
         first = place == 0
         color = "tab:gray" if first else "tab:green" if now <= before else "tab:red"
         axes.bar(place, now if first else abs(before - now), bottom=0 if first else min(now, before), color=color)
         axes.text(place, max(now, before), f"{now:.3g} s", ha="center", va="bottom", fontsize=7)
         before = now
-    axes.bar(len(group), before, color="tab:blue")
-    axes.set_xticks(range(len(group) + 1), [*(row.provider for row in group), "left"], rotation=40, ha="right", fontsize=7)
+    axes.bar(len(steps), before, color="tab:blue")
+    for place, row in enumerate(others, len(steps) + 1):
+        axes.bar(place, row.numbers["median"], color="tab:blue")
+        axes.text(place, row.numbers["median"], f"{row.numbers['median']:.3g} s", ha="center", va="bottom", fontsize=7)
+    names = [*(row.provider for row in steps), "left", *(row.provider for row in others)]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=7)
     case = group[0].case
     axes.set(ylabel="seconds a guided step", title=f"{case['model']}, {case['frames']} frames, {machine_words(group[0])}")
     axes.title.set_fontsize(8)

@@ -1,11 +1,13 @@
 """Result files as Markdown tables and plots; with --readme, rewrites a document's tables between its markers.
 
-A marker is a line `<!-- bench:NAME -->` up to `<!-- /bench:NAME -->`, NAME one of the tables, or `plots` for links.
+A marker is a line `<!-- bench:NAME -->` up to `<!-- /bench:NAME -->`, NAME one of the tables, or for links `plots` (times and
+ladders, from the root) and `more-plots` (rooflines and memory, from docs).
 """
 
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from . import plots
@@ -14,7 +16,8 @@ from .tables import TABLES, newest
 
 RESULTS = Path(__file__).parent / "results"
 # what a document's markers may name
-BLOCKS = {**TABLES, "plots": plots.links}
+MORE = partial(plots.links, kinds=("roofline", "memory"), folder="bench")
+BLOCKS: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {**TABLES, "plots": plots.links, "more-plots": MORE}
 BLOCK = r"(<!-- {kind}:([\w-]+) -->\n).*?(<!-- /{kind}:\2 -->)"
 
 

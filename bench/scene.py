@@ -23,6 +23,10 @@ from .transformer import WIDER, Attend, transformer_by_passes, without_waste
 # 2.3e-2 in bfloat16 and up to 6e-6 in float32; one without the regulariser 0.08 (full width, 2 frames) to 0.18 (mini, 4)
 ERROR_BUDGET = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float32: 2e-5}
 TAR = TAR_PRESETS["64D1_32D8"]
+# how torch.compile may search: its own modes, and its longest search for matrix products alone, which ends in minutes
+GEMM = "max-autotune-gemm"
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", GEMM)
+GEMM_OPTIONS: dict[str, bool | str] = {"max_autotune_gemm": True, "max_autotune_conv_backends": "ATEN"}
 TINY = replace(
     MODELS["mini"],
     name="tiny",
@@ -67,7 +71,7 @@ def temporal_transformers(unet: UNet) -> list[tuple[TemporalTransformer, int | N
 
 @dataclass(frozen=True)
 class Scene:
-    """What a step is measured on: `compiler` is torch.compile's back end and `mode` its search, if it is inductor."""
+    """What a step is measured on: `compiler` is torch.compile's back end and `mode` of MODES its search, if it is inductor."""
 
     model: str
     frames: int
@@ -80,6 +84,18 @@ class Scene:
     @property
     def case(self) -> dict[str, Any]:
         return {"model": self.model, "frames": self.frames, "size": "x".join(map(str, self.size))}
+
+    @property
+    def search(self) -> str:
+        """Names how torch.compile searches here."""
+        return self.mode if self.compiler == "inductor" else self.compiler
+
+    def compiled(self, unet: UNet) -> Callable[..., Tensor]:
+        """Hands a network to torch.compile, whole and for its shapes alone."""
+        chosen: dict[str, Any] = {}
+        if self.compiler == "inductor":
+            chosen = {"options": GEMM_OPTIONS} if self.mode == GEMM else {"mode": self.mode}
+        return torch.compile(unet, backend=self.compiler, fullgraph=True, dynamic=False, **chosen)
 
     @property
     def spec(self) -> Spec:

@@ -1,6 +1,7 @@
 """How far a run in some dtype strays from float32's (float32 from float64's) with the same noise, step by step."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from vstar_engine.schedule import Schedule
 from vstar_engine.tar import table
 from vstar_engine.unet import UNet
 
+from .contest import NotHere, Pace
 from .rows import WRONG, Row, Rows
 from .scene import TAR, Scene, trained_unet
 from .seeded import lay_out, step_inputs
@@ -58,8 +60,8 @@ def walk(scene: Scene, network: Callable[[int], UNet], dtype: torch.dtype, steps
 
 
 @torch.no_grad()
-def measure(scene: Scene, steps: int, rows: Rows) -> None:
-    """Walks both runs side by side and writes cosine and PSNR of every step's latents."""
+def measure(scene: Scene, steps: int, rows: Rows, pace: Pace) -> None:
+    """Walks both runs side by side and writes cosine and PSNR of every step's latents, of as many as there is time for."""
     wide = WIDER[scene.dtype]
     ours = lay_out(trained_unet(scene.spec, scene.device, scene.dtype), "channels_last")
     exact = trained_unet(scene.spec, scene.device, scene.dtype).to(wide)
@@ -68,13 +70,21 @@ def measure(scene: Scene, steps: int, rows: Rows) -> None:
     until = TAR.until_step if TAR else -1
     right = walk(scene, lambda index: regularised if index <= until else plain, wide, steps)
     pairs = zip(walk(scene, lambda index: ours, scene.dtype, steps), right, strict=True)
-    found = [(cosine(*pair), psnr(*pair)) for pair in pairs]
+    found: list[tuple[float, float]] = []
+    longest, begun = 0.0, time.monotonic()
+    while pace.left > longest and (pair := next(pairs, None)):
+        found.append((cosine(*pair), psnr(*pair)))
+        longest, begun = max(longest, time.monotonic() - begun), time.monotonic()
+    if not found:
+        raise NotHere("0 s were left")
     cosines, ratios = ([round(x, 6) for x in column] for column in zip(*found, strict=True))
     numbers = {"cosine": cosines, "psnr": ratios, "last_cosine": cosines[-1], "last_psnr": ratios[-1], "against": str(wide)[6:]}
     # seeded weights may amplify any rounding, so they are held to nothing
     trained = scene.model in bundled.BUNDLED
     case = {"part": "trajectory", **scene.case, "steps": steps, "weights": "trained" if trained else "seeded"}
     row = Row("pipeline", case, "ours", str(scene.dtype)[6:], str(scene.device), numbers=numbers)
+    if len(found) < steps:
+        row = replace(row, note=f"{len(found)} of {steps} steps, then the time was spent")
     if trained and not cosines[-1] >= LEAST_COSINE:
         words = f"the last latents' cosine is {cosines[-1]:.3f}, wanted at least {LEAST_COSINE}"
         row = replace(row, status=WRONG, note=words, numbers={})

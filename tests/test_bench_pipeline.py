@@ -17,11 +17,13 @@ from vstar_engine.bench.ladder import (
     BASELINE,
     CLEAN,
     COMPILE,
+    COMPILED,
     DTYPE,
     ENGINE,
     GRAPH,
     HOISTED,
     IMPROVEMENTS,
+    TENSORRT,
     Step,
 )
 from vstar_engine.bench.profile import PAGE, TRACE
@@ -33,7 +35,7 @@ from vstar_engine.errors import DeviceError
 from vstar_engine.layers import CrossAttention
 
 CPU = torch.device("cpu")
-EAGER = [name for name in IMPROVEMENTS if name not in (COMPILE, GRAPH)]
+EAGER = [name for name in IMPROVEMENTS if name not in {*COMPILED, GRAPH}]
 PACE = Pace(rounds=1, warmup=0)
 
 
@@ -113,7 +115,9 @@ def test_a_rung_left_out_is_left_out(tiny: Scene) -> None:
     assert names[:3] == ["published, with preview", "published", f"+ {HOISTED}"]
     assert f"+ {CLEAN}" not in names
     features = {provider.name: provider.facts["features"] for provider in Step(tiny).ladder(without=[CLEAN]).providers[1:]}
-    assert all(CLEAN not in found for found in features.values())
+    assert all(CLEAN not in found for name, found in features.items() if name.startswith("+"))
+    assert set(features[f"or {AOTI}"]) == ENGINE | {AOTI}
+    assert f"or {TENSORRT}" not in [provider.name for provider in Step(tiny).ladder(without=[TENSORRT]).providers]
     assert GRAPH in features[f"+ {GRAPH}"]
 
 
@@ -123,7 +127,7 @@ def test_a_spoiled_kernel_is_refused(tiny: Scene, tmp_path: Path, monkeypatch: p
     real = step.call(ENGINE)
     monkeypatch.setitem(step.built, ENGINE, lambda: 1.001 * real())
     with Rows(tmp_path / "rows.jsonl", "test") as rows:
-        hold(step.headline(compiled=False), rows, PACE)
+        hold(step.headline(COMPILED), rows, PACE)
     found = {row.provider: row.status for row in read([tmp_path / "rows.jsonl"])}
     assert (found["ours"], found["clean eager"], found["published"]) == (WRONG, OK, OK)
     assert found["ours, CUDA graph"] == SKIPPED
@@ -152,7 +156,7 @@ def test_a_missing_mp4_library_is_a_row(tiny: Scene, tmp_path: Path, monkeypatch
 
 def test_the_trajectory_follows_float64_and_sees_a_missing_regulariser(tiny: Scene, tmp_path: Path) -> None:
     with Rows(tmp_path / "rows.jsonl", "test") as rows:
-        trajectory.measure(tiny, 3, rows)
+        trajectory.measure(tiny, 3, rows, PACE)
     (row,) = read([tmp_path / "rows.jsonl"])
     assert len(row.numbers["cosine"]) == len(row.numbers["psnr"]) == 3
     assert row.numbers["last_cosine"] > 0.99999

@@ -1,17 +1,23 @@
 """`bench report`: tables and plots from rows, documents made current, and README's tables are."""
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from vstar_engine import cli
-from vstar_engine.bench import tables
+from vstar_engine.bench import machine, plots, tables
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import BANDWIDTH
+from vstar_engine.bench.command import command_line
+from vstar_engine.bench.contest import BANDWIDTH, Contest, Pace, Provider, hold
+from vstar_engine.bench.ladder import ENGINE
 from vstar_engine.bench.report import RESULTS, rendered, renewed
 from vstar_engine.bench.rows import ABSENT, WRONG, Row, Rows, read
 
@@ -104,6 +110,18 @@ def test_a_ladder_reads_from_the_published_step_down() -> None:
     ]
 
 
+def test_a_drift_between_contests_is_said_beside_each_of_them() -> None:
+    def engine(part: str, name: str, median: float, features: frozenset[str] = ENGINE) -> Row:
+        row = pipeline(part, name, median)
+        return replace(row, run="1", numbers={**row.numbers, "features": sorted(features)})
+
+    rows = [engine("headline", "ours", 0.12), engine("ablation", "all", 0.15), engine("ladder", "published", 0.9, frozenset())]
+    words = "The engine's step took 120 ms to 150 ms at 16 frames in the contests of this run: compare within one\n"
+    assert all(words in rendered(part, rows) for part in ("headline", "ablation", "ladder"))
+    near = [rows[0], engine("ablation", "all", 0.13)]
+    assert "compare within one" not in rendered("headline", near) + rendered("headline", [rows[0], replace(rows[1], run="2")])
+
+
 def test_a_whole_video_names_what_it_includes() -> None:
     whole = pipeline("whole", "ours", 11.0, steps=5)
     whole = replace(whole, numbers={**whole.numbers, "includes": ["UNet step", "VAE"]})
@@ -178,26 +196,55 @@ def test_committed_rows_were_measured_on_committed_code() -> None:
         assert not re.search("/tmp|/home|/root", row.command)
 
 
-def test_the_plots_that_readme_shows_are_there() -> None:
+def test_every_plot_is_shown_in_one_document() -> None:
     shown = re.findall(r"\]\((docs/bench/[^)]+)\)", (ROOT / "README.md").read_text())
-    assert shown
-    assert [path for path in shown if not (ROOT / path).is_file()] == []
+    linked = re.findall(r"\]\((bench/[^)]+)\)", (ROOT / "docs/benchmarks.md").read_text())
+    there = [f"docs/bench/{path.name}" for path in (ROOT / "docs/bench").iterdir()]
+    assert sorted([*shown, *(f"docs/{path}" for path in linked)]) == sorted(there)
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_plots_are_drawn_and_the_same_rows_draw_the_same(tmp_path: Path, ending: str) -> None:
     pytest.importorskip("matplotlib")
-    from vstar_engine.bench import plots
-
     rows = [attention(name, frames, frames / 1e3) for name in ("ours", "SDPA without TAR") for frames in (16, 64)]
     rows += [pipeline("ladder", name, taken) for name, taken in (("published", 2.0), ("+ hoisted g", 1.0), ("+ no waste", 1.5))]
     first, second = (plots.draw(rows, tmp_path / name, ending) for name in "ab")
-    slug = "level0-fused-b1-float32-cpu"
-    names = [f"roofline-{slug}", f"time-{slug}", f"memory-{slug}", "ladder-mini-16f-float32-cpu"]
+    slug = "level0-fused-b1-float32-a-processor-2-threads"
+    names = [f"roofline-{slug}", f"time-{slug}", f"memory-{slug}", "ladder-mini-16f-float32-a-processor-2-threads"]
     assert [path.name for path in first] == [f"{name}.{ending}" for name in names]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert all(path.stat().st_size > 5000 for path in first)
     assert plots.links(rows)[0].endswith(f"(docs/bench/time-{slug}.svg)")
+
+
+def test_plots_of_two_gpus_are_two_files() -> None:
+    rows = [
+        replace(row, device="cuda:0", machine={**MACHINE, "gpu": f"NVIDIA {gpu}"})
+        for gpu in ("H100", "H200")
+        for row in (attention("ours"), pipeline("ladder", "published", 2.0))
+    ]
+    names = [plot.name for plot in plots.planned(rows)]
+    assert len(set(names)) == len(names) == 8
+    assert "ladder-mini-16f-float32-nvidia-h200" in names
+
+
+def test_growth_sets_every_provider_against_the_frames() -> None:
+    rows = [attention("ours", frames, frames / 1e3) for frames in (16, 64)] + [attention("SDPA without TAR", 64, 0.3)]
+    rows += [pipeline("headline", "clean eager", 1.0), pipeline("headline", "clean eager", 5.0, frames=64)]
+    attended, _, step = (part.splitlines() for part in rendered("growth", rows).split("\n\n")[1:4])
+    assert attended[0] == "| frames | 16 | MiB | 64 | MiB | time grows | memory grows |"
+    assert attended[2:] == ["| ours | 16 ms | 16 | 64 ms | 64 | 4x | 4x |", "| SDPA without TAR |  |  | 300 ms | 64 |  |  |"]
+    assert step[2:] == ["| clean eager | 1 s | 1 | 5 s | 1 | 5x | 1x |"]
+    assert rendered("growth", rows[:1]) == ""
+
+
+def test_committed_plots_are_those_of_the_committed_rows(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    if f"matplotlib=={matplotlib.__version__}\n" not in (ROOT / "constraints.txt").read_text():
+        pytest.skip(f"matplotlib {matplotlib.__version__} draws other bytes than the pinned one")
+    drawn = plots.draw(tables.newest(read(sorted(RESULTS.glob("*.jsonl")))), tmp_path, "svg")
+    committed = {path.name: path.read_bytes() for path in (ROOT / "docs/bench").iterdir()}
+    assert {path.name: path.read_bytes() for path in drawn} == committed
 
 
 def test_plots_without_matplotlib_are_one_sentence(
@@ -221,7 +268,7 @@ def test_an_old_file_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.slow
 def test_a_cold_start_is_measured_in_its_own_process(tmp_path: Path) -> None:
     results = tmp_path / "rows.jsonl"
-    assert main(["engine", "--rehearse", "--no-compile", "--out", str(results)]) == 0
+    assert main(["engine", "--rehearse", "--out", str(results)]) == 0
     table = {row.provider: row.numbers for row in read([results])}
     spans = [table[name]["median"] for name in ("import", "load", "first step", "second step")]
     assert all(taken > 0 for taken in spans)
@@ -230,9 +277,122 @@ def test_a_cold_start_is_measured_in_its_own_process(tmp_path: Path) -> None:
     assert table["bytes"]["host_bytes"] > table["bytes"]["disk_bytes"]
 
 
+class Starts:
+    """Stands for the process of a cold start, of 2 seconds by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.count = 0.0, 0
+        monkeypatch.setattr("vstar_engine.bench.engine.cold_start", self)
+        monkeypatch.setattr("vstar_engine.bench.engine.time", self)
+        monkeypatch.setattr("vstar_engine.bench.contest.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def __call__(self, args: object) -> dict[str, float]:
+        self.now, self.count = self.now + 2, self.count + 1
+        return dict.fromkeys(("process", "import", "load", "first_step", "second_step", "host_bytes", "device_bytes"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "starts"),
+    [([], 4), (["--rounds", "9", "--limit", "9"], 4), (["--budget", "5"], 2), (["--budget", "1"], 2), (["--budget", "0"], 0)],
+)
+def test_cold_starts_heed_limit_and_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], starts: int
+) -> None:
+    made, results = Starts(monkeypatch), tmp_path / "rows.jsonl"
+    assert main(["engine", *flags, "--out", str(results)]) == 0
+    assert made.count == starts
+    rows = read([results])
+    assert [row.status for row in rows] == (["ok"] * 6 if starts else ["skipped"])
+    assert all(row.numbers["rounds"] == starts - 1 for row in rows[:-1])
+
+
+def test_builds_are_rows_and_who_lacks_a_library_is_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "rows.jsonl"
+    manifest = {"folder": "here", "seconds": 39.5, "peak_memory": 2**30, "files": [{"bytes": 2**20}, {"bytes": 2**21}]}
+
+    def run(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        if command[0] == "git":
+            return subprocess.CompletedProcess(command, 1, "", "")
+        assert len({how["env"][name] for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}) == 1
+        if "onnxruntime" in command:
+            return subprocess.CompletedProcess(command, 7, "", "vstar-engine: needs the onnx package\n")
+        return subprocess.CompletedProcess(command, 0, "a line\n" + json.dumps(manifest), "")
+
+    def contest(folders: list[Path], frames: int) -> Contest:
+        assert [*map(str, folders)] == ["here"]
+        case = {"part": "step", "model": "mini", "frames": frames, "size": "96x128"}
+        providers = [Provider("eager", lambda: lambda: torch.ones(()), traced=False)]
+        return Contest("engine", case, torch.float32, torch.device("cpu"), providers, lambda _, answer: 0.0, 1e-6)
+
+    monkeypatch.setattr("vstar_engine.bench.engine.subprocess.run", run)
+    monkeypatch.setattr("vstar_engine.bench.engine.built_step.contest", contest)
+    flags = ["--no-starts", "--builds", "onnxruntime", "inductor", "--out", str(results)]
+    assert main(["engine", *flags]) == 0
+    lacking, build, step = read([results])
+    assert (lacking.provider, lacking.status, lacking.note) == (
+        "onnxruntime",
+        "not installed",
+        "vstar-engine: needs the onnx package",
+    )
+    assert build.numbers["median"] == 39.5
+    said = rendered("engine", [build, step])
+    assert "| build: inductor | 39.5 s, disk 3 MiB, host 1024 MiB |" in said
+    assert "| step: eager | " in said
+
+
 def test_a_cold_start_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "rows.jsonl"
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nCheckpointError: damaged\n")
     monkeypatch.setattr("vstar_engine.bench.engine.subprocess.run", lambda *_, **__: failed)
-    assert main(["engine", "--no-compile", "--out", str(results)]) == 1
+    assert main(["engine", "--out", str(results)]) == 1
     assert [(row.status, row.note) for row in read([results])] == [("failed", "RuntimeError: CheckpointError: damaged")]
+
+
+def test_a_command_names_no_place_of_this_machine() -> None:
+    words = ["pipeline", "--out", "/tmp/rows.jsonl", "--profile", "/tmp/found/here", "--weights=/root/vc2/", "--frames", "16"]
+    assert command_line(words) == "vstar-engine bench pipeline --profile here --weights=vc2/ --frames 16"
+    assert command_line(["kernels", "--out=rows.jsonl", "--providers", "ours, g = 0"]) == (
+        "vstar-engine bench kernels --providers 'ours, g = 0'"
+    )
+
+
+@pytest.mark.parametrize(("given", "dirty"), [("0123456789" * 4, False), ("0123456789" * 4 + "+", True)])
+def test_a_copy_without_git_names_its_commit(given: str, dirty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSTAR_COMMIT", given)
+    assert machine.commit() == {"commit": "0123456789" * 4, "dirty": dirty, "commit_from": "VSTAR_COMMIT"}
+    monkeypatch.setenv("VSTAR_COMMIT", "main")
+    with pytest.raises(ValueError, match=r"VSTAR_COMMIT takes 40 hexadecimal digits.*got 'main'"):
+        machine.commit()
+    monkeypatch.delenv("VSTAR_COMMIT")
+    monkeypatch.setattr(machine, "_said_by", lambda *words: None)
+    assert machine.commit() == {"commit": None, "dirty": None, "commit_from": None}
+
+
+def stopped() -> Callable[[], Tensor]:
+    raise SystemExit(143)
+
+
+def test_a_contest_that_is_cut_off_keeps_who_was_right(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def contest(*prepared: Callable[[], Callable[[], Tensor]]) -> Contest:
+        providers = [Provider(name, prepare) for name, prepare in zip("ab", prepared, strict=True)]
+        return Contest("t", {}, torch.float32, torch.device("cpu"), providers, lambda _, answer: float(answer - 1), 1e-6)
+
+    def right() -> Callable[[], Tensor]:
+        return lambda: torch.ones(())
+
+    with pytest.raises(SystemExit), Rows(path, "test") as rows:
+        hold(contest(right, stopped), rows, Pace(rounds=3))
+    first, second = read([path])
+    assert (first.provider, first.status, first.outcome, first.numbers["alone"]) == ("a", "ok", "interrupted", True)
+    assert first.numbers["median"] > 0
+    assert (second.status, second.note) == ("skipped", "stopped after 0 s of preparing it")
+    with Rows(path, "test") as rows:
+        hold(contest(right, right), rows, Pace(rounds=3))
+    whole = [row for row in read([path]) if row.outcome == "complete"]
+    assert [(row.provider, row.numbers["rounds"]) for row in whole] == [("a", 3), ("b", 3)]
+    assert not any(row.numbers.get("alone") for row in whole)
