@@ -1,15 +1,27 @@
 #!/usr/bin/env bash
 # Tests and measures this checkout on a GPU machine, uninstalled and without a network, within a number of minutes.
 #
-#   bench/on_gpu.sh OUT [--minutes N]    OUT gets at most 8 flat files, each under 16 MiB; N is 9 unless given
-#   bench/on_gpu.sh OUT --rehearse       the same on the CPU with tiny shapes
+#   bench/on_gpu.sh OUT                            the parts of FIRST, the most valuable first, in 9 minutes
+#   bench/on_gpu.sh OUT --parts compiled autotune  only these; OUT keeps what earlier runs left there
+#   bench/on_gpu.sh OUT --minutes N --rehearse     another time; the same on the CPU with tiny shapes
 #
-# The most valuable part first, every row on disk as it is found (rows.jsonl). Runs every part for which time is left, then exits
-# with 1 if any failed. PYTHON names the interpreter, else python or python3 from the path.
+# A machine that is lent for ten minutes at a time takes three runs: without --parts, then the compilers (compiled autotune), then
+# the rest (blocks fused shapes ladder). OUT gets at most 8 flat files, each under 16 MiB; every row is on disk as it is
+# found (rows.jsonl). Exits with 1 if any part failed. PYTHON names the interpreter, else python or python3 from the path.
+# VSTAR_COMMIT names the commit of a copy that git knows nothing of (40 digits, a + behind them where it was changed).
 set -u
 
+# seconds of what a run has: a part's share of the time left is its own by those still to come, so none is lost and all fit
+declare -A SECONDS_OF=(
+    [machine]=8 [kernels]=45 [step]=80 [tests]=65 [aoti]=150 [trajectory]=90 [long]=42 [fast]=60
+    [compiled]=110 [autotune]=430 [blocks]=60 [fused]=60 [shapes]=120 [ladder]=120
+)
+FIRST="machine kernels step tests aoti trajectory long fast"
+REST="compiled autotune blocks fused shapes ladder"
+
 usage() {
-    echo "usage: bench/on_gpu.sh OUT [--minutes N] [--rehearse], got: $*" >&2
+    echo "usage: bench/on_gpu.sh OUT [--minutes N] [--rehearse] [--parts NAME...], got: $*" >&2
+    echo "parts: $FIRST (without --parts); $REST" >&2
     exit 2
 }
 
@@ -19,6 +31,7 @@ folder=$1
 shift
 minutes=9
 rehearse=
+parts=
 while [ $# -gt 0 ]; do
     case $1 in
     --minutes)
@@ -27,6 +40,14 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --rehearse) rehearse=--rehearse ;;
+    --parts)
+        while [ -n "${2:-}" ] && [ "${2#-}" = "$2" ]; do
+            [ -n "${SECONDS_OF[$2]:-}" ] || usage "$given"
+            parts+="$2 "
+            shift
+        done
+        [ -n "$parts" ] || usage "$given"
+        ;;
     *) usage "$given" ;;
     esac
     shift
@@ -39,23 +60,34 @@ export PYTHONUNBUFFERED=1
 limit=$((15 * 1024 * 1024))
 end=$((SECONDS + minutes * 60))
 failed=0
-# the longest search takes longer than the network's other measurements together
-mode=default
-[ "$minutes" -ge 30 ] && mode=max-autotune-no-cudagraphs
+if [ -z "$parts" ]; then
+    parts=$FIRST
+    rm -f "$out"/{summary.txt,log.txt,rows.jsonl,profile.md,trace.json.gz}
+fi
+coming=0
+for name in $parts; do
+    coming=$((coming + SECONDS_OF[$name]))
+done
 
-# keeps a text file's last 15 MiB, in whole lines
+# once, before this run leaves anything in the checkout; with a folder that belongs to another user too
+if [ -z "${VSTAR_COMMIT:-}" ] && VSTAR_COMMIT=$(git -c safe.directory='*' rev-parse HEAD 2>/dev/null); then
+    changes=$(git -c safe.directory='*' status --porcelain -- :/ ':(top,exclude)bench/results') || changes=unknown
+    [ -z "$changes" ] || VSTAR_COMMIT+=+
+fi
+export VSTAR_COMMIT
+echo "commit ${VSTAR_COMMIT:-unknown, so the rows cannot be committed: set VSTAR_COMMIT}" | tee -a "$out/summary.txt"
+
+# keeps a text file's first 15 MiB, in whole lines: the most valuable parts come first
 trim() {
     if [ -f "$1" ] && [ "$(wc -c <"$1")" -gt "$limit" ]; then
-        tail -c "$limit" "$1" | sed 1d >"$1.tail" && mv "$1.tail" "$1"
+        head -c "$limit" "$1" | sed '$d' >"$1.head" && mv "$1.head" "$1"
     fi
 }
 
-# part NAME SECONDS COMMAND...: runs a command for so many of nine minutes' seconds, into log.txt, its outcome into summary.txt
+# part COMMAND...: runs the command of part $name for the $seconds that are its share, into log.txt, its outcome into summary.txt
 part() {
-    local name=$1 seconds=$(($2 * minutes / 9)) begun=$SECONDS code
-    shift 2
-    [ "$seconds" -lt $((end - begun)) ] || seconds=$((end - begun))
-    if [ "$seconds" -lt 10 ]; then
+    local begun=$SECONDS code
+    if [ "$seconds" -lt 5 ]; then
         echo "$name: not started, $((end - begun)) s are left" | tee -a "$out/summary.txt"
         return
     fi
@@ -63,37 +95,54 @@ part() {
     timeout -k 5 "$seconds" "$@" >"$out/part.txt" 2>&1
     code=$?
     [ "$code" -eq 0 ] || failed=1
-    cat "$out/part.txt" >>"$out/log.txt"
+    # of a long story the end: what went wrong stands there
+    tail -c 1000000 "$out/part.txt" >>"$out/log.txt"
     tail -n 40 "$out/part.txt"
     rm -f "$out/part.txt"
     trim "$out/log.txt"
     trim "$out/rows.jsonl"
-    echo "$name: exit code $code after $((SECONDS - begun)) s" | tee -a "$out/summary.txt"
+    echo "$name: exit code $code after $((SECONDS - begun)) of $seconds s" | tee -a "$out/summary.txt"
 }
 
-# bench NAME SECONDS WHAT...: measures; what has begun after three quarters of the time may end
+# bench WHAT...: measures; what has begun after three quarters of the time may end
 bench() {
-    local name=$1 seconds=$2
-    shift 2
     # shellcheck disable=SC2086
-    part "$name" "$seconds" "$python" -m vstar_engine.bench "$@" --out "$out/rows.jsonl" --budget $((seconds * minutes / 12)) $rehearse
+    part "$python" -m vstar_engine.bench "$@" --out "$out/rows.jsonl" --budget $((seconds * 3 / 4)) $rehearse
 }
 
-rm -f "$out"/{summary.txt,log.txt,rows.jsonl,profile.md,trace.json.gz}
-part machine 20 sh -c 'nvidia-smi || echo "no nvidia-smi: not a GPU machine"'
+step() {
+    bench pipeline --full --rounds 3 "$@"
+}
 
-# only these files: others import libraries that such a machine may lack
-# shellcheck disable=SC2046
-part gpu_tests 110 "$python" -m pytest -m "gpu and not slow" -q -rs --durations=5 -p no:cacheprovider $(grep -lE 'mark\.gpu\b' tests/test_*.py)
+run() {
+    case $1 in
+    machine) part sh -c 'nvidia-smi || echo "no nvidia-smi: not a GPU machine"' ;;
+    kernels) bench kernels --frames 64 16 --limit 10 ;;
+    step) step --frames 64 --parts headline stages --no-compile --profile "$out" ;;
+    # only these files: others import libraries that such a machine may lack. A line a test, as it ends
+    # shellcheck disable=SC2046
+    tests) part "$python" -m pytest -m "gpu and not slow" -v -rs --durations=5 -p no:cacheprovider \
+        $(grep -lE 'mark\.gpu\b' tests/test_*.py) ;;
+    aoti) step --frames 64 --parts headline --providers ours "ours, AOTInductor" ;;
+    trajectory) step --frames 64 --parts trajectory ;;
+    long) step --frames 128 --parts headline --providers ours "clean eager" ;;
+    fast) step --frames 64 --parts fast ;;
+    compiled) step --frames 64 --parts headline --providers ours "clean compiled" --compile-mode default ;;
+    # the longest search would not end: it also tries every pointwise kernel again and again
+    autotune) step --frames 64 --parts headline --providers ours "clean compiled" --compile-mode max-autotune-gemm ;;
+    blocks) bench roofline --measure --frames 64 --rounds 3 ;;
+    fused) bench kernels --op groupnorm_silu geglu temporal_convolution --frames 64 --levels 0 1 2 --limit 3 ;;
+    shapes) bench kernels --frames 32 128 256 --levels 0 1 2 --limit 5 ;;
+    ladder) step --frames 16 --parts ladder --no-compile ;;
+    esac
+}
 
-bench kernels 60 kernels --frames 64 16 --limit 10
-bench step 110 pipeline --full --frames 64 --parts headline stages --no-compile --rounds 3 --profile "$out"
-bench blocks 50 roofline --measure --frames 64 --rounds 3
-bench compiled 150 pipeline --full --frames 64 --parts headline --compile-mode "$mode" --rounds 3
-bench fused 40 kernels --op groupnorm_silu geglu temporal_convolution --frames 64 --levels 0 1 2 --limit 3
-bench shapes 60 kernels --frames 32 128 256 --levels 0 1 2 --limit 5
-bench ladder 100 pipeline --full --frames 16 --parts ladder trajectory --no-compile --rounds 3
-bench fast 90 pipeline --full --frames 16 --parts fast --rounds 3
+for name in $parts; do
+    left=$((end - SECONDS))
+    seconds=$((left * SECONDS_OF[$name] / coming))
+    coming=$((coming - SECONDS_OF[$name]))
+    run "$name"
+done
 if [ -f "$out/trace.json.gz" ] && [ "$(wc -c <"$out/trace.json.gz")" -gt "$limit" ]; then
     rm "$out/trace.json.gz"
     echo "trace.json.gz was larger than 15 MiB and is left out" | tee -a "$out/summary.txt"
