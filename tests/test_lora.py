@@ -1,5 +1,6 @@
 """LoRA files in each layout give the same merged weights; what does not fit is refused with what was expected."""
 
+import json
 import re
 
 import pytest
@@ -98,6 +99,36 @@ def test_every_layout_merges_to_the_definition(layout, tmp_path):
     untouched = f"{UNET}out.2.weight"
     assert torch.equal(merged[untouched], base[untouched])
     assert merged[untouched].dtype == base[untouched].dtype
+
+
+CONFIGURED = {
+    "alpha": ({"unet.r": RANK, "unet.lora_alpha": ALPHA}, ALPHA / RANK),
+    "by the root of the rank": ({"unet.lora_alpha": ALPHA, "unet.use_rslora": True}, ALPHA / RANK**0.5),
+    "a text tower's": ({"text_encoder.lora_alpha": ALPHA}, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURED)
+def test_alpha_in_the_metadata_counts(case, tmp_path):
+    told, scale = CONFIGURED[case]
+    path = tmp_path / "lora.safetensors"
+    save_file(peft(factors([TO_Q]), scale=1.0), path, metadata={"lora_adapter_metadata": json.dumps(told)})
+    assert Lora.read(path, MINI).layers[TO_Q].scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"unet.lora_alpha": 6, "unet.alpha_pattern": {"to_q": 3}}', "its metadata sets alpha_pattern, which is not read"),
+        ("[1]", "is no configuration of a LoRA"),
+        ('{"unet.lora_alpha": "x"}', "is no configuration of a LoRA"),
+    ],
+)
+def test_metadata_that_cannot_be_followed_is_refused(text, said, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file(peft(factors([TO_Q])), path, metadata={"lora_adapter_metadata": text})
+    with pytest.raises(CheckpointError, match=said):
+        Lora.read(path, MINI)
 
 
 def test_several_add_up(tmp_path):

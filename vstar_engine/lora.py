@@ -4,6 +4,7 @@ A layer's weight W becomes W + strength * alpha / rank * up @ down, in float32, 
 to take a LoRA out, the weights are read again, so that what comes back is exactly what was there.
 """
 
+import json
 import logging
 import math
 import re
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +33,8 @@ PART = re.compile(
 )
 PARTS = {"A": "down", "B": "up"}
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
+# where diffusers keeps a LoRA's configuration in a file's metadata, as JSON: {"unet.r": 8, "unet.lora_alpha": 16, ...}
+CONFIGURATION = "lora_adapter_metadata"
 # parts of a text tower, which stays as it is
 TEXT = re.compile(r"(base_model\.model\.)?(lora_te\d?_|text_encoder(_\d)?\.|text_model\.)")
 RESIDUAL = {
@@ -103,6 +106,7 @@ class Lora:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
+        alpha, rooted = _configured(path)
         shapes = layer_shapes(spec)
         known = {name.replace(".", "_"): official for name, official in names(spec, shapes).items()}
         parts: dict[str, dict[str, Tensor]] = {}
@@ -122,7 +126,9 @@ class Lora:
                 "read: save it as a LoRA with down, up and alpha"
             )
         _check_names(path, [layer for layer in parts if layer not in known], len(parts), known)
-        layers = {known[layer]: _layer(path, layer, found, shapes[known[layer]]) for layer, found in parts.items()}
+        for layer in parts.values() if alpha is not None else ():
+            layer.setdefault("alpha", torch.tensor(alpha))
+        layers = {known[name]: _layer(path, name, layer, shapes[known[name]], rooted) for name, layer in parts.items()}
         if not layers:
             raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
         if text:
@@ -182,7 +188,25 @@ def _check_names(path: Path, unknown: list[str], count: int, known: Mapping[str,
         )
 
 
-def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Layer:
+def _configured(path: Path) -> tuple[float | None, bool]:
+    """Reads the alpha of all layers from a file's metadata, and whether it goes by the rank's root (arXiv 2312.03732)."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(CONFIGURATION, "{}")
+    try:
+        whole = json.loads(text)
+        told = {key.rpartition(".")[2]: value for key, value in whole.items() if not TEXT.match(key)}
+        alpha = None if told.get("lora_alpha") is None else float(told["lora_alpha"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata {CONFIGURATION} is no configuration of a LoRA ({error})") from error
+    own = [key for key in ("alpha_pattern", "use_dora") if told.get(key)]
+    if own:
+        raise CheckpointError(
+            f"{path}: its metadata sets {', '.join(own)}, which is not read: save it with an alpha tensor a layer"
+        )
+    return alpha, bool(told.get("use_rslora"))
+
+
+def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...], rooted: bool) -> Layer:
     if not {"down", "up"} <= parts.keys():
         raise CheckpointError(f"{path} has only {', '.join(sorted(parts))} of layer {name}; down and up are needed")
     down, up = parts["down"], parts["up"]
@@ -197,7 +221,7 @@ def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int,
         )
     for part in (down, up):
         check_finite(f"{path}: layer {name}", part)
-    return Layer(down, up, float(parts["alpha"]) / rank if "alpha" in parts else 1.0)
+    return Layer(down, up, float(parts["alpha"]) / (math.sqrt(rank) if rooted else rank) if "alpha" in parts else 1.0)
 
 
 class Adapted(Weights):
