@@ -94,16 +94,17 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
     stages: dict[str, float] = {}
 
     def report(line: str) -> None:
-        stages[line] = time.monotonic()
+        stages.setdefault(line.partition(": ")[0], time.monotonic())  # a long one is announced again and again
         print(f"{backend}: {line}", flush=True)
 
     # a temporary folder's files are gone when the network is loaded
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
-        builder.build(settings, weights, Path(folder), report)
+        facts = builder.build(settings, weights, Path(folder), report)
         seconds = time.monotonic() - begun
         files = [{"name": path.name, "bytes": path.stat().st_size} for path in Path(folder).iterdir() if path.is_file()]
-        artifact = Artifact(Path(folder), {"identity": {"options": builder.options(settings)}, "files": files})
+        manifest = {"identity": {"options": builder.options(settings)}, "facts": facts, "files": files}
+        artifact = Artifact(Path(folder), manifest)
         try:
             denoiser = backend_named(backend).load(artifact, device=scene.device, dtype=scene.dtype)
         except EngineError as error:
