@@ -48,7 +48,7 @@ def ways(called=None):
 )
 def test_the_faster_way_is_kept(seconds, wanted, caplog):
     timer = Timer(**seconds)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="vstar_engine"):
         assert fastest("case", ways(), timer) == wanted
         # both in turn, each as often
         assert timer.timed == ["plain", "ours"] * module.ROUNDS

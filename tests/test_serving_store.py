@@ -246,7 +246,7 @@ def test_files_that_the_database_does_not_know_are_set_aside_and_that_is_said(ke
 
 @pytest.mark.parametrize(("settings", "left"), [({"keep_for": 3600}, 0), ({"keep_bytes": 4050}, 1), ({"keep_bytes": 9999}, 2)])
 def test_what_was_set_aside_is_kept_no_longer_than_videos(tmp_path, settings, left, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="vstar_engine")
     aside = tmp_path / "videos" / "unknown"
     aside.mkdir(parents=True)
     for number, size in enumerate((3000, 2000)):
@@ -258,7 +258,7 @@ def test_what_was_set_aside_is_kept_no_longer_than_videos(tmp_path, settings, le
 
 
 def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="vstar_engine")
     failed = list(kept.ends)[1]
     kept.failed.add(failed)
     asyncio.run(retention.sweep(kept, Settings(data=tmp_path), list))
