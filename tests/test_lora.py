@@ -122,6 +122,7 @@ def test_alpha_in_the_metadata_counts(case, tmp_path):
         ('{"unet.lora_alpha": 6, "unet.alpha_pattern": {"to_q": 3}}', "its metadata sets alpha_pattern, which is not read"),
         ("[1]", "is no configuration of a LoRA"),
         ('{"unet.lora_alpha": "x"}', "is no configuration of a LoRA"),
+        ('{"unet.lora_alpha": NaN}', "lora_alpha is nan"),
     ],
 )
 def test_metadata_that_cannot_be_followed_is_refused(text, said, tmp_path):

@@ -196,6 +196,8 @@ def _configured(path: Path) -> tuple[float | None, bool]:
         whole = json.loads(text)
         told = {key.rpartition(".")[2]: value for key, value in whole.items() if not TEXT.match(key)}
         alpha = None if told.get("lora_alpha") is None else float(told["lora_alpha"])
+        if alpha is not None and not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha is {alpha}")
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its metadata {CONFIGURATION} is no configuration of a LoRA ({error})") from error
     own = [key for key in ("alpha_pattern", "use_dora") if told.get(key)]
