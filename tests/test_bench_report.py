@@ -372,7 +372,7 @@ def test_a_cold_start_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_command_names_no_place_of_this_machine() -> None:
-    words = ["pipeline", "--out", "/tmp/rows.jsonl", "--profile", "/tmp/found/here", "--weights=/root/vc2/", "--frames", "16"]
+    words = ["pipeline", "--out", "/tmp/rows.jsonl", "--profile", "/tmp/found/here", "--weights=/models/vc2/", "--frames", "16"]
     assert command_line(words) == "vstar-engine bench pipeline --profile here --weights=vc2/ --frames 16"
     assert command_line(["kernels", "--out=rows.jsonl", "--providers", "ours, g = 0"]) == (
         "vstar-engine bench kernels --providers 'ours, g = 0'"
