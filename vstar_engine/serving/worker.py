@@ -13,6 +13,7 @@ It ends at once and with code 0, whatever it is doing, when the socket is closed
 import base64
 import contextlib
 import ctypes
+import gc
 import io
 import json
 import logging
@@ -335,6 +336,9 @@ def main() -> None:
     configure(message["log"], formatter(message.get("log_json", False)))
     worker = start(message, send, inbox)
     if worker is not None:
+        # the model and the libraries stay: collecting the rest need not look through them between two steps
+        gc.collect()
+        gc.freeze()
         worker.serve()
     os._exit(0)
 
