@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from ..artifacts import PRIVATE
 from ..errors import VstarError
+from . import clock
 from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
 from .job import VERSION, Job
 from .live import FAILED, failed
@@ -283,7 +284,7 @@ class JobStore:
 
     async def since(self, owner: str, seconds: float) -> list[Record]:
         """Gives an owner's jobs of the last seconds."""
-        begin = datetime.now(UTC).timestamp() - seconds
+        begin = clock.now() - seconds
         found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
         return [_record(status) for status in found]
 
@@ -322,10 +323,22 @@ class JobStore:
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
         edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
-        found = await DBOS.list_workflows_async(
-            name=WORKFLOW, status=FINISHED, limit=limit, load_input=False, load_output=False, **edge
-        )
-        return [status.workflow_id for status in found]
+        passed = 0
+        while True:
+            found = await DBOS.list_workflows_async(
+                name=WORKFLOW,
+                status=FINISHED,
+                limit=limit,
+                offset=passed,
+                load_input=False,
+                load_output=before is not None,
+                **edge,
+            )
+            # the database's clock may have been behind when the job ended
+            ids = [status.workflow_id for status in found if before is None or _end(status) <= before]
+            if ids or len(found) < limit:
+                return ids
+            passed += limit
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -351,6 +364,12 @@ def _record(status: WorkflowStatus) -> Record:
     assert status.input is not None
     job = Job.from_json(status.input["args"][0])
     return Record(job, status.created_at or 0, _outcome(status))
+
+
+def _end(status: WorkflowStatus) -> float:
+    outcome = _outcome(status)
+    assert outcome is not None
+    return outcome["at"]
 
 
 def _outcome(status: WorkflowStatus) -> dict[str, Any] | None:
