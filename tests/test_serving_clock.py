@@ -2,10 +2,16 @@
 
 import asyncio
 import os
+import shutil
+import struct
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
+from servers import Server
 
 from vstar_engine.serving import clock, live, results, retention
 from vstar_engine.serving.job import new_id
@@ -13,6 +19,8 @@ from vstar_engine.serving.settings import Settings
 
 HOUR, DAY = 3600.0, 86400.0
 TOLD = 5.0
+# longer than from one sweep to the next
+SWEPT = retention.EVERY + 5
 
 
 @pytest.fixture
@@ -64,3 +72,46 @@ def test_a_clock_that_is_set_ahead_deletes_nothing(tmp_path, set_clock):
     results.sweep(settings.videos, "own")
     assert store.before == [pytest.approx(begun - DAY, abs=TOLD)]
     assert all(path.exists() for path in kept)
+
+
+@pytest.fixture
+def set_clock_of(tmp_path):
+    """Gives the words that start a server whose clock can be set, and a function that sets it."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    library, offset = tmp_path / "set_clock.so", tmp_path / "offset"
+    source = Path(__file__).with_name("set_clock.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+
+    def set_to(seconds):
+        with offset.open("r+b" if offset.exists() else "wb") as file:
+            file.write(struct.pack("q", seconds))
+
+    set_to(0)
+    return ("env", f"LD_PRELOAD={library}", f"CLOCK_OFFSET={offset}"), set_to
+
+
+@pytest.mark.slow
+def test_a_server_whose_clock_jumps(tmp_path, set_clock_of):
+    """F15: days ahead, back and right again while jobs run: none is lost, stuck, or deleted before its day is over."""
+    prefix, set_to = set_clock_of
+    ids, phases = [], [(0, 5), (2 * DAY, SWEPT), (-2 * DAY, 10), (0, SWEPT)]
+    server = Server(tmp_path / "server", "--keep-hours", "24", prefix=prefix)
+    with server:
+        seen = []
+        for seconds, lasts in phases:
+            set_to(int(seconds))
+            end = time.monotonic() + lasts
+            with ThreadPoolExecutor(1) as pool:
+                long = pool.submit(server.create, "step=0.1", num_inference_steps=20)
+                while time.monotonic() < end:
+                    video = server.wait(server.create(), within=30)
+                    assert video["status"] == "completed"
+                    ids.append(video["id"])
+                    time.sleep(0.5)
+            ids.append(long.result())
+            seen.append(video["created_at"] - time.time())
+        videos = server.ledger(ids)
+    assert [round(ahead / DAY) for ahead in seen] == [seconds / DAY for seconds, _ in phases]
+    assert {video["status"] for video in videos} == {"completed"}
+    print(f"{len(videos)} jobs")
