@@ -29,8 +29,8 @@ def free_port():
 class Server:
     """A server over a folder; it may be killed and started again, on the same port."""
 
-    def __init__(self, folder, *options, keys=(), slow=None, prefix=(), model=False):
-        self.folder, self.port, self.prefix = Path(folder), free_port(), list(prefix)
+    def __init__(self, folder, *options, keys=(), slow=None, prefix=(), model=False, module="vstar_engine"):
+        self.folder, self.port, self.prefix, self.module = Path(folder), free_port(), list(prefix), module
         self.url = f"http://127.0.0.1:{self.port}"
         settings = {"folder": str(folder), **({"step": 0.01} if slow is None else slow)}
         renderer = () if model else ("--renderer", "slow_engine:load", "--renderer-settings", json.dumps(settings))
@@ -47,7 +47,7 @@ class Server:
 
     def spawn(self):
         """Starts it and waits for nothing."""
-        words = [*self.prefix, sys.executable, "-m", "vstar_engine", "serve", "--model", "mini", "--port", str(self.port)]
+        words = [*self.prefix, sys.executable, "-m", self.module, "serve", "--model", "mini", "--port", str(self.port)]
         path = os.pathsep.join([str(HERE.parent), str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "VSTAR_API_KEYS": "\n".join(self.keys)}
         with (self.folder / "log").open("ab") as log:
