@@ -35,7 +35,7 @@ build/openai-2.24.0: .venv/torch
 	$(INSTALL) --no-deps --target $@ openai==2.24.0 distro==1.9.0 jiter==0.19.0 sniffio==1.3.1
 
 # the long form of the server's reliability matrix: hours; KILLS and SOAK (minutes) scale it, TIMED=1 holds it to its figures,
-# on a machine that does nothing else. Rows that need Debian's strace, postgresql, chromium and chromium-driver are skipped
+# on a machine that does nothing else. Rows that need Debian's gcc, strace, postgresql, chromium and chromium-driver are skipped
 # where these are missing
 test-reliability: .venv/reliability build/openai-2.24.0
 	.venv/bin/python -m pytest -q -s -rs tests/test_serving_*.py tests/test_deploy.py --kills $(KILLS) --soak $(SOAK) $(if $(TIMED),--timed)

@@ -7,16 +7,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
 import httpx
 import psutil
 
+from vstar_engine.client import Client
+from vstar_engine.errors import ServerError
+
 HERE = Path(__file__).parent
 # what a loaded machine may take to start two Python processes
 START = 180
+# jobs that a submitter has on their way at once: enough that every kill finds some, few enough that they end
+OUTSTANDING = 8
 SMALL = {"size": "64x32", "num_frames": 8, "num_inference_steps": 5, "enhance_prompt": False}
 
 
@@ -29,8 +36,8 @@ def free_port():
 class Server:
     """A server over a folder; it may be killed and started again, on the same port."""
 
-    def __init__(self, folder, *options, keys=(), slow=None, prefix=(), model=False):
-        self.folder, self.port, self.prefix = Path(folder), free_port(), list(prefix)
+    def __init__(self, folder, *options, keys=(), slow=None, prefix=(), model=False, module="vstar_engine"):
+        self.folder, self.port, self.prefix, self.module = Path(folder), free_port(), list(prefix), module
         self.url = f"http://127.0.0.1:{self.port}"
         settings = {"folder": str(folder), **({"step": 0.01} if slow is None else slow)}
         renderer = () if model else ("--renderer", "slow_engine:load", "--renderer-settings", json.dumps(settings))
@@ -47,7 +54,7 @@ class Server:
 
     def spawn(self):
         """Starts it and waits for nothing."""
-        words = [*self.prefix, sys.executable, "-m", "vstar_engine", "serve", "--model", "mini", "--port", str(self.port)]
+        words = [*self.prefix, sys.executable, "-m", self.module, "serve", "--model", "mini", "--port", str(self.port)]
         path = os.pathsep.join([str(HERE.parent), str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "VSTAR_API_KEYS": "\n".join(self.keys)}
         with (self.folder / "log").open("ab") as log:
@@ -180,3 +187,29 @@ class Server:
             with av.open(str(path)) as container:
                 assert sum(1 for _ in container.decode(video=0)) == video["num_frames"]
         return videos
+
+
+class Submitter:
+    """Clients that go on submitting while their server dies again and again; what a reply accepted is in `ids`."""
+
+    def __init__(self, server, clients=2):
+        self.server, self.ids, self.errors, self.stopping = server, [], [], threading.Event()
+        self.pool = ThreadPoolExecutor(clients)
+        self.done = [self.pool.submit(self.run, number) for number in range(clients)]
+
+    def run(self, number):
+        with Client(self.server.url, patience=START, timeout=10) as client:
+            fields = {name: value for name, value in SMALL.items() if name != "prompt"}
+            while not self.stopping.is_set():
+                try:
+                    if sum(not video.ended for video in client.list(OUTSTANDING)) < OUTSTANDING:
+                        self.ids.append(client.submit("a tree", **fields).id)
+                except ServerError as error:
+                    self.errors.append(error)
+                time.sleep(0.02)
+
+    def stop(self):
+        self.stopping.set()
+        for future in self.done:
+            future.result()
+        self.pool.shutdown()

@@ -24,6 +24,7 @@ import re
 import resource
 import signal
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,8 @@ SIZE = (32, 64)
 BUCKET = (8, *SIZE)
 # runs of frames in which a video is decoded
 PARTS = 4
+# no test may take longer, in seconds: a job that is lost would wait for ever
+LIMIT = 60.0
 
 
 def job(prompt="a tree", *, frames=8, size=SIZE, steps=5, **fields):
@@ -49,10 +52,28 @@ def job(prompt="a tree", *, frames=8, size=SIZE, steps=5, **fields):
     return Job(prompt=prompt, states=(prompt,), frames=frames, size=size, steps=steps, **about)
 
 
-def client(folder, *, step=0.01, rules=None, **settings):
+def rules(**changed):
+    return Rules(**{"buckets": (BUCKET,), "hang_after": 2.0, **changed})
+
+
+PLAIN = rules()
+
+
+def client(folder, *, step=0.01, rules=PLAIN, **settings):
     """An `EngineClient` that runs it in a child process; results go to `folder`."""
-    rules = rules or Rules(buckets=(BUCKET,), hang_after=2.0)
     return ProcessEngine(Path(folder), {"step": step, **settings}, rules, FACTORY, environment())
+
+
+@asynccontextmanager
+async def running(folder, **settings):
+    """An engine that has started; time is up after LIMIT."""
+    async with asyncio.timeout(LIMIT):
+        engine = client(folder, **settings)
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.close(0)
 
 
 def environment():

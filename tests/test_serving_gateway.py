@@ -1,7 +1,9 @@
 """The gateway in this process, with the real store and an engine that the test plays: what is told when, and what is left."""
 
 import asyncio
+import sqlite3
 import threading
+import time
 
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
@@ -174,6 +176,24 @@ def test_what_a_job_left_that_the_database_gave_up_is_swept(tmp_path, monkeypatc
 
     found, wanted = scenario(tmp_path, act)
     assert found == wanted
+
+
+def test_an_end_is_as_old_as_was_told(tmp_path):
+    """The database's clock may have been behind when it was recorded; its stamp alone would delete the video too early."""
+
+    async def act(gateway, engine):
+        ids = [await created(gateway, engine) for _ in range(3)]
+        for id in ids:
+            engine.end(id)
+            await ended(gateway, id)
+        with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
+            database.execute("UPDATE workflow_status SET completed_at = completed_at - 86400000")
+        old, young = time.time() - 3600, time.time() + 3600
+        return [await gateway.store.ended(before, 2) for before in (old, young, None)], ids
+
+    (old, young, every), ids = scenario(tmp_path, act)
+    assert old == []
+    assert young == every == ids[:2]
 
 
 def test_a_job_that_was_cancelled_is_not_taken_up_again(tmp_path):

@@ -8,53 +8,20 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
-from servers import SMALL, START, Server, free_port
-
-from vstar_engine.client import Client
-from vstar_engine.errors import ServerError
+from servers import START, Server, Submitter, free_port
 
 pytestmark = pytest.mark.slow
 
-# jobs that may be on their way at once: enough that every kill finds some, few enough that they end
-OUTSTANDING = 8
 LEDGER = 600.0
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
 GROWTH = 100 * 2**20
-
-
-class Submitter:
-    """Clients that go on submitting while their server dies again and again; what a reply accepted is in `ids`."""
-
-    def __init__(self, server, clients=2):
-        self.server, self.ids, self.errors, self.stopping = server, [], [], threading.Event()
-        self.pool = ThreadPoolExecutor(clients)
-        self.done = [self.pool.submit(self.run, number) for number in range(clients)]
-
-    def run(self, number):
-        with Client(self.server.url, patience=START, timeout=10) as client:
-            fields = {name: value for name, value in SMALL.items() if name != "prompt"}
-            while not self.stopping.is_set():
-                try:
-                    if sum(not video.ended for video in client.list(OUTSTANDING)) < OUTSTANDING:
-                        self.ids.append(client.submit("a tree", **fields).id)
-                except ServerError as error:
-                    self.errors.append(error)
-                time.sleep(0.02)
-
-    def stop(self):
-        self.stopping.set()
-        for future in self.done:
-            future.result()
-        self.pool.shutdown()
 
 
 def processes(server):

@@ -1,15 +1,19 @@
 """Replicas on a Ray cluster: token authentication, and two nodes in one process of which one dies."""
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import os
+import random
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+import time
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import slow_engine
 from slow_engine import job
@@ -99,8 +103,8 @@ def test_a_clip_to_warm_is_read_as_the_command_line_says_sizes():
 @pytest.fixture
 def cluster():
     """A head without room for replicas and two nodes with room for one each, behind a token."""
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONPATH")}
+    os.environ |= {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, **slow_engine.environment()}
     ray_engine.library()
     from ray.cluster_utils import Cluster
 
@@ -112,7 +116,7 @@ def cluster():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running(folder, address, **settings):
     rules = Rules(buckets=(slow_engine.BUCKET,), hang_after=5.0, max_batch=1)
     engine = RayEngine(
@@ -234,3 +238,54 @@ def test_the_server_with_replicas_loses_nothing_when_it_is_killed(tmp_path):
         assert server.stop() == 0
         server.start()
         assert server.get(last)["status"] == "completed"
+
+
+def victims():
+    """Gives what there is to kill of the cluster that this process started: replicas, and the workers that they own."""
+    found = {"replica": [], "worker": []}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            said = " ".join(process.cmdline())
+            kind = "replica" if said.startswith("ray::Replica") else "worker" if "vstar_engine.serving.worker" in said else None
+            if kind is not None:
+                found[kind].append(process)
+    return found
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_kill_every_second_loses_nothing(tmp_path, pytestconfig, cluster):
+    """F14: for a sixth of `--soak` a random replica or worker is killed each second, and once a node goes and one comes."""
+    pytest.importorskip("dbos", reason="needs the serve extra")
+    from servers import Server, Submitter
+
+    ray_cluster, nodes = cluster
+    ray_cluster.add_node(num_cpus=1)
+    seconds, chance, kills = 10 * pytestconfig.getoption("soak"), random.Random(3), Counter()
+    options = ("--ray", "--replicas", "3", "--address", ray_cluster.address, "--warm", "8x32x64")
+    with Server(tmp_path, *options, slow={"step": 0.02}) as server:
+        submitter, begun = Submitter(server), time.monotonic()
+        try:
+            while (passed := time.monotonic() - begun) < seconds:
+                time.sleep(1 - passed % 1)
+                kind, those = chance.choice([pair for pair in victims().items() if pair[1]] or [("nobody", [])])
+                for process in chance.sample(those, min(len(those), 1)):
+                    process.kill()
+                kills[kind] += 1
+                if "node" not in kills and passed > seconds / 2:
+                    ray_cluster.remove_node(nodes[0])
+                    ray_cluster.add_node(num_cpus=1)
+                    kills["node"] += 1
+            during, ended = time.monotonic() - begun, sum(video["status"] == "completed" for video in server.every())
+        finally:
+            submitter.stop()
+        assert not submitter.errors
+        asked = time.monotonic()
+        videos = server.ledger(submitter.ids, within=LIMIT)
+        settled = time.monotonic() - asked
+        assert server.wait(server.create(), within=LIMIT)["status"] == "completed"
+    ends = Counter(video["error"]["code"] if video["error"] else video["status"] for video in videos)
+    print(f"{dict(kills)} in {during:.0f} s, {ended} completed meanwhile, all ended {settled:.1f} s after: {dict(ends)}")
+    assert kills.keys() >= {"replica", "worker", "node"}
+    assert ends.keys() <= {"completed", events.WORKER_CRASHED}
+    assert ends["completed"]

@@ -7,8 +7,8 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from slow_engine import job
 
 from vstar_engine.serving import events, runner, service
+from vstar_engine.serving.record import Record
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.store import Record
 
 DONE = events.Done("video.mp4", 1, "0" * 64, 8, 64, 32)
 

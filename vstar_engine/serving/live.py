@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import clock
 from .events import Done, Event, Failed, Stage, Started, Step
 from .job import Job
 
@@ -16,12 +17,12 @@ REMEMBERED = 60.0
 def completed(done: Done) -> dict[str, Any]:
     """Gives what the store keeps of a job that has its video."""
     kept = {name: value for name, value in done.to_json().items() if name != "kind"}
-    return {"status": COMPLETED, "at": time.time(), **kept}
+    return {"status": COMPLETED, "at": clock.stamp(), **kept}
 
 
 def failed(code: str, message: str) -> dict[str, Any]:
     """Gives what the store keeps of a job that has none."""
-    return {"status": FAILED, "at": time.time(), "code": code, "message": message}
+    return {"status": FAILED, "at": clock.stamp(), "code": code, "message": message}
 
 
 @dataclass

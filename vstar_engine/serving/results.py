@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from ..artifacts import sha256, write_aside
 from ..errors import OutputError
 from ..video import Video, contact_sheet
+from . import clock
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def discard(folder: Path, id: str) -> None:
 
 def sweep(folder: Path, owner: str) -> None:
     """Removes what an owner left half-written, who is not writing now, and what of others nobody has touched for long."""
-    old = time.time() - ABANDONED
+    old = clock.now() - ABANDONED
     for path in folder.glob(".*.partial.*"):
         with contextlib.suppress(FileNotFoundError):  # another server may sweep too
             if f".{owner}.partial." in path.name or path.stat().st_mtime < old:

@@ -2,12 +2,11 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..artifacts import PRIVATE
-from . import results
+from . import clock, results
 from .job import ID
 from .results import UNKNOWN
 from .settings import Settings
@@ -48,7 +47,7 @@ async def sweep(store: JobStore, settings: Settings, forget: Callable[[str], Non
     await _strays(store, settings.videos)
     _clear_aside(settings)
     if settings.keep_for is not None:
-        while ids := await store.ended(time.time() - settings.keep_for, BATCH):
+        while ids := await store.ended(clock.now() - settings.keep_for, BATCH):
             gone += await drop(ids)
     if settings.keep_bytes is not None:
         while stored(settings.videos) > settings.keep_bytes and (ids := await store.ended(limit=1)):
@@ -68,7 +67,7 @@ async def delete(store: JobStore, folder: Path, ids: list[str]) -> int:
 
 async def _strays(store: JobStore, folder: Path) -> None:
     """Removes what jobs left that have no video, and sets aside old files of jobs that the database does not know."""
-    old = time.time() - ORPHAN_AGE
+    old = clock.now() - ORPHAN_AGE
     found: dict[str, list[Path]] = {}
     for path in _files(folder):
         if ID.fullmatch(id := path.name.partition(".")[0]):
@@ -98,7 +97,7 @@ def _set_aside(folder: Path, paths: list[Path]) -> int:
 
 def _clear_aside(settings: Settings) -> None:
     """Deletes what was set aside where it is older than videos are kept, or there is too much."""
-    gone, left, end = 0, stored(settings.videos), time.time() - (settings.keep_for or math.inf)
+    gone, left, end = 0, stored(settings.videos), clock.now() - (settings.keep_for or math.inf)
     for path in _aside(settings.videos):
         size = path.stat().st_size
         if path.stat().st_mtime < end or (settings.keep_bytes is not None and left > settings.keep_bytes):

@@ -15,9 +15,9 @@ from .errors import FINAL, SERVER, ApiError, invalid
 from .events import CANCELLED
 from .forms import read_body
 from .live import COMPLETED, FAILED
+from .record import Record
 from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
 from .service import Caller, Service
-from .store import Record
 from .view import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])

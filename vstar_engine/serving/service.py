@@ -21,12 +21,13 @@ from .errors import FINAL, SERVER, ApiError, not_found
 from .events import EngineClient
 from .job import ID, Job
 from .live import FAILED, RUNNING
+from .record import Record
 from .resolve import Resolver, fingerprint, remixed
 from .runner import Runner
 from .schema import CreateVideo, RemixVideo, Video, Wishes
 from .settings import Settings
 from .sqlite import DiskError
-from .store import JobStore, Record
+from .store import JobStore
 from .view import video
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,11 @@ class Service:
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
         metrics.recovered(len(unfinished))
+        if count := await self.store.foreign():
+            log.warning(
+                "%d jobs wait for the version of vstar-engine that accepted them: start it on this database, or cancel them",
+                count,
+            )
         self._tasks = [asyncio.create_task(work()) for work in (self._start_engine, self._watchdog, self._sweeper)]
 
     def _watch(self) -> None:
@@ -140,7 +146,11 @@ class Service:
 
     async def remix(self, caller: Caller, id: str, body: RemixVideo) -> Record:
         """Accepts another video like one that is there."""
-        source = (await self.get(caller.owner, id)).job
+        record = await self.get(caller.owner, id)
+        if not record.ours:
+            message = "this video was accepted by another version of vstar-engine and cannot be made again by this one"
+            raise ApiError(409, "other_version", message, "video_id", headers=FINAL)
+        source = record.job
         said = fingerprint(f"remix {id}", body)
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
@@ -240,7 +250,7 @@ class Service:
         if record.outcome is None and self._outcome_of(id) is None:
             await self.store.cancel(id)
             known = await self.store.get(id)
-            if known is not None and known.outcome is not None and known.outcome["status"] == FAILED:
+            if known is not None and known.ours and known.outcome is not None and known.outcome["status"] == FAILED:
                 await self.runner.cancel(known.job)
             return known or record
         return record

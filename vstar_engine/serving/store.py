@@ -9,7 +9,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +20,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from ..artifacts import PRIVATE
 from ..errors import VstarError
-from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
-from .job import VERSION, Job
-from .live import FAILED, failed
+from . import clock
+from .job import Job
+from .live import FAILED
+from .record import APPLICATION_VERSION, FINISHED, MOST_RECOVERIES, UNFINISHED, Record, end_of, outcome_of, record_of
 from .results import UNKNOWN
 from .runner import Runner, Stopped
 from .settings import Settings
@@ -32,17 +32,11 @@ from .sqlite import Connection, Disk, DiskError, prepare
 log = logging.getLogger(__name__)
 
 QUEUE, WORKFLOW = "videos", "generate"
-# jobs of another version of `Job` are left to a server that understands them
-APPLICATION_VERSION = f"jobs-{VERSION}"
 POLLING = 0.05
 # what DBOS writes of a job's end, and the seconds between two tries where that cannot be written
 OUTCOMES = ("record_operation_result", "update_workflow_outcome")
 PAUSE = 1.0
-# a job that sees this many deaths of the server is taken for their cause. The engine counts the deaths of its worker by itself;
-# a server that is killed at will must not lose the jobs that happened to run
-MOST_RECOVERIES = 100
 MIDDLE_PRIORITY = 1000
-UNFINISHED, FINISHED = ["ENQUEUED", "DELAYED", "PENDING"], ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _runner: Runner | None = None
 Answer = TypeVar("Answer")
@@ -52,15 +46,6 @@ class StoreError(VstarError, RuntimeError):
     """The database of jobs cannot be opened."""
 
     exit_code = 4
-
-
-@dataclass(frozen=True)
-class Record:
-    """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds."""
-
-    job: Job
-    created: int
-    outcome: dict[str, Any] | None = None
 
 
 def _refuse_pickle(text: str) -> Any:
@@ -262,7 +247,7 @@ class JobStore:
 
     async def get(self, id: str) -> Record | None:
         found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
-        return _record(found[0]) if found else None
+        return record_of(found[0]) if found else None
 
     async def page(self, owner: str, after: Record | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
         """Gives up to `limit` jobs of an owner that come after another one, and whether there are more."""
@@ -270,7 +255,7 @@ class JobStore:
         wanted, fetched = limit + 1, limit + 17
         while True:
             found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
-            records = [_record(status) for status in found]
+            records = [record_of(status) for status in found]
             whole = len(records) < fetched
             if not whole:  # the last millisecond may go on behind the limit
                 records = [record for record in records if record.created != records[-1].created]
@@ -283,21 +268,26 @@ class JobStore:
 
     async def since(self, owner: str, seconds: float) -> list[Record]:
         """Gives an owner's jobs of the last seconds."""
-        begin = datetime.now(UTC).timestamp() - seconds
+        begin = clock.now() - seconds
         found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
-        return [_record(status) for status in found]
+        return [record_of(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
-        """Gives the owner of every job without an outcome, by id."""
-        found = await DBOS.list_workflows_async(name=WORKFLOW, status=UNFINISHED, load_input=False, load_output=False)
+        """Gives the owner of every job without an outcome that this version runs, by id."""
+        found = await self._unfinished(app_version=APPLICATION_VERSION)
         return {status.workflow_id: status.authenticated_user or "" for status in found}
+
+    async def foreign(self) -> int:
+        """Counts the jobs that wait for a server of another version of `Job`."""
+        return sum(status.app_version != APPLICATION_VERSION for status in await self._unfinished())
 
     async def claimed(self) -> set[str]:
         """Gives the ids of the jobs that the database says run here."""
-        found = await DBOS.list_workflows_async(
-            name=WORKFLOW, status="PENDING", executor_id=self.settings.instance, load_input=False, load_output=False
-        )
+        found = await self._unfinished(status="PENDING", app_version=APPLICATION_VERSION, executor_id=self.settings.instance)
         return {status.workflow_id for status in found}
+
+    async def _unfinished(self, status: str | list[str] = UNFINISHED, **which: Any) -> list[WorkflowStatus]:
+        return await DBOS.list_workflows_async(name=WORKFLOW, status=status, load_input=False, load_output=False, **which)
 
     async def resume(self, ids: Sequence[str]) -> None:
         """Puts jobs back into the queue, whose run here ended without an outcome. One that was cancelled meanwhile stays so."""
@@ -316,16 +306,28 @@ class JobStore:
     async def known(self, ids: Sequence[str]) -> dict[str, bool]:
         """Gives those ids that the store has, and whether each has its video or may still get it."""
         found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False)
-        outcomes = {status.workflow_id: _outcome(status) for status in found}
+        outcomes = {status.workflow_id: outcome_of(status) for status in found}
         return {id: outcome is None or outcome["status"] != FAILED for id, outcome in outcomes.items()}
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
         edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
-        found = await DBOS.list_workflows_async(
-            name=WORKFLOW, status=FINISHED, limit=limit, load_input=False, load_output=False, **edge
-        )
-        return [status.workflow_id for status in found]
+        passed = 0
+        while True:
+            found = await DBOS.list_workflows_async(
+                name=WORKFLOW,
+                status=FINISHED,
+                limit=limit,
+                offset=passed,
+                load_input=False,
+                load_output=before is not None,
+                **edge,
+            )
+            # the database's clock may have been behind when the job ended
+            ids = [status.workflow_id for status in found if before is None or end_of(status) <= before]
+            if ids or len(found) < limit:
+                return ids
+            passed += limit
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -345,22 +347,3 @@ def _moment(milliseconds: int) -> str:
 def _order(record: Record) -> tuple[int, float, str]:
     # below Python 3.12 DBOS counts whole seconds in SQLite
     return record.created, record.job.created_at, record.job.id
-
-
-def _record(status: WorkflowStatus) -> Record:
-    assert status.input is not None
-    job = Job.from_json(status.input["args"][0])
-    return Record(job, status.created_at or 0, _outcome(status))
-
-
-def _outcome(status: WorkflowStatus) -> dict[str, Any] | None:
-    if status.status in UNFINISHED:
-        return None
-    if status.status == "SUCCESS":
-        return status.output
-    at = (status.completed_at or status.updated_at or 0) / 1000
-    code, message = {
-        "CANCELLED": (CANCELLED, "cancelled on request"),
-        "MAX_RECOVERY_ATTEMPTS_EXCEEDED": (WORKER_CRASHED, f"the server died {MOST_RECOVERIES} times while this job ran"),
-    }.get(status.status, (GENERATION_FAILED, "the job ended in an error; the server's log has more"))
-    return {**failed(code, message), "status": FAILED, "at": at}

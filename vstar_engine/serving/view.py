@@ -4,8 +4,8 @@ from typing import Any
 
 from .job import Job
 from .live import COMPLETED, FAILED, QUEUED, Live
+from .record import Record
 from .schema import Video, VideoError
-from .store import Record
 
 # milliseconds after which a client should ask again
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500

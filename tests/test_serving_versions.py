@@ -1,0 +1,86 @@
+"""F16: jobs of a server of another version wait for one of that version, and stop nobody meanwhile."""
+
+import json
+import sqlite3
+import time
+
+import pytest
+import serve_packages  # noqa: F401 - skips where they are missing
+from servers import Server
+from test_serving_gateway import OWNER, created, ended, scenario
+
+from vstar_engine.serving.errors import ApiError
+from vstar_engine.serving.schema import RemixVideo
+from vstar_engine.serving.service import LOST, TICK, Caller
+
+REMIX = RemixVideo(prompt="a bush")
+
+
+def become_foreign(folder):
+    """Makes every job one of another version, which has no `steps`, other `states`, and a field more."""
+    with sqlite3.connect(folder / "jobs.sqlite") as database:
+        database.execute("UPDATE workflow_status SET application_version = 'jobs-0'")
+        for id, text in database.execute("SELECT workflow_uuid, inputs FROM workflow_input").fetchall():
+            written = json.loads(text)
+            (content,) = written["positionalArgs"]
+            del content["steps"]
+            content |= {"states": {"first": "a tree"}, "pace": 1.5}
+            database.execute("UPDATE workflow_input SET inputs = ? WHERE workflow_uuid = ?", (json.dumps(written), id))
+
+
+def test_jobs_of_another_version_are_shown_and_left_alone(tmp_path, caplog):
+    async def before(gateway, engine):
+        done, waiting = [await created(gateway, engine) for _ in range(2)]
+        engine.end(done)
+        await ended(gateway, done)
+        return done, waiting
+
+    async def after(gateway, engine):
+        own = await created(gateway, engine)
+        assert len(gateway.admission) == 1
+        assert list(await gateway.store.unfinished()) == [own]
+        records, more = await gateway.store.page(OWNER, None, 10, False)
+        shown = [gateway.show(await gateway.get(OWNER, id)) for id in (done, waiting)]
+        with pytest.raises(ApiError, match="accepted by another version"):
+            await gateway.remix(Caller(OWNER), done, REMIX)
+        with pytest.raises(ApiError, match="there is no video"):
+            await gateway.get("another", done)
+        cancelled = await gateway.cancel(OWNER, waiting)
+        await gateway.delete(OWNER, waiting)
+        return {record.job.id for record in records} - {own}, more, shown, cancelled.outcome["code"], engine.begun == [own]
+
+    done, waiting = scenario(tmp_path, before)
+    become_foreign(tmp_path)
+    listed, more, shown, cancelled, alone = scenario(tmp_path, after)
+    assert (listed, more, cancelled, alone) == ({done, waiting}, False, "cancelled", True)
+    assert [video.status for video in shown] == ["completed", "queued"]
+    assert {(video.prompt, video.size, tuple(video.synopsis)) for video in shown} == {("a tree", "64x32", ())}
+    assert "1 jobs wait for the version of vstar-engine that accepted them" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_server_of_this_version_takes_over_and_gives_back(tmp_path):
+    """Killed with jobs queued and running, the server is replaced by ours, and ours by one like it."""
+    other = ("--renderer", "other_version:load")
+    theirs, ours = Server(tmp_path, *other, slow={"step": 0.2}, module="other_version"), Server(tmp_path)
+    with theirs:
+        ids = [theirs.create(f"job {number}", num_frames=8 + number, num_inference_steps=20) for number in range(6)]
+        theirs.wait(ids[0], "in_progress")
+        theirs.kill()
+    with ours:
+        assert "6 jobs wait for the version of vstar-engine that accepted them" in ours.log()
+        done = [ours.create() for _ in range(3)]
+        assert {ours.wait(id)["status"] for id in done} == {"completed"}
+        assert {video["id"] for video in ours.every()} == {*ids, *done}
+        time.sleep(LOST + 3 * TICK)
+        assert {ours.get(id)["status"] for id in ids} == {"queued"}
+        assert ours.http.post(f"/v1/videos/{ids[5]}/cancel").json()["error"]["code"] == "cancelled"
+        assert ours.http.post(f"/v1/videos/{ids[4]}/remix", json={"prompt": "a bush"}).status_code == 409
+        assert "taken up again" not in ours.log()
+        assert ours.stop() == 0
+    with Server(tmp_path, *other, module="other_version") as theirs:
+        videos = theirs.ledger([*ids, *done])
+    assert {video["id"]: video["status"] for video in videos} == {
+        **dict.fromkeys([*ids, *done], "completed"),
+        ids[5]: "failed",
+    }
