@@ -58,7 +58,10 @@ def encoder(scene: Scene) -> Encode:
 
 @dataclass
 class Walk:
-    """An option's videos, each of another seed: the latents after every step. `hears` is a video's texts and what it shuns."""
+    """An option's videos, each of another seed: the latents after every step, in few what each took for the finished.
+
+    `hears` is a video's texts and what it shuns.
+    """
 
     scene: Scene
     unet: UNet
@@ -76,17 +79,20 @@ class Walk:
         run = []
         for _ in range(batch.steps):
             batch.step()
-            run.append(batch.rows[0].latents)
+            row = batch.rows[0]
+            latents = row.clean if FEW_STEP in self.sampling.fast else row.latents
+            assert latents is not None
+            run.append(latents)
         self.runs.append([latents.cpu() for latents in run])
 
     def against(self, exact: "Walk") -> dict[str, object]:
-        """Gives the relative difference after every step, the mean over seeds; of the last alone where steps are others.
+        """Gives the relative difference after every step, the mean over seeds; in few, from the exact run's last latents.
 
         The exact run goes first: it has a video more where the time was spent on the way.
         """
         pairs = list(zip(self.runs, exact.runs, strict=False))
-        if len(self.runs[0]) != len(exact.runs[0]):
-            pairs = [(ours[-1:], theirs[-1:]) for ours, theirs in pairs]
+        if FEW_STEP in self.sampling.fast:
+            pairs = [(ours, theirs[-1:] * len(ours)) for ours, theirs in pairs]
         errors = torch.tensor([[relative_error(a, b) for a, b in zip(*pair, strict=True)] for pair in pairs]).mean(0)
         alike = [cosine(ours[-1], theirs[-1]) for ours, theirs in pairs]
         return {

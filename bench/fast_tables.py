@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vstar_engine.config import FEW_STEP
+
 from .fast import EXACT, OPTIONS
 from .layout import cell, grouped, machine_words, markdown, part_of, titled
 from .rows import OK, Row
-
-WAY, WAY_WORDS = (0.0, 0.25, 0.5, 0.75, 1.0), ("the first step", "a quarter", "half", "three quarters", "the last step")
 
 
 def fast(rows: Sequence[Row], spread: bool) -> list[str]:
@@ -31,17 +31,22 @@ def fast(rows: Sequence[Row], spread: bool) -> list[str]:
 
 
 def strays(rows: Sequence[Row], spread: bool) -> list[str]:
-    """How far each option of --fast strays on the way, as shares of the steps."""
+    """How far each option of --fast strays after every step."""
     found = []
     for group in grouped([row for row in rows if row.suite == "pipeline" and row.case["part"] == "fast"], _strays_of):
-        body = []
-        for row in sorted(group, key=lambda row: OPTIONS.index(row.provider)):
-            if row.status == OK and len(row.numbers["errors"]) > 1 and row.provider != EXACT:
-                errors = row.numbers["errors"]
-                body.append([row.provider, *(f"{errors[round(share * (len(errors) - 1))]:.3f}" for share in WAY)])
-        if body:
-            words = f"Relative difference of the latents on the way, {group[0].case['frames']} frames"
-            found.append(f"{titled(group, words)}\n\n{markdown(['after', *WAY_WORDS], body)}")
+        measured = {row.provider: row.numbers["errors"] for row in group if row.status == OK and row.provider != EXACT}
+        few = measured.pop(FEW_STEP, [])
+        names = [name for name in OPTIONS if name in measured]
+        parts = [titled(group, f"Relative difference of the latents after every step, {group[0].case['frames']} frames")]
+        if names:
+            steps = zip(*(measured[name] for name in names), strict=True)
+            body = [[str(done), *(f"{error:.3f}" for error in errors)] for done, errors in enumerate(steps, 1)]
+            parts.append(markdown(["step", *names], body))
+        if few:
+            errors = ", ".join(f"{error:.3f}" for error in few)
+            parts.append(f"What {FEW_STEP}'s steps take for the finished latents strays from the exact run's last by {errors}.")
+        if measured or few:
+            found.append("\n\n".join(parts))
     return found
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fake_graphs
 import pytest
 import torch
 
@@ -71,6 +72,12 @@ def built(backend, weights, tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{backend}.engine"
     return building.build(Settings(MODELS["mini"], backend, size=(32, 64)), Weights(weights), folder)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The class of a stand-in's CUDA graphs, in the place of PyTorch's."""
+    return fake_graphs.install(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from vstar_engine.config import MODELS
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
 from vstar_engine.kernels.aot_fused import CHANNELS, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
+from vstar_engine.kernels.aot_tables import page, programs
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
 from vstar_engine.layers import GEGLU, Norm, RowNorm
 from vstar_engine.unet import UNet
@@ -52,6 +53,31 @@ def test_every_entry_has_its_artifact(compiled):
         assert f".target {record['target']}" in (compiled / record["ptx"]).read_text()
         assert record["registers"] <= 255
         assert record["warps"] == {entry.name: entry.warps for entry in wanted}[record["name"]]
+
+
+def test_the_page_is_what_was_compiled(compiled):
+    manifest = json.loads((compiled / "manifest.json").read_text())
+    written = (ROOT / "docs" / "compiled_kernels.md").read_text()
+    if f"\nTriton {manifest['triton']} " not in written:
+        pytest.skip(f"the page is of another Triton than {manifest['triton']}, the one here")
+    assert page(manifest) == written, "write it anew: `python -m vstar_engine.kernels.aot_tables DIR`"
+    with pytest.raises(ValueError, match="one dtype, and the manifest has none: compile with --dtype fp16"):
+        page({**manifest, "entries": []})
+
+
+@pytest.mark.parametrize(
+    ("arch", "warps", "registers", "shared", "fit"),
+    [
+        (90, 4, 125, 0, 4),  # 128 registers a thread are a quarter of all
+        (90, 4, 129, 0, 3),
+        (80, 1, 32, 4096, 32),  # no more programs than that
+        (86, 1, 32, 4096, 16),
+        (86, 1, 32, 32 * 1024, 3),  # and 1 KiB each besides
+        (120, 8, 32, 0, 6),  # 48 warps
+    ],
+)
+def test_programs_of_a_multiprocessor(arch, warps, registers, shared, fit):
+    assert programs({"arch": arch, "warps": warps, "registers": registers, "shared": shared}) == fit
 
 
 def test_padded_heads_do_not_spill_on_sm_80(tmp_path):

@@ -32,7 +32,7 @@ from vstar_engine.bench.profile import PAGE, TRACE
 from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
 from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
 from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
-from vstar_engine.config import MODELS
+from vstar_engine.config import MODELS, Sampling
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels import native
 from vstar_engine.layers import CrossAttention
@@ -244,25 +244,28 @@ def test_what_fast_saves_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     assert found["exact"].numbers["errors"] == [0, 0]
     assert found["step-cache"].numbers["errors"][0] == 0 < found["step-cache"].numbers["last_error"]
-    assert len(found["few-step"].numbers["errors"]) == 1
+    few = found["few-step"].numbers["errors"]
+    assert len(few) == 4
+    assert few[-1] == pytest.approx(found["few-step"].numbers["last_error"], abs=1e-4)
     table = tables.fast(list(found.values()), False)[0]
     assert "| exact | **" in table
     assert f"({found['step-cache'].numbers['last_cosine']:.3f}) |" in table
     (way,) = tables.strays(list(found.values()), False)
-    errors = found["step-cache"].numbers["errors"]
-    assert f"| step-cache | 0.000 | 0.000 | 0.000 | {errors[1]:.3f} | {errors[1]:.3f} |" in way or errors[1] == 0
-    assert "few-step" not in way
+    assert "| step | guidance-interval | step-cache | guidance-interval, step-cache |" in way
+    walked = [found[name].numbers["errors"] for name in ("guidance-interval", "step-cache", "guidance-interval, step-cache")]
+    for step in (0, 1):
+        assert f"\n| {step + 1} | {' | '.join(f'{errors[step]:.3f}' for errors in walked)} |" in way
+    assert way.endswith(f"finished latents strays from the exact run's last by {', '.join(f'{error:.3f}' for error in few)}.")
 
 
 def test_a_walk_strays_by_its_mean_over_seeds() -> None:
     ones = torch.ones(1, 4)
-    exact, ours = (
-        fast.Walk(None, None, None, None, runs) for runs in ([[ones, ones], [ones, ones]], [[ones, 2 * ones], [ones, ones]])
-    )
+    both = [[ones, ones], [ones, ones]], [[ones, 2 * ones], [ones, ones]]
+    exact, ours = (fast.Walk(None, None, None, Sampling(2), runs) for runs in both)
     assert ours.against(exact)["errors"] == [0, 0.5]
     assert ours.against(exact)["last_cosine"] == pytest.approx(1)
-    few = fast.Walk(None, None, None, None, [[3 * ones], [-ones]])
-    assert few.against(exact)["errors"] == [2]
+    few = fast.Walk(None, None, None, Sampling.few(), [[ones, 2 * ones, 3 * ones], [ones, ones, -ones]])
+    assert few.against(exact)["errors"] == [0, 0.5, 2]
     assert few.against(exact)["last_cosine"] == pytest.approx(0)
 
 

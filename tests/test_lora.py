@@ -123,6 +123,8 @@ def test_alpha_in_the_metadata_counts(case, tmp_path):
         ("[1]", "is no configuration of a LoRA"),
         ('{"unet.lora_alpha": "x"}', "is no configuration of a LoRA"),
         ('{"unet.lora_alpha": NaN}', "lora_alpha is nan"),
+        ('{"unet.use_rslora": true}', r"sets use_rslora, which .*, and layer .*to_q has no alpha: save it with lora_alpha in"),
+        ('{"text_encoder.lora_alpha": 6, "unet.use_rslora": true}', "has no alpha"),
     ],
 )
 def test_metadata_that_cannot_be_followed_is_refused(text, said, tmp_path):
@@ -130,6 +132,12 @@ def test_metadata_that_cannot_be_followed_is_refused(text, said, tmp_path):
     save_file(peft(factors([TO_Q])), path, metadata={"lora_adapter_metadata": text})
     with pytest.raises(CheckpointError, match=said):
         Lora.read(path, MINI)
+
+
+def test_a_layers_own_alpha_goes_by_the_root_of_the_rank(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file(kohya(factors([TO_Q])), path, metadata={"lora_adapter_metadata": '{"unet.use_rslora": true}'})
+    assert Lora.read(path, MINI).layers[TO_Q].scale == pytest.approx(ALPHA / RANK**0.5)
 
 
 def test_several_add_up(tmp_path):

@@ -223,6 +223,11 @@ def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int,
         )
     for part in (down, up):
         check_finite(f"{path}: layer {name}", part)
+    if rooted and "alpha" not in parts:
+        raise CheckpointError(
+            f"{path}: its metadata sets use_rslora, which divides alpha by the rank's root, and layer {name} has no alpha: "
+            f"save it with lora_alpha in {CONFIGURATION} or with an alpha tensor a layer"
+        )
     return Layer(down, up, float(parts["alpha"]) / (math.sqrt(rank) if rooted else rank) if "alpha" in parts else 1.0)
 
 
