@@ -16,7 +16,7 @@ ORDER = [
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "step", "memory", "analysis"],
     ["convert", "synthetic", "lora", "fp8"],
-    ["bundled", "backends", "export"],
+    ["bundled", "backends", "export", "lora_list"],
     ["batch", "choice", "remarks", "room", "warm"],
     ["engine", "verify", "doctor"],
     ["options", "prompting", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],

@@ -106,23 +106,30 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def add_convert_options(parser: argparse.ArgumentParser) -> None:
-    from .convert import SHARD_BYTES
+    from .convert import LORA_FILE, SHARD_BYTES
 
-    parser.add_argument("source", type=Path, help="model.ckpt, .pt or .safetensors in the official key naming")
-    parser.add_argument("out", type=Path, help="folder to make")
+    said = "model.ckpt, .pt or .safetensors in the official key naming, or a LoRA that is a pickled list (T2V-Turbo's)"
+    parser.add_argument("source", type=Path, help=said)
+    parser.add_argument("out", type=Path, help=f"folder to make; of a LoRA a file that ends in {LORA_FILE}")
     parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
     parser.add_argument("--dtype", default="float16", help=f"stored as one of {', '.join(DTYPE_NAMES)} (default %(default)s)")
     parser.add_argument(
         "--shard-size", type=int, default=SHARD_BYTES // MIB, metavar="MIB", help="largest file (default %(default)s)"
     )
     parser.add_argument("--memory-limit", type=int, metavar="MIB", help="most memory the reading process may hold")
-    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    said = "of a LoRA that was trained to be told a guidance scale: which (default %(default)s)"
+    parser.add_argument("--embedded-guidance", type=float, default=7.5, metavar="SCALE", help=said)
+    parser.add_argument("--force", action="store_true", help="replace what exists")
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from .convert import convert
+    from .convert import LORA_FILE, convert, convert_lora
 
     limit = None if args.memory_limit is None else args.memory_limit * MIB
+    if args.out.suffix == LORA_FILE:
+        convert_lora(args.source, args.out, args.model, args.embedded_guidance, args.force, limit)
+        print(f"wrote {args.out}: {args.out.stat().st_size / MIB:.0f} MiB, for --lora {args.out}")
+        return 0
     with tqdm(desc="convert", unit="tensor", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

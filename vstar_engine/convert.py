@@ -1,4 +1,4 @@
-"""Official checkpoints to safetensors folders: validated, streamed and atomic, in a child process that is watched.
+"""Official checkpoints to safetensors folders, pickled LoRAs to files: validated, streamed, atomic, in a child that is watched.
 
 A pickle is read with `weights_only=True` and in no other way; the child's private memory is limited, so that a hostile or
 damaged file can neither run code nor fill the machine.
@@ -7,6 +7,7 @@ damaged file can neither run code nor fill the machine.
 import argparse
 import json
 import logging
+import math
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from .errors import CheckpointError, OutputError
 
 log = logging.getLogger(__name__)
 
+LORA_FILE = ".safetensors"  # an output of this ending is a LoRA
 SHARD_BYTES = 512 * 2**20
 # what the child may hold besides mapped files: PyTorch itself, one shard, and casts of its largest tensor
 CHILD_BYTES = 2 * 2**30
@@ -69,6 +72,30 @@ def convert(
             str(shard_bytes),
         ]
         _watch(command, source, memory_limit or child_limit(source), on_progress)
+    return out
+
+
+def convert_lora(
+    source: Path,
+    out: Path,
+    model: str = "videocrafter2",
+    guidance: float = 7.5,
+    force: bool = False,
+    memory_limit: int | None = None,
+) -> Path:
+    """Converts a LoRA saved as a bare list, such as T2V-Turbo's `unet_lora.pt`, to a file that `--lora` takes.
+
+    `guidance` is the scale that its UNet is told, where it was trained to take one. Raises CheckpointError with one sentence
+    for whatever is wrong with the file, OutputError when `out` cannot be written; nothing is left behind then.
+    """
+    config.model_named(model)
+    if not math.isfinite(guidance):
+        raise ValueError(f"the embedded guidance must be a finite number, got {guidance}")
+    sniff(source)
+    check_writable(out, force)
+    with write_aside(out) as aside:
+        command = [sys.executable, "-m", "vstar_engine.lora_list", str(source.absolute()), str(aside), model, str(guidance)]
+        _watch(command, source, memory_limit or CHILD_BYTES + 2 * source.stat().st_size, None)
     return out
 
 
@@ -164,8 +191,13 @@ def read_official(source: Path) -> Mapping[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{source} is not a whole safetensors file ({error})") from error
         return LazyTensors(file)
+    return unwrap(read_pickle(source), source)
+
+
+def read_pickle(source: Path) -> Any:
+    """Reads what a pickle of tensors holds without running any code from it; CheckpointError says why it cannot be."""
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise CheckpointError(
@@ -173,7 +205,6 @@ def read_official(source: Path) -> Mapping[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError) as error:
         raise CheckpointError(f"{source} is damaged or cut short ({str(error).splitlines()[0]}); download it again") from error
-    return unwrap(content, source)
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -200,7 +231,8 @@ def unwrap(content: Any, source: Path) -> dict[str, Tensor]:
     elif isinstance(content, Mapping) and isinstance(content.get("module"), Mapping):
         content = {name[MODULE_PREFIX_LENGTH:]: value for name, value in content["module"].items()}
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{source} holds no state dict but {type(content).__name__}")
+        hint = f"; if that is a LoRA, name a file to make of it, NAME{LORA_FILE}" if isinstance(content, list) else ""
+        raise CheckpointError(f"{source} holds no state dict but {type(content).__name__}{hint}")
     stray = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if stray:
         raise CheckpointError(f"{source} holds entries that are no tensors, such as {stray[0]}")
@@ -266,8 +298,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("dtype")
     parser.add_argument("shard_bytes", type=int)
-    try:
+    with reported():
         _child(**vars(parser.parse_args()))
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Tells the process that watches of an error."""
+    try:
+        yield
     except (CheckpointError, OutputError) as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
 

@@ -1,5 +1,7 @@
 """LoRA files (arXiv 2106.09685) for the UNet: read in kohya's and diffusers' layouts and merged into weights as they load.
 
+A pickled list, T2V-Turbo's layout, is made one of these files first (`lora_list.py`).
+
 A layer's weight W becomes W + strength * alpha / rank * up @ down, in float32, then cast once. Nothing is ever subtracted:
 to take a LoRA out, the weights are read again, so that what comes back is exactly what was there.
 """
@@ -35,6 +37,8 @@ PARTS = {"A": "down", "B": "up"}
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
 # where diffusers keeps a LoRA's configuration in a file's metadata, as JSON: {"unet.r": 8, "unet.lora_alpha": 16, ...}
 CONFIGURATION = "lora_adapter_metadata"
+# what a guidance scale that a LoRA's UNet was told adds to the embedded timestep, (model_channels,)
+GUIDED = "guided"
 # parts of a text tower, which stays as it is
 TEXT = re.compile(r"(base_model\.model\.)?(lora_te\d?_|text_encoder(_\d)?\.|text_model\.)")
 RESIDUAL = {
@@ -71,6 +75,7 @@ class Lora:
     path: Path
     strength: float
     layers: Mapping[str, Layer] = field(repr=False)
+    guided: Tensor | None = field(default=None, repr=False)
 
     @cached_property
     def sha256(self) -> str:
@@ -107,6 +112,9 @@ class Lora:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
         alpha, rooted = _configured(path)
+        guided = tensors.pop(GUIDED, None)
+        if guided is not None and guided.shape != (spec.model_channels,):
+            raise CheckpointError(f"{path}: {GUIDED} must have {spec.model_channels} values, got {tuple(guided.shape)}")
         shapes = layer_shapes(spec)
         known = {name.replace(".", "_"): official for name, official in names(spec, shapes).items()}
         parts: dict[str, dict[str, Tensor]] = {}
@@ -133,7 +141,7 @@ class Lora:
             raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
         if text:
             log.warning("%s also has %d tensors for a text tower (%s); the text tower stays as it is", path, len(text), text[0])
-        return Lora(path, float(strength), layers)
+        return Lora(path, float(strength), layers, guided)
 
 
 def bare(layer: str) -> str:
@@ -243,6 +251,10 @@ class Adapted(Weights):
         for lora in self.loras if name == f"{UNET}{layer}.weight" else ():
             if layer in lora.layers:
                 tensor = tensor.float() + lora.strength * lora.layers[layer].delta(tensor.shape)
+        if name == f"{UNET}time_embed.0.bias":
+            # what is added before a linear layer adds the layer's product with it behind
+            for added in (lora.strength * lora.guided.float() for lora in self.loras if lora.guided is not None):
+                tensor = tensor.float() + self[f"{UNET}time_embed.0.weight"].float() @ added
         return tensor
 
     def __iter__(self) -> Iterator[str]:
