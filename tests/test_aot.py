@@ -13,12 +13,13 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine import fp8
 from vstar_engine.config import MODELS
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
-from vstar_engine.kernels.aot_fused import CHANNELS, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
+from vstar_engine.kernels.aot_fused import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot_tables import page, programs
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
-from vstar_engine.layers import GEGLU, Norm, RowNorm
+from vstar_engine.layers import GEGLU, Linear, Norm, RowNorm
 from vstar_engine.unet import UNet
 from vstar_engine.vae import Vae
 
@@ -204,5 +205,7 @@ def test_every_width_of_the_networks_norms_and_transformers_is_compiled():
     assert norms == set(CHANNELS)
     assert {module.normalized_shape[0] for module in modules if isinstance(module, RowNorm)} == set(WIDTHS)
     assert {module.proj.out_features // 2 for module in modules if isinstance(module, GEGLU)} == set(INNER)
+    small = [layer for layer in fp8.layers(networks[0]).values() if not isinstance(layer, Linear)]
+    assert {layer.in_channels for layer in small if layer.kernel_size != (1, 1)} == set(CONVOLVED)
     sizes = {entry.case for entry in fused_entries([90], ["fp16"]) if entry.op == "groupnorm_silu_settle"}
     assert sizes == {f"size{channels // GROUPS}" for channels in norms}
