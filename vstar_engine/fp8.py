@@ -44,6 +44,14 @@ def step_for(largest: float) -> float:
     return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
 
 
+def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiplies e4m3 rows (n, in) by an e4m3 weight (out, in), times both scales, and adds the bias."""
+    # cuBLAS adds a bias in half precision only; else in place: a copy of the feed-forward's eight widths would be the peak
+    within = None if dtype == torch.float32 else bias
+    out = torch._scaled_mm(rows, weight.t(), scale_a=step, scale_b=scale, bias=within, out_dtype=dtype)
+    return out if bias is None or within is not None else out.add_(bias)
+
+
 class Fp8Layer(nn.Module):
     """A layer's weight, outputs first, rounded to e4m3, and the step of its inputs, which were seen to reach `largest`."""
 
@@ -68,10 +76,7 @@ class Fp8Linear(Fp8Layer):
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         x = normed(x, norm)
         rows = to_e4m3(x.reshape(-1, x.shape[-1]), self.step)
-        out = torch._scaled_mm(rows, self.weight.t(), scale_a=self.step, scale_b=self.scale, out_dtype=x.dtype)
-        if self.bias is not None:
-            out += self.bias  # in place: beside it another of the feed-forward's eight widths would be the network's peak
-        out = out.unflatten(0, x.shape[:-1])
+        out = product(rows, self.weight, self.step, self.scale, self.bias, x.dtype).unflatten(0, x.shape[:-1])
         if gate:
             out = geglu(out)
         return out if residual is None else residual + out
@@ -110,8 +115,9 @@ def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | 
 def check(device: torch.device, dtype: torch.dtype) -> None:
     """Raises DeviceError unless PyTorch multiplies in FP8 on the device."""
     ones = torch.ones(MULTIPLE, MULTIPLE, device=device)
+    small, one = ones.to(E4M3), ones[0, 0]
     try:
-        torch._scaled_mm(ones.to(E4M3), ones.to(E4M3).t(), scale_a=ones[0, 0], scale_b=ones[0, 0], out_dtype=dtype)
+        product(small, small, one, one, ones[0].to(dtype), dtype)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(
@@ -182,6 +188,7 @@ def small(layer: Layer, largest: float) -> Fp8Layer:
 
 def convert(unet: UNet, largest: Mapping[str, float]) -> None:
     """Puts FP8 layers in the place of those whose largest inputs are given."""
-    for name, layer in layers(unet).items():
+    found = layers(unet)
+    for name, most in largest.items():
         parent, _, part = name.rpartition(".")
-        setattr(unet.get_submodule(parent), part, small(layer, largest[name]))
+        setattr(unet.get_submodule(parent), part, small(found[name], most))
