@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vstar_engine.config import Spec
+from vstar_engine.kernels.conv_e4m3 import conv_e4m3
 from vstar_engine.kernels.e4m3 import to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
@@ -170,6 +171,34 @@ def roundings(place: Place) -> Iterator[Form]:
         yield Form(name, draw, to_e4m3, to_e4m3_ref, moved, compared=ROWS, serves=has_e4m3)
 
 
+def small_convolutions(place: Place) -> Iterator[Form]:
+    """Convolutions in FP8, rounding and all, against the network's own, over values that e4m3 holds: both make the same."""
+    channels, step, scale = place.channels, *torch.tensor([2.0**-6, 2.0**-8], device=place.device)
+    uses = {
+        "3x3": ((place.batch * place.frames, place.height, place.across, channels), (3, 3)),
+        "over frames": ((place.batch, place.frames, place.cells, channels), (3, 1)),
+    }
+    for name, (shape, kernel) in uses.items():
+        padding = [side // 2 for side in kernel]
+        taps = to_e4m3(place.normal(channels, *kernel, channels) * (64 / channels**0.5), torch.ones_like(step))
+
+        def draw(shape: tuple[int, ...] = shape) -> tuple[Tensor, ...]:
+            values = to_e4m3(place.normal(*shape), step).to(place.dtype) * step.to(place.dtype)
+            return values.movedim(-1, 1), place.normal(channels)
+
+        def ours(x: Tensor, bias: Tensor, taps: Tensor = taps, padding: list[int] = padding) -> Tensor:
+            return conv_e4m3(to_e4m3(x.movedim(1, -1), step), taps, step, scale, bias, 1, padding).movedim(-1, 1)
+
+        weight = (taps.to(place.dtype) * scale.to(place.dtype)).movedim(-1, 1)
+
+        def definition(x: Tensor, bias: Tensor, weight: Tensor = weight, padding: list[int] = padding) -> Tensor:
+            return F.conv2d(x, weight.to(x.dtype), bias, padding=padding)
+
+        rows, size = math.prod(shape[:-1]), math.prod(kernel) * channels**2
+        moved, work = place.nbytes(2 * rows * channels) + 2.0 * rows * channels + size, 2.0 * rows * size
+        yield Form(name, draw, ours, definition, moved, work, serves=has_e4m3)
+
+
 def gates(place: Place) -> Iterator[Form]:
     """The feed-forward's gate behind a projection that another made."""
     inner = 4 * place.channels
@@ -302,6 +331,7 @@ OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
     "groupnorm_silu": norms,
     "geglu": gates,
     "to_e4m3": roundings,
+    "conv_e4m3": small_convolutions,
     "linear": projections,
     "spatial_attention": attentions,
     CONVOLUTION: convolutions,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vstar_engine import fp8
 from vstar_engine.config import Spec
 from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
@@ -26,16 +27,20 @@ from .seeded import lay_out, step_inputs
 from .transformer import without_waste
 
 SUITE = "roofline"
-OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS = (
+OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, SMALL_LINEAR, SMALL = (
     "PyTorch's operators",
     "fused attention",
     "fused layers too",
     "shared stem too",
     "the whole step too",
     "Triton's products too",
+    "`--fast fp8`, linear layers alone",
+    "`--fast fp8`",
 )
-# from nothing of ours to what the engine does, the last on a GPU where each shape's product is timed to be faster by Triton
-STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS)
+# from nothing of ours to what the engine does, then on a GPU where each shape's product is timed to be faster by Triton; and
+# the whole step with its layers in FP8, whose products run at twice the rate
+STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, SMALL_LINEAR, SMALL)
+WHOLE = (ENGINE, PRODUCTS, SMALL_LINEAR, SMALL)
 
 
 def network(spec: Spec, stage: str, frames: int) -> UNet:
@@ -43,6 +48,9 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
     unet = UNet(spec.unet).eval()
     if stage == PRODUCTS:
         return in_one_go(unet)
+    if stage in (SMALL_LINEAR, SMALL):
+        fp8.convert(unet, {name: 1.0 for name, layer in fp8.layers(unet).items() if stage == SMALL or flat(layer)})
+        return unet
     if stage in (FUSED, STEM, ENGINE):
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
@@ -56,13 +64,18 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
     return unet
 
 
+def flat(layer: fp8.Layer) -> bool:
+    """Says whether a layer is a matrix product."""
+    return layer.weight[0, 0].numel() == 1
+
+
 def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: torch.dtype) -> list[Op]:
     """Traces one guided step at one of STAGES."""
     with without_data(dtype):
         unet = lay_out(network(spec, stage, frames), "channels_last")
         latents, timestep, context, fps, tar = step_inputs(spec, size, frames, "cpu", dtype)
         clean, noise, tar = latents.float(), torch.empty_like(latents, dtype=torch.float32), tar.float()
-        if stage in (ENGINE, PRODUCTS):
+        if stage in WHOLE:
             # what is made once a video is not counted
             clock, heard = unet.clock(timestep[0], fps), unet.hear(context[:1], context[1:, :1])
             weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)

@@ -23,6 +23,8 @@ PRODUCTS = {
     "proj_in": "projections",
     "proj_out": "projections",
 }
+# tensor cores multiply e4m3 at twice the rate of half precision
+SPEED = {"scaled_mm": 2, "conv_e4m3": 2}
 COPIES = ("cat", "clone", "copy", "repeat", "upsample")
 
 
@@ -42,6 +44,7 @@ class Op:
     name: str
     flops: int
     bytes: int
+    speed: int = 1  # at how many times the machine's rate its products run
 
     @property
     def kind(self) -> str:
@@ -62,7 +65,7 @@ class Op:
 
     def seconds(self, machine: Machine) -> tuple[float, float]:
         """Seconds by arithmetic and by traffic."""
-        return self.flops / machine.flops, self.bytes / machine.bandwidth
+        return self.flops / machine.flops / self.speed, self.bytes / machine.bandwidth
 
     def floor(self, machine: Machine) -> float:
         return max(self.seconds(machine))
@@ -90,7 +93,8 @@ class Recorder(TorchDispatchMode):
         if fresh and given:
             name = func._schema.name.split("::")[1].strip("_")
             module = max(self.tracker.parents - {"Global"}, key=len, default="")
-            self.ops.append(Op(module.partition(".")[2], name, count(func, name, args, kwargs, out), moved(given + fresh)))
+            flops, speed = count(func, name, args, kwargs, out), SPEED.get(name, 1)
+            self.ops.append(Op(module.partition(".")[2], name, flops, moved(given + fresh), speed))
         return bool(fresh and given)
 
 
@@ -104,6 +108,8 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
     """FLOPs of products, a multiply-add being two; other arithmetic never decides."""
     if "temporal_attention" in name:
         return 4 * args[0].numel() * args[1].shape[1]  # q (B, T, P, heads, head_dim), k (B, Tk, ...)
+    if name == "conv_e4m3":
+        return 2 * out.numel() * args[1][0].numel()  # weight (O, kh, kw, C)
     if name == "linear":
         return 2 * args[0].numel() * args[1].shape[0]  # x (..., in), weight (out, in)
     if "scaled_dot_product" in name:

@@ -145,7 +145,7 @@ def inspect_cubin(path: Path) -> dict[str, Any]:
         "instructions": len(instructions),
         **_widths("loads", [name for name in instructions if name.split(".")[0] in ("LDG", "LDGSTS")]),
         **_widths("stores", [name for name in instructions if name.split(".")[0] == "STG"]),
-        "tensor_core": sorted(name for name in families if re.fullmatch(r"HMMA|HGMMA|UTC\w*MMA", name)),
+        "tensor_core": sorted(name for name in families if re.fullmatch(r"HMMA|QMMA|HGMMA|QGMMA|UTC\w*MMA", name)),
     }
 
 

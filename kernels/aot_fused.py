@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import e4m3_triton, geglu_triton, groupnorm_silu_triton, guided_step_triton, linear_triton
+from . import conv_e4m3_triton, e4m3_triton, geglu_triton, groupnorm_silu_triton, guided_step_triton, linear_triton
 from .guided_step import COEFFICIENTS
 from .temporal_attention_launch import DTYPES
 
 KERNELS = {
     "geglu": geglu_triton.geglu_kernel,
     "to_e4m3": e4m3_triton.to_e4m3_kernel,
+    "conv_e4m3": conv_e4m3_triton.conv_e4m3_kernel,
     "groupnorm_silu_measure": groupnorm_silu_triton.measure_kernel,
     "groupnorm_silu_settle": groupnorm_silu_triton.settle_kernel,
     "groupnorm_silu_normalise": groupnorm_silu_triton.normalise_kernel,
@@ -23,9 +24,11 @@ KERNELS = {
 INNER = (1280, 2048, 2560, 5120)
 CHANNELS = (320, 640, 960, 1280, 1920, 2560, 128, 256, 512)
 GROUPS = 32
+# channels that the UNet's convolutions take in, but for the first one's four
+CONVOLVED = (320, 640, 960, 1280, 1920, 2560)
 TENSORS = ("x", "out", "weight", "bias", "residual", "gain", "shift", "predicted")
 # float32 whatever the network's dtype: statistics, and of a sampling step all but the predictions
-WIDE_TENSORS = ("moments", "settled", "step", "latents", "noise", "coefficients", "after", "clean")
+WIDE_TENSORS = ("moments", "settled", "step", "scale", "latents", "noise", "coefficients", "after", "clean")
 # widths of its transformers
 WIDTHS = (320, 512, 640, 1280)
 # what a linear layer of it that Triton may compute has around its product: norm, bias, residual, gate
@@ -35,8 +38,9 @@ AROUND = {
     "norm_bias_gate": (True, True, False, True),
 }
 WIDE = ("inner", "channels", "count", "into", "made")
-# the first architecture that has e4m3
+# the first architecture that has e4m3, the ops that want it, and their tensors of it
 E4M3_SINCE = 89
+E4M3 = {"to_e4m3": ("out",), "conv_e4m3": ("x", "weight")}
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class FusedEntry:
 
     def argument(self, name: str) -> tuple[str, bool]:
         """Gives an argument's type, and whether it is known to be a multiple of 16."""
-        if self.op == "to_e4m3" and name == "out":
+        if name in E4M3.get(self.op, ()):
             return "*fp8e4nv", True
         if name in TENSORS:
             return f"*{self.dtype}", True
@@ -76,6 +80,8 @@ class FusedEntry:
     @property
     def tensor_core(self) -> str | None:
         """Names the tensor-core instruction that the kernel claims, if it makes products."""
+        if self.op == "conv_e4m3":
+            return {90: "QGMMA", 100: "UTCQMMA"}.get(self.arch, "QMMA")
         return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(self.arch, "HMMA") if self.op == "linear" else None
 
     def sweeps(self) -> tuple[int, int]:
@@ -85,6 +91,8 @@ class FusedEntry:
             tile = sizes["M"] * sizes["N"]
             part = (sizes["M"] + sizes["N"] * (2 if sizes["GATE"] else 1)) * sizes["K"]
             return part + (tile if sizes["RESIDUAL"] else 0), tile
+        if self.op == "conv_e4m3":
+            return (sizes["M"] + sizes["N"]) * sizes["K"], sizes["M"] * sizes["N"]
         block, tile = sizes.get("BLOCK", 0), sizes.get("R", 0) * sizes.get("C", 0)
         return {
             "geglu": (2 * block, block),
@@ -96,9 +104,10 @@ class FusedEntry:
 
     def faults(self, record: dict[str, Any]) -> list[str]:
         """Holds the sweeps to accesses of 128 bits, and products to tensor cores."""
-        found, made = [], 1 if self.op == "to_e4m3" else DTYPES[self.dtype].bytes
+        found = []
+        taken, made = (1 if name in E4M3.get(self.op, ()) else DTYPES[self.dtype].bytes for name in ("x", "out"))
         for word, kind, elements, size in zip(
-            ("loads x", "stores"), ("loads", "stores"), self.sweeps(), (DTYPES[self.dtype].bytes, made), strict=True
+            ("loads x", "stores"), ("loads", "stores"), self.sweeps(), (taken, made), strict=True
         ):
             if record[f"{kind}_128"] * 16 * 32 * self.warps < elements * size:
                 widths = f"{record[f'{kind}_128']} of 128 bits, {record[f'{kind}_32']} of 32, others {record[f'{kind}_other']}"
@@ -121,6 +130,14 @@ def _products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int
             # every width is a multiple of every depth
             values = {**absent, **linear_triton.constants(tile, WIDTHS[0], *around, widen=False)}
             yield "linear", tuple(values.items()), tile.warps, f"{tile.rows}x{tile.columns}_{case}"
+
+
+def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
+    """Gives the same of FP8 convolutions: one kernel takes those over images and over frames."""
+    for tile in conv_e4m3_triton.tiles(arch) if arch >= E4M3_SINCE else ():
+        for values in sorted({tuple(conv_e4m3_triton.constants(tile, into).items()) for into in CONVOLVED}):
+            name = f"{tile.rows}x{tile.columns}x{tile.depth}" + ("" if dict(values)["EVEN"] else "_ragged")
+            yield "conv_e4m3", values, tile.warps, name
 
 
 def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
@@ -151,6 +168,9 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
         for arch in archs
         for dtype in dtypes
         # products in float32 are PyTorch's
-        for op, values, warps, case in [*kinds, *([*rows, *_products(arch)] if DTYPES[dtype].bytes == 2 else [])]
-        if op != "to_e4m3" or arch >= E4M3_SINCE
+        for op, values, warps, case in [
+            *(*kinds, *_convolutions(arch)),
+            *([*rows, *_products(arch)] if DTYPES[dtype].bytes == 2 else []),
+        ]
+        if op not in E4M3 or arch >= E4M3_SINCE
     ]

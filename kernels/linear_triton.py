@@ -59,7 +59,7 @@ def moments_kernel(x, moments, rows, into, eps, R: tl.constexpr, PADDED: tl.cons
 
 
 @triton.jit
-def _tile(rows, made, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
+def place_of(rows, made, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
     """Gives a program's place: GROUP blocks of rows go through all columns before the next ones do."""
     blocks, parts = tl.cdiv(rows, M), tl.cdiv(made, N)
     first = tl.program_id(0) // (GROUP * parts) * GROUP
@@ -97,7 +97,7 @@ def linear_kernel(
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """x (rows, into), weight (made or, gated, 2 * made, into), out (rows, made); EVEN: `into` is a multiple of K."""
-    block, part = _tile(rows, made, M, N, GROUP)
+    block, part = place_of(rows, made, M, N, GROUP)
     r, n, k = block * M + tl.arange(0, M), part * N + tl.arange(0, N), tl.arange(0, K)
     # beyond the end the last row and column are computed again, and not stored
     row, column = tl.minimum(r, rows - 1), tl.minimum(n, made - 1)

@@ -13,12 +13,13 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine import fp8
 from vstar_engine.config import MODELS
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
-from vstar_engine.kernels.aot_fused import CHANNELS, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
+from vstar_engine.kernels.aot_fused import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot_tables import page, programs
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
-from vstar_engine.layers import GEGLU, Norm, RowNorm
+from vstar_engine.layers import GEGLU, Linear, Norm, RowNorm
 from vstar_engine.unet import UNet
 from vstar_engine.vae import Vae
 
@@ -156,29 +157,38 @@ def test_names_tell_entries_apart():
     assert len(names) == len(set(names))
 
 
-def test_rounding_to_e4m3_is_compiled_where_there_is_such_a_number():
-    archs = {entry.arch for entry in fused_entries(list(ARCHITECTURES), ["fp16"]) if entry.op == "to_e4m3"}
+@pytest.mark.parametrize("op", E4M3)
+def test_what_takes_e4m3_is_compiled_where_there_is_such_a_number(op):
+    archs = {entry.arch for entry in fused_entries(list(ARCHITECTURES), ["fp16"]) if entry.op == op}
     assert archs == {89, 90, 100, 120}
 
 
 WHOLE = {"spills": 0, "stack": 0, "local": 0, "shared": 0, "hidden_parameters": 0, "scratch": 0, "tensor_core": ["HGMMA"]}
 NARROW = {"loads_32": 8, "loads_other": [], "stores_32": 4, "stores_other": []}
-PRODUCT = next(entry for entry in fused_entries([90], ["fp16"]) if entry.name == "linear_128x128_bias_residual_fp16_sm90")
+ENTRIES = {entry.name: entry for entry in fused_entries([90], ["fp16"])}
+# with the least that each must load and store: two halves of a block in and one out; a tile, the parts of both factors of its
+# sum, and the residual; a tile, and the parts of both factors, which are bytes
+SWEEPS = [
+    (FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024"), {"loads_128": 2, "stores_128": 1}),
+    (ENTRIES["linear_128x128_bias_residual_fp16_sm90"], {"loads_128": 16, "stores_128": 8}),
+    (ENTRIES["conv_e4m3_128x128x64_fp16_sm90"], {"loads_128": 4, "stores_128": 8, "tensor_core": ["QGMMA"]}),
+]
 FUSED_FAULTS = {
     "gate loads": (0, {"loads_128": 0}, "geglu_block1024_fp16_sm90 loads x through less than 128 bits at a time: 0 of 128"),
     "gate stores": (0, {"stores_128": 0}, "geglu_block1024_fp16_sm90 stores through less than 128 bits at a time: 0 of 128"),
     "product loads": (1, {"loads_128": 15}, "linear_128x128_bias_residual_fp16_sm90 loads x through less than 128 bits"),
     "product stores": (1, {"stores_128": 7}, "linear_128x128_bias_residual_fp16_sm90 stores through less than 128 bits"),
     "no tensor core": (1, {"tensor_core": ["HMMA"]}, "linear_128x128_bias_residual_fp16_sm90 claims HGMMA but holds"),
+    "convolution loads": (2, {"loads_128": 3}, "conv_e4m3_128x128x64_fp16_sm90 loads x through less than 128 bits"),
+    "convolution stores": (2, {"stores_128": 7}, "conv_e4m3_128x128x64_fp16_sm90 stores through less than 128 bits"),
+    "not in FP8": (2, {"tensor_core": ["HGMMA"]}, "conv_e4m3_128x128x64_fp16_sm90 claims QGMMA but holds"),
 }
 
 
 @pytest.mark.parametrize("fault", FUSED_FAULTS)
 def test_a_fault_of_a_fused_kernel_is_one_sentence(fault):
-    gate = FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024")
     which, change, words = FUSED_FAULTS[fault]
-    # two halves of a block in and one out; a tile, the parts of both factors of its sum, and the residual
-    entry, least = ((gate, {"loads_128": 2, "stores_128": 1}), (PRODUCT, {"loads_128": 16, "stores_128": 8}))[which]
+    entry, least = SWEEPS[which]
     assert faults(entry, {**WHOLE, **NARROW, **least}) == []
     (sentence,) = faults(entry, {**WHOLE, **NARROW, **least, **change})
     assert sentence.startswith(words)
@@ -195,5 +205,7 @@ def test_every_width_of_the_networks_norms_and_transformers_is_compiled():
     assert norms == set(CHANNELS)
     assert {module.normalized_shape[0] for module in modules if isinstance(module, RowNorm)} == set(WIDTHS)
     assert {module.proj.out_features // 2 for module in modules if isinstance(module, GEGLU)} == set(INNER)
+    small = [layer for layer in fp8.layers(networks[0]).values() if not isinstance(layer, Linear)]
+    assert {layer.in_channels for layer in small if layer.kernel_size != (1, 1)} == set(CONVOLVED)
     sizes = {entry.case for entry in fused_entries([90], ["fp16"]) if entry.op == "groupnorm_silu_settle"}
     assert sizes == {f"size{channels // GROUPS}" for channels in norms}

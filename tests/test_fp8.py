@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from vstar_engine import Engine, Sampling, cli, fp8
-from vstar_engine.config import Request
+from vstar_engine import Engine, Sampling, cli, fp8, memory
+from vstar_engine.bench.seeded import step_inputs
+from vstar_engine.config import MODELS, Request
 from vstar_engine.errors import DeviceError
+from vstar_engine.kernels.conv_e4m3 import conv_e4m3
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST
 from vstar_engine.kernels.linear import LayerNorm
-from vstar_engine.layers import Linear, Pointwise
+from vstar_engine.layers import FrameConv, Linear, Pointwise
 from vstar_engine.provenance import command_for
+from vstar_engine.unet import UNet
 from vstar_engine.verify import Judge, relative_error, unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
@@ -109,6 +112,85 @@ def test_a_1x1_convolution_is_the_same_layer():
         assert relative_error(ours, conv(x)) < ROUNDING
 
 
+CONVOLUTIONS = {
+    "3x3": (lambda: nn.Conv2d(32, 16, 3, padding=1), (2, 32, 5, 7)),
+    "stride 2": (lambda: nn.Conv2d(16, 16, 3, stride=2, padding=1), (3, 16, 6, 7)),
+    "over frames": (lambda: FrameConv(32), (2, 32, 5, 6)),
+    "a frame alone": (lambda: FrameConv(16), (1, 16, 1, 4)),
+}
+
+
+def by_taps(layer, x, largest):
+    """Computes an FP8 convolution in numpy's float64, tap by tap."""
+    weight = layer.weight.detach().flatten(3).double().numpy()  # (O, C, kh, kw)
+    scale, step = np.float32(np.abs(weight).max()) / 448, fp8.step_for(largest)
+    down, aside = weight.shape[2:]
+    beyond = ((0, 0), (0, 0), *((side // 2, side // 2) for side in (down, aside)))
+    images, weight = np.pad(e4m3(x.double().numpy() / step), beyond), e4m3((weight / scale).astype(np.float32))
+    tall, wide = (whole - side + 1 for whole, side in zip(images.shape[2:], (down, aside), strict=True))
+    taps = (
+        np.einsum("nchw,oc->nohw", images[:, :, i : i + tall, j : j + wide], weight[:, :, i, j])
+        for i in range(down)
+        for j in range(aside)
+    )
+    every = layer.stride[0]
+    return sum(taps)[:, :, ::every, ::every] * step * scale + layer.bias.detach().double().numpy()[:, None, None]
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_convolution_is_its_formula(kind, dtype):
+    torch.manual_seed(4)
+    make, shape = CONVOLUTIONS[kind]
+    layer, x = make().to(dtype), (3 * torch.randn(shape)).to(dtype).to(memory_format=torch.channels_last)
+    largest = float(x.abs().max())
+    with torch.no_grad():
+        ours, plain = fp8.small(layer, largest)(x), layer(x)
+    assert ours.dtype == dtype
+    assert ours.shape == plain.shape
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(ours.float(), by_taps(layer, x, largest)) < 2 * torch.finfo(dtype).eps
+    assert relative_error(ours.float(), plain.float()) < ROUNDING
+
+
+def tensors(shape=(2, 5, 4, 16), kernel=(32, 3, 3, 16), bias=32):
+    return (
+        *(torch.randn(sides).to(E4M3) for sides in (shape, kernel)),
+        *(torch.tensor(factor) for factor in (0.5, 0.01)),
+        torch.randn(bias, dtype=torch.float16),
+    )
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, (1, 1)), (2, (1, 1)), (3, (0, 2))], ids=str)
+def test_the_convolution_is_an_op_that_shapes_follow(stride, padding):
+    given = (*tensors(), stride, padding)
+    torch.library.opcheck(torch.ops.vstar.conv_e4m3, given, test_utils="test_faketensor")
+    made = torch.ops.vstar.conv_e4m3(*(x.to("meta") for x in given[:5]), stride, padding)
+    assert made.device.type == "meta"
+    assert (made.shape, made.dtype) == (conv_e4m3(*given).shape, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"kernel": (32, 3, 3, 24)}, r"bias \(O,\) are wanted, got \(2, 5, 4, 16\), \(32, 3, 3, 24\), \(32,\)"),
+        ({"bias": 16}, r"got \(2, 5, 4, 16\), \(32, 3, 3, 16\), \(16,\)"),
+        ({"kernel": (32, 9, 3, 16)}, r"nothing is left of \(2, 5, 4, 16\) by a kernel \(9, 3\), padded by \[1, 1\]"),
+        ({"stride": 0}, r"a stride from 1 up and two paddings from 0 up are wanted, got 0 and \[1, 1\]"),
+        ({"padding": (1, -1)}, r"got 1 and \[1, -1\]"),
+        ({"step": torch.ones(1)}, r"step and scale are float32 numbers on x's device, got torch.float32 \(1,\)"),
+        ({"x": torch.ones(2, 5, 4, 16)}, r"in e4m3, got torch.float32 and torch.float8_e4m3fn"),
+    ],
+    ids=["channels", "bias", "kernel", "stride", "padding", "step", "dtype"],
+)
+def test_what_cannot_be_convolved_is_refused_in_a_sentence(changed, words):
+    shapes = {name: value for name, value in changed.items() if name in ("kernel", "bias")}
+    x, weight, step, scale, bias = tensors(**shapes)
+    x, step = changed.get("x", x), changed.get("step", step)
+    with pytest.raises(ValueError, match=words):
+        conv_e4m3(x, weight, step, scale, bias, changed.get("stride", 1), changed.get("padding", (1, 1)))
+
+
 @pytest.mark.parametrize("largest", [1e-30, 0.1, 7.0, 448.0, 1e4])
 def test_a_step_is_a_power_of_two_that_leaves_room(largest):
     step = fp8.step_for(largest)
@@ -122,14 +204,15 @@ def test_what_is_larger_than_was_ever_seen_is_cut_not_lost():
         assert layer(torch.full((1, 16), 1e6)).isfinite().all()
 
 
-def test_linear_layers_are_converted_and_the_text_and_odd_sizes_are_not():
+def test_layers_are_converted_and_the_text_and_odd_sizes_are_not():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
             self.even, self.odd, self.plain = Linear(32, 16), Linear(24, 16), nn.Linear(32, 16)
-            self.stem = Pointwise(32, 32, 1)
+            self.stem, self.frames = Pointwise(32, 32, 1), FrameConv(16)
+            self.first, self.conv, self.last = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 3), nn.Conv2d(16, 4, 3)
 
-    assert list(fp8.layers(Odd())) == [".even", ".stem"]
+    assert list(fp8.layers(Odd())) == [".even", ".stem", ".frames", ".conv"]
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +221,22 @@ def small():
 
 
 def test_the_mini_model_is_converted(small, mini):
+    """All of its convolutions but the first and the last, and all linear layers but the text's keys and values."""
     names = set(fp8.layers(mini.denoiser))
     assert set(small.fp8) == names
     assert not fp8.layers(small.denoiser)
-    kinds = {name: type(module) for name, module in small.denoiser.named_modules() if isinstance(module, fp8.Fp8Linear)}
+    kinds = {name: type(module) for name, module in small.denoiser.named_modules() if isinstance(module, fp8.Fp8Layer)}
     assert set(kinds) == names
     assert {name.split(".")[-1] for name, kind in kinds.items() if kind is fp8.Fp8Pointwise} == {"skip_connection"}
+    left = {name for name, module in small.denoiser.named_modules() if isinstance(module, nn.Conv2d | nn.Conv3d)}
+    assert left == {"input_blocks.0.0", "out.2"}
+    convolved = {name: getattr(mini.denoiser.get_submodule(name), "kernel_size", None) for name in names}
+    assert {name for name, kind in kinds.items() if kind is fp8.Fp8Convolution} == {
+        name for name, kernel in convolved.items() if kernel in ((3, 3), (3, 1, 1))
+    }
     assert not any("to_kv" in name for name in names)
-    linear = sum(layer.weight.numel() for layer in fp8.layers(mini.denoiser).values())
-    assert sum(b.numel() for b in small.denoiser.buffers() if b.dtype == E4M3) == linear
+    weights = sum(layer.weight.numel() for layer in fp8.layers(mini.denoiser).values())
+    assert sum(b.numel() for b in small.denoiser.buffers() if b.dtype == E4M3) == weights
 
 
 def test_calibration_is_the_same_every_time(small):
@@ -168,6 +258,24 @@ def test_a_video_is_near_the_exact_one_and_says_how_it_was_made(small, mini):
     assert len(made["fp8"]["largest_inputs"]) == 64
     assert "--fast=step-cache --fast=fp8" in command_for(made)
     assert "fp8" not in mini.run(plain).provenance
+
+
+def peak(spec, small):
+    """Gives the bytes that a forward of half precision makes at its peak, found without data."""
+    with memory.without_data(torch.float16):
+        unet = UNet(spec.unet)
+        if small:
+            fp8.convert(unet, dict.fromkeys(fp8.layers(unet), 1.0))
+        latents, timestep, context, fps, tar = step_inputs(spec, spec.size, 16, "cpu", torch.float16)
+        with memory.LiveBytes() as live:
+            unet(latents, timestep, context, fps, tar.float())
+    return live.peak
+
+
+def test_the_plan_of_memory_holds():
+    """It is made for the exact network, whose weights are twice as large too."""
+    spec = MODELS["videocrafter2"]
+    assert peak(spec, small=True) < memory.MARGIN * peak(spec, small=False)
 
 
 @pytest.mark.parametrize("name", GOLDEN_UNETS)

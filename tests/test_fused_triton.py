@@ -14,9 +14,17 @@ ROOT = Path(__file__).parent.parent
 WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.mark.parametrize("interpret", ["1", pytest.param("0", marks=[pytest.mark.gpu, WITHOUT_GPU])])
-def test_kernels(interpret):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_fused.py"]
+RUNS = [
+    pytest.param("1", "not slow", id="interpreter-selection"),
+    pytest.param("1", "slow", id="interpreter-matrix", marks=pytest.mark.slow),
+    pytest.param("0", "not slow", id="gpu-selection", marks=[pytest.mark.gpu, WITHOUT_GPU]),
+    pytest.param("0", "slow", id="gpu-matrix", marks=[pytest.mark.gpu, pytest.mark.slow, WITHOUT_GPU]),
+]
+
+
+@pytest.mark.parametrize(("interpret", "marked"), RUNS)
+def test_kernels(interpret, marked):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, "tests/triton_fused.py"]
     environment = {**os.environ, "TRITON_INTERPRET": interpret}
     if interpret == "1":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the interpreter is for the CPU

@@ -128,7 +128,7 @@ FAST = {
     GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape",
     STEP_CACHE: "the deep levels of the network in every second step only, the finest level in each",
     FEW_STEP: "4 steps of a consistency model without guidance, for weights with a consistency LoRA",
-    FP8: "linear layers in FP8, on a GPU that multiplies in it",
+    FP8: "linear layers and convolutions in FP8, on a GPU that multiplies in it",
 }
 # of ten, how many steps are guided
 GUIDED_TENTHS = 6

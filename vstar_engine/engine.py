@@ -88,7 +88,7 @@ class Engine:
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
         FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
-        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its linear layers multiply in
+        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its layers multiply in
         FP8, scaled by what a short clip shows when it is loaded. `warm` names clips to take through all stages as it loads,
         True: those of `clips`, so that no request waits for kernels to be loaded, tried out and recorded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was

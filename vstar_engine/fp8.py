@@ -1,8 +1,9 @@
-"""FP8 linear layers: weights and inputs rounded to e4m3 (arXiv 2209.05433) by a scale for each tensor, products summed wider.
+"""FP8 layers: weights and inputs rounded to e4m3 (arXiv 2209.05433) by a scale for each tensor, products summed wider.
 
 Scales come from the network itself: a weight's from its largest value, an input's from the largest seen while the network
-samples a short clip. PyTorch multiplies in FP8 (`torch._scaled_mm`) but has no convolution in it, so the 3x3 and the temporal
-convolutions stay, and so do the text's keys and values, which are little work.
+samples a short clip. Matrices are multiplied by PyTorch (`torch._scaled_mm`), convolutions are `vstar::conv_e4m3`. The first
+and the last convolution, from and to the latents' four channels, stay exact, and so do the text's keys and values: they are
+little work.
 """
 
 import math
@@ -16,21 +17,23 @@ from .built import Artifact
 from .config import FP8, Sampling, Spec, Tar
 from .embeddings import Encode
 from .errors import DeviceError
+from .kernels.conv_e4m3 import conv_e4m3
 from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
 from .kernels.geglu import geglu
 from .kernels.linear import LayerNorm, normed
-from .layers import CrossAttention, Linear
+from .layers import CrossAttention, FrameConv, Linear
 from .sampling import sample
 from .schedule import Schedule
 from .tar import table
 from .text import spread
-from .unet import ResBlock, UNet
+from .unet import UNet
 
 # what the product takes its rows and columns in
 MULTIPLE = 16
 # the clip that inputs are watched on
 PROMPTS = ("a landscape covered in thick snow, bare trees", "a lush green meadow in full spring")
 FRAMES, STEPS = 8, 8
+Layer = Linear | nn.Conv2d | FrameConv
 
 
 def step_for(largest: float) -> float:
@@ -41,26 +44,39 @@ def step_for(largest: float) -> float:
     return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
 
 
-class Fp8Linear(nn.Module):
-    """A linear layer whose inputs were seen to reach `largest`."""
+def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiplies e4m3 rows (n, in) by an e4m3 weight (out, in), times both scales, and adds the bias."""
+    # cuBLAS adds a bias in half precision only; else in place: a copy of the feed-forward's eight widths would be the peak
+    within = None if dtype == torch.float32 else bias
+    out = torch._scaled_mm(rows, weight.t(), scale_a=step, scale_b=scale, bias=within, out_dtype=dtype)
+    return out if bias is None or within is not None else out.add_(bias)
 
-    def __init__(self, layer: Linear | nn.Conv2d, largest: float):
+
+class Fp8Layer(nn.Module):
+    """A layer's weight, outputs first, rounded to e4m3, and the step of its inputs, which were seen to reach `largest`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, largest: float):
         super().__init__()
-        weight = layer.weight.detach().flatten(1).float()
-        scale = weight.abs().amax().clamp(min=1e-12) / LARGEST
+        scale = weight.float().abs().amax().clamp(min=1e-12) / LARGEST
         self.weight: Tensor
         self.scale: Tensor
         self.step: Tensor
-        self.register_buffer("weight", (weight / scale).clamp(-LARGEST, LARGEST).to(E4M3))
+        self.register_buffer("weight", (weight.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3))
         self.register_buffer("scale", scale)
         self.register_buffer("step", scale.new_tensor(step_for(largest)))
-        self.bias = layer.bias
+        self.bias = bias
+
+
+class Fp8Linear(Fp8Layer):
+    """A linear layer."""
+
+    def __init__(self, layer: Linear | nn.Conv2d, largest: float):
+        super().__init__(layer.weight.detach().flatten(1), layer.bias, largest)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         x = normed(x, norm)
         rows = to_e4m3(x.reshape(-1, x.shape[-1]), self.step)
-        out = torch._scaled_mm(rows, self.weight.t(), scale_a=self.step, scale_b=self.scale, out_dtype=x.dtype)
-        out = (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1])
+        out = product(rows, self.weight, self.step, self.scale, self.bias, x.dtype).unflatten(0, x.shape[:-1])
         if gate:
             out = geglu(out)
         return out if residual is None else residual + out
@@ -71,6 +87,18 @@ class Fp8Pointwise(Fp8Linear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1), residual, gate, norm).permute(0, 3, 1, 2)
+
+
+class Fp8Convolution(Fp8Layer):
+    """A convolution of (N, C, H, W) in channels-last memory, or over the frames of (B, C, T, P)."""
+
+    def __init__(self, layer: nn.Conv2d | FrameConv, largest: float):
+        super().__init__(layer.weight.detach().flatten(3).movedim(1, -1).contiguous(), layer.bias, largest)
+        self.stride, self.padding = layer.stride[0], layer.padding[:2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = to_e4m3(x.movedim(1, -1), self.step)
+        return conv_e4m3(images, self.weight, self.step, self.scale, self.bias, self.stride, self.padding).movedim(-1, 1)
 
 
 def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | None, text: bool) -> None:
@@ -87,8 +115,9 @@ def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | 
 def check(device: torch.device, dtype: torch.dtype) -> None:
     """Raises DeviceError unless PyTorch multiplies in FP8 on the device."""
     ones = torch.ones(MULTIPLE, MULTIPLE, device=device)
+    small, one = ones.to(E4M3), ones[0, 0]
     try:
-        torch._scaled_mm(ones.to(E4M3), ones.to(E4M3).t(), scale_a=ones[0, 0], scale_b=ones[0, 0], out_dtype=dtype)
+        product(small, small, one, one, ones[0].to(dtype), dtype)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(
@@ -96,17 +125,15 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
         ) from error
 
 
-def layers(unet: UNet) -> dict[str, Linear | nn.Conv2d]:
-    """Lists by name what is multiplied in FP8: linear layers and 1x1 convolutions of sizes that it takes."""
-    found: dict[str, Linear | nn.Conv2d] = {}
+def layers(unet: UNet) -> dict[str, Layer]:
+    """Lists by name what is multiplied in FP8: linear layers and convolutions of sizes that it takes."""
+    found: dict[str, Layer] = {}
     for name, module in unet.named_modules():
         kept = {module.to_kv} if isinstance(module, CrossAttention) else set()
         for part, layer in module.named_children():
-            pointwise = isinstance(module, ResBlock) and part == "skip_connection" and isinstance(layer, nn.Conv2d)
-            if (pointwise or isinstance(layer, Linear)) and layer not in kept:
-                assert isinstance(layer, Linear | nn.Conv2d)
-                if not any(side % MULTIPLE for side in layer.weight.shape[:2]):
-                    found[f"{name}.{part}"] = layer
+            taken = isinstance(layer, Layer) and layer not in kept
+            if taken and not any(side % MULTIPLE for side in layer.weight.shape[:2]):
+                found[f"{name}.{part}"] = layer
     return found
 
 
@@ -150,9 +177,18 @@ def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
     return largest
 
 
+def small(layer: Layer, largest: float) -> Fp8Layer:
+    """Gives what computes a layer in FP8."""
+    if isinstance(layer, Linear):
+        return Fp8Linear(layer, largest)
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+        return Fp8Pointwise(layer, largest)
+    return Fp8Convolution(layer, largest)
+
+
 def convert(unet: UNet, largest: Mapping[str, float]) -> None:
     """Puts FP8 layers in the place of those whose largest inputs are given."""
-    for name, layer in layers(unet).items():
+    found = layers(unet)
+    for name, most in largest.items():
         parent, _, part = name.rpartition(".")
-        kind = Fp8Pointwise if isinstance(layer, nn.Conv2d) else Fp8Linear
-        setattr(unet.get_submodule(parent), part, kind(layer, largest[name]))
+        setattr(unet.get_submodule(parent), part, small(found[name], most))

@@ -72,10 +72,10 @@ class FrameConv(nn.Conv3d):
     """A 3x1x1 convolution over frames, zero-padded at the clip's ends, run on (B, C, T, P) as a 2-D one."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, channels, (3, 1, 1))
+        super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.flatten(3), self.bias, padding=(1, 0))
+        return F.conv2d(x, self.weight.flatten(3), self.bias, padding=self.padding[:2])
 
 
 class GEGLU(nn.Module):
