@@ -41,6 +41,7 @@ def engine_at(folder, file="unet.pt2", facts=None, content=bytes(range(256)), **
         "loras": [],
         "made": "today",
         "seconds": 1.0,
+        "peak_memory": 2**30,
     }
     write_manifest(folder, {"kind": KIND, **about})
     return folder
