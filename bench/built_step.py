@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vstar_engine import checkpoint
 from vstar_engine.backends import EAGER, TENSORRT, Denoiser, backend_named, eager
-from vstar_engine.backends.inputs import full
+from vstar_engine.backends.inputs import shared
 from vstar_engine.built import Artifact
 from vstar_engine.engine import Engine, open_weights
 from vstar_engine.errors import EngineError, MissingLibrary
@@ -89,8 +89,9 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
     wanted = {"dtype": scene.dtype, "device": scene.device, "frames": frames, "size": scene.size, "batch": GUIDANCE_BRANCHES}
     settings = Settings(scene.spec, backend, **wanted)
     if backend == "inductor" != scene.compiler:
-        program = builder.traced(settings, weights, silent)[1].module()
-        return lambda *inputs: program(**full(*inputs)), {"backend": "none: the traced graph itself"}
+        # without its guards: they tell sizes of 1 apart, which the graph computes as any
+        program = builder.traced(settings, weights, silent)[1].module(check_guards=False)
+        return lambda *inputs: program(**shared(*inputs)), {"backend": "none: the traced graph itself"}
     stages: dict[str, float] = {}
 
     def report(line: str) -> None:

@@ -8,16 +8,17 @@ import io
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
 import torch
 import torch._inductor
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.codecache import cache_dir
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from vstar_engine.backends import eager
 from vstar_engine.errors import ExportError, OutputError
@@ -25,12 +26,40 @@ from vstar_engine.kernels.dispatch import kept
 
 from . import Report, alive
 from .network import Network, unet
-from .settings import Estimate, Settings
+from .settings import MAX_BATCH, Estimate, Settings
 
 PACKAGE = "unet.pt2"
 # of the mini model's 905 modules, whose package took 90 s on two quiet cores: the C++ compiler takes most of the time
 MODULE_SECONDS = 0.1
 COMPILER_BYTES = 2 * 2**30
+# unlike the batch that is traced, so that one is not taken for the other
+TRACED_TEXTS = 3
+
+
+class Texts(nn.Module):
+    """The UNet on contexts (texts, B, T, L, C): what comes before a video's first text is computed once for all of them."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        # else every input has a batch of its own until something compares them, and no number of texts follows from them
+        for other in (timestep, context[0], fps, tar):
+            torch._check(other.shape[0] == latents.shape[0])
+        return self.module(latents, timestep, context.flatten(0, 1), fps, tar)
+
+
+def hearing_texts(network: Network) -> Network:
+    """Gives the UNet as a package holds it."""
+    context, dims = network.inputs["context"], network.dims["context"]
+    return replace(
+        network,
+        module=Texts(network.module),
+        inputs={**network.inputs, "context": context.new_zeros(TRACED_TEXTS, *context.shape)},
+        dims={**network.dims, "context": {0: Dim("texts", min=1, max=MAX_BATCH), **{axis + 1: dims[axis] for axis in dims}}},
+        axes=("texts*batch", *network.axes[1:]),
+    )
 
 
 def options(settings: Settings) -> dict[str, Any]:
@@ -50,7 +79,7 @@ def traced(settings: Settings, weights: Mapping[str, Tensor], report: Report) ->
     """Gives the UNet, on its device, as a graph for any number of frames."""
     report("loading the weights")
     module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
-    network = unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device)
+    network = hearing_texts(unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device))
     with torch.no_grad(), alive(report, "tracing the unet"), kept() if settings.device.type == "cpu" else nullcontext():
         program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
     return network, program

@@ -9,6 +9,8 @@ from vstar_engine.bundled import weights
 from vstar_engine.config import MODELS
 from vstar_engine.device import described
 
+FACTS = {"unet": {"inputs": [{"name": "context", "shape": ["texts", "batch", "frames", 77, 64]}]}}
+
 
 def identity(**changed):
     """An identity that fits this machine and the mini model's weights."""
@@ -36,11 +38,12 @@ def engine_at(folder, file="unet.pt2", facts=None, content=bytes(range(256)), **
     about = {
         "name": name_of(shaped),
         "identity": shaped,
-        "facts": facts or {},
+        "facts": FACTS if facts is None else facts,
         "weights_path": None,
         "loras": [],
         "made": "today",
         "seconds": 1.0,
+        "peak_memory": 2**30,
     }
     write_manifest(folder, {"kind": KIND, **about})
     return folder

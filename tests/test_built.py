@@ -58,6 +58,18 @@ def manifest_edited(folder, close=False):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def stated(change):
+    """Gives what changes a manifest and has it state the sha256 of what it then is."""
+
+    def edit(folder):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["sha256"]
+        change(manifest)
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest_of(manifest)}))
+
+    return edit
+
+
 FAULTS = {
     "altered": (altered, "unet.pt2 was altered"),
     "shortened": (shortened, "255 bytes where"),
@@ -68,6 +80,21 @@ FAULTS = {
     "hash taken away": (lambda folder: manifest_edited(folder, close=True), "states no sha256"),
     "weights": (lambda folder: (folder / "manifest.json").write_text('{"kind": "vstar-engine weights"}'), "does not describe"),
     "no files": (lambda folder: (folder / "manifest.json").write_text('{"kind": "vstar-engine engine"}'), "lists no files"),
+    "no identity": (
+        stated(lambda manifest: manifest.pop("identity")),
+        "does not state what an engine's does: identity missing",
+    ),
+    "no dtype or size": (
+        stated(lambda manifest: [manifest["identity"].pop(name) for name in ("dtype", "size")]),
+        "identity's dtype, identity's size missing, or of another kind; build the engine again",
+    ),
+    "frames of text": (stated(lambda manifest: manifest["identity"].update(frames=["16"])), "identity's frames missing, or of"),
+    "one side": (stated(lambda manifest: manifest["identity"].update(size=[32])), "identity's size missing, or of"),
+    "targets of numbers": (
+        stated(lambda manifest: manifest["identity"].update(options={"targets": [80]})),
+        "identity's options missing, or of",
+    ),
+    "loras of numbers": (stated(lambda manifest: manifest.update(loras=[1])), "loras missing, or of"),
     "writable by others": (lambda folder: folder.chmod(0o770), "can be written by other users"),
 }
 

@@ -11,6 +11,7 @@ from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
 from vstar_engine.config import MODELS
 from vstar_engine.export import network
+from vstar_engine.export.to_inductor import hearing_texts
 from vstar_engine.memory import without_data
 from vstar_engine.unet import UNet
 
@@ -105,14 +106,14 @@ SMALL = replace(
 )
 
 
-def exported(spec, make=lambda unet: unet):
-    """Exports as for AOTInductor: weights channels-last, every axis but the size free. Nothing is computed."""
+def exported(spec, make=lambda unet: unet, held=lambda described: described):
+    """Exports as for a compiler: weights channels-last, every axis but the size free. Nothing is computed."""
     cells = tuple(side // spec.vae.factor for side in spec.size)
     described = network.unet(spec.unet, torch.float32, cells)
     with without_data(torch.float32):
         unet = make(lay_out(UNet(spec.unet).eval().requires_grad_(False), "channels_last"))
         inputs = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in described.inputs.items()}
-    traced = replace(described, module=unet, inputs=inputs)
+        traced = held(replace(described, module=unet, inputs=inputs))
     return torch.export.export(traced.module, (), traced.inputs, dynamic_shapes=traced.dims, strict=False)
 
 
@@ -123,6 +124,16 @@ ENDS = [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]
 @torch.no_grad()
 def test_an_exported_graph_copies_only_its_ends(spec):
     assert copies(exported(spec)) == ENDS
+
+
+@torch.no_grad()
+def test_a_package_copies_else_only_where_its_texts_part():
+    """TAR, hidden states and their residual in the first spatial transformer, the embedding, and the skip from before it."""
+    first, *parts, last = copies(exported(TINY, held=hearing_texts))
+    assert [first[1], last[1]] == [op for _, op in ENDS]
+    block = "module.input_blocks.1.1"
+    where = ["module", f"{block}.transformer_blocks.0", block, "module.input_blocks.1", "module"]
+    assert parts == [(module, "aten.flatten.using_ints") for module in where]
 
 
 @torch.no_grad()

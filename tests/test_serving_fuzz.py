@@ -6,13 +6,14 @@ import json
 
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
-from engines import engine_at
+from engines import engine_at, identity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
 from vstar_engine.artifacts import MANIFEST, digest_of
-from vstar_engine.built import Artifact
+from vstar_engine.build import _row
+from vstar_engine.built import CALLED, Artifact
 from vstar_engine.checkpoint import Weights
 from vstar_engine.cli import build_parser
 from vstar_engine.errors import CheckpointError, EngineError
@@ -107,10 +108,22 @@ def altered(draw, whole):
     return content
 
 
+def use(artifact, here):
+    """Asks of an engine what the commands do: to be listed, to run a clip here, to be built again or for more frames."""
+    row = _row(artifact)
+    assert row["folder"] == str(artifact.folder)
+    assert artifact.command().startswith("vstar-engine build --backend ")
+    assert artifact.file("unet.pt2").is_file()
+    for wanted in ({"frames": 512, "size": (32, 64), "rows": 2}, {"frames": 1, "size": (8, 8), "rows": 1}):
+        with contextlib.suppress(EngineError):
+            artifact.check_clip(**wanted)
+    artifact.check(**here)
+
+
 @COUNTS
 def test_any_manifest(count, tmp_path):
     """With the sha256 that it states of itself, so that what is behind that is reached."""
-    folder = engine_at(tmp_path / "engine")
+    folder, here = engine_at(tmp_path / "engine"), {name: identity()[name] for name in (*CALLED, "versions")}
     whole = {name: value for name, value in json.loads((folder / MANIFEST).read_text()).items() if name != "sha256"}
 
     def check(content):
@@ -118,7 +131,7 @@ def test_any_manifest(count, tmp_path):
             content = {**content, "sha256": digest_of(content)}
         (folder / MANIFEST).write_text(json.dumps(content))
         with contextlib.suppress(EngineError):
-            Artifact.open(folder)
+            use(Artifact.open(folder), here)
 
     try_all(count, altered(whole) | st.dictionaries(TEXT, VALUES, max_size=3), check)
 

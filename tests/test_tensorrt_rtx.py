@@ -21,8 +21,8 @@ pytest.importorskip("triton", reason="needs Triton")
 from onnx_blocks import block
 
 from vstar_engine.built import Artifact
-from vstar_engine.checkpoint import UNET, official_shapes
-from vstar_engine.config import Spec, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.checkpoint import UNET, Weights, official_shapes
+from vstar_engine.config import MODELS, Spec, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.export import to_onnx
 from vstar_engine.export.network import unet
 
@@ -112,16 +112,27 @@ def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
     assert not (tmp_path / "wrong.plan").exists()
 
 
-def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
-    file, nodes = onnx_engine.file("unet.onnx"), onnx_engine.manifest["facts"]["unet"]["temporal_attentions"]
-    (result,) = built(
-        job(file, nodes, frames=(7, 16), ranges={"batch": [1, 2, 2]}, targets=["SM89"], out=tmp_path / "unet.plan")
-    )
+def check_unet(file, nodes, kind, frames, out):
+    (result,) = built(job(file, nodes, frames=frames, ranges={"batch": [1, 2, 2]}, targets=["SM89"], out=out))
     assert result.get("plugin_layers") == nodes > 0, result
-    assert len(result["configured"]) == 2 * nodes
-    assert {(tensors[0][0], tensors[3][0]) for tensors in result["configured"]} == {("FLOAT", "FLOAT")}
-    assert {(tensors[0][1][1], tensors[0][2][1]) for tensors in result["configured"]} == {(1, 7), (8, 16)}
-    assert (tmp_path / "unet.plan").stat().st_size == result["bytes"]
+    assert len(result["configured"]) == len(frames) * nodes
+    assert {(tensors[0][0], tensors[3][0]) for tensors in result["configured"]} == {(kind, "FLOAT")}
+    starts = (1, *(count + 1 for count in frames[:-1]))
+    seen = {(tensors[0][1][1], tensors[0][2][1]) for tensors in result["configured"]}
+    assert seen == set(zip(starts, frames, strict=True))
+    assert out.stat().st_size == result["bytes"]
+
+
+def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
+    nodes = onnx_engine.manifest["facts"]["unet"]["temporal_attentions"]
+    check_unet(onnx_engine.file("unet.onnx"), nodes, "FLOAT", (7, 16), tmp_path / "unet.plan")
+
+
+def test_the_mini_unet_in_float16_becomes_a_plan(mini_weights, tmp_path):
+    path = tmp_path / "unet.onnx"
+    facts = to_onnx.write(unet(MODELS["mini"].unet, torch.float16, (4, 8)), Weights(mini_weights), path)
+    # each profile takes the builder as long again
+    check_unet(path, facts["temporal_attentions"], "HALF", (16,), tmp_path / "unet.plan")
 
 
 @pytest.mark.slow

@@ -8,14 +8,15 @@ import sys
 import pytest
 import torch
 import torch._inductor
-from accuracy import assert_as_accurate
+from accuracy import assert_as_accurate, relative_error
 from engines import engine_at
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from torch.utils.flop_counter import FlopCounterMode
 
 from vstar_engine import checkpoint
 from vstar_engine.backends import eager as eager_unet
 from vstar_engine.backends import inductor
-from vstar_engine.backends.inputs import full
+from vstar_engine.backends.inputs import shared
 from vstar_engine.built import Artifact
 from vstar_engine.config import MODELS
 from vstar_engine.errors import EngineError, ExportError, OutputError
@@ -57,7 +58,7 @@ def small(*given):
     inputs, batch = {"input": torch.zeros(2, 3)}, torch.export.Dim("batch", max=8)
     return dataclasses.replace(described, module=torch.nn.Linear(3, 3), inputs=inputs, dims={"input": {0: batch}})
 
-to_inductor.unet = small
+to_inductor.unet, to_inductor.hearing_texts = small, lambda network: network
 to_inductor.eager.load = lambda *given, **named: torch.nn.Linear(3, 3)
 torch._inductor.aot_compile = lambda *given, **named: [str(folder / "model.so")]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -74,26 +75,55 @@ def test_a_disk_that_fills_up_under_the_package_is_one_sentence(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.so"]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
-def test_a_package_of_the_golden_network_is_as_accurate_as_eager(golden, tmp_path):
+@pytest.fixture(scope="module")
+def tiny(golden):
+    """A golden network as a model, and its weights by official names."""
     case = golden.case("unet_plain_shared")
     spec = dataclasses.replace(MODELS["mini"], unet=checkpoint.spec_from_official(golden.config(case, "unet_params")))
-    weights = {checkpoint.UNET + name: tensor for name, tensor in golden.weights(case).items()}
+    return spec, {checkpoint.UNET + name: tensor for name, tensor in golden.weights(case).items()}
+
+
+def inputs(spec, texts, batch, frames):
+    """Everything differs from video to video and from text to text."""
+    return (
+        torch.randn(batch, 4, frames, 4, 8),
+        torch.randint(0, 1000, (batch, frames)),
+        torch.randn(texts * batch, frames, 77, spec.context_dim),
+        torch.randint(8, 30, (batch,)),
+        torch.randn(batch, spec.levels, frames),
+    )
+
+
+def test_what_comes_before_the_first_text_is_traced_once_for_all_texts(tiny):
+    spec, weights = tiny
+    network, program = to_inductor.traced(Settings(spec, "inductor", size=None), weights, lambda line: None)
+    assert network.described()["outputs"][0]["shape"][0] == "texts*batch"
+    eager = eager_unet.load(spec, weights, device=torch.device("cpu"), dtype=torch.float32)
+    # guards tell sizes of 1 apart, as a package does not
+    graph = program.module(check_guards=False)
+    for texts, batch, frames in ((1, 1, 1), (2, 1, 3), (1, 2, 2), (2, 2, 4), (3, 1, 2)):
+        given = inputs(spec.unet, texts, batch, frames)
+        with torch.no_grad(), FlopCounterMode(display=False) as ours:
+            made = graph(**shared(*given))
+        with torch.no_grad(), FlopCounterMode(display=False) as theirs:
+            wanted = eager(*given)
+        assert relative_error(made, wanted) < 1e-5
+        # its convolutions
+        assert ours.get_total_flops() == theirs.get_total_flops() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+def test_a_package_of_the_golden_network_is_as_accurate_as_eager(tiny, tmp_path):
+    spec, weights = tiny
     to_inductor.build(Settings(spec, "inductor"), weights, tmp_path, lambda line: None)
     package = torch._inductor.aoti_load_package(str(tmp_path / to_inductor.PACKAGE))
     eager, exact = (eager_unet.load(spec, weights, device=torch.device("cpu"), dtype=x) for x in (torch.float32, torch.float64))
     for batch, frames in ((1, 1), (2, 5), (2, 17)):
-        given = (
-            torch.randn(batch, 4, frames, 4, 8),
-            torch.randint(0, 1000, (batch, frames)),
-            torch.randn(batch, frames, 77, spec.unet.context_dim),
-            torch.randint(8, 30, (batch,)),
-            torch.randn(batch, spec.unet.levels, frames),
-        )
+        given = inputs(spec.unet, 1, batch, frames)
         with torch.inference_mode():
             wide = exact(given[0].double(), given[1], given[2].double(), *given[3:])
-            assert_as_accurate(package(**full(*given)), eager(*given), wide)
+            assert_as_accurate(package(**shared(*given)), eager(*given), wide)
 
 
 def test_a_guess_counts_the_weights_of_the_unet_alone():
@@ -109,3 +139,11 @@ def test_a_package_is_refused_where_its_ops_have_no_library(tmp_path, monkeypatc
     monkeypatch.setattr(native, "status", lambda: (False, "no compiler"))
     with pytest.raises(EngineError, match="calls the CPU kernels: no compiler"):
         inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_package_of_before_is_refused(tmp_path):
+    of_then = {"unet": {"inputs": [{"name": "context", "shape": ["batch", "frames", 77, 64]}]}}
+    for facts in (of_then, {}):
+        engine = Artifact.open(engine_at(tmp_path / str(len(facts)), facts=facts))
+        with pytest.raises(EngineError, match="before packages took several texts a video; rebuild it: vstar-engine build"):
+            inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)

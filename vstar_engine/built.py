@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,33 @@ CALLED = {
     "device": "device",
     "weights": "weights",
     "kernel": "temporal attention kernel",
+}
+
+
+def _is(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _all(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+# what an engine's manifest states beside its files, and of what kind
+STATED = {
+    **dict.fromkeys(("name", "made"), _is(str)),
+    **dict.fromkeys(("identity", "facts"), _is(dict)),
+    "weights_path": _is(str | None),
+    "loras": _all(str),
+    "seconds": _is(int | float),
+    "peak_memory": _is(int),
+}
+SHAPED = {
+    **dict.fromkeys(("model", "backend", "dtype", "weights", "kernel", "device"), _is(str)),
+    "frames": _all(int),
+    "size": lambda value: value is None or (_all(int)(value) and len(value) == 2),
+    "batch": _is(int),
+    "versions": _is(dict),
+    "options": lambda value: isinstance(value, dict) and all(map(_all(str), filter(_is(list), value.values()))),
 }
 
 
@@ -72,6 +99,7 @@ class Artifact:
         manifest = read_manifest(path, KIND, EngineError, "vstar-engine build")
         if "sha256" not in manifest:
             raise EngineError(f"{path / MANIFEST} was altered: it states no sha256 of itself")
+        _check_stated(path / MANIFEST, manifest)
         return Artifact(path, manifest)
 
     @property
@@ -161,6 +189,18 @@ def _check_private(folder: Path) -> None:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(
             f"{folder} can be written by other users; an engine is code: chmod {PRIVATE:o} {shlex.quote(str(folder))}"
+        )
+
+
+def _check_stated(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises EngineError for a manifest that lacks something an engine's states, or has another kind of thing there."""
+    wrong = [name for name, right in STATED.items() if not right(manifest.get(name, ...))]
+    if not wrong:
+        wrong = [f"identity's {name}" for name, right in SHAPED.items() if not right(manifest["identity"].get(name, ...))]
+    if wrong:
+        raise EngineError(
+            f"{path} does not state what an engine's does: {', '.join(wrong)} missing, or of another kind; "
+            "build the engine again with `vstar-engine build --force`"
         )
 
 

@@ -89,10 +89,20 @@ def to_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def parted(x: Tensor, rows: int) -> Tensor:
-    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows."""
+def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
+    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows.
+
+    `pixels` (N, C, H, W) stay in channels-last memory.
+    """
     branches = rows // x.shape[0]
-    return x if branches == 1 else torch.cat([x] * branches)
+    if branches == 1:
+        return x
+    if isinstance(branches, int):
+        return torch.cat([x] * branches)
+    # a traced graph leaves their number open
+    if pixels:
+        return parted(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
+    return x.expand(branches, *x.shape).flatten(0, 1)
 
 
 def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
@@ -332,7 +342,7 @@ class UNet(nn.Module):
         for i, stage in enumerate(self.output_blocks[spared:], spared):
             if deep and i == cut:
                 deep.features = x
-            skip = parted(skips.pop(), x.shape[0])
+            skip = parted(skips.pop(), x.shape[0], pixels=True)
             x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()
 

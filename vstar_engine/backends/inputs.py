@@ -16,14 +16,26 @@ def in_full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar
     latents (B, C, T, H, W), timestep (B, T) int64, context (B, T, L, C), fps (B,) int64, tar (B, levels, T) float32. Where
     videos hear several texts each, B counts the texts.
     """
-    videos, batch, frames = latents.shape[0], context.shape[0], latents.shape[2]
+    given = _in_frames(latents, timestep, context, fps, tar)
+    return {name: parted(value, context.shape[0]) for name, value in given.items()}
+
+
+def shared(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
+    """As `full`, but B counts videos, and context is (texts, B, T, L, C)."""
+    given = _in_frames(latents, timestep, context, fps, tar)
+    given["context"] = given["context"].unflatten(0, (-1, latents.shape[0]))
+    return {name: value.contiguous() for name, value in given.items()}
+
+
+def _in_frames(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
+    """Gives a row for each video, for each text in context, and all that frames share for each of them."""
+    videos, frames = latents.shape[0], latents.shape[2]
     if tar.dim() != 3:
         raise ValueError(f"a built engine takes tar as (1 or B, levels, T), got {tuple(tar.shape)}; a dense one runs in eager")
-    given = {
+    return {
         "latents": latents,
         "timestep": timestep.long().expand(videos, frames),
-        "context": context.to(latents.dtype).expand(batch, frames, -1, -1),
+        "context": context.to(latents.dtype).expand(-1, frames, -1, -1),
         "fps": fps.long().expand(videos),
         "tar": tar.float().expand(videos, -1, -1),
     }
-    return {name: parted(value, batch) for name, value in given.items()}
