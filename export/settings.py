@@ -9,10 +9,10 @@ import torch
 
 from vstar_engine.artifacts import kernel_hash
 from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
+from vstar_engine.built import MAX_BATCH
 from vstar_engine.config import MAX_FRAMES, Spec, model_named
 from vstar_engine.device import dtype_named
 
-MAX_BATCH = 8
 OPSET = 21
 # TensorRT tunes a profile for each of these lengths where none are named
 TENSORRT_FRAMES = (16, 32, 64, 96, 128)

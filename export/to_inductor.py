@@ -21,12 +21,13 @@ from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompil
 from torch.export import Dim, ExportedProgram
 
 from vstar_engine.backends import eager
+from vstar_engine.built import MAX_BATCH
 from vstar_engine.errors import ExportError, OutputError
 from vstar_engine.kernels.dispatch import kept
 
 from . import Report, alive
 from .network import Network, unet
-from .settings import MAX_BATCH, Estimate, Settings
+from .settings import Estimate, Settings
 
 PACKAGE = "unet.pt2"
 # of the mini model's 905 modules, whose package took 90 s on two quiet cores: the C++ compiler takes most of the time

@@ -173,6 +173,7 @@ def test_a_back_end_without_an_engine():
         ((33, (32, 64), 2), r"at most 32 frames, got 33; .*--frames 16,32,33"),
         ((16, (64, 64), 2), r"is for 32x64, got 64x64; .*--size 64x64"),
         ((16, (32, 64), 3), r"a batch of 2, got 3; .*--no-batch-guidance .*--batch 3"),
+        ((16, (32, 64), 10), r"a batch of 2, got 10; use --no-batch-guidance or make fewer videos at once$"),
     ],
     ids=str,
 )

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import psutil
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import START, Server, Submitter, free_port
+
+from vstar_engine.serving import events
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +71,11 @@ def test_kills_at_random_moments(tmp_path, pytestconfig):
         server.__exit__()
     middle = sorted(starts)[len(starts) // 2]
     print(f"{of}, {len(videos)} jobs, ready after {middle:.1f} s (median), {max(starts):.1f} s at most")
-    assert {video["status"] for video in videos} == {"completed"}
+    ends = Counter(video["error"]["code"] if video["error"] else video["status"] for video in videos)
+    print(dict(ends))
+    # a job whose worker is killed three times is taken for their cause
+    assert ends.keys() <= {"completed", events.WORKER_CRASHED}
+    assert ends["completed"] > 0.99 * len(videos)
 
 
 # --- Postgres, from Debian's package, on loopback
@@ -185,5 +192,9 @@ def test_soak(tmp_path, pytestconfig):
         print(f"{4 * rounds} jobs in {minutes:g} minutes, {(held[-1][0] - settled[0]) / 2**20:.1f} MiB more than at a quarter")
         assert held[-1][0] - settled[0] < GROWTH
         assert held[-1][1] - settled[1] < 20
+        # what is beyond the quota goes first: the ledger would find files of the list gone
+        while sum(path.stat().st_size for path in server.videos.iterdir()) > 20 * 2**20:
+            time.sleep(0.5)
+        time.sleep(5.0)
         left = server.ledger(accepted, swept=True)
         assert {video["id"] for video in left} >= set(accepted[-4:])

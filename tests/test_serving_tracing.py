@@ -22,6 +22,7 @@ def spans(monkeypatch):
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(tracing, "_jobs", {})  # those of other tests of this process aside
     return exporter.get_finished_spans
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .artifacts import kernel_hash
 from .backends import BACKENDS, EAGER, TENSORRT, backend_named
-from .built import Artifact, engines, engines_root, remove, size_words
+from .built import MAX_BATCH, Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
 from .config import model_named, parse_size
 from .device import device_named, dtype_named
@@ -20,7 +20,7 @@ from .engine import open_weights
 from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
-from .export.settings import COMPATIBILITY, LEVELS, MAX_BATCH, OPSET, REFIT, Settings
+from .export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, Settings
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"

@@ -18,6 +18,7 @@ from .errors import EngineError
 
 KIND = "vstar-engine engine"
 HASH_LENGTH = 12
+MAX_BATCH = 8  # rows at once that an engine can be built for
 # what shaped an engine, as a sentence calls it
 CALLED = {
     "model": "model",
@@ -168,7 +169,8 @@ class Artifact:
             raise EngineError(f"{said}; build one: {self.command(size=list(size))}")
         if rows > self.identity["batch"]:
             said = f"{self.folder} takes a batch of {self.identity['batch']}, got {rows}"
-            raise EngineError(f"{said}; use --no-batch-guidance or build one: {self.command(batch=rows)}")
+            larger = f"build one: {self.command(batch=rows)}" if rows <= MAX_BATCH else "make fewer videos at once"
+            raise EngineError(f"{said}; use --no-batch-guidance or {larger}")
 
     def check_requests(self, *requests: Request) -> None:
         """Raises EngineError as `check_clip` does, for requests of one clip (size filled in) that run together.
