@@ -1,32 +1,11 @@
-"""Runs triton_fused.py: TRITON_INTERPRET is read when a kernel is defined, so its tests have a process of their own."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Runs triton_fused.py, in Triton's interpreter and on a GPU."""
 
 import pytest
-import torch
+import triton_process
 
 pytest.importorskip("triton", reason="needs Triton")
 
-ROOT = Path(__file__).parent.parent
-WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-
-RUNS = [
-    pytest.param("1", "not slow", id="interpreter-selection"),
-    pytest.param("1", "slow", id="interpreter-matrix", marks=pytest.mark.slow),
-    pytest.param("0", "not slow", id="gpu-selection", marks=[pytest.mark.gpu, WITHOUT_GPU]),
-    pytest.param("0", "slow", id="gpu-matrix", marks=[pytest.mark.gpu, pytest.mark.slow, WITHOUT_GPU]),
-]
-
-
-@pytest.mark.parametrize(("interpret", "marked"), RUNS)
-def test_kernels(interpret, marked):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, "tests/triton_fused.py"]
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    if interpret == "1":
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # the interpreter is for the CPU
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+@pytest.mark.parametrize(("interpret", "selection"), triton_process.PROCESSES)
+def test_kernels(interpret, selection):
+    triton_process.check("triton_fused.py", interpret, selection)

@@ -1,16 +1,12 @@
 """The launch arithmetic, exhaustively; and the kernels' own tests, in Triton's interpreter and on a GPU.
 
-TRITON_INTERPRET is read when a kernel is defined, so those, in triton_temporal_attention.py, run in a process of their own.
+Those are in triton_temporal_attention.py.
 """
 
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
-import torch
+import triton_process
 
 pytest.importorskip("triton", reason="needs Triton")
 import numpy as np
@@ -28,35 +24,10 @@ from vstar_engine.kernels.temporal_attention_launch import (
 )
 from vstar_engine.kernels.temporal_attention_triton import _program
 
-ROOT = Path(__file__).parent.parent
-WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-PROCESSES = [
-    pytest.param("1", "not slow", id="interpreter-selection"),
-    pytest.param("1", "slow", id="interpreter-matrix", marks=pytest.mark.slow),
-    pytest.param("0", "not slow", id="gpu-selection", marks=[pytest.mark.gpu, WITHOUT_GPU]),
-    pytest.param("0", "slow", id="gpu-matrix", marks=[pytest.mark.gpu, pytest.mark.slow, WITHOUT_GPU]),
-]
 
-
-@pytest.mark.parametrize(("interpret", "selection"), PROCESSES)
+@pytest.mark.parametrize(("interpret", "selection"), triton_process.PROCESSES)
 def test_kernels(interpret, selection):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        selection,
-        "tests/triton_temporal_attention.py",
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    # the interpreter is for the CPU
-    if interpret == "1":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    triton_process.check("triton_temporal_attention.py", interpret, selection)
 
 
 TILE, SWEEP = Config(16, 16, warps=1), Config(32, 16, warps=4, sweep=True)

@@ -106,7 +106,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def add_convert_options(parser: argparse.ArgumentParser) -> None:
-    from .convert import LORA_FILE, SHARD_BYTES
+    from .convert import GUIDANCE, LORA_FILE, SHARD_BYTES
 
     said = "model.ckpt, .pt or .safetensors in the official key naming, or a LoRA that is a pickled list (T2V-Turbo's)"
     parser.add_argument("source", type=Path, help=said)
@@ -118,7 +118,7 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory-limit", type=int, metavar="MIB", help="most memory the reading process may hold")
     said = "of a LoRA that was trained to be told a guidance scale: which (default %(default)s)"
-    parser.add_argument("--embedded-guidance", type=float, default=7.5, metavar="SCALE", help=said)
+    parser.add_argument("--embedded-guidance", type=float, default=GUIDANCE, metavar="SCALE", help=said)
     parser.add_argument("--force", action="store_true", help="replace what exists")
 
 

@@ -33,6 +33,7 @@ from .errors import CheckpointError, OutputError
 log = logging.getLogger(__name__)
 
 LORA_FILE = ".safetensors"  # an output of this ending is a LoRA
+GUIDANCE = 7.5  # what T2V-Turbo's own demonstration tells its UNet
 SHARD_BYTES = 512 * 2**20
 # what the child may hold besides mapped files: PyTorch itself, one shard, and casts of its largest tensor
 CHILD_BYTES = 2 * 2**30
@@ -79,7 +80,7 @@ def convert_lora(
     source: Path,
     out: Path,
     model: str = "videocrafter2",
-    guidance: float = 7.5,
+    guidance: float = GUIDANCE,
     force: bool = False,
     memory_limit: int | None = None,
 ) -> Path:
