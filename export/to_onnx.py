@@ -160,6 +160,7 @@ def traced(network: Network, opset: int) -> ir.Model:
     assert made is not None
     model = made.model
     _simplify(model, [name for name, _ in network.module.named_parameters()])
+    passes.ClearMetadataAndDocStringPass()(model)  # the tracer's stacks, which name this machine's folders
     for node in model.graph:
         for value in node.outputs:
             value.shape = None  # in torch's symbols, which would clash with the names given here

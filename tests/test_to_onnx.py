@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+from pathlib import Path
 
 import onnx_packages  # noqa: F401 - skips this module where the packages are missing
 
@@ -140,6 +141,7 @@ def test_the_file_is_valid_and_says_what_it_is(exported):
     assert exported.facts["inputs"][1] == {"name": "timestep", "dtype": "int64", "shape": ["batch", "frames"]}
     assert exported.facts["outputs"][0]["shape"] == exported.facts["inputs"][0]["shape"]
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": exported.facts["opset"], "vstar": 1}
+    assert str(Path(to_onnx.__file__).parents[1]).encode() not in exported.path.read_bytes(), "the tracer's stacks are left out"
     # the weights lie beside the graph
     assert exported.path.stat().st_size < exported.path.with_name("unet.onnx.data").stat().st_size
     held = sum(parameter.nbytes for parameter in exported.eager.parameters())
