@@ -15,35 +15,17 @@ import onnx_packages  # noqa: F401 - skips this module where the packages are mi
 import pytest
 import tensorrt_wheels
 import torch
+from tensorrt_plans import FOUR, built, check_unet, job
 
 pytest.importorskip("triton", reason="needs Triton")
 
 from onnx_blocks import block
 
 from vstar_engine.built import Artifact
-from vstar_engine.checkpoint import UNET, Weights, official_shapes
-from vstar_engine.config import MODELS, Spec, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.checkpoint import Weights
+from vstar_engine.config import MODELS
 from vstar_engine.export import to_onnx
 from vstar_engine.export.network import unet
-
-FOUR = ["SM80", "SM86", "SM89", "SM120"]
-RANGES = {"batch": [1, 2, 4], "positions": [1, 48, 160]}
-
-
-def job(onnx, nodes, plugin="python", frames=(16,), ranges=RANGES, out=None, **more):
-    return {
-        "onnx": str(onnx),
-        "out": str(out or onnx.with_suffix(".plan")),
-        "nodes": nodes,
-        "plugin": plugin,
-        "frames": frames,
-        "ranges": ranges,
-        **more,
-    }
-
-
-def built(*jobs, fault=""):
-    return tensorrt_wheels.child("tensorrt_rtx_build.py", tensorrt_wheels.rtx(), jobs=jobs, fault=fault)
 
 
 def test_every_node_becomes_a_plugin_for_four_architectures(tmp_path):
@@ -112,27 +94,15 @@ def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
     assert not (tmp_path / "wrong.plan").exists()
 
 
-def check_unet(file, nodes, kind, frames, out):
-    (result,) = built(job(file, nodes, frames=frames, ranges={"batch": [1, 2, 2]}, targets=["SM89"], out=out))
-    assert result.get("plugin_layers") == nodes > 0, result
-    assert len(result["configured"]) == len(frames) * nodes
-    assert {(tensors[0][0], tensors[3][0]) for tensors in result["configured"]} == {(kind, "FLOAT")}
-    starts = (1, *(count + 1 for count in frames[:-1]))
-    seen = {(tensors[0][1][1], tensors[0][2][1]) for tensors in result["configured"]}
-    assert seen == set(zip(starts, frames, strict=True))
-    assert out.stat().st_size == result["bytes"]
-
-
 def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
     nodes = onnx_engine.manifest["facts"]["unet"]["temporal_attentions"]
-    check_unet(onnx_engine.file("unet.onnx"), nodes, "FLOAT", (7, 16), tmp_path / "unet.plan")
+    check_unet(onnx_engine.file("unet.onnx"), nodes, "FLOAT", tmp_path / "unet.plan", (7, 16))
 
 
 def test_the_mini_unet_in_float16_becomes_a_plan(mini_weights, tmp_path):
     path = tmp_path / "unet.onnx"
     facts = to_onnx.write(unet(MODELS["mini"].unet, torch.float16, (4, 8)), Weights(mini_weights), path)
-    # each profile takes the builder as long again
-    check_unet(path, facts["temporal_attentions"], "HALF", (16,), tmp_path / "unet.plan")
+    check_unet(path, facts["temporal_attentions"], "HALF", tmp_path / "unet.plan")
 
 
 @pytest.mark.slow
@@ -160,29 +130,3 @@ def test_a_mini_engine_is_built_by_the_command_line(tmp_path):
     }
     assert artifact.identity["versions"] == {"tensorrt-rtx": tensorrt_wheels.RTX}
     assert artifact.identity["device"] == "cuda"
-
-
-# VideoCrafter2's layers, narrower
-TOPOLOGY = UNetSpec(model_channels=32, head_dim=8, context_dim=16, norm_groups=8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "frames", "targets"),
-    [
-        pytest.param("float32", [16], ["SM80"], id="float32"),
-        pytest.param("float16", [16, 64], FOUR, id="float16-four"),
-    ],
-)
-def test_every_layer_of_the_full_topology(dtype, frames, targets, tmp_path):
-    kind = getattr(torch, dtype)
-    spec = Spec("topology", TOPOLOGY, VaeSpec(), TextSpec(width=16), size=(64, 64))
-    weights = {name: 0.02 * torch.randn(shape) for name, shape in official_shapes(spec).items() if name.startswith(UNET)}
-    path = tmp_path / "unet.onnx"
-    facts = to_onnx.write(unet(TOPOLOGY, kind), weights, path)
-    assert facts["temporal_attentions"] == 34
-    ranges = {"batch": [1, 2, 2], "height": [8, 8, 16], "width": [8, 8, 16]}
-    (result,) = built(job(path, 34, frames=frames, ranges=ranges, targets=targets))
-    assert result.get("plugin_layers") == 34, result
-    assert len(result["configured"]) == 34 * len(frames)
-    assert path.with_suffix(".plan").stat().st_size == result["bytes"]
