@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from dbos._sys_db import SystemDatabase
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from vstar_engine.serving import retention, sqlite, store
 from vstar_engine.serving.job import Job, new_id
@@ -51,9 +52,10 @@ def ending(monkeypatch):
     return store._runner
 
 
-def test_an_outcome_waits_for_the_database(ending):
+@pytest.mark.parametrize("kind", [OperationalError, InternalError, NoConnection])
+def test_an_outcome_waits_for_the_database(ending, kind):
     """A failure to write it is not the job's: DBOS would write that down next, and the job had failed for good."""
-    failures = [OperationalError("", {}, sqlite3.OperationalError("disk I/O error"))] * 3
+    failures = [kind("", {}, sqlite3.OperationalError("disk I/O error"))] * 3
 
     def write(id, status):
         if failures:

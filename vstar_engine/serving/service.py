@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
-
 from ..errors import VstarError
 from . import metrics, retention
 from .admission import Admission
@@ -27,7 +25,7 @@ from .runner import Runner
 from .schema import CreateVideo, RemixVideo, Video, Wishes
 from .settings import Settings
 from .sqlite import DiskError
-from .store import JobStore
+from .store import UNAVAILABLE, JobStore
 from .view import video
 
 log = logging.getLogger(__name__)
@@ -41,10 +39,10 @@ RECONCILE = 10.0
 DELETE_WAIT = 30.0
 
 
-def unwritable(error: OperationalError | DiskError) -> ApiError:
-    """Says that the database of jobs cannot be written: there is no room, or it does not answer."""
+def unwritable(error: Exception) -> ApiError:
+    """Says why the database of jobs is UNAVAILABLE: there is no room, or it does not answer."""
     again = {"Retry-After": "5"}
-    full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(error.orig)
+    full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(getattr(error, "orig", ""))
     if full:
         return ApiError(507, "storage_full", "there is no room to write the job down", None, SERVER, again)
     return ApiError(503, "store_unavailable", "the database of jobs does not answer", None, SERVER, again)
@@ -87,7 +85,9 @@ class Service:
                 "%d jobs wait for the version of vstar-engine that accepted them: start it on this database, or cancel them",
                 count,
             )
-        self._tasks = [asyncio.create_task(work()) for work in (self._start_engine, self._watchdog, self._sweeper)]
+        self._tasks = [asyncio.create_task(work()) for work in (self._run_engine, self._watchdog, self._sweeper)]
+        for task in self._tasks:
+            task.add_done_callback(self._broke)
 
     def _watch(self) -> None:
         board, videos = self.runner.board, self.settings.videos
@@ -110,16 +110,23 @@ class Service:
             event_streams=lambda: self.streams,
         )
 
-    async def _start_engine(self) -> None:
-        try:
-            await self.engine.start()
-        except VstarError as error:
+    def _broke(self, task: "asyncio.Task[None]") -> None:
+        """Ends the server where something that should go on for ever has failed."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, VstarError):
             log.error("the engine cannot start: %s", error)
             self.failure = error
-            self.on_failure()
-            return
+        else:
+            log.critical("the server broke", exc_info=error)
+            self.failure = VstarError(f"the server broke, and its log says more: {type(error).__name__}: {error}")
+        self.on_failure()
+
+    async def _run_engine(self) -> None:
+        await self.engine.start()
         log.info("ready: %s", self.engine.facts())
         self.runner.started.set()
+        await self.engine.run()
 
     @property
     def ready(self) -> bool:
@@ -167,7 +174,7 @@ class Service:
                     return known
                 self.admission.check_open()
                 return await self._enqueue(job, body)
-        except (OperationalError, DiskError) as error:
+        except UNAVAILABLE as error:
             raise unwritable(error) from error
         finally:
             self._locks.pop(job.id, None)
@@ -295,8 +302,8 @@ class Service:
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
                     self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
-            except (OperationalError, DiskError) as error:
-                log.warning("the database of jobs does not answer: %s", unwritable(error).code)
+            except UNAVAILABLE as error:
+                log.warning("the database of jobs cannot be used: %s, %s", unwritable(error).code, type(error).__name__)
             self.runner.board.forget()
 
     async def _look_after(self) -> None:
@@ -322,6 +329,6 @@ class Service:
         while True:
             try:
                 await retention.sweep(self.store, self.settings, self.runner.board.drop)
-            except (OperationalError, OSError) as error:
+            except (*UNAVAILABLE, OSError) as error:
                 log.warning("nothing was swept: %s", type(error).__name__)
             await asyncio.sleep(retention.EVERY)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
+from dbos._error import DBOSQueryTimeoutError
 from dbos._serialization import DBOSDefaultSerializer
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from ..artifacts import PRIVATE
 from ..errors import VstarError
@@ -37,6 +39,8 @@ POLLING = 0.05
 OUTCOMES = ("record_operation_result", "update_workflow_outcome")
 PAUSE = 1.0
 MIDDLE_PRIORITY = 1000
+# a database that cannot be used now: it is full, gone, locked, slow, or only to be read since another took its place
+UNAVAILABLE = (DBAPIError, NoConnection, DBOSQueryTimeoutError, DiskError)
 
 _runner: Runner | None = None
 Answer = TypeVar("Answer")
@@ -66,9 +70,9 @@ async def _make(content: dict[str, Any]) -> dict[str, Any]:
 async def _generate(content: dict[str, Any]) -> dict[str, Any]:
     try:
         outcome = await _make(content)
-    except DBAPIError as error:
+    except UNAVAILABLE as error:
         # the job stays pending; the watchdog takes it up when the database can be written again
-        log.warning("an outcome could not be recorded: %s", type(error.orig).__name__)
+        log.warning("an outcome could not be recorded: %s", type(error).__name__)
         raise Stopped from error
     _the_runner().expect(Job.from_json(content), outcome)
     return outcome
@@ -86,11 +90,11 @@ def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
         while True:
             try:
                 return write(*args, **settings)
-            except OperationalError as error:
+            except UNAVAILABLE as error:
                 if _the_runner().stopping:
                     raise Stopped from error
                 if not told:
-                    log.warning("an outcome cannot be recorded yet: %s", type(error.orig).__name__)
+                    log.warning("an outcome cannot be recorded yet: %s", type(error).__name__)
             told = True
             time.sleep(PAUSE)
 
@@ -190,7 +194,7 @@ class JobStore:
                 await self._sync()
                 record = None if landed else await self.get(id)
                 break
-            except (OperationalError, DiskError) as error:
+            except UNAVAILABLE as error:
                 if runner.stopping:
                     return
                 log.warning("an outcome cannot be made sure of yet: %s", type(error).__name__)
