@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -66,12 +67,14 @@ class Played:
         self.ends[id].set_result(event or events.Done(f"{id}.mp4", 7, "0" * 64, 8, 64, 32))
 
 
-def scenario(folder, act, kind=Played, **settings):
+def scenario(folder, act, kind=Played, model="mini", **settings):
     """Runs `act(gateway, engine)` between a start and a close."""
 
     async def run():
         chosen = Settings(data=folder, min_free=0, **settings)
-        gateway = service.Service(chosen, kind(chosen.videos), Resolver(model_named("mini"), None, None, False, None, False))
+        gateway = service.Service(
+            chosen, kind(chosen.videos), Resolver(replace(model_named("mini"), name=model), enhance=False)
+        )
         gateway.store.open()
         try:
             async with asyncio.timeout(LIMIT):

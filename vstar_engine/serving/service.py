@@ -63,7 +63,7 @@ class Service:
     def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver):
         self.settings, self.engine, self.resolver = settings, engine, resolver
         self.admission = Admission(settings)
-        self.store = JobStore(settings)
+        self.store = JobStore(settings, resolver.spec.name)
         self.runner = Runner(engine, settings, self.admission.release)
         self.failure: VstarError | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -80,10 +80,11 @@ class Service:
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
         metrics.recovered(len(unfinished))
-        if count := await self.store.foreign():
+        for takes, count in (await self.store.foreign()).items():
             log.warning(
-                "%d jobs wait for the version of vstar-engine that accepted them: start it on this database, or cancel them",
+                "%d jobs wait for a server of the version and model that accepted them (%s): start it, or cancel them",
                 count,
+                takes,
             )
         self._tasks = [asyncio.create_task(work()) for work in (self._run_engine, self._watchdog, self._sweeper)]
         for task in self._tasks:

@@ -8,6 +8,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..errors import VstarError
 from . import clock
 from .job import Job
 from .live import FAILED
-from .record import APPLICATION_VERSION, FINISHED, MOST_RECOVERIES, UNFINISHED, Record, end_of, outcome_of, record_of
+from .record import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
 from .results import UNKNOWN
 from .runner import Runner, Stopped
 from .settings import Settings
@@ -102,10 +103,10 @@ def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
 
 
 class JobStore:
-    """Accepted jobs and their outcomes. What `add` has returned is never lost."""
+    """Accepted jobs and their outcomes. What `add` has returned is never lost. Those of another model wait for its server."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, settings: Settings, model: str):
+        self.settings, self.takes = settings, application_version(model)
         self._lock: int | None = None
         self._disk: Disk | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -145,7 +146,7 @@ class JobStore:
             name="vstar-engine",
             system_database_url=self.settings.database_url,
             executor_id=self.settings.instance,
-            application_version=APPLICATION_VERSION,
+            application_version=self.takes,
             serializer=DBOSPortableJSONSerializer(),
             log_level="ERROR",
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
@@ -237,7 +238,7 @@ class JobStore:
                     "workflow_name": WORKFLOW,
                     "queue_name": QUEUE,
                     "workflow_id": job.id,
-                    "app_version": APPLICATION_VERSION,
+                    "app_version": self.takes,
                     "priority": MIDDLE_PRIORITY - job.priority,
                     "authenticated_user": job.key_id,
                 },
@@ -277,17 +278,17 @@ class JobStore:
         return [record_of(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
-        """Gives the owner of every job without an outcome that this version runs, by id."""
-        found = await self._unfinished(app_version=APPLICATION_VERSION)
+        """Gives the owner of every job without an outcome that this server may run, by id."""
+        found = await self._unfinished(app_version=self.takes)
         return {status.workflow_id: status.authenticated_user or "" for status in found}
 
-    async def foreign(self) -> int:
-        """Counts the jobs that wait for a server of another version of `Job`."""
-        return sum(status.app_version != APPLICATION_VERSION for status in await self._unfinished())
+    async def foreign(self) -> Counter[str]:
+        """Counts the jobs that wait for a server of another model or version of `Job`, by what that server takes."""
+        return Counter(status.app_version or "" for status in await self._unfinished() if status.app_version != self.takes)
 
     async def claimed(self) -> set[str]:
         """Gives the ids of the jobs that the database says run here."""
-        found = await self._unfinished(status="PENDING", app_version=APPLICATION_VERSION, executor_id=self.settings.instance)
+        found = await self._unfinished(status="PENDING", app_version=self.takes, executor_id=self.settings.instance)
         return {status.workflow_id for status in found}
 
     async def _unfinished(self, status: str | list[str] = UNFINISHED, **which: Any) -> list[WorkflowStatus]:
