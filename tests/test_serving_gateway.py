@@ -89,6 +89,12 @@ def scenario(folder, act, kind=Played, model="mini", **settings):
     return asyncio.run(run())
 
 
+def connected(gateway):
+    """Gives a client of the application, within this process."""
+    application = httpx.ASGITransport(app.build(gateway, Keys({})), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=application, base_url="http://127.0.0.1")
+
+
 async def created(gateway, engine):
     """Gives a job that runs."""
     body = CreateVideo(prompt="a tree", num_frames=8, size="64x32", num_inference_steps=2)
@@ -314,10 +320,25 @@ def test_a_database_that_may_only_be_read_is_said_so(tmp_path, where):
 
     async def act(gateway, engine):
         setattr(gateway.store, where, refuse)
-        application = httpx.ASGITransport(app.build(gateway, Keys({})), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=application, base_url="http://127.0.0.1") as http:
+        async with connected(gateway) as http:
             unknown = f"/v1/videos/{new_id()}"
             answer = await (http.get(unknown) if where == "get" else http.post("/v1/videos", json={"prompt": "a tree"}))
         return answer.status_code, answer.json()["error"]["code"]
 
     assert scenario(tmp_path, act) == (503, "store_unavailable")
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["its own job", "another request's job"])
+def test_a_video_that_takes_too_long_to_wait_for_is_said_so_for_good(tmp_path, first):
+    """A client that tried again would only make the server do it twice; the job goes if it was made for this request."""
+
+    async def act(gateway, engine):
+        body, key = {"prompt": "a tree", "size": "64x32", "num_frames": 8}, {"idempotency-key": "k"}
+        async with connected(gateway) as http:
+            if first:
+                await http.post("/v1/videos", json=body, headers=key)
+            answer = await http.post("/v1/videos/sync", json=body, headers=key)
+            (video,) = (await http.get("/v1/videos")).json()["data"]
+        return answer.status_code, answer.headers.get("x-should-retry"), video["error"] and video["error"]["code"]
+
+    assert scenario(tmp_path, act, sync_timeout=0.3) == (504, "false", None if first else "cancelled")

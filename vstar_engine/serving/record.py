@@ -29,12 +29,14 @@ class Record:
     """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds.
 
     One that is not `ours` came from a server with other fields of jobs: `job` is what they say in common, to be shown alone.
+    One that is `new` was made by the very request that asks for it.
     """
 
     job: Job
     created: int
     outcome: dict[str, Any] | None = None
     ours: bool = True
+    new: bool = False
 
 
 def record_of(status: WorkflowStatus) -> Record:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..errors import VstarError
 from . import metrics, retention
@@ -69,7 +70,8 @@ class Service:
         self.on_failure: Callable[[], None] = lambda: None
         self.streams, self.over = 0, False
         self._recent: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        # of jobs that are being accepted or taken back, each for as long as somebody holds or awaits it
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: list[asyncio.Task[None]] = []
         self._lost: dict[str, float] = {}
 
@@ -177,8 +179,6 @@ class Service:
                 return await self._enqueue(job, body)
         except UNAVAILABLE as error:
             raise unwritable(error) from error
-        finally:
-            self._locks.pop(job.id, None)
 
     async def _enqueue(self, job: Job, body: Wishes) -> Record:
         with contextlib.ExitStack() as undo:
@@ -193,7 +193,7 @@ class Service:
         self.admission.settle(job.id)
         self.runner.board.open(job)
         metrics.accepted(job)
-        return Record(job, int(job.created_at * 1000))
+        return Record(job, int(job.created_at * 1000), new=True)
 
     def _remember(self, caller: Caller, said: str, id: str) -> None:
         """Keeps a request's id for as long as its client may send it again."""
@@ -273,6 +273,11 @@ class Service:
         await self.runner.left(id, DELETE_WAIT)
         await retention.delete(self.store, self.settings.videos, [id])
         self.runner.board.drop(record.job.id)
+
+    async def withdraw(self, owner: str, id: str) -> None:
+        """Takes a job back whose client left before it heard of it: the same request makes it anew, and waits for that here."""
+        async with self._locks.setdefault(id, asyncio.Lock()):
+            await self.delete(owner, id)
 
     async def ended(self, record: Record, timeout: float) -> Record:
         """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
