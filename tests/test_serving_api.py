@@ -80,6 +80,8 @@ BAD = {
     "mixed-form": (b"synopsis=a&synopsis[]=b", {"content-type": "application/x-www-form-urlencoded"}, 400, "invalid_body"),
     "bad-brackets": (b"tar[sigma=1", {"content-type": "application/x-www-form-urlencoded"}, 400, "invalid_body"),
     "deep-form": (b"a" + b"[b]" * 99 + b"=1", {"content-type": "application/x-www-form-urlencoded"}, 400, "invalid_body"),
+    "broken-host": (b'{"prompt": "a"}', {**JSON, "host": "[::1"}, 403, "forbidden_host"),
+    "broken-origin": (b'{"prompt": "a"}', {**JSON, "origin": "http://["}, 403, "forbidden_origin"),
     "long-key": (b'{"prompt": "a"}', {**JSON, "idempotency-key": "k" * 201}, 400, "invalid_value"),
 }
 
@@ -174,6 +176,24 @@ def test_the_file_can_be_read_in_parts(server):
     assert whole.headers["x-content-type-options"] == "nosniff"
     part = server.http.get(path, headers={"range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
+
+
+@pytest.mark.parametrize("variant", ["video", "thumbnail", "spritesheet"])
+def test_the_file_can_be_asked_for_as_caches_and_players_do(server, variant):
+    video = server.wait(server.create())
+    path = f"/v1/videos/{video['id']}/content?variant={variant}"
+    whole, head = server.http.get(path), server.http.head(path)
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", whole.headers["etag"])
+    assert int(head.headers["content-length"]) == len(whole.content)
+    for tag in (head.headers["etag"], f'"a", W/{head.headers["etag"]}', "*"):
+        same = server.http.get(path, headers={"if-none-match": tag})
+        assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", head.headers["etag"])
+    assert server.http.get(path, headers={"if-none-match": '"a"'}).status_code == 200
+    beyond = server.http.get(path, headers={"range": f"bytes={len(whole.content)}-"})
+    error_of(beyond, 416, "invalid_range", "Range")
+    assert beyond.headers["content-range"] == f"bytes */{len(whole.content)}"
+    for odd in ("bytes=7-4", "frames=1-2", "bytes"):
+        error_of(server.http.get(path, headers={"range": odd}), 400, "invalid_range", "Range")
 
 
 def test_a_file_that_is_not_ready_is_refused_for_good(server):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,10 +65,10 @@ class Gate:
     def _check_source(self, headers: Mapping[str, str]) -> None:
         """Without keys, keeps out web pages of others: by their origin, and by names that were made to point here."""
         host = headers.get("host", "")
-        if self.settings.loopback and urlsplit(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
+        if self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
             raise ApiError(403, "forbidden_host", "this server answers to its loopback names only", headers=FINAL)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _parts(origin).netloc != host:
             raise ApiError(403, "forbidden_origin", "pages of other sites may not use this server", headers=FINAL)
 
     def _check_length(self, headers: Mapping[str, str]) -> None:
@@ -91,6 +91,14 @@ class Gate:
 
     def _too_long(self) -> ApiError:
         return ApiError(413, "body_too_large", f"a body has at most {self.settings.max_body} bytes")
+
+
+def _parts(url: str) -> SplitResult:
+    """Takes an address apart; one that is none has no parts."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 async def answer(error: ApiError, send: Send) -> None:
