@@ -5,10 +5,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from . import results
 from .errors import FINAL, SERVER, ApiError, invalid
@@ -145,14 +147,36 @@ async def remix_video(request: Request, video_id: str) -> JSONResponse:
     return answer(service, await service.remix(caller_of(request), video_id, body))
 
 
-@router.get("/{video_id}/content", response_class=FileResponse)
+class KeptFile(FileResponse):
+    """A file whose parts may be asked for; a part that it does not have is refused as everything else."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def checked(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in (400, 416):
+                ranges = {name: value for name, value in Headers(raw=message["headers"]).items() if name == "content-range"}
+                said = "Range is bytes=FIRST-LAST, with bytes that the file has"
+                raise ApiError(message["status"], "invalid_range", said, "Range", headers=ranges)
+            await send(message)
+
+        await super().__call__(scope, receive, checked)
+
+
+@router.head("/{video_id}/content", include_in_schema=False)
+@router.get(
+    "/{video_id}/content",
+    response_class=FileResponse,
+    responses={206: {"description": "the part that Range names"}, 304: {"description": "what If-None-Match names is there"}},
+)
 async def download_content(
     request: Request, video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
-) -> FileResponse:
+) -> Response:
     """Gives a finished video's file."""
     service = service_of(request)
-    record = await service.get(caller_of(request).owner, video_id)
-    return _file(service, record, variant)
+    file = _file(service, await service.get(caller_of(request).owner, video_id), variant)
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if file.headers["etag"] in known or "*" in known:
+        return Response(status_code=304, headers={name: file.headers[name] for name in ("etag", "cache-control")})
+    return file
 
 
 def _file(service: Service, record: Record, variant: str) -> FileResponse:
@@ -170,7 +194,9 @@ def _file(service: Service, record: Record, variant: str) -> FileResponse:
     headers = {"x-video-id": shown.id, "cache-control": "private, no-transform"}
     if variant == "video":
         headers |= {"etag": f'"{shown.sha256}"', "x-inference-time-s": f"{sum((shown.inference_seconds or {}).values()):.3f}"}
-    return FileResponse(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
+    else:
+        headers["etag"] = f'"{shown.sha256}.{variant}"'
+    return KeptFile(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
 
 
 @router.get("/{video_id}/events", response_class=EventSourceResponse)
