@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from .. import __version__
 from . import metrics, page
 from .errors import SERVER, ApiError, invalid
-from .gate import Gate
+from .gate import Gate, count_refusal
 from .keys import Keys
 from .logs import Requests
 from .routes import router, service_of
@@ -93,7 +93,7 @@ def _answer(error: ApiError) -> JSONResponse:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    metrics.refused(error.code)
+    count_refusal(request.scope, error)
     return _answer(error)
 
 

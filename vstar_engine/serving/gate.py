@@ -1,6 +1,7 @@
 """What stands before every route: keys, where a request comes from, how large it may be, and headers of every answer."""
 
 import json
+import re
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,6 +17,8 @@ from .settings import LOOPBACK_NAMES, Settings
 OPEN = ("/", "/livez", "/readyz", "/health")
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 LONGEST_KEY = 200
+# what asks for a video
+SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 
 
 class Gate:
@@ -39,7 +42,7 @@ class Gate:
             scope.setdefault("state", {})["caller"] = self._caller(scope["path"], headers)
             self._check_length(headers)
         except ApiError as error:
-            metrics.refused(error.code)
+            count_refusal(scope, error)
             await answer(error, reply)
             return
         await self.app(scope, self._counted(receive), reply)
@@ -99,6 +102,13 @@ def _parts(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError:
         return urlsplit("")
+
+
+def count_refusal(scope: Scope, error: ApiError) -> None:
+    """Counts an error where it kept a video from being accepted: not one of a question, or of a video that was accepted."""
+    asked = scope["method"] == "POST" and SUBMISSION.fullmatch(scope["path"]) is not None
+    if asked and not scope.get("state", {}).get("accepted", False):
+        metrics.refused(error.code)
 
 
 async def answer(error: ApiError, send: Send) -> None:

@@ -57,7 +57,7 @@ REGISTRY.register(WATCHING)
 ProcessCollector(registry=REGISTRY)
 
 ACCEPTED = Counter("vstar_jobs_accepted", "Jobs taken into the store", registry=REGISTRY)
-REFUSED = Counter("vstar_jobs_refused", "Requests not taken, by error code", ["code"], registry=REGISTRY)
+REFUSED = Counter("vstar_jobs_refused", "Requests for a video that were not taken, by error code", ["code"], registry=REGISTRY)
 FINISHED = Counter(
     "vstar_jobs_finished", "Jobs that ended: completed, or the code they failed with", ["status"], registry=REGISTRY
 )
@@ -96,7 +96,7 @@ def recovered(count: int) -> None:
 
 
 def refused(code: str) -> None:
-    """Counts a request that made no job."""
+    """Counts a request for a video that made no job."""
     REFUSED.labels(code).inc()
 
 

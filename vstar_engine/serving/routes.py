@@ -89,6 +89,7 @@ async def create_and_wait(request: Request) -> FileResponse:
     """Makes a video and answers with its mp4. A client that leaves takes the video with it that was made for it."""
     service, caller = service_of(request), caller_of(request)
     record = await service.create(caller, await read(request, CreateVideo))
+    request.state.accepted = True
     ended = asyncio.ensure_future(service.ended(record, service.settings.sync_timeout))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
