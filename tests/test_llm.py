@@ -183,3 +183,17 @@ def test_without_httpx_only_a_language_model_is_missed(monkeypatch):
     with pytest.raises(MissingLibrary, match="httpx"):
         Llm(Endpoint("http://x", "m"))
     assert synopsize("day to night").source == OFFLINE
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_what_an_endpoint_says_of_a_prompt_is_logged_at_debug_alone(level, caplog):
+    """An error may repeat the request that it is about."""
+    caplog.set_level(level, logger="vstar_engine")
+
+    def echo(handler):
+        respond(handler, 400, b'{"error": {"message": "cannot read: a very secret prompt"}}')
+
+    with ChatServer(echo) as server:
+        assert synopsize("a very secret prompt", llm=llm(server)).states == ("a very secret prompt",)
+    assert "answered HTTP 400" in caplog.text
+    assert ("very secret" in caplog.text) == (level == "DEBUG")

@@ -12,7 +12,8 @@ def test_long_prompts_keep_their_end_token_and_say_what_was_cut(caplog):
     assert tokens.shape == (1, 77)
     assert tokens[0, 0] == START
     assert tokens[0, -1] == END
-    assert "more than 75 tokens; its last 19925 are not read" in caplog.text
+    assert "text 1 of 1 has more than 75 tokens; its last 19925 are not read" in caplog.text
+    assert "snow" not in caplog.text
 
 
 @pytest.mark.parametrize("prompt", ["a\0b", "lone \ud800 surrogate", "🚀🌸", "", "<end_of_text>", "\t\n"], ids=ascii)

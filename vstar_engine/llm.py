@@ -168,8 +168,9 @@ class Llm:
         if response.status_code in UNAUTHORISED:
             raise EndpointError(f"{url} refuses the key (HTTP {response.status_code}); name its variable with --llm-key-env")
         if not response.is_success:
-            said = " ".join(content[:200].decode(errors="replace").split())
-            raise Unsupported(f"{url} answered HTTP {response.status_code}: {said}")
+            # it may repeat the prompt
+            log.debug("%s said: %s", url, " ".join(content[:200].decode(errors="replace").split()))
+            raise Unsupported(f"{url} answered HTTP {response.status_code}")
         return _content(bytes(content), url)
 
 

@@ -78,11 +78,12 @@ def clean(prompt: str) -> str:
 def tokenize(prompts: Sequence[str]) -> Tensor:
     """Gives CLIP's byte-pair tokens, (n, 77) int64: 49406, the words, 49407, zeros; a long prompt keeps its end token."""
     tokens = torch.zeros(len(prompts), CONTEXT_LENGTH, dtype=torch.int64)
-    for row, prompt in zip(tokens, prompts, strict=True):
+    for number, (row, prompt) in enumerate(zip(tokens, prompts, strict=True), 1):
         words = _tokenizer().encode(clean(prompt)).ids
         if len(words) > CONTEXT_LENGTH - 2:
             cut = len(words) - (CONTEXT_LENGTH - 2)
-            log.warning("a prompt has more than %d tokens; its last %d are not read: %.60s...", CONTEXT_LENGTH - 2, cut, prompt)
+            said = "text %d of %d has more than %d tokens; its last %d are not read"
+            log.warning(said, number, len(prompts), CONTEXT_LENGTH - 2, cut)
             words = words[: CONTEXT_LENGTH - 2]
         row[: len(words) + 2] = torch.tensor([START, *words, END])
     return tokens
