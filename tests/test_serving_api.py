@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
@@ -56,6 +57,10 @@ BAD = {
     "number-as-text": (b'{"prompt": "a", "num_frames": "8"}', JSON, 400, "invalid_value"),
     "unknown": (b'{"prompt": "a", "output_path": "../../x"}', JSON, 400, "unknown_field"),
     "two-videos": (b'{"prompt": "a", "n": 2}', JSON, 400, "invalid_value"),
+    "true-videos": (b'{"prompt": "a", "n": true}', JSON, 400, "invalid_value"),
+    "blank-prompt": (b'{"prompt": " \\n "}', JSON, 400, "invalid_value"),
+    "blank-state": (b'{"synopsis": ["a", " "]}', JSON, 400, "invalid_value"),
+    "blank-text": (b'{"synopsis": [{"text": " "}]}', JSON, 400, "invalid_value"),
     "no-prompt": (b'{"seed": 1}', JSON, 400, "invalid_value"),
     "empty-synopsis": (b'{"prompt": "a", "synopsis": []}', JSON, 400, "invalid_value"),
     "both-names": (b'{"prompt": "a", "synopsis": ["a"], "subprompts": ["a"]}', JSON, 400, "invalid_value"),
@@ -363,6 +368,25 @@ def test_no_prompt_in_the_log(server):
     server.wait(server.create("a very secret prompt"))
     server.post("a very secret prompt", seed=-1)
     assert "very secret" not in server.log()
+
+
+def test_a_blank_prompt_is_refused_by_a_sentence(server):
+    answer = server.http.post("/v1/videos", json={"prompt": "  "})
+    assert error_of(answer, 400, param="prompt")["message"] == "prompt: these words are blank; say what shall be seen"
+    assert server.http.post("/v1/videos", json={"prompt": "a tree", **SMALL, "n": 1}).status_code == 200
+    assert server.http.post("/v1/videos", data={"prompt": "a tree", "size": "64x32", "n": "1"}).status_code == 200
+
+
+def test_a_worker_inherits_no_secrets(tmp_path, monkeypatch):
+    """It reads files of others and runs their code."""
+    monkeypatch.setenv("VSTAR_DATABASE", f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    monkeypatch.setenv("THE_KEY", "sk-secret")
+    llm = ("--llm-url", "http://127.0.0.1:9/v1", "--llm-model", "m", "--llm-key-env", "THE_KEY")
+    with Server(tmp_path / "server", *llm, keys=(f"alice {ALICE}",)) as server:
+        (worker,) = psutil.Process(server.process.pid).children()
+        inherited = worker.environ()
+    assert "PYTHONPATH" in inherited
+    assert not {"VSTAR_API_KEYS", "VSTAR_DATABASE", "THE_KEY"} & inherited.keys()
 
 
 def test_owners_see_only_their_own(tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
     if args.renderer is None:
         choice.check_weights()
     llm = None if args.no_synopsis else llm_from(args)
+    for secret in (keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
+        os.environ.pop(secret, None)
     resolver = resolve.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
     )

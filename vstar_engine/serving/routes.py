@@ -50,7 +50,8 @@ async def read(request: Request, kind: type[Body]) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(str(part) for part in first["loc"][:1]) or None
-        said = f"{param}: {first['msg']}" if param else first["msg"].removeprefix("Value error, ")
+        wrong = first["msg"].removeprefix("Value error, ")
+        said = f"{param}: {wrong}" if param else wrong
         raise invalid(said, param, "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value") from error
 
 

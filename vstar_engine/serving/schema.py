@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..config import MAX_FRAMES
 
@@ -11,9 +11,16 @@ NO_NUL = r"^[^\x00]*$"
 SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
 BUNDLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
-Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, pattern=NO_NUL)]
+
+def _seen(words: str) -> str:
+    if not words.strip():
+        raise ValueError("these words are blank; say what shall be seen")
+    return words
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, pattern=NO_NUL), AfterValidator(_seen)]
 Unwanted = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=NO_NUL)]
-Words = Annotated[str, Field(min_length=1, max_length=LONGEST_STATE, pattern=NO_NUL)]
+Words = Annotated[str, Field(min_length=1, max_length=LONGEST_STATE, pattern=NO_NUL), AfterValidator(_seen)]
 Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Level = Annotated[str, Field(pattern=r"^[0-9]$")]
 Place = Annotated[int, Field(ge=0, lt=MAX_FRAMES)] | Annotated[float, Field(ge=0, le=1)] | Annotated[str, Field(max_length=20)]
@@ -83,7 +90,7 @@ class Wishes(Strict):
     # sent by habit, and ignored
     user: Annotated[str, Field(max_length=512)] | None = None
     quality: Annotated[str, Field(max_length=64)] | None = None
-    n: Literal[1, "1"] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | Literal["1"] | None = None
 
     @model_validator(mode="after")
     def _one_synopsis(self) -> "Wishes":
