@@ -172,6 +172,24 @@ def test_prompts_become_synopses(server):
     error_of(server.http.post("/v1/videos", json={"prompt": "a", "synopsis": ["a"], "enhance_prompt": True}), 400)
 
 
+def test_a_video_holds_every_setting(server):
+    """So that it can be asked for again from what is shown alone."""
+    states = [{"text": "a seed", "at": 0, "negative": "snow"}, {"text": "a bud", "at": 0.5}, {"text": "a bloom", "at": 7}]
+    asked = {"synopsis": states, "spread": "ease", "eta": 0.25, "guidance_scale": 3.5, "negative_prompt": "rain", "fps": 4}
+    first = server.http.post("/v1/videos", json={**SMALL, **asked, "prompt": "it grows", "enhance_prompt": None}).json()
+    assert (first["spread"], first["eta"]) == ("ease", 0.25)
+    assert [state["at"] for state in first["states"]] == [0, 0.5, 7]
+    assert [state["negative"] for state in first["states"]] == ["snow", "rain", "rain"]
+    kept = ("prompt", "size", "num_frames", "fps", "seed", "spread", "num_inference_steps", "guidance_scale", "eta")
+    again = {name: first[name] for name in (*kept, "negative_prompt", "priority", "metadata")}
+    second = server.http.post("/v1/videos", json={**again, "synopsis": first["states"]}).json()
+    differ = {name for name in first if first[name] != second[name]}
+    assert differ <= {"id", "created_at", "status", "stage", "step", "seconds_left", "progress"}
+    timed = [{"text": "a seed", "duration": 2}, "a bloom"]
+    shown = server.http.post("/v1/videos", json={"synopsis": timed, **SMALL}).json()["states"]
+    assert [(state["duration"], state["at"], state["negative"]) for state in shown] == [(2, None, None), (None, None, None)]
+
+
 def test_the_file_can_be_read_in_parts(server):
     video = server.wait(server.create())
     path = f"/v1/videos/{video['id']}/content"

@@ -131,6 +131,15 @@ class VideoError(BaseModel):
     message: str
 
 
+class ShownState(BaseModel):
+    """One state of a video, as `State` takes it."""
+
+    text: str
+    at: int | float | None
+    duration: float | None
+    negative: str | None
+
+
 class Video(BaseModel):
     """A video and how far it is."""
 
@@ -151,9 +160,12 @@ class Video(BaseModel):
     fps: float
     seed: int
     synopsis: list[str]
+    states: list[ShownState] = Field(description="the synopsis with where its states stand, to be sent as one again")
     synopsis_source: str
+    spread: str
     num_inference_steps: int
     guidance_scale: float
+    eta: float
     negative_prompt: str
     tar: dict[str, Any] | None
     embeddings: str | None

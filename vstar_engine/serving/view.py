@@ -1,11 +1,12 @@
 """A job as the API shows it: what the store has, and what is newer on the board."""
 
+from itertools import islice, zip_longest
 from typing import Any
 
 from .job import Job
 from .live import COMPLETED, FAILED, QUEUED, Live
 from .record import Record
-from .schema import Video, VideoError
+from .schema import ShownState, Video, VideoError
 
 # milliseconds after which a client should ask again
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
@@ -29,9 +30,12 @@ def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
         fps=job.fps,
         seed=job.seed,
         synopsis=list(job.states),
+        states=states_of(job),
         synopsis_source=job.synopsis_source,
+        spread=job.mode,
         num_inference_steps=job.steps,
         guidance_scale=job.guidance,
+        eta=job.eta,
         negative_prompt=job.negative,
         tar=job.tar,
         embeddings=job.embeddings,
@@ -61,6 +65,13 @@ def _progress(ended: str | None, live: Live | None) -> int:
     if ended == COMPLETED:
         return 100
     return live.progress if live else 0
+
+
+def states_of(job: Job) -> list[ShownState]:
+    """Gives a job's states with what is said of each; one that shares the whole clip's negative prompt has none of its own."""
+    said = zip_longest(job.states, job.at, job.durations, job.negatives)
+    each = islice(said, len(job.states))
+    return [ShownState(text=text, at=at, duration=duration, negative=negative) for text, at, duration, negative in each]
 
 
 def seconds_of(job: Job) -> str:
