@@ -149,7 +149,8 @@ class Server:
     @property
     def videos(self):
         """The folder of results, also where the server has a file system of its own there."""
-        folder = (self.folder / "data" / "videos").absolute()
+        given = dict(zip(self.options, self.options[1:], strict=False)).get("--videos", self.folder / "data" / "videos")
+        folder = Path(given).absolute()
         return Path(f"/proc/{self.process.pid}/root{folder}") if self.prefix else folder
 
     def kill_all(self):

@@ -18,6 +18,7 @@ from vstar_engine.errors import DeviceError, VstarError
 from vstar_engine.serving import app, events, metrics, results, service
 from vstar_engine.serving.job import new_id
 from vstar_engine.serving.keys import Keys
+from vstar_engine.serving.live import failed
 from vstar_engine.serving.resolve import Resolver
 from vstar_engine.serving.schema import CreateVideo
 from vstar_engine.serving.service import Caller
@@ -366,3 +367,20 @@ def test_requests_for_a_video_alone_are_counted_as_refused(tmp_path):
 
     wanted = {"video_not_found": 1, "invalid_value": 1, "body_too_large": 1}
     assert scenario(tmp_path, act, sync_timeout=0.3) == wanted
+
+
+def test_a_job_that_another_server_took_up_is_in_progress(tmp_path):
+    """The one that accepted it has it on its board as queued, and hears of no step."""
+
+    async def act(gateway, engine):
+        record = await gateway.store.get(await created(gateway, engine))
+        assert record.taken_by == gateway.settings.instance
+        gateway.runner.board[record.job.id].wait_for_space()
+        taken = [
+            record,
+            replace(record, taken_by="another"),
+            replace(record, taken_by="another", outcome=failed("cancelled", "")),
+        ]
+        return [gateway.show(each).status for each in taken]
+
+    assert scenario(tmp_path, act) == ["queued", "in_progress", "failed"]

@@ -146,25 +146,22 @@ def test_kills_with_postgres(tmp_path, pytestconfig):
 def test_two_servers_share_a_database(tmp_path):
     """Each runs what it took; one that is killed takes its jobs up again when it is back, and none is made twice."""
     with postgres(tmp_path / "postgres") as (url, _):
-        servers = [
-            Server(tmp_path / name, "--database", url, "--instance", name, slow={"step": 0.05}) for name in ("one", "two")
-        ]
-        for server in servers:
-            shared = server.folder / "data"
-            shared.mkdir()
-            (shared / "videos").symlink_to(tmp_path / "videos")
-        (tmp_path / "videos").mkdir()
+        shared = ("--database", url, "--videos", str(tmp_path / "videos"))
+        servers = [Server(tmp_path / name, *shared, "--instance", name, slow={"step": 0.05}) for name in ("one", "two")]
         try:
             for server in servers:
                 server.start()
             ids = [servers[number % 2].create(f"job {number}") for number in range(16)]
-            time.sleep(0.5)
+            first, second = servers
+            while not any(first.get(id)["step"] is None and first.get(id)["status"] == "in_progress" for id in ids):
+                assert any(second.get(id)["status"] == "queued" for id in ids)
             servers[0].kill()
             servers[0].start()
             videos = servers[1].ledger(ids, within=120)
         finally:
             for server in servers:
                 server.__exit__()
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == len(ids)
     assert {video["status"] for video in videos} == {"completed"}
 
 

@@ -60,6 +60,9 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
     add("port", type=int, help="default %(default)s")
     add("data", type=Path, metavar="DIR", help="folder of videos and jobs (default %(default)s)")
     add("database", metavar="URL", help="postgresql://... instead of a file in the folder")
+    group.add_argument(
+        "--videos", type=Path, metavar="DIR", help="folder of videos, for all servers of one database (default DATA/videos)"
+    )
     add("instance", metavar="NAME", help="stays the same over restarts, differs between servers of one database")
     group.add_argument("--keys", type=Path, metavar="FILE", help="a key a line, `[OWNER ]KEY`; or $VSTAR_API_KEYS")
     add("insecure", action="store_true", help="listen to other machines without keys")
@@ -133,6 +136,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
     return Settings(
         **{name: getattr(args, name) for name in same},
+        shared_videos=args.videos,
         min_free=args.min_free * MIB,
         keep_for=None if args.keep_hours is None else args.keep_hours * HOUR,
         keep_bytes=None if args.keep_mib is None else args.keep_mib * MIB,

@@ -29,7 +29,7 @@ class Record:
     """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds.
 
     One that is not `ours` came from a server with other fields of jobs: `job` is what they say in common, to be shown alone.
-    One that is `new` was made by the very request that asks for it.
+    One that is `new` was made by the very request that asks for it. `taken_by` is the instance of the server that took it up.
     """
 
     job: Job
@@ -37,6 +37,7 @@ class Record:
     outcome: dict[str, Any] | None = None
     ours: bool = True
     new: bool = False
+    taken_by: str | None = None
 
 
 def record_of(status: WorkflowStatus) -> Record:
@@ -44,7 +45,8 @@ def record_of(status: WorkflowStatus) -> Record:
     assert status.input is not None
     content, ours = status.input["args"][0], (status.app_version or "").partition("/")[0] == OURS
     job = Job.from_json(content) if ours else _in_common(status, content)
-    return Record(job, status.created_at or 0, outcome_of(status), ours)
+    taken_by = status.executor_id if status.status == "PENDING" else None
+    return Record(job, status.created_at or 0, outcome_of(status), ours, taken_by=taken_by)
 
 
 def _in_common(status: WorkflowStatus, content: dict[str, Any]) -> Job:

@@ -250,7 +250,8 @@ class Service:
         return Record(live.job, 0, live.outcome) if live else None
 
     def show(self, record: Record) -> Video:
-        return video(record, self.runner.board[record.job.id], self.settings.keep_for)
+        elsewhere = record.taken_by not in (None, self.settings.instance)
+        return video(record, self.runner.board[record.job.id], self.settings.keep_for, elsewhere)
 
     async def cancel(self, owner: str, id: str) -> Record:
         """Stops a job; one that ended stays as it is."""

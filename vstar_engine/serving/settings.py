@@ -17,11 +17,12 @@ class Settings:
     """A server's settings. Times are in seconds, sizes in bytes; None is no limit.
 
     `max_queue` bounds the jobs that are waiting or running, `max_work` one job's frames x pixels x steps; `instance` must stay
-    the same over restarts and differ between servers that share a database.
+    the same over restarts and differ between servers that share a database; those share `shared_videos` too.
     """
 
     data: Path = Path("vstar-data")
     database: str | None = None
+    shared_videos: Path | None = None
     instance: str = "server-0"
     host: str = "127.0.0.1"
     port: int = 8000
@@ -65,7 +66,7 @@ class Settings:
     @property
     def videos(self) -> Path:
         """The folder of results."""
-        return self.data / "videos"
+        return self.shared_videos or self.data / "videos"
 
     @property
     def database_url(self) -> str:

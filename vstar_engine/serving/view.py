@@ -4,7 +4,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from .job import Job
-from .live import COMPLETED, FAILED, QUEUED, Live
+from .live import COMPLETED, FAILED, QUEUED, RUNNING, Live
 from .record import Record
 from .schema import ShownState, Video, VideoError
 
@@ -12,14 +12,14 @@ from .schema import ShownState, Video, VideoError
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
-def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
-    """Gives what a client sees of a job."""
+def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: bool = False) -> Video:
+    """Gives what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
     job = record.job
     outcome = record.outcome or (live.outcome if live else None)
     shown = Video(
         id=job.id,
         model=job.model,
-        status=_status(outcome, live),
+        status=_status(outcome, live, elsewhere),
         progress=_progress(outcome["status"] if outcome else None, live),
         created_at=int(job.created_at),
         seconds=seconds_of(job),
@@ -55,9 +55,11 @@ def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
     return shown
 
 
-def _status(outcome: dict[str, Any] | None, live: Live | None) -> Any:
+def _status(outcome: dict[str, Any] | None, live: Live | None, elsewhere: bool) -> Any:
     if outcome is not None:
         return outcome["status"]
+    if elsewhere:
+        return RUNNING
     return live.status if live else QUEUED
 
 
