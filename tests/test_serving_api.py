@@ -274,6 +274,24 @@ def test_delete_removes_everything(server):
         assert not list((server.folder / "data" / "videos").glob(f"*{id}*"))
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_list_goes_on_behind_a_video_that_was_deleted(server, order):
+    """A client that deletes what it lists, and a sweep meanwhile, take away what the next page is asked for by."""
+    made = {server.create(f"page {number}") for number in range(3)}
+    seen, after = [], {}
+    while True:
+        page = server.http.get("/v1/videos", params={"limit": 1, "order": order, **after}).json()
+        seen += [video["id"] for video in page["data"]]
+        if page["last_id"] in made:
+            assert server.http.delete(f"/v1/videos/{page['last_id']}").status_code == 200
+        if not page["has_more"]:
+            break
+        after = {"after": page["last_id"]}
+    assert made <= set(seen)
+    assert len(seen) == len(set(seen))
+    assert made.isdisjoint(video["id"] for video in server.every())
+
+
 def test_a_client_that_leaves(server):
     """One that asked for a job leaves it running; one that waits for its video takes it along."""
     id = server.create("step=0.02", **SLOW)

@@ -18,7 +18,7 @@ from vstar_engine.serving.job import Job, new_id
 from vstar_engine.serving.record import Record
 from vstar_engine.serving.runner import Stopped
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.store import DBOS, JobStore, StoreError, _moment, sqlite_path
+from vstar_engine.serving.store import DBOS, JobStore, StoreError, _moment, _order, sqlite_path
 
 
 def test_a_second_server_is_kept_out(tmp_path):
@@ -107,7 +107,7 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch)
     monkeypatch.setattr("vstar_engine.serving.store.record_of", lambda record: record)
     store, seen, more = JobStore(Settings(data=tmp_path), "mini"), [], True
     while more:
-        page, more = asyncio.run(store.page("me", seen[-1] if seen else None, 2, newest_first))
+        page, more = asyncio.run(store.page("me", _order(seen[-1]) if seen else None, 2, newest_first))
         seen += page
     assert [record.job.created_at for record in seen] == sorted(times, reverse=newest_first)
 

@@ -26,7 +26,7 @@ from .runner import Runner
 from .schema import CreateVideo, RemixVideo, Video, Wishes
 from .settings import Settings
 from .sqlite import DiskError
-from .store import UNAVAILABLE, JobStore
+from .store import UNAVAILABLE, JobStore, Place
 from .view import video
 
 log = logging.getLogger(__name__)
@@ -236,13 +236,12 @@ class Service:
             raise not_found(id)
         return record
 
-    async def edge(self, owner: str, id: str) -> Record:
-        """Gives an owner's job with its place in the list."""
-        await self.get(owner, id)
-        record = await self.store.get(id)
-        if record is None:
+    async def edge(self, owner: str, id: str) -> Place:
+        """Gives where an owner's job stands in the list."""
+        place = await self.store.place(owner, id) if ID.fullmatch(id) else None
+        if place is None:
             raise not_found(id)
-        return record
+        return place
 
     def _at_hand(self, id: str) -> Record | None:
         """Gives a job that is on the board, where no other server could know more of it."""

@@ -43,6 +43,11 @@ MIDDLE_PRIORITY = 1000
 # a database that cannot be used now: it is full, gone, locked, slow, or only to be read since another took its place
 UNAVAILABLE = (DBAPIError, NoConnection, DBOSQueryTimeoutError, DiskError)
 
+# deleted jobs whose place in the list is remembered, for clients whose next page begins there
+GONE = 10_000
+# where a job stands in the list
+Place = tuple[int, float, str]
+
 _runner: Runner | None = None
 Answer = TypeVar("Answer")
 
@@ -111,6 +116,7 @@ class JobStore:
         self._disk: Disk | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._system: Any = None  # what DBOS writes through
+        self._gone: dict[str, tuple[str, Place]] = {}  # id -> its owner and place
 
     @property
     def at_work(self) -> int:
@@ -254,9 +260,15 @@ class JobStore:
         found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
         return record_of(found[0]) if found else None
 
-    async def page(self, owner: str, after: Record | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
-        """Gives up to `limit` jobs of an owner that come after another one, and whether there are more."""
-        edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after.created)}
+    async def place(self, owner: str, id: str) -> Place | None:
+        """Gives where an owner's job stands in the list, or stood before it was deleted."""
+        record = await self.get(id)
+        whose, place = self._gone.get(id, ("", None)) if record is None else (record.job.key_id, _order(record))
+        return place if whose == owner else None
+
+    async def page(self, owner: str, after: Place | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
+        """Gives up to `limit` jobs of an owner that come after a place, and whether there are more."""
+        edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
         wanted, fetched = limit + 1, limit + 17
         while True:
             found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
@@ -266,7 +278,7 @@ class JobStore:
                 records = [record for record in records if record.created != records[-1].created]
             records.sort(key=_order, reverse=newest_first)
             if after is not None:
-                records = [r for r in records if (_order(r) < _order(after) if newest_first else _order(r) > _order(after))]
+                records = [r for r in records if (_order(r) < after if newest_first else _order(r) > after)]
             if whole or len(records) >= wanted:
                 return records[:limit], len(records) > limit
             fetched *= 2
@@ -305,6 +317,12 @@ class JobStore:
         await self._sync()
 
     async def delete(self, ids: Sequence[str]) -> None:
+        for status in await DBOS.list_workflows_async(workflow_ids=list(ids), name=WORKFLOW, load_output=False):
+            content = status.input["args"][0] if status.input else {}
+            place = status.created_at or 0, content.get("created_at", 0.0), status.workflow_id
+            self._gone[status.workflow_id] = status.authenticated_user or "", place
+        while len(self._gone) > GONE:
+            del self._gone[next(iter(self._gone))]
         await DBOS.delete_workflows_async(list(ids))
         await self._sync()
 
@@ -349,6 +367,6 @@ def _moment(milliseconds: int) -> str:
     return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
 
 
-def _order(record: Record) -> tuple[int, float, str]:
+def _order(record: Record) -> Place:
     # below Python 3.12 DBOS counts whole seconds in SQLite
     return record.created, record.job.created_at, record.job.id
