@@ -23,6 +23,8 @@ from vstar_engine.config import MODELS
 
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
 NOTICED, BACK, REFUSED = 5.0, 60.0, 180.0
+# what damaged weights and engines may take to be refused, the start of Python counted, where nothing else runs
+QUIET_WEIGHTS, QUIET_ENGINE = 5.0, 2.0
 STEP = 0.2
 # what a worker may hold on to of the 256 MiB that a job took before memory ran out
 LEFT = 64 * 2**20
@@ -220,13 +222,14 @@ def gone(folder, proof):
 @pytest.mark.parametrize(
     "damage", [cut, flip, html, bomb, no_manifest, another, alone, gone], ids=lambda damage: damage.__name__
 )
-def test_weights_that_are_damaged_are_refused_before_anything_runs(tmp_path, damage):
+def test_weights_that_are_damaged_are_refused_before_anything_runs(tmp_path, damage, pytestconfig):
     """F8: exit code 3 and a sentence, no code of the file run, no port opened, nothing made."""
     folder, proof = tmp_path / "weights", tmp_path / "proof"
     shutil.copytree(bundled.weights(MODELS["mini"]), folder)
     damage(folder, proof)
     done, seconds = served("--model", "mini", "--weights", str(folder), data=tmp_path / "data")
     print(f"refused after {seconds:.1f} s")
+    assert seconds < (QUIET_WEIGHTS if pytestconfig.getoption("timed") else REFUSED)
     assert done.returncode == 3, done.stderr
     assert "vstar-engine: " in done.stderr.splitlines()[-1]
     assert str(folder) in done.stderr.splitlines()[-1]
@@ -248,12 +251,13 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("damage", ENGINES)
-def test_an_engine_that_is_damaged_is_refused_before_anything_runs(tmp_path, damage):
+def test_an_engine_that_is_damaged_is_refused_before_anything_runs(tmp_path, damage, pytestconfig):
     """F7: exit code 9 and a sentence, no code of the file run, no port opened, nothing made."""
     folder, proof = engine_at(tmp_path / "engine"), tmp_path / "proof"
     ENGINES[damage](folder, proof)
     done, seconds = served("--engine", str(folder), data=tmp_path / "data")
     print(f"refused after {seconds:.1f} s")
+    assert seconds < (QUIET_ENGINE if pytestconfig.getoption("timed") else REFUSED)
     assert done.returncode == 9, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not proof.exists()
