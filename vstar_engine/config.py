@@ -187,6 +187,11 @@ class Sampling:
         fast = tuple(dict.fromkeys((FEW_STEP, *given.pop("fast", ()))))
         return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
 
+    @staticmethod
+    def usual(fast: tuple[str, ...] = ()) -> "Sampling":
+        """Gives the settings that go with `fast` where nothing else is said."""
+        return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(fast=fast)
+
     def guided(self, index: int) -> bool:
         """Says whether the step of an index, counted from 0, takes the unconditional branch too."""
         within = GUIDANCE_INTERVAL not in self.fast or 10 * index < GUIDED_TENTHS * self.steps

@@ -7,7 +7,7 @@ import math
 import random
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ SEEDS = random.SystemRandom()
 
 @dataclass(frozen=True)
 class Resolver:
-    """What bodies are read against: the model, the built engine that runs it, bundles of embeddings, and whether and by whom a
-    prompt's states are described where a body does not say.
+    """What bodies are read against: the model, the built engine that runs it, bundles of embeddings, whether and by whom a
+    prompt's states are described where a body does not say, and the sampling where it does not.
     """
 
     spec: Spec
@@ -40,6 +40,7 @@ class Resolver:
     enhance: bool = True
     llm: Llm | None = None
     llm_required: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if self.bundles is not None:  # PyTorch reads them and takes a second to load, which no request shall wait for
@@ -51,7 +52,8 @@ class Resolver:
             raise ApiError(404, "model_not_found", f"this server has the model {self.spec.name!r} alone", "model")
         states, at, durations, negatives = self._given(body, prompt)
         fps = body.fps if body.fps is not None else Request.fps
-        steps = body.num_inference_steps or Sampling.steps
+        usual = self.sampling
+        steps = body.num_inference_steps or usual.steps
         return Job(
             id=id or new_id(),
             key_id=owner,
@@ -64,8 +66,8 @@ class Resolver:
             seed=SEEDS.randrange(2**32) if body.seed is None else body.seed,
             fps=fps,
             steps=steps,
-            guidance=Sampling.guidance if body.guidance_scale is None else body.guidance_scale,
-            eta=Sampling.eta if body.eta is None else body.eta,
+            guidance=usual.guidance if body.guidance_scale is None else body.guidance_scale,
+            eta=usual.eta if body.eta is None else body.eta,
             tar=tar_json(tar_of(body.tar, steps)),
             negative="" if negatives else body.negative_prompt or "",
             negatives=negatives,
@@ -77,6 +79,7 @@ class Resolver:
             metadata=body.metadata or {},
             synopsis_source=GIVEN if body.states else PROMPT,
             fingerprint=fingerprint,
+            fast=usual.fast,
         )
 
     def _given(

@@ -149,6 +149,7 @@ class Video(BaseModel):
     guidance_scale: float
     negative_prompt: str
     tar: dict[str, Any] | None
+    fast: list[str]
     embeddings: str | None
     priority: int
     metadata: dict[str, str]

@@ -34,6 +34,7 @@ def video(record: Record, live: Live | None, keep_for: float | None) -> Video:
         guidance_scale=job.guidance,
         negative_prompt=job.negative,
         tar=job.tar,
+        fast=list(job.fast),
         embeddings=job.embeddings,
         priority=job.priority,
         metadata=job.metadata,
