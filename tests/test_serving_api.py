@@ -234,10 +234,36 @@ def test_delete_removes_everything(server):
 def test_a_client_that_leaves(server):
     """One that asked for a job leaves it running; one that waits for its video takes it along."""
     id = server.create("step=0.02", **SLOW)
+    leave(server, {"prompt": f"left step={STEP}", **SMALL, **SLOW})
+    end = time.monotonic() + STEP + GRACE
+    while any(video["prompt"].startswith("left") for video in server.every()):
+        assert time.monotonic() < end
+    assert server.wait(id)["status"] == "completed"
+
+
+def leave(server, body, headers=None):
+    """Waits a second for a video, and leaves."""
     with pytest.raises(httpx.ReadTimeout):
-        server.http.post("/v1/videos/sync", json={"prompt": f"left step={STEP}", **SMALL, **SLOW}, timeout=1.0)
-    left = next(video["id"] for video in server.every() if video["prompt"].startswith("left"))
-    assert server.wait(left, within=STEP + GRACE)["error"]["code"] == "cancelled"
+        server.http.post("/v1/videos/sync", json=body, headers=headers, timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"x-stainless-retry-count": "1"}, {"idempotency-key": "left"}], ids=lambda h: next(iter(h))
+)
+def test_a_client_that_left_may_come_back(server, headers):
+    """Its video went with it, and no second try is answered with that, not even while the first one leaves the engine."""
+    body = {"prompt": "back step=0.3", **SMALL}
+    leave(server, body, {name: value for name, value in headers.items() if name == "idempotency-key"})
+    answer = server.http.post("/v1/videos/sync", json=body, headers=headers)
+    assert (answer.status_code, answer.headers.get("content-type")) == (200, "video/mp4"), answer.text
+    assert server.get(answer.headers["x-video-id"])["status"] == "completed"
+
+
+def test_a_client_that_leaves_takes_no_video_of_another_request(server):
+    body, key = {"prompt": "stays step=0.3", **SMALL}, {"idempotency-key": "stays"}
+    id = server.http.post("/v1/videos", json=body, headers=key).json()["id"]
+    leave(server, body, key)
+    time.sleep(GRACE)
     assert server.wait(id)["status"] == "completed"
 
 

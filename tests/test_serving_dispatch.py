@@ -191,3 +191,15 @@ def test_what_a_worker_says_of_jobs_that_are_gone_is_not_minded():
         return (await task)[-1].kind
 
     assert scenario([link], act) == "done"
+
+
+def test_a_dispatcher_that_breaks_says_so():
+    """A worker that speaks another language would else leave an engine that is ready and makes nothing."""
+    link = Played("one")
+
+    async def act(dispatcher):
+        link.say({"say": "something else"})
+        with pytest.raises(ValueError, match="a worker says event, free or failed"):
+            await dispatcher.run()
+
+    scenario([link], act)

@@ -4,14 +4,20 @@ import asyncio
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 
+import httpx
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from dbos._sys_db import SystemDatabase
 from slow_engine import until
+from sqlalchemy.exc import InternalError
 
 from vstar_engine.config import model_named
-from vstar_engine.serving import events, results, service
+from vstar_engine.errors import DeviceError, VstarError
+from vstar_engine.serving import app, events, results, service
+from vstar_engine.serving.job import new_id
+from vstar_engine.serving.keys import Keys
 from vstar_engine.serving.resolve import Resolver
 from vstar_engine.serving.schema import CreateVideo
 from vstar_engine.serving.service import Caller
@@ -32,6 +38,9 @@ class Played:
 
     async def start(self):
         pass
+
+    async def run(self):
+        await asyncio.Event().wait()
 
     async def close(self, grace):
         pass
@@ -58,12 +67,14 @@ class Played:
         self.ends[id].set_result(event or events.Done(f"{id}.mp4", 7, "0" * 64, 8, 64, 32))
 
 
-def scenario(folder, act, **settings):
+def scenario(folder, act, kind=Played, model="mini", **settings):
     """Runs `act(gateway, engine)` between a start and a close."""
 
     async def run():
         chosen = Settings(data=folder, min_free=0, **settings)
-        gateway = service.Service(chosen, Played(chosen.videos), Resolver(model_named("mini"), None, None, False, None, False))
+        gateway = service.Service(
+            chosen, kind(chosen.videos), Resolver(replace(model_named("mini"), name=model), enhance=False)
+        )
         gateway.store.open()
         try:
             async with asyncio.timeout(LIMIT):
@@ -76,6 +87,12 @@ def scenario(folder, act, **settings):
             gateway.store.close()
 
     return asyncio.run(run())
+
+
+def connected(gateway):
+    """Gives a client of the application, within this process."""
+    application = httpx.ASGITransport(app.build(gateway, Keys({})), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=application, base_url="http://127.0.0.1")
 
 
 async def created(gateway, engine):
@@ -237,3 +254,91 @@ def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypat
         return outcome["status"], engine.begun == [id], left(gateway) == sorted(results.names(id))
 
     assert scenario(tmp_path, act) == ("completed", True, True)
+
+
+class Unstartable(Played):
+    """An engine that fails before it is ready."""
+
+    async def start(self):
+        raise self.error
+
+
+class Breaking(Played):
+    """An engine that fails later."""
+
+    async def run(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [Unstartable, Breaking])
+@pytest.mark.parametrize(
+    "error", [DeviceError("there is no such device"), PermissionError(13, "no")], ids=lambda e: type(e).__name__
+)
+def test_an_engine_that_fails_ends_the_server_with_a_reason(tmp_path, monkeypatch, caplog, kind, error):
+    """Else it would answer 503 for ever, or be ready and make nothing."""
+    kind.error = error
+
+    async def act(gateway, engine):
+        ended = asyncio.Event()
+        gateway.on_failure = ended.set
+        await ended.wait()
+        return gateway.failure
+
+    failure = scenario(tmp_path, act, kind)
+    assert isinstance(failure, VstarError)
+    assert str(error) in str(failure)
+    assert type(error) is DeviceError or "PermissionError" in caplog.text
+
+
+def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_after_jobs(tmp_path, monkeypatch):
+    """As Postgres after its standby took over, until connections are made anew."""
+    monkeypatch.setattr(service, "TICK", 0.05)
+
+    async def act(gateway, engine):
+        claimed, failures, looked = gateway.store.claimed, [1, 2], asyncio.Event()
+
+        async def read_only():
+            if failures:
+                raise InternalError("UPDATE", {}, Exception("cannot execute UPDATE in a read-only transaction"), failures.pop())
+            looked.set()
+            return await claimed()
+
+        gateway.store.claimed = read_only
+        await looked.wait()
+        return gateway.failure
+
+    assert scenario(tmp_path, act) is None
+
+
+@pytest.mark.parametrize("where", ["add", "get"])
+def test_a_database_that_may_only_be_read_is_said_so(tmp_path, where):
+    """503, which clients try again; not 500."""
+    error = InternalError("UPDATE", {}, Exception("cannot execute UPDATE in a read-only transaction"))
+
+    async def refuse(*_, **__):
+        raise error
+
+    async def act(gateway, engine):
+        setattr(gateway.store, where, refuse)
+        async with connected(gateway) as http:
+            unknown = f"/v1/videos/{new_id()}"
+            answer = await (http.get(unknown) if where == "get" else http.post("/v1/videos", json={"prompt": "a tree"}))
+        return answer.status_code, answer.json()["error"]["code"]
+
+    assert scenario(tmp_path, act) == (503, "store_unavailable")
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["its own job", "another request's job"])
+def test_a_video_that_takes_too_long_to_wait_for_is_said_so_for_good(tmp_path, first):
+    """A client that tried again would only make the server do it twice; the job goes if it was made for this request."""
+
+    async def act(gateway, engine):
+        body, key = {"prompt": "a tree", "size": "64x32", "num_frames": 8}, {"idempotency-key": "k"}
+        async with connected(gateway) as http:
+            if first:
+                await http.post("/v1/videos", json=body, headers=key)
+            answer = await http.post("/v1/videos/sync", json=body, headers=key)
+            (video,) = (await http.get("/v1/videos")).json()["data"]
+        return answer.status_code, answer.headers.get("x-should-retry"), video["error"] and video["error"]["code"]
+
+    assert scenario(tmp_path, act, sync_timeout=0.3) == (504, "false", None if first else "cancelled")

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from dbos._sys_db import SystemDatabase
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from vstar_engine.serving import retention, sqlite, store
 from vstar_engine.serving.job import Job, new_id
@@ -21,7 +22,7 @@ from vstar_engine.serving.store import DBOS, JobStore, StoreError, _moment, sqli
 
 
 def test_a_second_server_is_kept_out(tmp_path):
-    first, second = (JobStore(Settings(data=tmp_path)) for _ in range(2))
+    first, second = (JobStore(Settings(data=tmp_path), "mini") for _ in range(2))
     first.open()
     with pytest.raises(StoreError, match="another server uses"):
         second.open()
@@ -32,7 +33,7 @@ def test_a_second_server_is_kept_out(tmp_path):
 
 def test_a_damaged_database_is_refused(tmp_path):
     (tmp_path / "jobs.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 8192)
-    store = JobStore(Settings(data=tmp_path))
+    store = JobStore(Settings(data=tmp_path), "mini")
     with pytest.raises(StoreError, match=r"is damaged, move it away: .* videos are kept in .*unknown"):
         store.open()
     store.close()
@@ -51,9 +52,10 @@ def ending(monkeypatch):
     return store._runner
 
 
-def test_an_outcome_waits_for_the_database(ending):
+@pytest.mark.parametrize("kind", [OperationalError, InternalError, NoConnection])
+def test_an_outcome_waits_for_the_database(ending, kind):
     """A failure to write it is not the job's: DBOS would write that down next, and the job had failed for good."""
-    failures = [OperationalError("", {}, sqlite3.OperationalError("disk I/O error"))] * 3
+    failures = [kind("", {}, sqlite3.OperationalError("disk I/O error"))] * 3
 
     def write(id, status):
         if failures:
@@ -103,7 +105,7 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch)
 
     monkeypatch.setattr(DBOS, "list_workflows_async", listed)
     monkeypatch.setattr("vstar_engine.serving.store.record_of", lambda record: record)
-    store, seen, more = JobStore(Settings(data=tmp_path)), [], True
+    store, seen, more = JobStore(Settings(data=tmp_path), "mini"), [], True
     while more:
         page, more = asyncio.run(store.page("me", seen[-1] if seen else None, 2, newest_first))
         seen += page

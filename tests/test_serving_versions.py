@@ -1,5 +1,6 @@
 """F16: jobs of a server of another version wait for one of that version, and stop nobody meanwhile."""
 
+import asyncio
 import json
 import sqlite3
 import time
@@ -7,10 +8,11 @@ import time
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import Server
+from slow_engine import until
 from test_serving_gateway import OWNER, created, ended, scenario
 
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.schema import RemixVideo
+from vstar_engine.serving.schema import CreateVideo, RemixVideo
 from vstar_engine.serving.service import LOST, TICK, Caller
 
 REMIX = RemixVideo(prompt="a bush")
@@ -55,7 +57,37 @@ def test_jobs_of_another_version_are_shown_and_left_alone(tmp_path, caplog):
     assert (listed, more, cancelled, alone) == ({done, waiting}, False, "cancelled", True)
     assert [video.status for video in shown] == ["completed", "queued"]
     assert {(video.prompt, video.size, tuple(video.synopsis)) for video in shown} == {("a tree", "64x32", ())}
-    assert "1 jobs wait for the version of vstar-engine that accepted them" in caplog.text
+    assert "1 jobs wait for a server of the version and model that accepted them (jobs-0)" in caplog.text
+
+
+def test_jobs_of_another_model_wait_for_it(tmp_path, caplog):
+    """A server that was started again with another model must not make them: they would be recorded as what they are not."""
+
+    async def before(gateway, engine):
+        return await created(gateway, engine)
+
+    async def meanwhile(gateway, engine):
+        own = await created(gateway, engine)
+        body = CreateVideo(prompt="a bush", num_frames=8, size="64x32", num_inference_steps=2)
+        other = (await gateway.create(Caller(OWNER, "another model's"), body)).job.id
+        remix = await gateway.remix(Caller(OWNER), waiting, REMIX)
+        await asyncio.sleep(LOST + 2 * TICK)
+        shown = gateway.show(await gateway.get(OWNER, waiting))
+        assert (shown.model, shown.status, remix.job.model) == ("mini", "queued", "maxi")
+        assert waiting not in engine.begun
+        assert waiting not in await gateway.store.unfinished()
+        assert (await gateway.cancel(OWNER, other)).outcome["code"] == "cancelled"
+        return own
+
+    async def after(gateway, engine):
+        await until(lambda: waiting in engine.ends)
+        engine.end(waiting)
+        return (await ended(gateway, waiting))["status"], engine.begun
+
+    waiting = scenario(tmp_path, before)
+    scenario(tmp_path, meanwhile, model="maxi")
+    assert "1 jobs wait for a server of the version and model that accepted them (jobs-1/mini)" in caplog.text
+    assert scenario(tmp_path, after) == ("completed", [waiting])
 
 
 @pytest.mark.slow
@@ -68,7 +100,7 @@ def test_a_server_of_this_version_takes_over_and_gives_back(tmp_path):
         theirs.wait(ids[0], "in_progress")
         theirs.kill()
     with ours:
-        assert "6 jobs wait for the version of vstar-engine that accepted them" in ours.log()
+        assert "6 jobs wait for a server of the version and model that accepted them (jobs-2/mini)" in ours.log()
         done = [ours.create() for _ in range(3)]
         assert {ours.wait(id)["status"] for id in done} == {"completed"}
         assert {video["id"] for video in ours.every()} == {*ids, *done}

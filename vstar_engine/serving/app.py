@@ -7,7 +7,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -20,7 +19,7 @@ from .logs import Requests
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
 from .service import Service, unwritable
-from .sqlite import DiskError
+from .store import UNAVAILABLE
 
 REF = "#/components/schemas/{model}"
 BODIES: dict[str, type[BaseModel]] = {"create_video": CreateVideo, "create_and_wait": CreateVideo, "remix_video": RemixVideo}
@@ -39,8 +38,7 @@ def build(service: Service, keys: Keys) -> ASGIApp:
         (ApiError, _refuse),
         (RequestValidationError, _refuse_query),
         (HTTPException, _refuse_path),
-        (OperationalError, _refuse_store),
-        (DiskError, _refuse_store),
+        *((kind, _refuse_store) for kind in UNAVAILABLE),
         (Exception, _confess),
     ):
         app.add_exception_handler(kind, handler)
@@ -112,7 +110,6 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_store(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OperationalError | DiskError)
     return await _refuse(request, unwritable(error))
 
 

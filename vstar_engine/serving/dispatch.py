@@ -53,8 +53,12 @@ class Dispatcher:
             undo.pop_all()
         tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
         self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
-        for work in self.tasks:
-            work.add_done_callback(_loud)
+
+    async def run(self) -> None:
+        """Goes on until the engine is closed; raises what broke it."""
+        ended, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
 
     async def _abandon(self, opened: "Sequence[asyncio.Task[Any]]") -> None:
         """Ends workers whose start failed or was given up."""
@@ -373,11 +377,6 @@ async def _stop(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _loud(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.critical("the engine's dispatcher broke", exc_info=error)
 
 
 def _cancelled() -> events.Failed:

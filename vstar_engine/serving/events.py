@@ -94,6 +94,9 @@ class EngineClient(Protocol):
     async def start(self) -> None:
         """Loads the model and warms every bucket; returns when the engine is ready."""
 
+    async def run(self) -> None:
+        """Goes on until the engine is closed; raises what broke it."""
+
     @property
     def ready(self) -> bool:
         """False before `start` returned and while a worker is being started again."""

@@ -12,11 +12,16 @@ from .job import VERSION, Job
 from .live import FAILED, failed
 
 # jobs of another version of `Job` are left to a server that understands them
-APPLICATION_VERSION = f"jobs-{VERSION}"
+OURS = f"jobs-{VERSION}"
 # a job that sees this many deaths of the server is taken for their cause. The engine counts the deaths of its worker by itself;
 # a server that is killed at will must not lose the jobs that happened to run
 MOST_RECOVERIES = 100
 UNFINISHED, FINISHED = ["ENQUEUED", "DELAYED", "PENDING"], ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+
+
+def application_version(model: str) -> str:
+    """Names what a server takes from the database: jobs of its model and version. The others wait for a server of theirs."""
+    return f"{OURS}/{model}"
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,20 @@ class Record:
     """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds.
 
     One that is not `ours` came from a server with other fields of jobs: `job` is what they say in common, to be shown alone.
+    One that is `new` was made by the very request that asks for it.
     """
 
     job: Job
     created: int
     outcome: dict[str, Any] | None = None
     ours: bool = True
+    new: bool = False
 
 
 def record_of(status: WorkflowStatus) -> Record:
     """Reads a job of any version; TypeError where one of this version has other fields."""
     assert status.input is not None
-    content, ours = status.input["args"][0], status.app_version == APPLICATION_VERSION
+    content, ours = status.input["args"][0], (status.app_version or "").partition("/")[0] == OURS
     job = Job.from_json(content) if ours else _in_common(status, content)
     return Record(job, status.created_at or 0, outcome_of(status), ours)
 

@@ -84,7 +84,7 @@ async def list_videos(
 
 @router.post("/sync", response_class=FileResponse)
 async def create_and_wait(request: Request) -> FileResponse:
-    """Makes a video and answers with its mp4. A client that leaves takes its video with it."""
+    """Makes a video and answers with its mp4. A client that leaves takes the video with it that was made for it."""
     service, caller = service_of(request), caller_of(request)
     record = await service.create(caller, await read(request, CreateVideo))
     ended = asyncio.ensure_future(service.ended(record, service.settings.sync_timeout))
@@ -92,10 +92,10 @@ async def create_and_wait(request: Request) -> FileResponse:
     try:
         await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() or ended.result().outcome is None:
-            await service.cancel(caller.owner, record.job.id)
-            raise ApiError(
-                504, "timeout", "the video took too long for one request; POST /v1/videos waits for none", None, SERVER
-            )
+            if record.new:
+                await (service.withdraw if gone.done() else service.cancel)(caller.owner, record.job.id)
+            said = "the video took too long for one request; POST /v1/videos waits for none"
+            raise ApiError(504, "timeout", said, None, SERVER, FINAL)
     finally:
         ended.cancel()
         gone.cancel()

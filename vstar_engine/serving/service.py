@@ -11,8 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-
-from sqlalchemy.exc import OperationalError
+from weakref import WeakValueDictionary
 
 from ..errors import VstarError
 from . import metrics, retention
@@ -27,7 +26,7 @@ from .runner import Runner
 from .schema import CreateVideo, RemixVideo, Video, Wishes
 from .settings import Settings
 from .sqlite import DiskError
-from .store import JobStore
+from .store import UNAVAILABLE, JobStore
 from .view import video
 
 log = logging.getLogger(__name__)
@@ -41,10 +40,10 @@ RECONCILE = 10.0
 DELETE_WAIT = 30.0
 
 
-def unwritable(error: OperationalError | DiskError) -> ApiError:
-    """Says that the database of jobs cannot be written: there is no room, or it does not answer."""
+def unwritable(error: Exception) -> ApiError:
+    """Says why the database of jobs is UNAVAILABLE: there is no room, or it does not answer."""
     again = {"Retry-After": "5"}
-    full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(error.orig)
+    full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(getattr(error, "orig", ""))
     if full:
         return ApiError(507, "storage_full", "there is no room to write the job down", None, SERVER, again)
     return ApiError(503, "store_unavailable", "the database of jobs does not answer", None, SERVER, again)
@@ -65,13 +64,14 @@ class Service:
     def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver):
         self.settings, self.engine, self.resolver = settings, engine, resolver
         self.admission = Admission(settings)
-        self.store = JobStore(settings)
+        self.store = JobStore(settings, resolver.spec.name)
         self.runner = Runner(engine, settings, self.admission.release)
         self.failure: VstarError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.streams, self.over = 0, False
         self._recent: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        # of jobs that are being accepted or taken back, each for as long as somebody holds or awaits it
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: list[asyncio.Task[None]] = []
         self._lost: dict[str, float] = {}
 
@@ -82,12 +82,15 @@ class Service:
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
         metrics.recovered(len(unfinished))
-        if count := await self.store.foreign():
+        for takes, count in (await self.store.foreign()).items():
             log.warning(
-                "%d jobs wait for the version of vstar-engine that accepted them: start it on this database, or cancel them",
+                "%d jobs wait for a server of the version and model that accepted them (%s): start it, or cancel them",
                 count,
+                takes,
             )
-        self._tasks = [asyncio.create_task(work()) for work in (self._start_engine, self._watchdog, self._sweeper)]
+        self._tasks = [asyncio.create_task(work()) for work in (self._run_engine, self._watchdog, self._sweeper)]
+        for task in self._tasks:
+            task.add_done_callback(self._broke)
 
     def _watch(self) -> None:
         board, videos = self.runner.board, self.settings.videos
@@ -110,16 +113,23 @@ class Service:
             event_streams=lambda: self.streams,
         )
 
-    async def _start_engine(self) -> None:
-        try:
-            await self.engine.start()
-        except VstarError as error:
+    def _broke(self, task: "asyncio.Task[None]") -> None:
+        """Ends the server where something that should go on for ever has failed."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, VstarError):
             log.error("the engine cannot start: %s", error)
             self.failure = error
-            self.on_failure()
-            return
+        else:
+            log.critical("the server broke", exc_info=error)
+            self.failure = VstarError(f"the server broke, and its log says more: {type(error).__name__}: {error}")
+        self.on_failure()
+
+    async def _run_engine(self) -> None:
+        await self.engine.start()
         log.info("ready: %s", self.engine.facts())
         self.runner.started.set()
+        await self.engine.run()
 
     @property
     def ready(self) -> bool:
@@ -167,10 +177,8 @@ class Service:
                     return known
                 self.admission.check_open()
                 return await self._enqueue(job, body)
-        except (OperationalError, DiskError) as error:
+        except UNAVAILABLE as error:
             raise unwritable(error) from error
-        finally:
-            self._locks.pop(job.id, None)
 
     async def _enqueue(self, job: Job, body: Wishes) -> Record:
         with contextlib.ExitStack() as undo:
@@ -185,7 +193,7 @@ class Service:
         self.admission.settle(job.id)
         self.runner.board.open(job)
         metrics.accepted(job)
-        return Record(job, int(job.created_at * 1000))
+        return Record(job, int(job.created_at * 1000), new=True)
 
     def _remember(self, caller: Caller, said: str, id: str) -> None:
         """Keeps a request's id for as long as its client may send it again."""
@@ -266,6 +274,11 @@ class Service:
         await retention.delete(self.store, self.settings.videos, [id])
         self.runner.board.drop(record.job.id)
 
+    async def withdraw(self, owner: str, id: str) -> None:
+        """Takes a job back whose client left before it heard of it: the same request makes it anew, and waits for that here."""
+        async with self._locks.setdefault(id, asyncio.Lock()):
+            await self.delete(owner, id)
+
     async def ended(self, record: Record, timeout: float) -> Record:
         """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
         end = time.monotonic() + timeout
@@ -295,8 +308,8 @@ class Service:
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
                     self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
-            except (OperationalError, DiskError) as error:
-                log.warning("the database of jobs does not answer: %s", unwritable(error).code)
+            except UNAVAILABLE as error:
+                log.warning("the database of jobs cannot be used: %s, %s", unwritable(error).code, type(error).__name__)
             self.runner.board.forget()
 
     async def _look_after(self) -> None:
@@ -322,6 +335,6 @@ class Service:
         while True:
             try:
                 await retention.sweep(self.store, self.settings, self.runner.board.drop)
-            except (OperationalError, OSError) as error:
+            except (*UNAVAILABLE, OSError) as error:
                 log.warning("nothing was swept: %s", type(error).__name__)
             await asyncio.sleep(retention.EVERY)

@@ -8,22 +8,25 @@ import logging
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
+from dbos._error import DBOSQueryTimeoutError
 from dbos._serialization import DBOSDefaultSerializer
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from ..artifacts import PRIVATE
 from ..errors import VstarError
 from . import clock
 from .job import Job
 from .live import FAILED
-from .record import APPLICATION_VERSION, FINISHED, MOST_RECOVERIES, UNFINISHED, Record, end_of, outcome_of, record_of
+from .record import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
 from .results import UNKNOWN
 from .runner import Runner, Stopped
 from .settings import Settings
@@ -37,6 +40,8 @@ POLLING = 0.05
 OUTCOMES = ("record_operation_result", "update_workflow_outcome")
 PAUSE = 1.0
 MIDDLE_PRIORITY = 1000
+# a database that cannot be used now: it is full, gone, locked, slow, or only to be read since another took its place
+UNAVAILABLE = (DBAPIError, NoConnection, DBOSQueryTimeoutError, DiskError)
 
 _runner: Runner | None = None
 Answer = TypeVar("Answer")
@@ -66,9 +71,9 @@ async def _make(content: dict[str, Any]) -> dict[str, Any]:
 async def _generate(content: dict[str, Any]) -> dict[str, Any]:
     try:
         outcome = await _make(content)
-    except DBAPIError as error:
+    except UNAVAILABLE as error:
         # the job stays pending; the watchdog takes it up when the database can be written again
-        log.warning("an outcome could not be recorded: %s", type(error.orig).__name__)
+        log.warning("an outcome could not be recorded: %s", type(error).__name__)
         raise Stopped from error
     _the_runner().expect(Job.from_json(content), outcome)
     return outcome
@@ -86,11 +91,11 @@ def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
         while True:
             try:
                 return write(*args, **settings)
-            except OperationalError as error:
+            except UNAVAILABLE as error:
                 if _the_runner().stopping:
                     raise Stopped from error
                 if not told:
-                    log.warning("an outcome cannot be recorded yet: %s", type(error.orig).__name__)
+                    log.warning("an outcome cannot be recorded yet: %s", type(error).__name__)
             told = True
             time.sleep(PAUSE)
 
@@ -98,10 +103,10 @@ def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
 
 
 class JobStore:
-    """Accepted jobs and their outcomes. What `add` has returned is never lost."""
+    """Accepted jobs and their outcomes. What `add` has returned is never lost. Those of another model wait for its server."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, settings: Settings, model: str):
+        self.settings, self.takes = settings, application_version(model)
         self._lock: int | None = None
         self._disk: Disk | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -141,7 +146,7 @@ class JobStore:
             name="vstar-engine",
             system_database_url=self.settings.database_url,
             executor_id=self.settings.instance,
-            application_version=APPLICATION_VERSION,
+            application_version=self.takes,
             serializer=DBOSPortableJSONSerializer(),
             log_level="ERROR",
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
@@ -190,7 +195,7 @@ class JobStore:
                 await self._sync()
                 record = None if landed else await self.get(id)
                 break
-            except (OperationalError, DiskError) as error:
+            except UNAVAILABLE as error:
                 if runner.stopping:
                     return
                 log.warning("an outcome cannot be made sure of yet: %s", type(error).__name__)
@@ -233,7 +238,7 @@ class JobStore:
                     "workflow_name": WORKFLOW,
                     "queue_name": QUEUE,
                     "workflow_id": job.id,
-                    "app_version": APPLICATION_VERSION,
+                    "app_version": self.takes,
                     "priority": MIDDLE_PRIORITY - job.priority,
                     "authenticated_user": job.key_id,
                 },
@@ -273,17 +278,17 @@ class JobStore:
         return [record_of(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
-        """Gives the owner of every job without an outcome that this version runs, by id."""
-        found = await self._unfinished(app_version=APPLICATION_VERSION)
+        """Gives the owner of every job without an outcome that this server may run, by id."""
+        found = await self._unfinished(app_version=self.takes)
         return {status.workflow_id: status.authenticated_user or "" for status in found}
 
-    async def foreign(self) -> int:
-        """Counts the jobs that wait for a server of another version of `Job`."""
-        return sum(status.app_version != APPLICATION_VERSION for status in await self._unfinished())
+    async def foreign(self) -> Counter[str]:
+        """Counts the jobs that wait for a server of another model or version of `Job`, by what that server takes."""
+        return Counter(status.app_version or "" for status in await self._unfinished() if status.app_version != self.takes)
 
     async def claimed(self) -> set[str]:
         """Gives the ids of the jobs that the database says run here."""
-        found = await self._unfinished(status="PENDING", app_version=APPLICATION_VERSION, executor_id=self.settings.instance)
+        found = await self._unfinished(status="PENDING", app_version=self.takes, executor_id=self.settings.instance)
         return {status.workflow_id for status in found}
 
     async def _unfinished(self, status: str | list[str] = UNFINISHED, **which: Any) -> list[WorkflowStatus]:
