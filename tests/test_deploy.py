@@ -81,6 +81,14 @@ def test_compose_runs_a_server_that_it_may(name):
         assert all(port.startswith("127.0.0.1:") for port in server["ports"])
 
 
+def test_what_is_compiled_at_run_time_can_be_loaded():
+    """Docker mounts a tmpfs noexec unless told otherwise, and a shared library cannot be mapped from there."""
+    mounts = dict(mount.split(":") for mount in compose()["services"]["server"]["tmpfs"])
+    assert set(mounts) == {"/tmp", "/home/vstar"}
+    for folder, options in mounts.items():
+        assert "exec" in options.split(","), folder
+
+
 def test_compose_names_only_what_it_has():
     content = compose()
     for name, service in content["services"].items():
