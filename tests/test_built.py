@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from engines import engine_at, identity
@@ -155,6 +156,26 @@ def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed
 def test_an_engine_for_something_else_than_asked(engine, asked, complaint):
     with pytest.raises(EngineError, match=complaint):
         Engine.load(engine=engine, **asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (
+            ["--spatial-attention", "nonsense"],
+            "attends within frames as it was built to, got spatial attention 'nonsense'; leave",
+        ),
+        (["--spatial-attention", "xformers", "--no-graphs"], "got spatial attention 'xformers'; leave the option out"),
+        (["--no-graphs"], "back end inductor of .*engine records no CUDA graphs to do without; leave out --no-graphs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_change_nothing_in_an_engine_are_refused(engine, words, complaint, capsys):
+    assert main(["generate", "x", "--engine", str(engine), *words]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    given = {"spatial_attention": words[1] if len(words) > 1 else "auto", "graphs": "--no-graphs" not in words}
+    with pytest.raises(ValueError, match=complaint):
+        Engine.load(engine=engine, **given)
 
 
 def test_a_package_that_torch_cannot_open(engine):

@@ -230,8 +230,10 @@ def run(args: argparse.Namespace) -> int:
     """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
     artifact = None if args.engine is None else Artifact.open(args.engine)
     choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
-    if artifact is not None and args.size is None and artifact.identity["size"]:
-        args.size = size_words(artifact.identity["size"])
+    if artifact is not None:
+        artifact.check_options(args.spatial_attention, args.graphs)
+        if args.size is None and artifact.identity["size"]:
+            args.size = size_words(artifact.identity["size"])
     spec = model_named(choice.model)
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     negative = args.negative if bundle is None else bundle.negative_prompt
