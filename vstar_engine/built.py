@@ -127,22 +127,27 @@ class Artifact:
         return self.folder / name
 
     def command(self, **changed: Any) -> str:
-        """Gives the command that builds this engine again, with `changed` parts of its identity."""
-        made = {**self.identity, **changed}
+        """Gives the command that builds this engine again, with `changed` parts of its identity, `weights_path` or `loras`."""
+        made = {**self.manifest, **self.identity, **changed}
         words = ["vstar-engine", "build", "--backend", made["backend"], "--model", made["model"]]
-        if self.manifest["weights_path"]:
-            words += ["--weights", self.manifest["weights_path"]]
-        words += [f"--lora={lora}" for lora in self.manifest["loras"]]
+        if made["weights_path"]:
+            words += ["--weights", str(made["weights_path"])]
+        words += [f"--lora={lora}" for lora in made["loras"]]
         if made["frames"]:
             words += ["--frames", ",".join(map(str, made["frames"]))]
         words += ["--size", size_words(made["size"]), "--batch", str(made["batch"]), "--dtype", made["dtype"]]
         words += ["--device", made["device"].split()[0] if made["device"].startswith("cpu") else "cuda"]
-        for name, value in made["options"].items():
+        # each back end has its own
+        for name, value in made["options"].items() if made["backend"] == self.identity["backend"] else ():
             words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
         return shlex.join([*words, "--out", str(self.folder), "--force"])
 
-    def check(self, **wanted: Any) -> None:
-        """Raises EngineError, with the command to rebuild, for the first part of the identity that is not as wanted."""
+    def check(self, asked: Mapping[str, Any] | None = None, **wanted: Any) -> None:
+        """Raises EngineError for the first part of the identity that is not as wanted.
+
+        It names the command that builds what is wanted, of the `weights_path` and `loras` that were `asked` for.
+        """
+        rebuild = f"rebuild it: {self.command(**(asked or {}), **wanted)}"
         for part, value in wanted.items():
             built = self.identity[part]
             if part == "versions":
@@ -152,11 +157,11 @@ class Artifact:
                     if built.get(name) != now
                 ]
                 if changed:
-                    raise EngineError(f"{self.folder} was built with {', '.join(changed)}; rebuild it: {self.command()}")
+                    raise EngineError(f"{self.folder} was built with {', '.join(changed)}; {rebuild}")
             elif built != value:
                 short = (str(x)[:HASH_LENGTH] if part in ("weights", "kernel") else x for x in (built, value))
                 said = "{} was built for {} {}, not {}".format(self.folder, CALLED[part], *short)
-                raise EngineError(f"{said}; rebuild it: {self.command()}")
+                raise EngineError(f"{said}; {rebuild}")
 
     def check_options(self, spatial_attention: str, graphs: bool) -> None:
         """Raises ValueError for an option that changes nothing in this engine."""

@@ -111,11 +111,12 @@ class Engine:
             artifact.check_options(spatial_attention, graphs)
         if fp8:
             check_choice(where, kind, artifact, text is not None)
-        tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
+        files = list(loras or (artifact.manifest["loras"] if artifact else ()))
+        tensors = open_weights(spec, choice.weights, files)
         if artifact is not None:
-            artifact.check(
-                weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where, artifact.identity["options"])
-            )
+            here = runs.machine(where, artifact.identity["options"])
+            asked = {"weights_path": choice.weights, "loras": files}
+            artifact.check(asked, weights=tensors.fingerprint(), kernel=kernel_hash(), **here)
         if where.type == "cpu":
             allocator.keep_pages()
         with torch.device("meta"):
