@@ -163,7 +163,9 @@ class Sampling:
             raise ValueError(f"guidance must be a finite number, got {self.guidance}")
         if self.fps_condition < 1:
             raise ValueError(f"the fps condition must be at least 1, got {self.fps_condition}")
-        unknown = [name for name in self.fast if name not in FAST]
+        if isinstance(self.fast, str):
+            raise ValueError(f"fast must be a tuple of names, such as ({self.fast!r},), got the string {self.fast!r}")
+        unknown = [repr(name) for name in self.fast if name not in FAST]
         if unknown:
             raise ValueError(f"fast must name some of {', '.join(FAST)}, got {', '.join(unknown)}")
         if FP8 in self.fast:
