@@ -40,6 +40,8 @@ from .timeline import SPREAD_MODES, parse_position
 from .video import Video, check_ending, encoding
 
 DEFAULT_TAR = "64D1_32D8"
+# of the steps, where few-step sampling takes others than the published ones
+FEW_UNTIL = f"{(Tar.until_step + 1) / Sampling.steps:.0%}"
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -88,8 +90,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--until",
         type=_checked(parse_until),
         metavar="STEP",
-        default=str(Tar.until_step),
-        help="last regularised step, counted from 0, or a share such as 56%% (default %(default)s)",
+        help="last regularised step, counted from 0, or a share of the steps such as 56%% "
+        f"(default {Tar.until_step}, {least} {FEW_UNTIL}%)",
     )
     parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
     add_timeline_options(parser)
@@ -118,9 +120,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def settle(args: argparse.Namespace) -> None:
     """Fills in the defaults that depend on other settings."""
-    own = Sampling.few() if FEW_STEP in fast_from(args) else Sampling()
+    few = FEW_STEP in fast_from(args)
+    own, until = (Sampling.few(), FEW_UNTIL) if few else (Sampling(), str(Tar.until_step))
     args.steps = own.steps if args.steps is None else args.steps
     args.guidance = own.guidance if args.guidance is None else args.guidance
+    args.until = until if args.until is None else args.until
 
 
 def add_timeline_options(parser: argparse.ArgumentParser) -> None:
