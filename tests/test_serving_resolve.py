@@ -38,6 +38,7 @@ def test_what_the_server_samples_with_where_a_body_does_not_say():
     job = job_of(few)
     assert job.request().sampling == Sampling.few()
     assert Job.from_json(job.to_json()) == job
+    assert (job_of(few).tar["until_step"], job_of(few, num_inference_steps=8).tar["until_step"]) == (1, 3)
     assert job_of(few, num_inference_steps=8, guidance_scale=1.5).request().sampling == Sampling.few(steps=8, guidance=1.5)
     with pytest.raises(ApiError, match="few-step takes 1 to 50 steps, got 60"):
         job_of(few, num_inference_steps=60)
@@ -75,8 +76,8 @@ def test_presets(name):
     ("given", "tar"),
     [
         (None, Tar()),
-        ({"sigma": 3.0}, Tar({0: 3.0})),
-        ({"sigma": {"1": 3.0}, "preset": "64D8"}, Tar({1: 3.0})),
+        ({"sigma": 3.0}, Tar({0: 3.0, 1: 8.0})),
+        ({"sigma": {"1": 3.0}, "preset": "64D8"}, Tar({0: 8.0, 1: 3.0})),
         ({"sigma": {"0": 2.0}, "preset": "none"}, Tar({0: 2.0})),
         ({"strength": 0.5}, Tar(strength=0.5)),
         ({"until": 4}, Tar(until_step=4)),

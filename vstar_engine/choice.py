@@ -35,7 +35,8 @@ class Choice:
         given = {name: value for name, value in asked.items() if value is not None}
         if artifact is None:
             return Choice(**given)  # type: ignore[arg-type]
-        artifact.check(**{name: given[name] for name in ("model", "backend", "dtype") if name in given})
+        other = {} if weights is None else {"weights_path": weights}
+        artifact.check(other, **{name: given[name] for name in ("model", "backend", "dtype") if name in given})
         own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
         own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
         return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})

@@ -86,8 +86,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--until",
         type=_checked(parse_until),
         metavar="STEP",
-        default=str(Tar.until_step),
-        help="last regularised step, counted from 0, or a share such as 56%% (default %(default)s)",
+        help="last regularised step, counted from 0, or a share of the steps such as 56%% "
+        f"(default {Tar.until_step}, {least} {few.until}%)",
     )
     parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
     add_timeline_options(parser)
@@ -114,6 +114,7 @@ def settle(args: argparse.Namespace) -> None:
     own = Sampling.usual(fast_from(args)[0])
     args.steps = own.steps if args.steps is None else args.steps
     args.guidance = own.guidance if args.guidance is None else args.guidance
+    args.until = own.until if args.until is None else args.until
 
 
 def add_timeline_options(parser: argparse.ArgumentParser) -> None:
@@ -218,8 +219,10 @@ def run(args: argparse.Namespace) -> int:
     """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
     artifact = None if args.engine is None else Artifact.open(args.engine)
     choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
-    if artifact is not None and args.size is None and artifact.identity["size"]:
-        args.size = size_words(artifact.identity["size"])
+    if artifact is not None:
+        artifact.check_options(args.spatial_attention, args.graphs)
+        if args.size is None and artifact.identity["size"]:
+            args.size = size_words(artifact.identity["size"])
     spec = model_named(choice.model)
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     negative = args.negative if bundle is None else bundle.negative_prompt

@@ -68,7 +68,7 @@ class Resolver:
             steps=steps,
             guidance=usual.guidance if body.guidance_scale is None else body.guidance_scale,
             eta=usual.eta if body.eta is None else body.eta,
-            tar=tar_json(tar_of(body.tar, steps)),
+            tar=tar_json(tar_of(body.tar, steps, usual.until)),
             negative="" if negatives else body.negative_prompt or "",
             negatives=negatives,
             at=at,
@@ -191,25 +191,24 @@ def frames_of(body: Wishes, fps: float) -> int:
     return max(1, round(int(body.seconds) * fps)) if body.seconds is not None else Request.frames
 
 
-def tar_of(given: str | TarSettings | None, steps: int) -> Tar | None:
-    """Gives a preset with single settings on top of it."""
+def tar_of(given: str | TarSettings | None, steps: int, until: str = Sampling().until) -> Tar | None:
+    """Gives a preset with single settings on top of it, as on the command line; of the preset `none` only what is given."""
     given = TarSettings(preset=given) if isinstance(given, str) else given or TarSettings()
     try:
         tar = Tar() if given.preset is None else tar_named(given.preset)
         if given.sigma is not None:
             levels = given.sigma if isinstance(given.sigma, dict) else {"0": given.sigma}
-            tar = replace(tar or Tar(), sigma={int(level): sigma for level, sigma in levels.items()})
+            before = tar.sigma if tar else {}
+            tar = replace(tar or Tar(), sigma={**before, **{int(level): sigma for level, sigma in levels.items()}})
         if tar is None:
             return None
         strength = tar.strength if given.strength is None else given.strength
-        return replace(tar, strength=strength, until_step=_until(given.until, tar.until_step, steps))
+        return replace(tar, strength=strength, until_step=_until(until if given.until is None else given.until, steps))
     except ValueError as error:
         raise invalid(str(error), "tar") from error
 
 
-def _until(given: int | str | None, default: int, steps: int) -> int:
-    if given is None:
-        return default
+def _until(given: int | str, steps: int) -> int:
     if isinstance(given, str) and given.endswith("%"):
         share = int(given[:-1]) / 100
         if not math.isfinite(share) or share > 1:
@@ -248,4 +247,4 @@ def remixed(job: Job, body: Wishes, prompt: str) -> CreateVideo:
 
 def _spelled(tar: Tar) -> dict[str, Any]:
     sigma = {str(level): sigma for level, sigma in tar.sigma.items()}
-    return {"sigma": sigma, "strength": tar.strength, "until": tar.until_step}
+    return {"preset": "none", "sigma": sigma, "strength": tar.strength, "until": tar.until_step}
