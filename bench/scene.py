@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine import bundled, checkpoint
+from vstar_engine.backends import eager
 from vstar_engine.config import MODELS, TAR_PRESETS, Spec, UNetSpec, model_named
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.tar import toeplitz
@@ -158,8 +159,8 @@ class Scene:
 
 
 def trained_unet(spec: Spec, device: torch.device, dtype: torch.dtype) -> UNet:
-    """Gives a model's own weights where they come with the package, else seeded ones."""
-    unet = seeded(lambda: UNet(spec.unet), device, dtype)
+    """Gives a model's UNet as the engine runs it, with its own weights where they come with the package, else seeded ones."""
+    unet = seeded(lambda: eager.kind(device)(spec.unet), device, dtype)
     if spec.name in bundled.BUNDLED:
         checkpoint.load(unet, checkpoint.Weights(bundled.weights(spec)), checkpoint.UNET, device=device, dtype=dtype)
     return unet

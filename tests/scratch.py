@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,16 +28,34 @@ def lack(reason: str) -> NoReturn:
 
 def installed(name: str, *wheels: str) -> Path:
     """Gives a folder with the wheels in it, installed once, without what they depend on; `lack` where they cannot be had."""
+    return _made(name, wheels, lambda folder: _pip(sys.executable, "--no-deps", "--target", str(folder), *wheels))
+
+
+def environment(name: str, *wheels: str) -> Path:
+    """Gives the `bin` folder of a virtual environment with the wheels and what they depend on, made once; `lack` as above."""
+
+    def make(folder: Path) -> "subprocess.CompletedProcess[str]":
+        venv.create(folder, with_pip=True)
+        return _pip(str(folder / "bin" / "python"), *wheels)
+
+    return _made(name, wheels, make) / "bin"
+
+
+def _pip(python: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:", *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _made(name: str, wheels: tuple[str, ...], make: Callable[[Path], "subprocess.CompletedProcess[str]"]) -> Path:
     folder = CACHE / f"{name}-py{PYTHON}"
+    whole = folder / "whole"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            aside = folder.with_suffix(".partial")
-            shutil.rmtree(aside, ignore_errors=True)
-            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", "--target"]
-            done = subprocess.run([*command, str(aside), *wheels], capture_output=True, text=True)
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            done = make(folder)
             if done.returncode:
                 lack(f"needs the wheels {', '.join(wheels)}: {done.stderr.strip()[-200:]}")
-            aside.rename(folder)
+            whole.touch()
     return folder

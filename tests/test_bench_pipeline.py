@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.profiler import profile as profiler
 
-from vstar_engine import checkpoint
+from vstar_engine import checkpoint, fp8
+from vstar_engine.backends import eager
 from vstar_engine.bench import fast, ladder, profile, scene, stages, tables, trajectory
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.blocks import count_flops
@@ -256,6 +257,36 @@ def test_what_fast_saves_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for step in (0, 1):
         assert f"\n| {step + 1} | {' | '.join(f'{errors[step]:.3f}' for errors in walked)} |" in way
     assert way.endswith(f"finished latents strays from the exact run's last by {', '.join(f'{error:.3f}' for error in few)}.")
+
+
+def test_every_option_replays_its_steps_as_a_video_on_a_gpu_does(
+    tiny: Scene, monkeypatch: pytest.MonkeyPatch, graphs: type
+) -> None:
+    """Walks over the stand-in for CUDA graphs: the same latents, and each kind of step replays from its second run on."""
+    tiny = replace(tiny, frames=2)
+    # calibration makes no step
+    monkeypatch.setattr(fp8, "STEPS", 1)
+    plain = fast.walks(tiny, 8)
+    monkeypatch.setattr(eager, "kind", lambda device: eager.RecordedUnet)
+    recorded = fast.walks(tiny, 8)
+    replays = {}
+    with torch.inference_mode():
+        for option in fast.OPTIONS:
+            before = graphs.replays
+            plain[option]()
+            assert graphs.replays == before
+            recorded[option]()
+            assert all(map(torch.equal, recorded[option].runs[0], plain[option].runs[0]))
+            replays[option] = graphs.replays - before
+    # the first of 8 is plain; with the cache the first whole one and the first on its features; guided or not is met before
+    assert replays == {
+        "exact": 7,
+        "guidance-interval": 7,
+        "step-cache": 6,
+        "guidance-interval, step-cache": 6,
+        "fp8": 7,
+        "few-step": 4,
+    }
 
 
 def test_a_walk_strays_by_its_mean_over_seeds() -> None:

@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 
 import pytest
+import torch
 from engines import engine_at, identity
+from safetensors.torch import save_file
 
 from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts import digest_of
 from vstar_engine.built import Artifact, engines, name_of, remove
-from vstar_engine.cli import main
+from vstar_engine.checkpoint import Weights
+from vstar_engine.cli import build_parser, main
 from vstar_engine.errors import EngineError
 
 
@@ -157,9 +162,55 @@ def test_an_engine_for_something_else_than_asked(engine, asked, complaint):
         Engine.load(engine=engine, **asked)
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (
+            ["--spatial-attention", "nonsense"],
+            "attends within frames as it was built to, got spatial attention 'nonsense'; leave",
+        ),
+        (["--spatial-attention", "xformers", "--no-graphs"], "got spatial attention 'xformers'; leave the option out"),
+        (["--no-graphs"], "back end inductor of .*engine records no CUDA graphs to do without; leave out --no-graphs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_change_nothing_in_an_engine_are_refused(engine, words, complaint, capsys):
+    assert main(["generate", "x", "--engine", str(engine), *words]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    given = {"spatial_attention": words[1] if len(words) > 1 else "auto", "graphs": "--no-graphs" not in words}
+    with pytest.raises(ValueError, match=complaint):
+        Engine.load(engine=engine, **given)
+
+
 def test_a_package_that_torch_cannot_open(engine):
     with pytest.raises(EngineError, match="cannot be opened by PyTorch"):
         Engine.load(engine=engine)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lora=style.safetensors:0.5", "--lora=style.safetensors:-1"],
+        ["--weights=other.safetensors"],
+        ["--weights=other.safetensors", "--lora=style.safetensors"],
+        ["--dtype=float16"],
+        ["--backend=onnxruntime"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_to_rebuild_builds_what_was_asked_for(words, engine, mini_weights, tmp_path, monkeypatch, capsys):
+    """It built what was there already, which was refused again."""
+    monkeypatch.chdir(tmp_path)
+    layer = "input_blocks.1.1.proj_in"
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.ones(32, 2)}, "style.safetensors")
+    save_file(dict(Weights(mini_weights)), "other.safetensors")
+    assert main(["generate", "x", "--no-synopsis", "--engine", str(engine), *words]) == 9
+    given = shlex.split(capsys.readouterr().err.partition("rebuild it: ")[2])
+    parser, _ = build_parser("build")
+    built = parser.parse_args(given[1:])
+    wanted = parser.parse_args(["build", "--backend=inductor", "--model=mini", *words])
+    names = ("model", "backend", "weights", "lora", "dtype")
+    assert [getattr(built, name) for name in names] == [getattr(wanted, name) for name in names]
 
 
 def test_a_back_end_without_an_engine():

@@ -106,6 +106,7 @@ BAD = [
     (["x", "--guidance", "nan"], 2, "finite"),
     (["x", "--eta", "2"], 2, "eta must be 0 to 1"),
     (["x", "--strength", "inf"], 2, "finite"),
+    (["x", "--fast", "fp8,"], 2, "step-cache, few-step, fp8, got ''"),
     (["x", "--until", "200%"], 2, "0% to 100%"),
     (["x", "--seed", "-5"], 2, "seed"),
     (["x", "--mode", "cubic"], 2, "mode must be one of"),

@@ -81,6 +81,14 @@ def test_compose_runs_a_server_that_it_may(name):
         assert all(port.startswith("127.0.0.1:") for port in server["ports"])
 
 
+def test_what_is_compiled_at_run_time_can_be_loaded():
+    """Docker mounts a tmpfs noexec unless told otherwise, and a shared library cannot be mapped from there."""
+    mounts = dict(mount.partition(":")[::2] for mount in compose()["services"]["server"]["tmpfs"])
+    assert set(mounts) == {"/tmp", "/home/vstar"}
+    for folder, options in mounts.items():
+        assert "exec" in options.split(","), folder
+
+
 def test_compose_names_only_what_it_has():
     content = compose()
     for name, service in content["services"].items():
@@ -112,6 +120,17 @@ def test_kubernetes_runs_a_gateway_that_it_may():
         assert mounted == {volume["name"] for volume in pod["volumes"]}
     selected = found["Service"]["spec"]["selector"]
     assert selected.items() <= found["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_nodes_of_the_cluster_are_probed_by_what_the_image_has():
+    """KubeRay's own probes ask for a server that plain `ray` does not start, or call wget, which slim images lack."""
+    cluster = kubernetes()["RayCluster"]["spec"]
+    head, *workers = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    ports = [6379, *(int(group["rayStartParams"]["node-manager-port"]) for group in workers)]
+    for group, port in zip((head, *workers), ports, strict=True):
+        (container,) = group["template"]["spec"]["containers"]
+        for probe in ("readinessProbe", "livenessProbe"):
+            assert container[probe]["grpc"] == {"port": port}
 
 
 def test_prometheus_finds_the_gateway_and_has_a_key_for_it():

@@ -23,8 +23,10 @@ def test_guidance_ends_after_three_fifths_of_the_steps(steps, guided):
 
 
 def test_bad_names_and_what_does_not_compose():
-    with pytest.raises(ValueError, match="some of guidance-interval, step-cache, few-step, fp8, got warp"):
-        Sampling(fast=("warp",))
+    with pytest.raises(ValueError, match=r"some of guidance-interval, step-cache, few-step, fp8, got 'warp', ''$"):
+        Sampling(fast=("warp", ""))
+    with pytest.raises(ValueError, match=r"a tuple of names, such as \('step-cache',\), got the string 'step-cache'$"):
+        Sampling(fast="step-cache")
     with pytest.raises(ValueError, match="does not compose with guidance 1"):
         Sampling(guidance=1.0, fast=("guidance-interval",))
 

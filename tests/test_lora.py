@@ -222,6 +222,49 @@ def test_what_does_not_fit_is_refused(change, said, tmp_path):
     assert said in str(refused.value)
 
 
+KEY = "lora_unet_" + TO_Q.replace(".", "_")
+DOWN = f"{KEY}.lora_down.weight"
+# what is put in the place of a right file's tensors, and what is said of it
+WRONG = {
+    "rank 0": (
+        {DOWN: torch.zeros(0, 32), f"{KEY}.lora_up.weight": torch.zeros(32, 0)},
+        rf"{DOWN} is \(0, 32\), which is empty; a LoRA has a rank of 1 or more",
+    ),
+    "a number for a matrix": ({DOWN: torch.tensor(1.0)}, rf"{DOWN} is \(\); a matrix or a kernel is needed"),
+    "a row for a matrix": ({f"{KEY}.lora_up.weight": torch.ones(32)}, rf"{KEY}.lora_up.weight is \(32,\); a matrix"),
+    "float8": (
+        {DOWN: torch.ones(RANK, 32).to(torch.float8_e4m3fn)},
+        rf"{DOWN} is in torch.float8_e4m3fn; save it in float16, bfloat16 or float32",
+    ),
+    "whole numbers": ({DOWN: torch.ones(RANK, 32, dtype=torch.int8)}, f"{DOWN} is in torch.int8; save it in"),
+    "two alphas": (
+        {f"{KEY}.alpha": torch.tensor([6.0, 6.0])},
+        rf"{KEY}.alpha must be one finite number, got 2 values",
+    ),
+    "alpha that is none": ({f"{KEY}.alpha": torch.tensor(torch.nan)}, f"{KEY}.alpha must be one finite number, got nan"),
+    "a layer with two prefixes": (
+        {f"unet.{TO_Q}.lora_down.weight": torch.ones(RANK, 32)},
+        f"changes layer {TO_Q} twice, by .*lora_down.weight and by .*lora_down.weight; leave one of them in",
+    ),
+    "a layer by two names": (
+        {f"{diffusers_names({TO_Q: ()}).popitem()[0]}.lora_A.weight": torch.ones(RANK, 32)},
+        f"changes layer {TO_Q} twice, by .*lora_A.weight and by .*lora_down.weight; leave one of them in",
+    ),
+    "a guidance of eighths": ({"guided": torch.ones(MINI.model_channels).to(torch.float8_e5m2)}, "guided is in torch.float8"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_tensors_that_no_layer_has_are_named_with_their_file(fault, tmp_path, capsys):
+    changed, said = WRONG[fault]
+    path = tmp_path / "lora.safetensors"
+    save_file(kohya(factors([TO_Q])) | changed, path)
+    assert main(["generate", "--model", "mini", "--states", "winter", "--out", str(tmp_path / "a.mp4"), f"--lora={path}"]) == 3
+    told = capsys.readouterr().err.strip().splitlines()
+    assert re.match(f"vstar-engine: {path}:? {said}", told[-1])
+    assert not any(line.startswith("Traceback") for line in told)
+
+
 def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "lora.safetensors").write_bytes(b"no such thing")
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):

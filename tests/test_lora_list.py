@@ -150,6 +150,14 @@ def swapped(content):
         (lambda content: dict(enumerate(content)), "holds a dict where a LoRA's list of matrices"),
         (lambda content: [], "holds a list of 0 where a LoRA's list"),
         (lambda content: [content[0] * torch.nan, *content[1:]], "layer time_embed.0"),
+        (
+            lambda content: [content[0].to(torch.float8_e4m3fn), *content[1:]],
+            "layer time_embed.0 is in torch.float8_e4m3fn; save",
+        ),
+        (
+            lambda content: [content[0][:, :0], content[1][:0], *content[2:]],
+            r"time_embed.0 is \(128, 0\), which is empty; a LoRA has",
+        ),
     ],
 )
 def test_what_is_no_such_list_is_refused(turbo, change, said):

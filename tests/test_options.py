@@ -6,6 +6,7 @@ import pytest
 
 from vstar_engine import generate
 from vstar_engine.options import Parser, layered, to_toml
+from vstar_engine.tar import tables
 
 
 def settings(argv=(), environ=None, toml=None, tmp_path=None):
@@ -26,18 +27,25 @@ def test_each_layer_covers_the_one_below(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "steps", "guidance"),
+    ("flags", "steps", "guidance", "regularised"),
     [
-        ([], 25, 12.0),
-        (["--fast", "few-step"], 4, 1.0),
-        (["--fast", "few-step", "--steps", "25", "--guidance", "12"], 25, 12.0),
-        (["--fast", "step-cache,guidance-interval"], 25, 12.0),
+        ([], 25, 12.0, 14),
+        (["--steps", "50"], 50, 12.0, 14),
+        (["--steps", "50", "--until", "56%"], 50, 12.0, 28),
+        (["--fast", "few-step"], 4, 1.0, 2),
+        (["--fast", "few-step", "--until", "3"], 4, 1.0, 4),
+        (["--fast", "few-step", "--steps", "8"], 8, 1.0, 4),
+        (["--fast", "few-step", "--steps", "25", "--guidance", "12"], 25, 12.0, 14),
+        (["--fast", "step-cache,guidance-interval"], 25, 12.0, 14),
     ],
-    ids=["plain", "few-step", "given", "others"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_defaults_that_depend_on_other_settings(flags, steps, guidance):
+def test_defaults_that_depend_on_other_settings(flags, steps, guidance, regularised):
+    """Without few-step sampling TAR's default counts steps, as published, whatever their number."""
     args = settings(flags)
     assert (args.steps, args.guidance) == (steps, guidance)
+    rows = tables(generate.tar_from(args), 4, 3, args.steps)
+    assert rows.any(-1).any(-1).flatten().tolist() == [True] * regularised + [False] * (steps - regularised)
     assert f"steps = {steps}\nguidance = {guidance}" in to_toml(args)
     assert "settle" not in to_toml(args)
 

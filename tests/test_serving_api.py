@@ -158,7 +158,7 @@ def test_a_form_may_spell_everything(server):
     answer = server.http.post("/v1/videos", data=fields)
     assert answer.status_code == 200, answer.text
     video = answer.json()
-    assert video["tar"] == {"sigma": {"0": 1.5}, "strength": 1.0, "until_step": 1}
+    assert video["tar"] == {"sigma": {"0": 1.5, "1": 8.0}, "strength": 1.0, "until_step": 1}
     assert (video["num_frames"], video["metadata"]) == (8, {"a": "b"})
 
 

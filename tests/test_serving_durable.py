@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
@@ -72,9 +73,11 @@ def test_overhead(tmp_path, pytestconfig):
 
 
 def test_overload(tmp_path):
-    """L2: ten times the bound; exactly the bound is accepted, also by owner."""
+    """L2: ten times the bound; exactly the bound is accepted, also by owner, and memory stays."""
     keys, ids = ("alice alice-key-0123456789", "bob bob-key-0123456789abc"), []
     with Server(tmp_path, "--max-queue", "12", "--max-queue-per-key", "8", keys=keys) as server:
+        process = psutil.Process(server.process.pid)
+        held = process.memory_info().rss
         for key, room in (("alice-key-0123456789", 8), ("bob-key-0123456789abc", 4)):
             server.http.headers["authorization"] = f"Bearer {key}"
             answers = [answer for answer, _ in submit(server, 80, 16, prompt="step=1", num_inference_steps=100)]
@@ -89,6 +92,9 @@ def test_overload(tmp_path):
         gone = server.http.post(f"/v1/videos/{accepted[0].json()['id']}/cancel")
         assert gone.json()["error"]["code"] == "cancelled"
         ids.append(server.create())
+        grown = (process.memory_info().rss - held) / 2**20
+        print(f"the server holds {grown:.1f} MiB more")
+        assert grown < 50
         server.cancel_all()
         server.ledger(ids)
 

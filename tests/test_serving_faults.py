@@ -284,6 +284,21 @@ def test_a_port_that_is_taken_is_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+FAST = {
+    "fast must name some of": ("--fast", "faster"),
+    "step-cache does not compose with few-step": ("--fast", "few-step,step-cache"),
+}
+
+
+@pytest.mark.parametrize("complaint", FAST)
+def test_ways_to_be_faster_that_cannot_be(complaint, tmp_path):
+    done, _ = served(*FAST[complaint], data=tmp_path / "data")
+    assert done.returncode == 2, done.stderr
+    assert complaint in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
 def served(*options, data):
     """Runs `serve` until it ends by itself."""
     command = [sys.executable, "-m", "vstar_engine", "serve", "--port", "0", "--log-text", "--data", str(data), *options]

@@ -1,6 +1,7 @@
 """The real engine in a worker: its cache of embeddings, previews, bundles, and a whole video through the child process."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_a_built_engine_says_what_it_takes(mini, tmp_path):
     assert model.most_at_once() == 4
     assert model.buckets() == [(16, *SIZE), (64, *SIZE)]
     assert (model.facts()["max_frames"], model.facts()["backend"]) == (64, "inductor")
+
+
+def test_a_job_is_sampled_as_it_says(mini):
+    model, asked = Model(mini), job("snow", steps=3, frames=3, fast=("step-cache",))
+    batch = model.begin([asked])
+    for _ in range(batch.steps):
+        model.step(batch)
+    exact, fast = (mini.run(replace(asked, fast=names).request()).frames for names in ((), ("step-cache",)))
+    assert np.array_equal(model.finish(batch, batch.rows[0]).frames, fast)
+    assert not np.array_equal(exact, fast)
 
 
 def test_bundles_are_found_by_their_id(mini, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vstar_engine.config import MODELS, TAR_PRESETS, Tar
+from vstar_engine.config import MODELS, TAR_PRESETS, Sampling, Tar
 from vstar_engine.embeddings import Embeddings
 from vstar_engine.errors import EndpointError
 from vstar_engine.serving.errors import ApiError
@@ -31,6 +31,19 @@ def test_defaults_are_the_engines():
     request = job.request()
     assert (request.frames, request.size, request.fps, request.sampling.steps) == (64, (96, 128), 8.0, 25)
     assert (request.tar, request.states, job.synopsis_source) == (Tar(), ("a tree",), "prompt")
+
+
+def test_what_the_server_samples_with_where_a_body_does_not_say():
+    few = Resolver(MODELS["mini"], sampling=Sampling.usual(("few-step",)))
+    job = job_of(few)
+    assert job.request().sampling == Sampling.few()
+    assert Job.from_json(job.to_json()) == job
+    assert (job_of(few).tar["until_step"], job_of(few, num_inference_steps=8).tar["until_step"]) == (1, 3)
+    assert job_of(few, num_inference_steps=8, guidance_scale=1.5).request().sampling == Sampling.few(steps=8, guidance=1.5)
+    with pytest.raises(ApiError, match="few-step takes 1 to 50 steps, got 60"):
+        job_of(few, num_inference_steps=60)
+    cached = Resolver(MODELS["mini"], sampling=Sampling.usual(("step-cache",)))
+    assert job_of(cached).shape != job_of().shape
 
 
 def test_size_is_width_first():
@@ -63,8 +76,8 @@ def test_presets(name):
     ("given", "tar"),
     [
         (None, Tar()),
-        ({"sigma": 3.0}, Tar({0: 3.0})),
-        ({"sigma": {"1": 3.0}, "preset": "64D8"}, Tar({1: 3.0})),
+        ({"sigma": 3.0}, Tar({0: 3.0, 1: 8.0})),
+        ({"sigma": {"1": 3.0}, "preset": "64D8"}, Tar({0: 8.0, 1: 3.0})),
         ({"sigma": {"0": 2.0}, "preset": "none"}, Tar({0: 2.0})),
         ({"strength": 0.5}, Tar(strength=0.5)),
         ({"until": 4}, Tar(until_step=4)),

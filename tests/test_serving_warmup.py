@@ -55,6 +55,15 @@ def test_a_batch_that_does_not_fit_is_not_used(clock):
     assert found["batch_limits"] == {"8x32x64": 2}
 
 
+def test_what_is_warmed_is_sampled_as_jobs_are(clock):
+    renderer, begun = Timed({1: 1.0, 2: 1.0}, clock), []
+    begin = renderer.begin
+    renderer.begin = lambda jobs: begun.extend(jobs) or begin(jobs)
+    warm(renderer, BUCKETS, 2, {}, ("few-step",))
+    assert len(begun) == 2 * (1 + 2)
+    assert {(job.fast, job.guidance) for job in begun} == {(("few-step",), 1.0)}
+
+
 def test_what_is_known_is_not_measured_again(clock):
     renderer = Timed({1: 1.0, 2: 1.0}, clock)
     first = warm(renderer, BUCKETS, 2, {})

@@ -12,7 +12,8 @@ import fake_graphs
 import fake_tensorrt
 from engines import engine_at
 
-from vstar_engine.backends import inductor, tensorrt
+from vstar_engine import Engine
+from vstar_engine.backends import TENSORRT, backend_named, inductor, tensorrt
 from vstar_engine.backends.tensorrt import ALIGNMENT, TensorrtUnet
 from vstar_engine.built import Artifact
 
@@ -92,8 +93,7 @@ def test_a_graph_replays_on_memory_of_its_own(monkeypatch, mode):
     """Enqueued, captured, replayed twice, with other values each time; earlier results stay. Another shape has its own."""
     graphs = fake_graphs.install(monkeypatch)
     engine = fake_tensorrt.Running()
-    unet = TensorrtUnet(LIBRARY, engine, CPU, torch.float32)
-    unet.records = True
+    unet = TensorrtUnet(LIBRARY, engine, CPU, torch.float32, records=True)
     with mode():
         made = [(frames, inputs(frames)) for frames in (3, 3, 3, 5, 3)]
         results = [(unet(*given), given) for _, given in made]
@@ -104,6 +104,20 @@ def test_a_graph_replays_on_memory_of_its_own(monkeypatch, mode):
     assert first.addresses["latents"] == unet.bound[(2, 4, 3, 4, 4)].fixed["latents"].data_ptr()
     assert not unet.bound[(2, 4, 5, 4, 4)].fixed, "nothing is kept for a shape that ran once"
     assert len(other.seen) == 2
+
+
+@pytest.mark.parametrize("backend", TENSORRT)
+@pytest.mark.parametrize("graphs", [True, False])
+def test_steps_are_recorded_unless_that_is_declined(backend, graphs, monkeypatch, tmp_path):
+    module, given = backend_named(backend), []
+    shaped = {"device": "cuda", "versions": {}, "options": {"plugin": "aot", "targets": []}}
+    folder = engine_at(tmp_path / "e", file="unet.plan", backend=backend, **shaped)
+    monkeypatch.setattr(module, "machine", lambda device, options: {})
+    monkeypatch.setattr(module, "library", lambda backend: LIBRARY)
+    monkeypatch.setattr(module, "open_plan", lambda *args: given.append(args))
+    Engine.load(engine=folder, device="cpu", graphs=graphs)
+    ((*_, records),) = given
+    assert records is graphs
 
 
 @pytest.fixture

@@ -206,10 +206,9 @@ def _check_refittable(artifact: Artifact, weights: str | None, loras: list[str])
     """Raises EngineError, with what builds an engine of the other weights, for one that cannot take them."""
     backend, options = artifact.identity["backend"], artifact.identity["options"]
     if backend != "tensorrt":
-        path = weights or artifact.manifest["weights_path"]
-        other = replace(artifact, manifest={**artifact.manifest, "weights_path": path, "loras": loras})
+        other = artifact.command(weights_path=weights or artifact.manifest["weights_path"], loras=loras)
         said = f"{artifact.folder} is for backend {backend}, whose engines keep the weights that they were built with"
-        raise EngineError(f"{said}; build one with the others: {other.command()}")
+        raise EngineError(f"{said}; build one with the others: {other}")
     if options["refit"] == "no":
         rebuild = artifact.command(options={**options, "refit": "yes"})
         raise EngineError(f"{artifact.folder} was not built for other weights; rebuild it: {rebuild}")
@@ -229,7 +228,7 @@ def run_export(args: argparse.Namespace) -> int:
     artifact = Artifact.open(args.engine)
     path = args.weights or artifact.manifest["weights_path"]
     weights = open_weights(model_named(artifact.identity["model"]), path, artifact.manifest["loras"])
-    artifact.check(weights=weights.fingerprint())
+    artifact.check({"weights_path": path}, weights=weights.fingerprint())
     exporter = exporter_named(args.kind)
     told = exporter.write(artifact, weights, args.out, args.force, lambda line: tqdm.write(line, file=sys.stderr))
     command = " ".join([f"tritonserver --model-repository={args.out}", *told])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
+from .backends import TENSORRT
 from .config import MAX_FRAMES, STEP_CACHE, Request, rows_at_once
 from .errors import EngineError
 
@@ -126,22 +127,27 @@ class Artifact:
         return self.folder / name
 
     def command(self, **changed: Any) -> str:
-        """Gives the command that builds this engine again, with `changed` parts of its identity."""
-        made = {**self.identity, **changed}
+        """Gives the command that builds this engine again, with `changed` parts of its identity, `weights_path` or `loras`."""
+        made = {**self.manifest, **self.identity, **changed}
         words = ["vstar-engine", "build", "--backend", made["backend"], "--model", made["model"]]
-        if self.manifest["weights_path"]:
-            words += ["--weights", self.manifest["weights_path"]]
-        words += [f"--lora={lora}" for lora in self.manifest["loras"]]
+        if made["weights_path"]:
+            words += ["--weights", str(made["weights_path"])]
+        words += [f"--lora={lora}" for lora in made["loras"]]
         if made["frames"]:
             words += ["--frames", ",".join(map(str, made["frames"]))]
         words += ["--size", size_words(made["size"]), "--batch", str(made["batch"]), "--dtype", made["dtype"]]
         words += ["--device", made["device"].split()[0] if made["device"].startswith("cpu") else "cuda"]
-        for name, value in made["options"].items():
+        # each back end has its own
+        for name, value in made["options"].items() if made["backend"] == self.identity["backend"] else ():
             words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
         return shlex.join([*words, "--out", str(self.folder), "--force"])
 
-    def check(self, **wanted: Any) -> None:
-        """Raises EngineError, with the command to rebuild, for the first part of the identity that is not as wanted."""
+    def check(self, asked: Mapping[str, Any] | None = None, **wanted: Any) -> None:
+        """Raises EngineError for the first part of the identity that is not as wanted.
+
+        It names the command that builds what is wanted, of the `weights_path` and `loras` that were `asked` for.
+        """
+        rebuild = f"rebuild it: {self.command(**(asked or {}), **wanted)}"
         for part, value in wanted.items():
             built = self.identity[part]
             if part == "versions":
@@ -151,11 +157,20 @@ class Artifact:
                     if built.get(name) != now
                 ]
                 if changed:
-                    raise EngineError(f"{self.folder} was built with {', '.join(changed)}; rebuild it: {self.command()}")
+                    raise EngineError(f"{self.folder} was built with {', '.join(changed)}; {rebuild}")
             elif built != value:
                 short = (str(x)[:HASH_LENGTH] if part in ("weights", "kernel") else x for x in (built, value))
                 said = "{} was built for {} {}, not {}".format(self.folder, CALLED[part], *short)
-                raise EngineError(f"{said}; rebuild it: {self.command()}")
+                raise EngineError(f"{said}; {rebuild}")
+
+    def check_options(self, spatial_attention: str, graphs: bool) -> None:
+        """Raises ValueError for an option that changes nothing in this engine."""
+        if spatial_attention != "auto":
+            said = f"{self.folder} attends within frames as it was built to, got spatial attention {spatial_attention!r}"
+            raise ValueError(f"{said}; leave the option out, or run without a built engine")
+        if not graphs and self.identity["backend"] not in TENSORRT:
+            said = f"back end {self.identity['backend']} of {self.folder} records no CUDA graphs to do without"
+            raise ValueError(f"{said}; leave out --no-graphs (graphs=False)")
 
     def check_clip(self, frames: int, size: tuple[int, int], rows: int) -> None:
         """Raises EngineError, naming what to build, for a clip (size in pixels) or a batch that the engine does not take."""

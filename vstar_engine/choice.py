@@ -8,7 +8,7 @@ from . import bundled
 from .artifacts import read_weights
 from .backends import BACKENDS, EAGER
 from .built import Artifact
-from .config import ATTENTION_NAMES, DTYPE_NAMES, MODELS, model_named
+from .config import ATTENTION_NAMES, DTYPE_NAMES, FAST, FP8, MODELS, model_named
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Choice:
         given = {name: value for name, value in asked.items() if value is not None}
         if artifact is None:
             return Choice(**given)  # type: ignore[arg-type]
-        artifact.check(**{name: given[name] for name in ("model", "backend", "dtype") if name in given})
+        other = {} if weights is None else {"weights_path": weights}
+        artifact.check(other, **{name: given[name] for name in ("model", "backend", "dtype") if name in given})
         own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
         own["device"] = "cpu" if artifact.identity["device"].startswith("cpu") else "cuda"
         return Choice(**{**own, "weights": artifact.manifest["weights_path"], **given})
@@ -67,6 +68,19 @@ def add_lora_option(parser: argparse.ArgumentParser) -> None:
     """Adds --lora."""
     said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
     parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
+
+
+def add_fast_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --fast."""
+    words = "; ".join(f"{name}: {what}" for name, what in FAST.items())
+    said = f"sooner, but no longer exactly the same video: {words}"
+    parser.add_argument("--fast", action="append", metavar="NAME[,NAME]", help=said)
+
+
+def fast_from(args: argparse.Namespace) -> tuple[tuple[str, ...], bool]:
+    """Reads --fast: what a video is sampled with, each name once, and whether the network is loaded in FP8."""
+    named = tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
+    return tuple(name for name in named if name != FP8), FP8 in named
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -163,7 +163,9 @@ class Sampling:
             raise ValueError(f"guidance must be a finite number, got {self.guidance}")
         if self.fps_condition < 1:
             raise ValueError(f"the fps condition must be at least 1, got {self.fps_condition}")
-        unknown = [name for name in self.fast if name not in FAST]
+        if isinstance(self.fast, str):
+            raise ValueError(f"fast must be a tuple of names, such as ({self.fast!r},), got the string {self.fast!r}")
+        unknown = [repr(name) for name in self.fast if name not in FAST]
         if unknown:
             raise ValueError(f"fast must name some of {', '.join(FAST)}, got {', '.join(unknown)}")
         if FP8 in self.fast:
@@ -186,6 +188,16 @@ class Sampling:
         """Gives the settings of few-step sampling: 4 steps without guidance, and what is given."""
         fast = tuple(dict.fromkeys((FEW_STEP, *given.pop("fast", ()))))
         return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
+
+    @staticmethod
+    def usual(fast: tuple[str, ...] = ()) -> "Sampling":
+        """Gives the settings that go with `fast` where nothing else is said."""
+        return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(fast=fast)
+
+    @property
+    def until(self) -> str:
+        """Gives TAR's usual last step: the published one or, of few steps, the published share of them."""
+        return f"{(Tar.until_step + 1) / Sampling.steps:.0%}" if FEW_STEP in self.fast else str(Tar.until_step)
 
     def guided(self, index: int) -> bool:
         """Says whether the step of an index, counted from 0, takes the unconditional branch too."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import __version__, allocator, bundled, checkpoint, memory, remarks, room
 from .artifacts import digest_of, kernel_hash
-from .backends import EAGER, Denoiser, backend_named
+from .backends import EAGER, TENSORRT, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
 from .choice import Choice
@@ -87,8 +87,8 @@ class Engine:
         `engine` is a folder made by `vstar-engine build`: its back end runs the UNet, and it says which model, weights, device
         and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
         text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
-        FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` replay CUDA graphs,
-        one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` its layers multiply in
+        FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` and TensorRT replay
+        CUDA graphs, one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` layers multiply in
         FP8, scaled by what a short clip shows when it is loaded. `warm` names clips to take through all stages as it loads,
         True: those of `clips`, so that no request waits for kernels to be loaded, tried out and recorded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
@@ -107,13 +107,16 @@ class Engine:
                 f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
                 "and give its folder as engine"
             )
+        if artifact is not None:
+            artifact.check_options(spatial_attention, graphs)
         if fp8:
             check_choice(where, kind, artifact, text is not None)
-        tensors = open_weights(spec, choice.weights, loras or (artifact.manifest["loras"] if artifact else ()))
+        files = list(loras or (artifact.manifest["loras"] if artifact else ()))
+        tensors = open_weights(spec, choice.weights, files)
         if artifact is not None:
-            artifact.check(
-                weights=tensors.fingerprint(), kernel=kernel_hash(), **runs.machine(where, artifact.identity["options"])
-            )
+            here = runs.machine(where, artifact.identity["options"])
+            asked = {"weights_path": choice.weights, "loras": files}
+            artifact.check(asked, weights=tensors.fingerprint(), kernel=kernel_hash(), **here)
         if where.type == "cpu":
             allocator.keep_pages()
         with torch.device("meta"):
@@ -123,7 +126,8 @@ class Engine:
         if artifact is None:
             denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention, graphs=graphs)
         else:
-            denoiser = runs.load(artifact, device=where, dtype=kind)
+            recording = {"graphs": graphs} if choice.backend in TENSORRT else {}
+            denoiser = runs.load(artifact, device=where, dtype=kind, **recording)
         unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
         text_hash = checkpoint.text_hash(tensors, spec.text)
         log.info("%s: %d tensors used, %d not needed", spec.name, len(tensors) - len(unused), len(unused))

@@ -13,11 +13,9 @@ from tqdm import tqdm
 from . import memory, plan
 from .artifacts import check_writable
 from .built import Artifact, size_words
-from .choice import Choice, add_model_options
+from .choice import Choice, add_fast_option, add_model_options, fast_from
 from .config import (
-    FAST,
     FEW_STEP,
-    FP8,
     TAR_PRESETS,
     Request,
     Sampling,
@@ -88,8 +86,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--until",
         type=_checked(parse_until),
         metavar="STEP",
-        default=str(Tar.until_step),
-        help="last regularised step, counted from 0, or a share such as 56%% (default %(default)s)",
+        help="last regularised step, counted from 0, or a share of the steps such as 56%% "
+        f"(default {Tar.until_step}, {least} {few.until}%)",
     )
     parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
     add_timeline_options(parser)
@@ -99,12 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=Sampling.batch_guidance,
         help="both guidance branches in one batch (faster) or in two passes (less memory)",
     )
-    parser.add_argument(
-        "--fast",
-        action="append",
-        metavar="NAME[,NAME]",
-        help="sooner, but no longer exactly the same video: " + "; ".join(f"{name}: {words}" for name, words in FAST.items()),
-    )
+    add_fast_option(parser)
     add_model_options(parser)
     parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
@@ -118,9 +111,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def settle(args: argparse.Namespace) -> None:
     """Fills in the defaults that depend on other settings."""
-    own = Sampling.few() if FEW_STEP in fast_from(args) else Sampling()
+    own = Sampling.usual(fast_from(args)[0])
     args.steps = own.steps if args.steps is None else args.steps
     args.guidance = own.guidance if args.guidance is None else args.guidance
+    args.until = own.until if args.until is None else args.until
 
 
 def add_timeline_options(parser: argparse.ArgumentParser) -> None:
@@ -173,11 +167,6 @@ def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
     return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
 
 
-def fast_from(args: argparse.Namespace) -> tuple[str, ...]:
-    """Reads what may change the video a little to make it sooner, each name once."""
-    return tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
-
-
 def tar_from(args: argparse.Namespace) -> Tar | None:
     """Gives the preset with single settings on top of it."""
     preset = tar_named(args.tar)
@@ -191,7 +180,7 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
 
 def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
     """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    fast = tuple(name for name in fast_from(args) if name != FP8)
+    fast, _ = fast_from(args)
     sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
     size, tar = parse_size(args.size) if args.size else None, tar_from(args)
     at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
@@ -230,8 +219,10 @@ def run(args: argparse.Namespace) -> int:
     """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
     artifact = None if args.engine is None else Artifact.open(args.engine)
     choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
-    if artifact is not None and args.size is None and artifact.identity["size"]:
-        args.size = size_words(artifact.identity["size"])
+    if artifact is not None:
+        artifact.check_options(args.spatial_attention, args.graphs)
+        if args.size is None and artifact.identity["size"]:
+            args.size = size_words(artifact.identity["size"])
     spec = model_named(choice.model)
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     negative = args.negative if bundle is None else bundle.negative_prompt
@@ -248,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
     files = outputs(args, len(requests))
     dtype = dtype_named(choice.dtype)
     device = device_named(choice.device, dtype)
-    fp8 = FP8 in fast_from(args)
+    _, fp8 = fast_from(args)
     if fp8:
         check_choice(device, dtype, artifact, bundle is None)
     for request in requests:

@@ -34,6 +34,7 @@ PART = re.compile(
     r"\.lora_(?P<a>down|up|A|B)(?:\.default)?\.weight|[._]lora(?:_linear_layer)?\.(?P<b>down|up)\.weight|\.(?P<c>alpha))"
 )
 PARTS = {"A": "down", "B": "up"}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
 # where diffusers keeps a LoRA's configuration in a file's metadata, as JSON: {"unet.r": 8, "unet.lora_alpha": 16, ...}
 CONFIGURATION = "lora_adapter_metadata"
@@ -113,11 +114,13 @@ class Lora:
             raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
         alpha, rooted = _configured(path)
         guided = tensors.pop(GUIDED, None)
-        if guided is not None and guided.shape != (spec.model_channels,):
-            raise CheckpointError(f"{path}: {GUIDED} must have {spec.model_channels} values, got {tuple(guided.shape)}")
+        if guided is not None:
+            if guided.shape != (spec.model_channels,):
+                raise CheckpointError(f"{path}: {GUIDED} must have {spec.model_channels} values, got {tuple(guided.shape)}")
+            check_values(f"{path}: {GUIDED}", guided)
         shapes = layer_shapes(spec)
         known = {name.replace(".", "_"): official for name, official in names(spec, shapes).items()}
-        parts: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
         text, strange = [], []
         for key, tensor in tensors.items():
             found = PART.fullmatch(key)
@@ -126,17 +129,18 @@ class Lora:
             elif found is None:
                 strange.append(key)
             else:
-                part = found["a"] or found["b"] or found["c"]
-                parts.setdefault(bare(found["layer"]), {})[PARTS.get(part, part)] = tensor
+                part, name = found["a"] or found["b"] or found["c"], bare(found["layer"])
+                layer = known.get(name, name)
+                first, _ = parts.setdefault(layer, {}).setdefault(PARTS.get(part, part), (key, tensor))
+                if first != key:
+                    raise CheckpointError(f"{path} changes layer {layer} twice, by {first} and by {key}; leave one of them in")
         if strange:
             raise CheckpointError(
                 f"{path} holds {len(strange)} tensors that no plain LoRA has ({listing(strange)}); LoHa, LoKr and DoRA are not "
                 "read: save it as a LoRA with down, up and alpha"
             )
-        _check_names(path, [layer for layer in parts if layer not in known], len(parts), known)
-        for layer in parts.values() if alpha is not None else ():
-            layer.setdefault("alpha", torch.tensor(alpha))
-        layers = {known[name]: _layer(path, name, layer, shapes[known[name]], rooted) for name, layer in parts.items()}
+        _check_names(path, [layer for layer in parts if layer not in shapes], len(parts), known)
+        layers = {name: _layer(path, name, layer, shapes[name], alpha, rooted) for name, layer in parts.items()}
         if not layers:
             raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
         if text:
@@ -216,12 +220,40 @@ def _configured(path: Path) -> tuple[float | None, bool]:
     return alpha, bool(told.get("use_rslora"))
 
 
-def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...], rooted: bool) -> Layer:
+def check_values(name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError for a tensor that is empty, of a dtype that nothing is computed in, or not finite."""
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(f"{name} is in {tensor.dtype}; save it in float16, bfloat16 or float32")
+    if tensor.numel() == 0:
+        raise CheckpointError(f"{name} is {tuple(tensor.shape)}, which is empty; a LoRA has a rank of 1 or more")
+    check_finite(name, tensor)
+
+
+def _alpha(path: Path, key: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1 or tensor.is_complex() or not math.isfinite(tensor.item()):
+        got = tensor.item() if tensor.numel() == 1 else f"{tensor.numel()} values"
+        raise CheckpointError(f"{path}: {key} must be one finite number, got {got}")
+    return float(tensor)
+
+
+def _layer(
+    path: Path,
+    name: str,
+    parts: Mapping[str, tuple[str, Tensor]],
+    shape: tuple[int, ...],
+    alpha: float | None,
+    rooted: bool,
+) -> Layer:
+    """Makes a layer of its parts, each a key and its tensor; `alpha` counts where it has none of its own."""
     if not {"down", "up"} <= parts.keys():
         raise CheckpointError(f"{path} has only {', '.join(sorted(parts))} of layer {name}; down and up are needed")
-    down, up = parts["down"], parts["up"]
+    for key, tensor in (parts["down"], parts["up"]):
+        if tensor.dim() < 2:
+            raise CheckpointError(f"{path}: {key} is {tuple(tensor.shape)}; a matrix or a kernel is needed")
+        check_values(f"{path}: {key}", tensor)
+    down, up = parts["down"][1], parts["up"][1]
     rank, size = down.shape[0], torch.Size(shape).numel()
-    if up.dim() < 2 or down.dim() < 2 or up.shape[1] != rank or up.shape[0] != shape[0] or up[:, 0].numel() != shape[0]:
+    if up.shape[1] != rank or up.shape[0] != shape[0] or up[:, 0].numel() != shape[0]:
         raise CheckpointError(
             f"{path}: layer {name} has up {tuple(up.shape)} and down {tuple(down.shape)}, which do not multiply"
         )
@@ -229,14 +261,14 @@ def _layer(path: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int,
         raise CheckpointError(
             f"{path}: layer {name} changes {up.shape[0]}x{down[0].numel()} where the weight is {tuple(shape)}"
         )
-    for part in (down, up):
-        check_finite(f"{path}: layer {name}", part)
-    if rooted and "alpha" not in parts:
+    if "alpha" in parts:
+        alpha = _alpha(path, *parts["alpha"])
+    if rooted and alpha is None:
         raise CheckpointError(
             f"{path}: its metadata sets use_rslora, which divides alpha by the rank's root, and layer {name} has no alpha: "
             f"save it with lora_alpha in {CONFIGURATION} or with an alpha tensor a layer"
         )
-    return Layer(down, up, float(parts["alpha"]) / (math.sqrt(rank) if rooted else rank) if "alpha" in parts else 1.0)
+    return Layer(down, up, 1.0 if alpha is None else alpha / (math.sqrt(rank) if rooted else rank))
 
 
 class Adapted(Weights):

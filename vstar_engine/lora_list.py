@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import config
-from .checkpoint import check_finite
 from .convert import read_pickle, reported
 from .errors import CheckpointError
-from .lora import GUIDED, layer_shapes
+from .lora import GUIDED, check_values, layer_shapes
 
 SCALES = 256  # sines and cosines that a guidance scale is embedded in
 PROJECTION = "time_cond_proj"
@@ -114,7 +113,7 @@ def named(content: object, spec: config.UNetSpec, guidance: float, source: str) 
     tensors: dict[str, Tensor] = {}
     for layer, (up, down) in placed(pairs_in(content, source), spec, source).items():
         for part in (up, down):
-            check_finite(f"{source}: layer {layer}", part)
+            check_values(f"{source}: layer {layer}", part)
         if layer == PROJECTION:
             tensors[GUIDED] = (up.double() @ (down.double() @ embedded(guidance))).float()
         else:

@@ -32,9 +32,14 @@ def load(
         # the same few convolutions run in every step, so trying their algorithms out once pays
         torch.backends.cudnn.benchmark = True
     with torch.device("meta"):
-        unet = (RecordedUnet if graphs and device.type == "cuda" else UNet)(spec.unet, spatial_attention)
+        unet = kind(device, graphs)(spec.unet, spatial_attention)
     checkpoint.load(unet, weights, checkpoint.UNET, device=device, dtype=dtype)
     return unet.eval().requires_grad_(False)
+
+
+def kind(device: torch.device, graphs: bool = True) -> type[UNet]:
+    """Gives what runs on a device: on a GPU, where `graphs`, the UNet whose steps are recorded."""
+    return RecordedUnet if graphs and device.type == "cuda" else UNet
 
 
 class Fixed:

@@ -80,12 +80,12 @@ def gpu(device: torch.device, compatibility: str) -> str:
     return {"exact": described(device), "capability": f"any sm_{major}{minor}", "ampere": "any from sm_80 on"}[compatibility]
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> Denoiser:
     """Opens the engine's plan. Raises MissingLibrary, DeviceError without a GPU, EngineError where TensorRT cannot load it."""
-    return open_plan(library("tensorrt"), artifact, device, dtype)
+    return open_plan(library("tensorrt"), artifact, device, dtype, graphs)
 
 
-def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.dtype) -> "TensorrtUnet":
+def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
     """Loads a plan and the plugin that it was built with."""
     if device.type != "cuda":
         raise DeviceError(f"a TensorRT engine runs on an NVIDIA GPU, got device {device}; use --device cuda")
@@ -102,7 +102,7 @@ def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.d
     if engine is None:
         said = "; ".join(logger.errors[:2]) or "it gives no reason"
         raise EngineError(f"TensorRT {trt.__version__} cannot load {artifact.folder}: {said}; rebuild it: {artifact.command()}")
-    return TensorrtUnet(trt, engine, device, dtype, keep=(runtime, logger))
+    return TensorrtUnet(trt, engine, device, dtype, graphs, keep=(runtime, logger))
 
 
 class BoundShape:
@@ -172,13 +172,20 @@ def stream_of(device: torch.device) -> int:
 class TensorrtUnet:
     """A denoiser that runs a deserialised engine."""
 
-    def __init__(self, trt: Any, engine: Any, device: torch.device, dtype: torch.dtype, keep: tuple[Any, ...] = ()):
-        self.trt, self.engine, self.dtype, self.keep = trt, engine, dtype, keep
+    def __init__(
+        self,
+        trt: Any,
+        engine: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        records: bool = False,
+        keep: tuple[Any, ...] = (),
+    ):
+        self.trt, self.engine, self.dtype, self.records, self.keep = trt, engine, dtype, records, keep
         self.bound: Recent[tuple[int, ...], BoundShape] = Recent()
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
         # with its number, where `device` has none: another may be current when it runs
         self.device = self.memory.device
-        self.records = device.type == "cuda"
 
     def profile(self, shape: tuple[int, ...]) -> int:
         """Chooses the profile whose ranges hold the latents' shape; EngineError says what the engine takes."""

@@ -19,7 +19,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": "cuda", "versions": versions}
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> Denoiser:
     """As the back end `tensorrt`; EngineError too for a GPU that is not among the plan's targets."""
     trt, options = library("tensorrt-rtx"), artifact.identity["options"]
     if device.type == "cuda":
@@ -29,4 +29,4 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
             said = f"{artifact.folder} was built for {', '.join(targets)}, got {described(device)}"
             rebuild = artifact.command(options={**options, "targets": [*targets, here]})
             raise EngineError(f"{said}; build one for it: {rebuild}")
-    return open_plan(trt, artifact, device, dtype)
+    return open_plan(trt, artifact, device, dtype, graphs)

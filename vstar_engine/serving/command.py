@@ -9,8 +9,8 @@ from typing import Any
 
 from ..built import Artifact
 from ..bundled import BUNDLED
-from ..choice import Choice, add_model_options
-from ..config import model_named, parse_size
+from ..choice import Choice, add_fast_option, add_model_options, fast_from
+from ..config import Sampling, model_named, parse_size
 from ..errors import MissingLibrary, OutputError
 from ..options import add_config_options
 from ..prompting import add_llm_options, llm_from
@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_scale_options(parser.add_argument_group("scale"))
     model = parser.add_argument_group("model")
     add_model_options(parser)
+    add_fast_option(parser)
     model.add_argument(
         "--embeddings", type=Path, metavar="DIR", help="bundles of `embed`, for requests that name one by its id"
     )
@@ -166,6 +167,7 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
         "graphs": args.graphs,
         "engine": args.engine,
         "loras": list(args.lora or ()),
+        "fp8": fast_from(args)[1],
     }
     return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
 
@@ -186,11 +188,11 @@ def run(args: argparse.Namespace) -> int:
     choice, artifact = choice_of(args)
     if args.renderer is None:
         choice.check_weights()
-    llm = None if args.no_synopsis else llm_from(args)
+    llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0])
     for secret in (keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
         os.environ.pop(secret, None)
     resolver = resolve.Resolver(
-        model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required
+        model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required, usual
     )
     engine = _engine(args, settings, choice)
     gateway = service.Service(settings, engine, resolver)
@@ -211,7 +213,7 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
     from . import process
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())
-    rules = process.Rules(buckets, settings.max_batch, settings.batch_delay)
+    rules = process.Rules(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
     what = (settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
     if not args.ray:
         if args.replicas is not None or args.address is not None:

@@ -134,6 +134,7 @@ class Dispatcher:
             **self.start_message,
             "buckets": rules.buckets,
             "max_batch": rules.max_batch,
+            "fast": rules.fast,
             "known": known,
             "log": log.getEffectiveLevel(),
             "log_json": lines.as_json(),

@@ -23,7 +23,7 @@ class Job:
     """One video to make and whose it is. `size` is (height, width); `tar` holds the fields of `config.Tar`, None for none.
 
     `embeddings` is the id of a precomputed bundle, whose states and negatives the job repeats. Higher `priority` runs earlier.
-    `fingerprint` hashes the body that asked for it.
+    `fingerprint` hashes the body that asked for it. `fast` is `config.Sampling`'s.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Job:
     synopsis_source: str = "given"
     remixed_from: str | None = None
     fingerprint: str = ""
+    fast: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Gives plain JSON values that `from_json` reads back."""
@@ -64,9 +65,9 @@ class Job:
         return Job(**given)
 
     @property
-    def shape(self) -> tuple[int, tuple[int, int], int]:
-        """What jobs must have in common to ride one batch: frames, size and steps."""
-        return self.frames, self.size, self.steps
+    def shape(self) -> tuple[int, tuple[int, int], int, tuple[str, ...]]:
+        """What jobs must have in common to ride one batch: frames, size, steps and how they are sampled."""
+        return self.frames, self.size, self.steps, self.fast
 
     @property
     def work(self) -> int:
@@ -75,7 +76,7 @@ class Job:
 
     def request(self) -> Request:
         """Gives the engine's request; ValueError where a setting makes no sense."""
-        sampling = Sampling(steps=self.steps, eta=self.eta, guidance=self.guidance)
+        sampling = Sampling(steps=self.steps, eta=self.eta, guidance=self.guidance, fast=self.fast)
         return Request(
             self.states,
             self.frames,

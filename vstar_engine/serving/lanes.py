@@ -43,7 +43,8 @@ class Rules:
     only where warming up measured that it pays; an idle worker waits `batch_delay` seconds for company. A job that was in a
     worker which died is tried `tries` times in all. `hang_after` is the least silence, in seconds, that counts as hung; None:
     10 on a GPU, 60 on a CPU, whose steps vary. A job is short, so that it may go between the steps of another, where it takes
-    at most `short` of what is left of that; together such jobs lengthen it by at most `lent` of its own time.
+    at most `short` of what is left of that; together such jobs lengthen it by at most `lent` of its own time. What is warmed is
+    sampled as `fast` says.
     """
 
     buckets: tuple[tuple[int, int, int], ...] = ()
@@ -54,6 +55,7 @@ class Rules:
     start_timeout: float = 900.0
     short: float = 0.25
     lent: float = 0.5
+    fast: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ import math
 import random
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ SEEDS = random.SystemRandom()
 
 @dataclass(frozen=True)
 class Resolver:
-    """What bodies are read against: the model, the built engine that runs it, bundles of embeddings, and whether and by whom a
-    prompt's states are described where a body does not say.
+    """What bodies are read against: the model, the built engine that runs it, bundles of embeddings, whether and by whom a
+    prompt's states are described where a body does not say, and the sampling where it does not.
     """
 
     spec: Spec
@@ -40,6 +40,7 @@ class Resolver:
     enhance: bool = True
     llm: Llm | None = None
     llm_required: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if self.bundles is not None:  # PyTorch reads them and takes a second to load, which no request shall wait for
@@ -51,7 +52,8 @@ class Resolver:
             raise ApiError(404, "model_not_found", f"this server has the model {self.spec.name!r} alone", "model")
         states, at, durations, negatives = self._given(body, prompt)
         fps = body.fps if body.fps is not None else Request.fps
-        steps = body.num_inference_steps or Sampling.steps
+        usual = self.sampling
+        steps = body.num_inference_steps or usual.steps
         return Job(
             id=id or new_id(),
             key_id=owner,
@@ -64,9 +66,9 @@ class Resolver:
             seed=SEEDS.randrange(2**32) if body.seed is None else body.seed,
             fps=fps,
             steps=steps,
-            guidance=Sampling.guidance if body.guidance_scale is None else body.guidance_scale,
-            eta=Sampling.eta if body.eta is None else body.eta,
-            tar=tar_json(tar_of(body.tar, steps)),
+            guidance=usual.guidance if body.guidance_scale is None else body.guidance_scale,
+            eta=usual.eta if body.eta is None else body.eta,
+            tar=tar_json(tar_of(body.tar, steps, usual.until)),
             negative="" if negatives else body.negative_prompt or "",
             negatives=negatives,
             at=at,
@@ -77,6 +79,7 @@ class Resolver:
             metadata=body.metadata or {},
             synopsis_source=GIVEN if body.states else PROMPT,
             fingerprint=fingerprint,
+            fast=usual.fast,
         )
 
     def _given(
@@ -188,25 +191,24 @@ def frames_of(body: Wishes, fps: float) -> int:
     return max(1, round(int(body.seconds) * fps)) if body.seconds is not None else Request.frames
 
 
-def tar_of(given: str | TarSettings | None, steps: int) -> Tar | None:
-    """Gives a preset with single settings on top of it."""
+def tar_of(given: str | TarSettings | None, steps: int, until: str = Sampling().until) -> Tar | None:
+    """Gives a preset with single settings on top of it, as on the command line; of the preset `none` only what is given."""
     given = TarSettings(preset=given) if isinstance(given, str) else given or TarSettings()
     try:
         tar = Tar() if given.preset is None else tar_named(given.preset)
         if given.sigma is not None:
             levels = given.sigma if isinstance(given.sigma, dict) else {"0": given.sigma}
-            tar = replace(tar or Tar(), sigma={int(level): sigma for level, sigma in levels.items()})
+            before = tar.sigma if tar else {}
+            tar = replace(tar or Tar(), sigma={**before, **{int(level): sigma for level, sigma in levels.items()}})
         if tar is None:
             return None
         strength = tar.strength if given.strength is None else given.strength
-        return replace(tar, strength=strength, until_step=_until(given.until, tar.until_step, steps))
+        return replace(tar, strength=strength, until_step=_until(until if given.until is None else given.until, steps))
     except ValueError as error:
         raise invalid(str(error), "tar") from error
 
 
-def _until(given: int | str | None, default: int, steps: int) -> int:
-    if given is None:
-        return default
+def _until(given: int | str, steps: int) -> int:
     if isinstance(given, str) and given.endswith("%"):
         share = int(given[:-1]) / 100
         if not math.isfinite(share) or share > 1:
@@ -245,4 +247,4 @@ def remixed(job: Job, body: Wishes, prompt: str) -> CreateVideo:
 
 def _spelled(tar: Tar) -> dict[str, Any]:
     sigma = {str(level): sigma for level, sigma in tar.sigma.items()}
-    return {"sigma": sigma, "strength": tar.strength, "until": tar.until_step}
+    return {"preset": "none", "sigma": sigma, "strength": tar.strength, "until": tar.until_step}

@@ -51,7 +51,7 @@ class TarSettings(Strict):
 
     preset: Annotated[str, Field(max_length=40)] | None = Field(default=None, description="such as 64D1_32D8, or none")
     sigma: Sigma | dict[Level, Sigma] | None = Field(
-        default=None, description="in frames, by level of the UNet; a number is level 0's"
+        default=None, description="in frames, by level of the UNet, on top of the preset's; a number is level 0's"
     )
     strength: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] | None = None
     until: Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")] | None = Field(
@@ -168,6 +168,7 @@ class Video(BaseModel):
     eta: float
     negative_prompt: str
     tar: dict[str, Any] | None
+    fast: list[str]
     embeddings: str | None
     priority: int
     metadata: dict[str, str]

@@ -38,6 +38,7 @@ def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: 
         eta=job.eta,
         negative_prompt=job.negative,
         tar=job.tar,
+        fast=list(job.fast),
         embeddings=job.embeddings,
         priority=job.priority,
         metadata=job.metadata,

@@ -286,7 +286,7 @@ def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None
     try:
         renderer = getattr(import_module(module), name)(message["settings"])
         buckets = [tuple(bucket) for bucket in message["buckets"] or renderer.buckets()]
-        measured = warm(renderer, buckets, message["max_batch"], message["known"])
+        measured = warm(renderer, buckets, message["max_batch"], message["known"], tuple(message["fast"]))
     except (VstarError, ValueError, MemoryError) as error:
         send({"say": "refused", "message": str(error), "exit_code": getattr(error, "exit_code", 2)})
         return None
