@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import signal
 import socket
 import time
 
@@ -58,6 +59,13 @@ class Nothing:
         pass
 
 
+class Undrained(Nothing):
+    """A service that fails when it is to end."""
+
+    async def drain(self):
+        raise OSError("no")
+
+
 async def read_body(scope, receive, send):
     """Answers with the length of a body; /silent asks for none, /slow takes a second."""
     length, more = 0, scope["path"] != "/silent"
@@ -104,6 +112,22 @@ def test_what_is_there_at_the_start_is_never_collected_again():
 
     frozen, looked_through = served(act)
     assert frozen > looked_through
+
+
+def test_a_server_that_cannot_wait_for_what_runs_ends_all_the_same(caplog):
+    """Else a signal left it running, without a word."""
+
+    async def scenario():
+        server, (held,) = Server(read_body, Undrained()), bound("127.0.0.1", 0)
+        running = asyncio.create_task(server.serve(sockets=[held]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        server.handle_exit(signal.SIGTERM, None)
+        async with asyncio.timeout(10):
+            await running
+
+    asyncio.run(scenario())
+    assert "what runs cannot be waited for" in caplog.text
 
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -115,5 +115,8 @@ class Server(uvicorn.Server):
         self._draining = self._draining or asyncio.create_task(self._drained())
 
     async def _drained(self) -> None:
-        await self.service.drain()
+        try:
+            await self.service.drain()
+        except Exception:
+            log.exception("what runs cannot be waited for, and stays for the next start")
         self.end()
