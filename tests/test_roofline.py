@@ -1,5 +1,6 @@
 """The map of a forward: FLOPs that agree with the architecture's, bytes of known ops, floors that add up, and times."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -159,6 +160,18 @@ def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
     assert max(small["floor"], linear["floor"], convolved["floor"]) < products["floor"]
     assert small["floor"] < min(linear["floor"], convolved["floor"])
     assert len([op for op in stages[fusion.SMALL] if op.name == "convolution"]) == 2
+
+
+def test_no_layer_takes_longer_in_fp8():
+    """At an H200's rates: what is converted pays, layer by layer."""
+    spec, machine, floors = model_named("videocrafter2"), Machine(790e12, 4.8e12), {}
+    for stage in (fusion.PRODUCTS, fusion.SMALL):
+        here = floors.setdefault(stage, Counter())
+        for op in fusion.ops_at(spec, stage, 16, spec.size, torch.float16):
+            here[op.module] += op.floor(machine)
+    exact, small = floors.values()
+    assert [name for name in small if small[name] > exact[name] * (1 + 1e-9)] == []
+    assert small.total() < 0.7 * exact.total()
 
 
 def test_products_in_fp8_take_half_the_time():
