@@ -1,9 +1,9 @@
 """FP8 layers: weights and inputs rounded to e4m3 (arXiv 2209.05433) by a scale for each tensor, products summed wider.
 
 Scales come from the network itself: a weight's from its largest value, an input's from the largest seen while the network
-samples a short clip. Matrices are multiplied by PyTorch (`torch._scaled_mm`), convolutions are `vstar::conv_e4m3`. The first
-and the last convolution, from and to the latents' four channels, stay exact, and so do the text's keys and values: they are
-little work.
+samples a short clip. Matrices are multiplied by `vstar::linear_e4m3`, with all that is around them as in exact layers, and
+convolutions are `vstar::conv_e4m3`. The first and the last convolution, from and to the latents' four channels, stay exact, and
+so do the text's keys and values: they are little work.
 """
 
 import math
