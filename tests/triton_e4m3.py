@@ -5,14 +5,17 @@ import itertools
 import pytest
 import torch
 from accuracy import assert_as_accurate, relative_error
+from torch import nn
 
-from vstar_engine.kernels import conv_e4m3_triton, linear_e4m3_triton
+from vstar_engine import fp8
+from vstar_engine.kernels import conv_e4m3_triton, linear_e4m3, linear_e4m3_triton
 from vstar_engine.kernels.conv_e4m3 import conv_e4m3, conv_e4m3_ref
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST, to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.linear_e4m3 import linear_e4m3_ref
 from vstar_engine.kernels.linear_triton import Tile
 from vstar_engine.kernels.norm_e4m3 import norm_e4m3, norm_e4m3_ref
 from vstar_engine.kernels.temporal_attention_triton import Device
+from vstar_engine.layers import FeedForward, RowNorm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -251,6 +254,32 @@ def test_where_nothing_is_spared_the_product_is_pytorchs_alone(around, many, mon
     found = linear_e4m3_triton.linear_e4m3_gpu(*problem((3, 32, 16), around, torch.float16), torch.float16)
     assert found[0] == "PyTorch"
     assert len(found) == many
+
+
+@torch.inference_mode()
+def test_layers_of_a_network_are_the_same_by_triton_and_by_pytorch(monkeypatch):
+    """A feed-forward with its norm, and a 1x1 convolution of channels-last images: strides, gates and widths as they come."""
+    block, conv = FeedForward(32).to(DEVICE, torch.float16), nn.Conv2d(32, 48, 1).to(DEVICE, torch.float16)
+    norm, x = RowNorm(32).to(DEVICE, torch.float16).given(), torch.randn(2, 5, 3, 32).to(DEVICE, torch.float16)
+    exact = block(x, norm), conv(x.movedim(-1, 1))
+    fp8.convert(block, {"net.0.proj": 4.0, "net.2": 2.0})
+    pointwise, calls = fp8.Fp8Pointwise(conv, 4.0), []
+
+    def by_triton(*given):
+        calls.append(given[0].dtype)
+        x, weight, step, scale, bias, residual, *rest = given
+        return linear_e4m3_triton.linear_e4m3_triton(x.contiguous(), weight, step, scale, bias, residual, *rest, TILE)
+
+    by_pytorch = block(x, norm), pointwise(x.movedim(-1, 1))
+    monkeypatch.setattr(linear_e4m3_triton, "linear_e4m3_gpu", by_triton)
+    monkeypatch.setattr(linear_e4m3, "by_operators", by_triton)
+    ours = block(x, norm), pointwise(x.movedim(-1, 1))
+    assert calls == [E4M3, E4M3, torch.float16]
+    assert ours[1].is_contiguous(memory_format=torch.channels_last)
+    for got, other, wide in zip(ours, by_pytorch, exact, strict=True):
+        assert got.shape == wide.shape
+        assert relative_error(got, other) < ROUNDING / 4
+        assert relative_error(got, wide) < ROUNDING
 
 
 def test_a_gpu_without_e4m3_is_refused():
