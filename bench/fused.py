@@ -6,26 +6,23 @@ Shapes are a network's own, hidden states in channels-last memory. Problems outg
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vstar_engine.config import Spec
-from vstar_engine.kernels.conv_e4m3 import conv_e4m3
-from vstar_engine.kernels.e4m3 import to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
 from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
 from vstar_engine.layers import FrameConv
 from vstar_engine.spatial_attention import best_attention, sdpa
-from vstar_engine.vae import CHUNK
 
 from .ceilings import ceilings
 from .contest import Contest, NotHere, Provider
+from .forms import EPS, ROWS, Call, Form, Place
+from .fused_e4m3 import roundings, small_convolutions, small_norms, small_projections
 from .machine import cache_bytes
 from .providers import COMPILED, OURS, check_ours
 from .seeded import lay_out, relative_error, seeded
@@ -42,88 +39,8 @@ ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 # PyTorch's norm of the decoder's 655,360 values a group strays 1.4e-5 in float32, ours 5e-7
 DECODER_BUDGET = 5e-5
 MAX_COPIES = 16
-# rows of a projection that are compared
-ROWS = 2048
-EPS = 1e-5
 # channels of the latents
 LATENTS = 4
-Call = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Form:
-    """One use of an op: what draws its arguments, who computes it, and the least bytes and FLOPs it takes.
-
-    Answers are held to float64 at `compared` items, from the first to the last of those arguments whose places `items` gives.
-    `others` are further ways, by name; `serves` says where ours is used. `budget` is its own where ERROR_BUDGET is less.
-    """
-
-    name: str
-    draw: Callable[[], tuple[Tensor, ...]]
-    ours: Call
-    definition: Call
-    bytes: float
-    flops: float | None = None
-    items: tuple[int, ...] = (0,)
-    compared: int = 2
-    others: dict[str, Call] = field(default_factory=dict)
-    serves: Callable[["Place"], bool] = lambda place: True
-    budget: float = 0.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in a network an op stands: `batch` clips of `frames` frames of height x across cells of `channels` channels.
-
-    `decoded` is the (N, H, W, C) that the autoencoder has at the level of the same number, None where it has no such level.
-    """
-
-    batch: int
-    frames: int
-    height: int
-    across: int
-    channels: int
-    heads: int
-    groups: int
-    text: int
-    dtype: torch.dtype
-    device: torch.device
-    decoded: tuple[int, ...] | None = None
-    vae_groups: int = 1
-
-    @staticmethod
-    def at(
-        spec: Spec, size: tuple[int, ...], level: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
-    ) -> "Place":
-        """Reads a level of a model's UNet, and of its autoencoder."""
-        unet = spec.unet
-        if level >= unet.levels:
-            raise ValueError(f"model {spec.name} has levels 0 to {unet.levels - 1}, got {level}")
-        height, across = (side // spec.vae.factor >> level for side in size)
-        channels = unet.model_channels * unet.channel_mult[level]
-        heads, text = channels // unet.head_dim, spec.text.context_length
-        here = (batch, frames, height, across, channels, heads, unet.norm_groups, text, dtype, device)
-        if level >= len(spec.vae.channel_mult):
-            return Place(*here)
-        decoded = (min(CHUNK, frames), *(side >> level for side in size), spec.vae.channels * spec.vae.channel_mult[level])
-        return Place(*here, decoded, spec.vae.norm_groups)
-
-    @property
-    def cells(self) -> int:
-        return self.height * self.across
-
-    @property
-    def rows(self) -> int:
-        return self.batch * self.frames * self.cells
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, device=self.device).to(self.dtype)
-
-    def weight(self, out: int, into: int) -> Tensor:
-        return (torch.randn(out, into, device=self.device) * into**-0.5).to(self.dtype)
-
-    def nbytes(self, *numbers: int) -> float:
-        return float(sum(numbers) * self.dtype.itemsize)
 
 
 def on_cpu(place: Place) -> bool:
@@ -132,10 +49,6 @@ def on_cpu(place: Place) -> bool:
 
 def on_gpu(place: Place) -> bool:
     return (place.device.type, place.dtype) in ON_GPU
-
-
-def has_e4m3(place: Place) -> bool:
-    return place.device.type == "cuda" and torch.cuda.get_device_capability(place.device) >= (8, 9)
 
 
 def norms(place: Place) -> Iterator[Form]:
@@ -158,45 +71,6 @@ def norms(place: Place) -> Iterator[Form]:
         ours, definition = partial(call, groupnorm_silu), partial(call, groupnorm_silu_ref)
         budget = DECODER_BUDGET if shape is place.decoded else 0.0
         yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)), budget=budget)
-
-
-def roundings(place: Place) -> Iterator[Form]:
-    """Rounding to FP8 of what goes into linear layers: of the network's width, and of the feed-forward's."""
-    for name, width in (("projections", place.channels), ("feed-forward", 4 * place.channels)):
-
-        def draw(width: int = width) -> tuple[Tensor, ...]:
-            return place.normal(place.rows, width), torch.tensor(2.0**-6, device=place.device)
-
-        moved = place.nbytes(place.rows * width) + place.rows * width
-        yield Form(name, draw, to_e4m3, to_e4m3_ref, moved, compared=ROWS, serves=has_e4m3)
-
-
-def small_convolutions(place: Place) -> Iterator[Form]:
-    """Convolutions in FP8, rounding and all, against the network's own, over values that e4m3 holds: both make the same."""
-    channels, step, scale = place.channels, *torch.tensor([2.0**-6, 2.0**-8], device=place.device)
-    uses = {
-        "3x3": ((place.batch * place.frames, place.height, place.across, channels), (3, 3)),
-        "over frames": ((place.batch, place.frames, place.cells, channels), (3, 1)),
-    }
-    for name, (shape, kernel) in uses.items():
-        padding = [side // 2 for side in kernel]
-        taps = to_e4m3(place.normal(channels, *kernel, channels) * (64 / channels**0.5), torch.ones_like(step))
-
-        def draw(shape: tuple[int, ...] = shape) -> tuple[Tensor, ...]:
-            values = to_e4m3(place.normal(*shape), step).to(place.dtype) * step.to(place.dtype)
-            return values.movedim(-1, 1), place.normal(channels)
-
-        def ours(x: Tensor, bias: Tensor, taps: Tensor = taps, padding: list[int] = padding) -> Tensor:
-            return conv_e4m3(to_e4m3(x.movedim(1, -1), step), taps, step, scale, bias, 1, padding).movedim(-1, 1)
-
-        weight = (taps.to(place.dtype) * scale.to(place.dtype)).movedim(-1, 1)
-
-        def definition(x: Tensor, bias: Tensor, weight: Tensor = weight, padding: list[int] = padding) -> Tensor:
-            return F.conv2d(x, weight.to(x.dtype), bias, padding=padding)
-
-        rows, size = math.prod(shape[:-1]), math.prod(kernel) * channels**2
-        moved, work = place.nbytes(2 * rows * channels) + 2.0 * rows * channels + size, 2.0 * rows * size
-        yield Form(name, draw, ours, definition, moved, work, serves=has_e4m3)
 
 
 def gates(place: Place) -> Iterator[Form]:
@@ -332,6 +206,8 @@ OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
     "geglu": gates,
     "to_e4m3": roundings,
     "conv_e4m3": small_convolutions,
+    "norm_e4m3": small_norms,
+    "linear_e4m3": small_projections,
     "linear": projections,
     "spatial_attention": attentions,
     CONVOLUTION: convolutions,

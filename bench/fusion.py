@@ -27,20 +27,23 @@ from .seeded import lay_out, step_inputs
 from .transformer import without_waste
 
 SUITE = "roofline"
-OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, SMALL_LINEAR, SMALL = (
+OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, SMALL_OPERATORS, SMALL_LINEAR, SMALL_CONVOLUTIONS, SMALL = (
     "PyTorch's operators",
     "fused attention",
     "fused layers too",
     "shared stem too",
     "the whole step too",
     "Triton's products too",
+    "`--fast fp8`, PyTorch's products",
     "`--fast fp8`, linear layers alone",
+    "`--fast fp8`, convolutions alone",
     "`--fast fp8`",
 )
 # from nothing of ours to what the engine does, then on a GPU where each shape's product is timed to be faster by Triton; and
-# the whole step with its layers in FP8, whose products run at twice the rate
-STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, SMALL_LINEAR, SMALL)
-WHOLE = (ENGINE, PRODUCTS, SMALL_LINEAR, SMALL)
+# the whole step with its layers in FP8, whose products run at twice the rate, by PyTorch where it says so and else by Triton
+IN_FP8 = (SMALL_OPERATORS, SMALL_LINEAR, SMALL_CONVOLUTIONS, SMALL)
+STAGES = (OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, *IN_FP8)
+WHOLE = (ENGINE, PRODUCTS, *IN_FP8)
 
 
 def network(spec: Spec, stage: str, frames: int) -> UNet:
@@ -48,9 +51,10 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
     unet = UNet(spec.unet).eval()
     if stage == PRODUCTS:
         return in_one_go(unet)
-    if stage in (SMALL_LINEAR, SMALL):
-        fp8.convert(unet, {name: 1.0 for name, layer in fp8.layers(unet).items() if stage == SMALL or flat(layer)})
-        return unet
+    if stage in IN_FP8:
+        left = {SMALL_LINEAR: False, SMALL_CONVOLUTIONS: True}.get(stage)
+        fp8.convert(unet, {name: 1.0 for name, layer in fp8.layers(unet).items() if flat(layer) is not left})
+        return by_operators(unet, fp8.Fp8Linear) if stage == SMALL_OPERATORS else in_one_go(unet)
     if stage in (FUSED, STEM, ENGINE):
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])

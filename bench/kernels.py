@@ -19,6 +19,7 @@ from vstar_engine.unet import INIT_ATTENTION_HEADS
 from . import fused, peaks, transformer
 from .ceilings import ceilings
 from .contest import Contest, Pace, Provider, hold
+from .forms import Place
 from .machine import cache_bytes
 from .providers import DENSE_PROVIDERS, LAYOUTS, PROVIDERS, Attention, Problem
 from .rows import Rows
@@ -162,7 +163,7 @@ def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest
             continue
         if op in fused.OPS:
             if depth != INIT:
-                place = fused.Place.at(spec, size, depth, frames, batch, dtype, device)
+                place = Place.at(spec, size, depth, frames, batch, dtype, device)
                 yield from fused.contests(op, place, depth, args.providers, args.compiler)
             continue
         shape = attention_shape(spec, size, depth, frames, batch)

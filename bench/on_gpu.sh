@@ -131,7 +131,7 @@ run() {
     # the longest search would not end: it also tries every pointwise kernel again and again
     autotune) step --frames 64 --parts headline --providers ours "clean compiled" --compile-mode max-autotune-gemm ;;
     blocks) bench roofline --measure --frames 64 --rounds 3 ;;
-    fused) bench kernels --op groupnorm_silu geglu linear temporal_convolution guided_step to_e4m3 conv_e4m3 --frames 64 --levels 0 1 2 --limit 3 ;;
+    fused) bench kernels --op groupnorm_silu geglu linear temporal_convolution guided_step to_e4m3 norm_e4m3 conv_e4m3 linear_e4m3 --frames 64 --levels 0 1 2 --limit 3 ;;
     shapes) bench kernels --frames 32 128 256 --levels 0 1 2 --limit 5 ;;
     ladder) step --frames 16 --parts ladder --no-compile ;;
     esac

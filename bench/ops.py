@@ -24,7 +24,7 @@ PRODUCTS = {
     "proj_out": "projections",
 }
 # tensor cores multiply e4m3 at twice the rate of half precision
-SPEED = {"scaled_mm": 2, "conv_e4m3": 2}
+SPEED = {"scaled_mm": 2, "conv_e4m3": 2, "linear_e4m3": 2}
 COPIES = ("cat", "clone", "copy", "repeat", "upsample")
 
 
@@ -110,7 +110,7 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
         return 4 * args[0].numel() * args[1].shape[1]  # q (B, T, P, heads, head_dim), k (B, Tk, ...)
     if name == "conv_e4m3":
         return 2 * out.numel() * args[1][0].numel()  # weight (O, kh, kw, C)
-    if name == "linear":
+    if name in ("linear", "linear_e4m3"):
         return 2 * args[0].numel() * args[1].shape[0]  # x (..., in), weight (out, in)
     if "scaled_dot_product" in name:
         return 4 * args[0].numel() * args[1].shape[2]  # q (N, heads, L, head_dim), k (N, heads, Lk, ...)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
+from vstar_engine.fp8 import Fp8Linear, Fp8Pointwise
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
-from vstar_engine.kernels.linear import LayerNorm, linear_ref
+from vstar_engine.kernels.linear import LayerNorm, linear_ref, normed
+from vstar_engine.kernels.linear_e4m3 import by_operators as small_by_operators
 from vstar_engine.layers import Linear, Norm, Pointwise
 from vstar_engine.spatial_attention import sdpa
 from vstar_engine.unet import SpatialBlock
@@ -41,9 +43,23 @@ class OneGoLinear(Linear):
         return torch.ops.vstar.linear(x, self.weight.flatten(1), self.bias, residual, gate, gain, shift, eps)
 
 
+class PlainFp8(Fp8Linear):
+    """As PyTorch's product in FP8 on a GPU: the norm, the rounding, the gate and the residual in passes of their own."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
+        given = (normed(x, norm), self.weight, self.step, self.scale, self.bias, residual, gate, self.then)
+        return small_by_operators(*given, self.dtype)
+
+
+class PlainFp8Pointwise(Fp8Pointwise, PlainFp8):
+    """The same of a 1x1 convolution."""
+
+
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Norm: PlainNorm,
     **dict.fromkeys((Linear, Pointwise), PlainLinear),
+    Fp8Linear: PlainFp8,
+    Fp8Pointwise: PlainFp8Pointwise,
 }
 
 

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import conv_e4m3_triton, e4m3_triton, geglu_triton, groupnorm_silu_triton, guided_step_triton, linear_triton
+from . import (
+    conv_e4m3_triton,
+    e4m3_triton,
+    geglu_triton,
+    groupnorm_silu_triton,
+    guided_step_triton,
+    linear_e4m3_triton,
+    linear_triton,
+    norm_e4m3_triton,
+)
 from .guided_step import COEFFICIENTS
 from .temporal_attention_launch import DTYPES
 
@@ -13,6 +22,8 @@ KERNELS = {
     "geglu": geglu_triton.geglu_kernel,
     "to_e4m3": e4m3_triton.to_e4m3_kernel,
     "conv_e4m3": conv_e4m3_triton.conv_e4m3_kernel,
+    "norm_e4m3": norm_e4m3_triton.norm_e4m3_kernel,
+    "linear_e4m3": linear_e4m3_triton.linear_e4m3_kernel,
     "groupnorm_silu_measure": groupnorm_silu_triton.measure_kernel,
     "groupnorm_silu_settle": groupnorm_silu_triton.settle_kernel,
     "groupnorm_silu_normalise": groupnorm_silu_triton.normalise_kernel,
@@ -28,7 +39,7 @@ GROUPS = 32
 CONVOLVED = (320, 640, 960, 1280, 1920, 2560)
 TENSORS = ("x", "out", "weight", "bias", "residual", "gain", "shift", "predicted")
 # float32 whatever the network's dtype: statistics, and of a sampling step all but the predictions
-WIDE_TENSORS = ("moments", "settled", "step", "scale", "latents", "noise", "coefficients", "after", "clean")
+WIDE_TENSORS = ("moments", "settled", "step", "scale", "then", "latents", "noise", "coefficients", "after", "clean")
 # widths of its transformers
 WIDTHS = (320, 512, 640, 1280)
 # what a linear layer of it that Triton may compute has around its product: norm, bias, residual, gate
@@ -37,10 +48,17 @@ AROUND = {
     "bias_residual": (False, True, True, False),
     "norm_bias_gate": (True, True, False, True),
 }
+# and in FP8, where norms round: rounding, bias, residual, gate, and rounding for the next layer
+AROUND_E4M3 = {
+    "round_bias": (True, True, False, False, False),
+    "round_bias_residual": (True, True, True, False, False),
+    "bias_gate_then": (False, True, False, True, True),
+    "bias_residual": (False, True, True, False, False),
+}
 WIDE = ("inner", "channels", "count", "into", "made")
 # the first architecture that has e4m3, the ops that want it, and their tensors of it
 E4M3_SINCE = 89
-E4M3 = {"to_e4m3": ("out",), "conv_e4m3": ("x", "weight")}
+E4M3 = {"to_e4m3": ("out",), "norm_e4m3": ("out",), "conv_e4m3": ("x", "weight"), "linear_e4m3": ("x", "weight")}
 
 
 @dataclass(frozen=True)
@@ -65,9 +83,16 @@ class FusedEntry:
     def constants(self) -> dict[str, Any]:
         return dict(self.values)
 
+    def small(self, name: str) -> bool:
+        """Says whether a tensor is of e4m3: what goes into a product that rounds is not, and may be what comes out."""
+        values = self.constants()
+        if name == "x" and values.get("ROUND"):
+            return False
+        return name in E4M3.get(self.op, ()) or (name == "out" and values.get("THEN", False))
+
     def argument(self, name: str) -> tuple[str, bool]:
         """Gives an argument's type, and whether it is known to be a multiple of 16."""
-        if name in E4M3.get(self.op, ()):
+        if self.small(name):
             return "*fp8e4nv", True
         if name in TENSORS:
             return f"*{self.dtype}", True
@@ -80,7 +105,7 @@ class FusedEntry:
     @property
     def tensor_core(self) -> str | None:
         """Names the tensor-core instruction that the kernel claims, if it makes products."""
-        if self.op == "conv_e4m3":
+        if self.op in ("conv_e4m3", "linear_e4m3"):
             return {90: "QGMMA", 100: "UTCQMMA"}.get(self.arch, "QMMA")
         return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(self.arch, "HMMA") if self.op == "linear" else None
 
@@ -93,6 +118,11 @@ class FusedEntry:
             return part + (tile if sizes["RESIDUAL"] else 0), tile
         if self.op == "conv_e4m3":
             return (sizes["M"] + sizes["N"]) * sizes["K"], sizes["M"] * sizes["N"]
+        if self.op == "linear_e4m3":
+            # counted as values of x: half precision where they are rounded here, and so is the residual; weights are bytes
+            tile, width = sizes["M"] * sizes["N"], 2 if sizes["ROUND"] else 1
+            weights = sizes["N"] * sizes["K"] * (2 if sizes["GATE"] else 1)
+            return sizes["M"] * sizes["K"] + (weights + (2 * tile if sizes["RESIDUAL"] else 0)) // width, tile
         block, tile = sizes.get("BLOCK", 0), sizes.get("R", 0) * sizes.get("C", 0)
         return {
             "geglu": (2 * block, block),
@@ -100,12 +130,13 @@ class FusedEntry:
             "groupnorm_silu_measure": (tile, 0),
             "groupnorm_silu_normalise": (tile, tile),
             "linear_moments": (sizes.get("R", 0) * sizes.get("PADDED", 0), 0),
+            "norm_e4m3": (sizes.get("R", 0) * sizes.get("PADDED", 0),) * 2,
         }.get(self.op, (0, 0))
 
     def faults(self, record: dict[str, Any]) -> list[str]:
         """Holds the sweeps to accesses of 128 bits, and products to tensor cores."""
         found = []
-        taken, made = (1 if name in E4M3.get(self.op, ()) else DTYPES[self.dtype].bytes for name in ("x", "out"))
+        taken, made = (1 if self.small(name) else DTYPES[self.dtype].bytes for name in ("x", "out"))
         for word, kind, elements, size in zip(
             ("loads x", "stores"), ("loads", "stores"), self.sweeps(), (taken, made), strict=True
         ):
@@ -140,6 +171,18 @@ def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...],
             yield "conv_e4m3", values, tile.warps, name
 
 
+def _small_products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
+    """Gives the same of FP8 linear layers that have more around them than a bias."""
+    for case, around in AROUND_E4M3.items() if arch >= E4M3_SINCE else ():
+        bias, residual, gate, then = around[1:]
+        absent = {name: None for name, there in (("bias", bias), ("residual", residual), ("then", then)) if not there}
+        for tile in linear_e4m3_triton.tiles(arch, residual, gate):
+            widths = WIDTHS if gate or around[0] else INNER
+            for values in sorted({tuple(linear_e4m3_triton.constants(tile, into, *around).items()) for into in widths}):
+                name = f"{tile.rows}x{tile.columns}x{tile.depth}_{case}" + ("" if dict(values)["EVEN"] else "_ragged")
+                yield "linear_e4m3", (*absent.items(), *values), tile.warps, name
+
+
 def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
     """Lists every fused kernel that VideoCrafter2's sizes take."""
     geglu = {tuple(geglu_triton.constants(inner).items()) for inner in INNER}
@@ -159,10 +202,13 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
         *(("groupnorm_silu_settle", values, 4, f"size{dict(values)['SIZE']}") for values in sorted(settle)),
         *(("groupnorm_silu_normalise", (*tile, ("SILU", on)), wide, "silu" if on else "plain") for on in (True, False)),
     ]
-    rows = [
-        ("linear_moments", values, linear_triton.MOMENTS_WARPS, f"rows{dict(values)['R']}x{dict(values)['PADDED']}")
-        for values in sorted(moments)
-    ]
+    rows, small_rows = (
+        [
+            (op, values, linear_triton.MOMENTS_WARPS, f"rows{dict(values)['R']}x{dict(values)['PADDED']}")
+            for values in sorted(moments)
+        ]
+        for op in ("linear_moments", "norm_e4m3")
+    )
     return [
         FusedEntry(op, arch, dtype, values, warps, case)
         for arch in archs
@@ -170,7 +216,8 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
         # products in float32 are PyTorch's
         for op, values, warps, case in [
             *(*kinds, *_convolutions(arch)),
-            *([*rows, *_products(arch)] if DTYPES[dtype].bytes == 2 else []),
+            *small_rows,
+            *([*rows, *_products(arch), *_small_products(arch)] if DTYPES[dtype].bytes == 2 else []),
         ]
         if op not in E4M3 or arch >= E4M3_SINCE
     ]

@@ -13,12 +13,17 @@ WARPS = 4
 
 
 @triton.jit
+def rounded(x, per_step):
+    """Rounds float32 x * per_step, a power of two, to e4m3, cut to its range."""
+    return tl.clamp(x * per_step, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
+
+
+@triton.jit
 def to_e4m3_kernel(x, step, out, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    y = tl.load(x + at, mask=inside).to(tl.float32) / tl.load(step)
-    y = tl.clamp(y, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    y = tl.load(x + at, mask=inside).to(tl.float32)
+    tl.store(out + at, rounded(y, 1.0 / tl.load(step)), mask=inside)
 
 
 def to_e4m3_triton(x: Tensor, step: Tensor) -> Tensor:

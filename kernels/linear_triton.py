@@ -45,6 +45,14 @@ TILES: dict[int, tuple[Tile, ...]] = {**dict.fromkeys((80, 86, 89, 120), _AMPERE
 GATED: dict[int, tuple[Tile, ...]] = {**dict.fromkeys((80, 86, 89, 120), _GATED), **dict.fromkeys((90, 100), _GATED_HOPPER)}
 
 
+@triton.jit
+def moments_of(tile, c, into, eps):
+    """Gives the means of rows, what is off them, zero beyond their ends, and 1 / sqrt(variance + eps)."""
+    mean = tl.sum(tile, 1) / into
+    off = tl.where((c < into)[None, :], tile - mean[:, None], 0.0)
+    return mean, off, 1.0 / tl.sqrt(tl.sum(off * off, 1) / into + eps)
+
+
 @triton.jit(do_not_specialize=("rows",))
 def moments_kernel(x, moments, rows, into, eps, R: tl.constexpr, PADDED: tl.constexpr):
     """moments (2, rows) float32: the means of rows of x (rows, into), then 1 / sqrt(variance + eps)."""
@@ -52,10 +60,9 @@ def moments_kernel(x, moments, rows, into, eps, R: tl.constexpr, PADDED: tl.cons
     c = tl.arange(0, PADDED)
     inside = (r < rows)[:, None] & (c < into)[None, :]
     tile = tl.load(x + r.to(tl.int64)[:, None] * into + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(tile, 1) / into
-    off = tl.where((c < into)[None, :], tile - mean[:, None], 0.0)
+    mean, _, scale = moments_of(tile, c, into, eps)
     tl.store(moments + r, mean, mask=r < rows)
-    tl.store(moments + rows + r, 1.0 / tl.sqrt(tl.sum(off * off, 1) / into + eps), mask=r < rows)
+    tl.store(moments + rows + r, scale, mask=r < rows)
 
 
 @triton.jit
@@ -69,7 +76,7 @@ def place_of(rows, made, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _load(pointers, inside, EVEN: tl.constexpr):
+def load(pointers, inside, EVEN: tl.constexpr):
     if EVEN:
         return tl.load(pointers)
     return tl.load(pointers, mask=inside, other=0.0)
@@ -84,7 +91,7 @@ def _dot(a, b, total, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def _biased(total, bias, first, n, made, BIAS: tl.constexpr):
+def biased(total, bias, first, n, made, BIAS: tl.constexpr):
     if BIAS:
         total += tl.load(bias + first + n, mask=n < made, other=0.0).to(tl.float32)[None, :]
     return total
@@ -113,17 +120,17 @@ def linear_kernel(
     gate = tl.zeros((M, N), tl.float32)
     for start in tl.range(0, into, K, num_stages=STAGES):
         inside = start + k < into
-        a = _load(left + start, inside[None, :], EVEN)
+        a = load(left + start, inside[None, :], EVEN)
         if NORM:
-            g = _load(gain + start + k, inside, EVEN).to(tl.float32)[None, :]
-            s = _load(shift + start + k, inside, EVEN).to(tl.float32)[None, :]
+            g = load(gain + start + k, inside, EVEN).to(tl.float32)[None, :]
+            s = load(shift + start + k, inside, EVEN).to(tl.float32)[None, :]
             a = ((a.to(tl.float32) - mean) * scale * g + s).to(x.dtype.element_ty)
-        total = _dot(a, _load(right + start, inside[:, None], EVEN), total, WIDEN)
+        total = _dot(a, load(right + start, inside[:, None], EVEN), total, WIDEN)
         if GATE:
-            gate = _dot(a, _load(gates + start, inside[:, None], EVEN), gate, WIDEN)
-    total = _biased(total, bias, 0, n, made, BIAS)
+            gate = _dot(a, load(gates + start, inside[:, None], EVEN), gate, WIDEN)
+    total = biased(total, bias, 0, n, made, BIAS)
     if GATE:
-        gate = _biased(gate, bias, made, n, made, BIAS)
+        gate = biased(gate, bias, made, n, made, BIAS)
         total = total * (0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476)))
     tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)
 

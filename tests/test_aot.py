@@ -167,11 +167,17 @@ WHOLE = {"spills": 0, "stack": 0, "local": 0, "shared": 0, "hidden_parameters": 
 NARROW = {"loads_32": 8, "loads_other": [], "stores_32": 4, "stores_other": []}
 ENTRIES = {entry.name: entry for entry in fused_entries([90], ["fp16"])}
 # with the least that each must load and store: two halves of a block in and one out; a tile, the parts of both factors of its
-# sum, and the residual; a tile, and the parts of both factors, which are bytes
+# sum, and the residual; a tile, and the parts of both factors, which are bytes; or the input and the residual are not yet, or
+# there are two weights, and the tile is bytes too
 SWEEPS = [
     (FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024"), {"loads_128": 2, "stores_128": 1}),
     (ENTRIES["linear_128x128_bias_residual_fp16_sm90"], {"loads_128": 16, "stores_128": 8}),
     (ENTRIES["conv_e4m3_128x128x64_fp16_sm90"], {"loads_128": 4, "stores_128": 8, "tensor_core": ["QGMMA"]}),
+    (
+        ENTRIES["linear_e4m3_128x128x128_round_bias_residual_fp16_sm90"],
+        {"loads_128": 20, "stores_128": 8, "tensor_core": ["QGMMA"]},
+    ),
+    (ENTRIES["linear_e4m3_128x128x64_bias_gate_then_fp16_sm90"], {"loads_128": 6, "stores_128": 4, "tensor_core": ["QGMMA"]}),
 ]
 FUSED_FAULTS = {
     "gate loads": (0, {"loads_128": 0}, "geglu_block1024_fp16_sm90 loads x through less than 128 bits at a time: 0 of 128"),
@@ -181,6 +187,15 @@ FUSED_FAULTS = {
     "no tensor core": (1, {"tensor_core": ["HMMA"]}, "linear_128x128_bias_residual_fp16_sm90 claims HGMMA but holds"),
     "convolution loads": (2, {"loads_128": 3}, "conv_e4m3_128x128x64_fp16_sm90 loads x through less than 128 bits"),
     "convolution stores": (2, {"stores_128": 7}, "conv_e4m3_128x128x64_fp16_sm90 stores through less than 128 bits"),
+    "rounding loads": (3, {"loads_128": 19}, "linear_e4m3_128x128x128_round_bias_residual_fp16_sm90 loads x through less"),
+    "rounding stores": (3, {"stores_128": 7}, "linear_e4m3_128x128x128_round_bias_residual_fp16_sm90 stores through less"),
+    "gate loads in FP8": (4, {"loads_128": 5}, "linear_e4m3_128x128x64_bias_gate_then_fp16_sm90 loads x through less"),
+    "gate stores in FP8": (4, {"stores_128": 3}, "linear_e4m3_128x128x64_bias_gate_then_fp16_sm90 stores through less"),
+    "layer not in FP8": (
+        4,
+        {"tensor_core": ["HGMMA"]},
+        "linear_e4m3_128x128x64_bias_gate_then_fp16_sm90 claims QGMMA but holds",
+    ),
     "not in FP8": (2, {"tensor_core": ["HGMMA"]}, "conv_e4m3_128x128x64_fp16_sm90 claims QGMMA but holds"),
 }
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import fused, kernels, providers, transformer
+from vstar_engine.bench import fused, fused_e4m3, kernels, providers, transformer
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.contest import Contest, NotHere, observed
+from vstar_engine.bench.forms import Place
 from vstar_engine.bench.kernels import ERROR_BUDGET, attention_shape, error
 from vstar_engine.bench.providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
 from vstar_engine.bench.report import rendered
@@ -205,8 +206,8 @@ def test_computed_peaks_are_the_measured_ones(layout: str, tmp_path: Path) -> No
     assert rendered("kernels", [*found.values()]) == ""
 
 
-def place(dtype: torch.dtype = torch.float32, level: int = 1) -> fused.Place:
-    return fused.Place.at(MODELS["mini"], (64, 64), level, 5, 2, dtype, CPU)
+def place(dtype: torch.dtype = torch.float32, level: int = 1) -> Place:
+    return Place.at(MODELS["mini"], (64, 64), level, 5, 2, dtype, CPU)
 
 
 def level_of(op: str) -> int:
@@ -217,7 +218,7 @@ def level_of(op: str) -> int:
 @pytest.fixture(autouse=True)
 def e4m3(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the op that rounds to FP8 be tried on a CPU, where it is its definition."""
-    monkeypatch.setattr(fused, "has_e4m3", lambda place: True)
+    monkeypatch.setattr(fused_e4m3, "has_e4m3", lambda place: True)
 
 
 def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
@@ -294,7 +295,7 @@ def test_the_exact_transformer_is_the_published_passes() -> None:
 def test_the_decoders_norms_have_rows_of_their_own_shapes() -> None:
     shapes = {}
     for level in range(4):
-        here = fused.Place.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
+        here = Place.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
         shapes[level] = next(form.draw()[0].shape for form in fused.norms(here) if form.name.startswith("VAE"))
     assert shapes == {0: (8, 128, 320, 512), 1: (8, 256, 160, 256), 2: (8, 512, 80, 128), 3: (8, 512, 40, 64)}
     budgets = {made.case["form"]: made.budget for made in fused.contests("groupnorm_silu", place(), 1, [OURS], "eager")}

@@ -1,5 +1,6 @@
 """The map of a forward: FLOPs that agree with the architecture's, bytes of known ops, floors that add up, and times."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -115,11 +116,15 @@ def test_the_map_of_a_cpu_holds_its_fused_ops(small):
     assert len(small) < len(half)
 
 
+def count(ops, name):
+    return len([op for op in ops if op.name == name])
+
+
 def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
     stages = {stage: fusion.ops_at(model_named("mini"), stage, 16, (96, 128), torch.float16) for stage in fusion.STAGES}
     found = [fusion.totals(ops, MACHINE) for ops in stages.values()]
-    operators, attention, fused, stem, whole, products, linear, small = found
-    for before, after in pairwise(found[:-2]):
+    operators, attention, fused, stem, whole, products, apart, linear, convolved, small = found
+    for before, after in pairwise(found[:-4]):
         assert after["bytes"] < before["bytes"]
     for before, after in ((operators, attention), (attention, fused), (whole, products)):
         assert after["ops"] < before["ops"]
@@ -139,13 +144,34 @@ def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
         "gelu",
     }
     assert "bmm" not in {op.name for op in stages[fusion.ATTENTION] if op.kind == "temporal attention"}
-    # rounding to FP8 is an operator and bytes more for each layer, and the same arithmetic is done sooner
-    for before, after, name in ((whole, linear, fusion.SMALL_LINEAR), (linear, small, fusion.SMALL)):
-        assert after["flops"] == before["flops"]
-        assert after["ops"] > before["ops"]
-        assert len([op for op in stages[name] if op.name == "to_e4m3"]) == after["ops"] - whole["ops"]
-        assert {op.name for op in stages[name] if op.speed == 2} == {"scaled_mm", *(["conv_e4m3"] * (name == fusion.SMALL))}
+    # the same arithmetic is done sooner
+    speedy = {fusion.SMALL_LINEAR: {"linear_e4m3"}, fusion.SMALL_CONVOLUTIONS: {"conv_e4m3"}}
+    speedy |= {fusion.SMALL: {"linear_e4m3", "conv_e4m3"}, fusion.SMALL_OPERATORS: {"scaled_mm", "conv_e4m3"}}
+    for stage, names in speedy.items():
+        assert {op.name for op in stages[stage] if op.speed == 2} == names
+        assert fusion.totals(stages[stage], MACHINE)["flops"] == whole["flops"]
+    # as operators every layer's rounding is one and bytes more; in one go linear layers take as many as exact ones, and less
+    assert count(stages[fusion.SMALL_OPERATORS], "to_e4m3") == apart["ops"] - whole["ops"] > 0
+    assert apart["bytes"] > whole["bytes"]
+    assert linear["ops"] == products["ops"]
+    assert linear["bytes"] < products["bytes"]
+    assert count(stages[fusion.SMALL], "to_e4m3") == count(stages[fusion.SMALL], "conv_e4m3") == small["ops"] - linear["ops"]
+    assert convolved["ops"] == small["ops"]
+    assert max(small["floor"], linear["floor"], convolved["floor"]) < products["floor"]
+    assert small["floor"] < min(linear["floor"], convolved["floor"])
     assert len([op for op in stages[fusion.SMALL] if op.name == "convolution"]) == 2
+
+
+def test_no_layer_takes_longer_in_fp8():
+    """At an H200's rates: what is converted pays, layer by layer."""
+    spec, machine, floors = model_named("videocrafter2"), Machine(790e12, 4.8e12), {}
+    for stage in (fusion.PRODUCTS, fusion.SMALL):
+        here = floors.setdefault(stage, Counter())
+        for op in fusion.ops_at(spec, stage, 16, spec.size, torch.float16):
+            here[op.module] += op.floor(machine)
+    exact, small = floors.values()
+    assert [name for name in small if small[name] > exact[name] * (1 + 1e-9)] == []
+    assert small.total() < 0.7 * exact.total()
 
 
 def test_products_in_fp8_take_half_the_time():

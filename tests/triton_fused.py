@@ -1,14 +1,10 @@
 """The fused ops' Triton kernels against float64, on a GPU or in Triton's interpreter: run by test_fused_triton.py."""
 
-import itertools
-
 import pytest
 import torch
 from accuracy import assert_as_accurate
 
-from vstar_engine.kernels import conv_e4m3_triton, linear_gpu
-from vstar_engine.kernels.conv_e4m3 import conv_e4m3, conv_e4m3_ref
-from vstar_engine.kernels.e4m3 import E4M3, LARGEST, to_e4m3, to_e4m3_ref
+from vstar_engine.kernels import linear_gpu
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
@@ -35,101 +31,6 @@ def _poisoned_memory():
 def test_geglu(shape, dtype):
     x = (4 * torch.randn(shape)).to(DEVICE, dtype)
     assert_as_accurate(geglu(x), geglu_ref(x), geglu_ref(x.double()), SLACK.get(dtype, 0.0))
-
-
-@pytest.fixture
-def _e4m3():
-    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("needs a GPU of compute capability 8.9")
-
-
-@pytest.mark.usefixtures("_e4m3")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 2, 2048), (1, 16), (77, 48)], ids=str)
-def test_to_e4m3(shape, dtype):
-    x = (30 * torch.randn(shape)).to(DEVICE, dtype)
-    x.view(-1)[:3] = torch.tensor([1e4, -1e4, 0.0])
-    step = torch.tensor(0.25, device=DEVICE)
-    got, wanted = to_e4m3(x, step).float(), to_e4m3_ref(x, step).float()
-    assert got.shape == x.shape
-    assert got.view(-1)[:3].tolist() == [LARGEST, -LARGEST, 0]
-    if DEVICE == "cuda":
-        assert torch.equal(got, wanted)
-        return
-    # the interpreter rounds ties away from even, and loses the carry where a value rounds up to a power of two
-    carried = (wanted.abs().frexp().mantissa == 0.5) & (wanted.abs() > (x.float() / step).abs())
-    assert carried.float().mean() < 0.1
-    assert (got != wanted)[~carried].float().mean() <= 0.1
-    assert ((got - wanted).abs() <= 0.13 * wanted.abs() + 2.0**-9)[~carried].all()
-
-
-CONVOLUTIONS = {
-    "3x3": ((2, 6, 5, 32), (16, 3, 3), 1, (1, 1)),
-    "3x3, stride 2": ((1, 6, 8, 48), (32, 3, 3), 2, (1, 1)),
-    "3x3, stride 2, odd": ((2, 7, 5, 16), (16, 3, 3), 2, (1, 1)),
-    "over frames": ((2, 5, 12, 32), (32, 3, 1), 1, (1, 0)),
-    "a frame alone": ((1, 1, 7, 16), (16, 3, 1), 1, (1, 0)),
-    "odd channels": ((1, 4, 3, 21), (19, 3, 3), 1, (1, 1)),
-    "smaller than its kernel": ((3, 1, 2, 5), (3, 3, 3), 1, (1, 1)),
-    "no padding": ((1, 5, 6, 16), (16, 3, 2), 2, (0, 0)),
-}
-# sides that a stride divides and does not, channels below, at and beyond what is summed at a time
-MATRIX = [
-    ((images, *sides, into), (made, *kernel), stride, (kernel[0] // 2, kernel[1] // 2))
-    for kernel, stride in itertools.product([(3, 3), (3, 1), (1, 1), (5, 3)], [1, 2, 3])
-    for images, sides in [(1, (1, 1)), (3, (4, 9)), (2, (12, 6))]
-    for into, made in [(8, 24), (32, 16), (80, 40)]
-]
-# of the launch table
-TILES = sorted({tile for arch in (89, 90, 100, 120) for tile in conv_e4m3_triton.tiles(arch)})
-
-
-def convolution(case, dtype):
-    """Draws what an FP8 convolution takes, with borders and centre of its kernel alike in size."""
-    shape, kernel, stride, padding = case
-    x, weight = (30 * torch.randn(sides) for sides in (shape, (*kernel, shape[-1])))
-    values = (tensor.to(DEVICE).to(E4M3) for tensor in (x, weight))
-    factors = (torch.tensor(factor, device=DEVICE) for factor in (0.25, 0.0123))
-    return (*values, *factors, (10 * torch.randn(kernel[0])).to(DEVICE, dtype), stride, padding)
-
-
-@pytest.mark.usefixtures("_e4m3")
-@pytest.mark.parametrize(
-    "case",
-    [
-        *(pytest.param(case, id=name) for name, case in CONVOLUTIONS.items()),
-        *(pytest.param(case, id=str(case), marks=pytest.mark.slow) for case in MATRIX),
-    ],
-)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_conv_e4m3(case, dtype):
-    *given, bias, stride, padding = convolution(case, dtype)
-    # 32 channels are what an instruction of FP8 sums
-    got = conv_e4m3_triton.conv_e4m3_triton(*given, bias, stride, padding, Tile(32, 16, 32, 4, 2))
-    eager = conv_e4m3_ref(*given, bias, stride, padding)
-    assert_as_accurate(got, eager, conv_e4m3_ref(*given, bias.double(), stride, padding), SLACK.get(dtype, 0.0))
-
-
-@pytest.mark.usefixtures("_e4m3")
-@pytest.mark.parametrize(
-    "tile", [pytest.param(tile, id=str(tile), marks=pytest.mark.slow if i else ()) for i, tile in enumerate(TILES)]
-)
-def test_conv_e4m3_tiles_cover_everything_once(tile):
-    """More blocks of positions than one group, the last group short, at the launch table's own tiles."""
-    *given, bias, stride, padding = convolution(CONVOLUTIONS["3x3"], torch.float16)
-    x = torch.cat([given[0]] * 40)
-    got = conv_e4m3_triton.conv_e4m3_triton(x, *given[1:], bias, stride, padding, tile)
-    exact = conv_e4m3_ref(x, *given[1:], bias.double(), stride, padding)
-    assert_as_accurate(got, conv_e4m3_ref(x, *given[1:], bias, stride, padding), exact)
-
-
-@pytest.mark.usefixtures("_e4m3")
-def test_conv_e4m3_by_its_op():
-    *given, bias, stride, padding = convolution(CONVOLUTIONS["3x3, stride 2"], torch.float16)
-    turned = given[0].transpose(1, 2).contiguous().transpose(1, 2)  # strides of its own
-    exact = conv_e4m3_ref(*given, bias.double(), stride, padding)
-    got = conv_e4m3(turned, *given[1:], bias, stride, padding)
-    assert_as_accurate(got, conv_e4m3_ref(*given, bias, stride, padding), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,9 +1,9 @@
 """FP8 layers: weights and inputs rounded to e4m3 (arXiv 2209.05433) by a scale for each tensor, products summed wider.
 
 Scales come from the network itself: a weight's from its largest value, an input's from the largest seen while the network
-samples a short clip. Matrices are multiplied by PyTorch (`torch._scaled_mm`), convolutions are `vstar::conv_e4m3`. The first
-and the last convolution, from and to the latents' four channels, stay exact, and so do the text's keys and values: they are
-little work.
+samples a short clip. Matrices are multiplied by `vstar::linear_e4m3`, with all that is around them as in exact layers, and
+convolutions are `vstar::conv_e4m3`. The first and the last convolution, from and to the latents' four channels, stay exact, and
+so do the text's keys and values: they are little work.
 """
 
 import math
@@ -19,9 +19,10 @@ from .embeddings import Encode
 from .errors import DeviceError
 from .kernels.conv_e4m3 import conv_e4m3
 from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
-from .kernels.geglu import geglu
 from .kernels.linear import LayerNorm, normed
-from .layers import CrossAttention, FrameConv, Linear
+from .kernels.linear_e4m3 import linear_e4m3, product
+from .kernels.norm_e4m3 import norm_e4m3
+from .layers import CrossAttention, FeedForward, FrameConv, Linear
 from .sampling import sample
 from .schedule import Schedule
 from .tar import table
@@ -44,14 +45,6 @@ def step_for(largest: float) -> float:
     return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
 
 
-def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Multiplies e4m3 rows (n, in) by an e4m3 weight (out, in), times both scales, and adds the bias."""
-    # cuBLAS adds a bias in half precision only; else in place: a copy of the feed-forward's eight widths would be the peak
-    within = None if dtype == torch.float32 else bias
-    out = torch._scaled_mm(rows, weight.t(), scale_a=step, scale_b=scale, bias=within, out_dtype=dtype)
-    return out if bias is None or within is not None else out.add_(bias)
-
-
 class Fp8Layer(nn.Module):
     """A layer's weight, outputs first, rounded to e4m3, and the step of its inputs, which were seen to reach `largest`."""
 
@@ -68,18 +61,18 @@ class Fp8Layer(nn.Module):
 
 
 class Fp8Linear(Fp8Layer):
-    """A linear layer."""
+    """A linear layer; what it makes is rounded by the step `then` of an FP8 layer that alone reads it, where there is one."""
 
     def __init__(self, layer: Linear | nn.Conv2d, largest: float):
         super().__init__(layer.weight.detach().flatten(1), layer.bias, largest)
+        self.dtype = layer.weight.dtype
+        self.then: Tensor | None
+        self.register_buffer("then", None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
-        x = normed(x, norm)
-        rows = to_e4m3(x.reshape(-1, x.shape[-1]), self.step)
-        out = product(rows, self.weight, self.step, self.scale, self.bias, x.dtype).unflatten(0, x.shape[:-1])
-        if gate:
-            out = geglu(out)
-        return out if residual is None else residual + out
+        rows = x if norm is None else norm_e4m3(x, *norm, self.step)
+        given = (rows, self.weight, self.step, self.scale, self.bias, residual, gate, self.then)
+        return linear_e4m3(*given, self.dtype)
 
 
 class Fp8Pointwise(Fp8Linear):
@@ -192,3 +185,8 @@ def convert(unet: UNet, largest: Mapping[str, float]) -> None:
     for name, most in largest.items():
         parent, _, part = name.rpartition(".")
         setattr(unet.get_submodule(parent), part, small(found[name], most))
+    for module in unet.modules():
+        if isinstance(module, FeedForward):
+            first, second = module.net[0].proj, module.net[2]
+            if isinstance(first, Fp8Linear) and isinstance(second, Fp8Linear):
+                first.then = second.step

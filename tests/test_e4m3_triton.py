@@ -1,0 +1,11 @@
+"""Runs triton_e4m3.py, in Triton's interpreter and on a GPU."""
+
+import pytest
+import triton_process
+
+pytest.importorskip("triton", reason="needs Triton")
+
+
+@pytest.mark.parametrize(("interpret", "selection"), triton_process.PROCESSES)
+def test_kernels(interpret, selection):
+    triton_process.check("triton_e4m3.py", interpret, selection)
