@@ -61,6 +61,7 @@ def test_a_visitor_makes_a_video_and_watches_it(server, tmp_path):
         assert (video["num_frames"], video["num_inference_steps"], video["seed"]) == (12, 20, 3)
         assert video["synopsis"] == ["deep snow", "the snow melts", "flowers bloom"]
         assert 1.0 < video["tar"]["sigma"]["0"] < 1.2
+        assert video["tar"]["sigma"]["1"] == 8
         assert (tmp_path / saved).stat().st_size == video["bytes"]
         assert not complaints(page)
 
