@@ -79,6 +79,15 @@ class Browser:
         pointer = {"type": "pointer", "id": "mouse", "actions": [*moves, {"type": "pointerUp", "button": 0}]}
         self.call("POST", f"{self.session}/actions", {"actions": [pointer]})
 
+    def hover(self, css: str) -> None:
+        """Rests with the mouse on an element."""
+        move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": {ELEMENT: self.find(css)}}
+        self.call("POST", f"{self.session}/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": [move]}]})
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        """Asks the browser itself, by the protocol of its developer tools."""
+        return self.call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("GET", f"{self.session}/screenshot")))
 

@@ -21,6 +21,32 @@ def server(tmp_path):
         made.ledger()
 
 
+@pytest.fixture
+def quick(tmp_path):
+    """A server that asks for no key."""
+    with Server(tmp_path / "server") as made:
+        yield made
+        made.ledger()
+
+
+# answers to paths that hold `held` wait until `release()`; what was asked for is in `asked`
+HOLD = """
+const real = fetch; window.asked = []; window.held = null;
+const gate = new Promise(open => { window.release = open; });
+window.fetch = async (path, options) => {
+  asked.push(path);
+  if (held && path.includes(held)) await gate;
+  return real(path, options);
+};
+"""
+# whether a browser can still read what a URL names
+PLAYS = """
+const video = document.createElement('video'), [src] = arguments;
+return new Promise(done => { Object.assign(video, { onloadeddata: () => done(true), onerror: () => done(false), src }); });
+"""
+CLIPS = "return asked.filter(path => path.includes('variant=video')).length"
+
+
 def complaints(page):
     """Gives what the console holds but for the refusals that asking without a key brings."""
     return [line for line in page.complaints() if "401" not in line]
@@ -123,3 +149,48 @@ def test_a_server_without_keys_needs_none_and_a_lost_one_is_said(tmp_path):
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
         server.kill()
         page.until("return document.getElementById('health').textContent === 'not reachable'", seconds=40)
+
+
+def test_a_slow_video_does_not_take_the_place_of_another(quick, tmp_path):
+    first, second = (quick.wait(quick.create(f"number {i}"))["id"] for i in range(2))
+    with browser(tmp_path) as page:
+        page.goto(quick.url)
+        page.run(HOLD + "held = arguments[0]", f"{first}/content?variant=video")
+        page.click(f"#gallery [data-id={first}]")
+        page.click("#close")
+        page.click(f"#gallery [data-id={second}]")
+        shown = page.until("return document.getElementById('player').videoWidth && document.getElementById('player').src")
+        assert page.run(PLAYS, shown)
+        page.run("release(); return new Promise(done => setTimeout(done, 1000))")
+        assert page.run("return document.getElementById('player').src") == shown
+        assert page.run("return document.getElementById('download').download") == f"{second}.mp4"
+        assert page.run("return document.getElementById('download').href") == shown
+        page.click("#close")
+        page.until("return !document.getElementById('player').src")
+        assert not page.run(PLAYS, shown)
+
+
+def test_a_clip_plays_only_under_a_mouse_that_rests_and_is_let_go(quick, tmp_path):
+    id = quick.wait(quick.create())["id"]
+    with browser(tmp_path) as page:
+        page.goto(quick.url)
+        page.find(f"#gallery [data-id={id}] img")
+        page.run(HOLD)
+        page.run("document.querySelector('#gallery .shot').focus()")
+        page.hover("#gallery .shot")
+        page.hover("#prompt")
+        page.run("return new Promise(done => setTimeout(done, 1000))")
+        assert page.run(CLIPS) == 0
+        page.hover("#gallery .shot")
+        clip = page.until("const clip = document.querySelector('#gallery video'); return clip?.currentTime > 0 && clip.src")
+        page.hover("#prompt")
+        page.until("return !document.querySelector('#gallery video')")
+        assert not page.run(PLAYS, clip)
+
+        page.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+        page.hover("#gallery .shot")
+        page.run("return new Promise(done => setTimeout(done, 1000))")
+        assert page.run(CLIPS) == 1
+        page.click("#gallery .shot")
+        page.until("return document.getElementById('player').videoWidth")
+        assert page.run("return document.getElementById('player').paused")

@@ -56,7 +56,7 @@ def test_nothing_is_fetched_from_elsewhere_and_no_attribute_runs_or_styles():
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
         for name in ("src", "href", "action", "srcset", "poster"):
             assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
-    assert not re.findall(r"(?:url\(|import\s|https?://(?!www\.w3\.org/2000/svg))", TEXT.replace("url.then(", ""))
+    assert not re.findall(r"(?:url\(|import\s|https?://(?!www\.w3\.org/2000/svg))", TEXT)
     assert "innerHTML" not in TEXT
     assert "document.write" not in TEXT
 
