@@ -194,3 +194,34 @@ def test_a_clip_plays_only_under_a_mouse_that_rests_and_is_let_go(quick, tmp_pat
         page.click("#gallery .shot")
         page.until("return document.getElementById('player').videoWidth")
         assert page.run("return document.getElementById('player').paused")
+
+
+# pages of two, so that five videos are three pages
+PAIRS = "const real = fetch; fetch = (path, options) => real(path.replace('limit=50', 'limit=2'), options);"
+SHOWN = "return document.querySelectorAll('#gallery .shot').length"
+
+
+def test_older_videos_are_shown_though_the_oldest_known_was_deleted(quick, tmp_path):
+    ids = []
+    for i in range(5):
+        ids.append(quick.wait(quick.create(f"number {i}"))["id"])
+        time.sleep(1.05)  # videos are as old as their second says
+    with browser(tmp_path) as page:
+        page.devtools("Page.addScriptToEvaluateOnNewDocument", source=PAIRS)
+        page.goto(quick.url)
+        page.until(f"{SHOWN} === 2")
+        page.run("clearTimeout(timer)")
+        assert quick.http.delete(f"/v1/videos/{ids[3]}").status_code == 200
+        page.click("#older")
+        page.until(f"{SHOWN} === 3")
+        assert page.run("return [...document.querySelectorAll('#gallery .shot')].map(card => card.dataset.id)") == [
+            ids[4],
+            *ids[2:0:-1],
+        ]
+        page.run("const real = fetch; fetch = async () => { fetch = real; throw TypeError('offline'); }")
+        page.click("#older")
+        page.until("return document.getElementById('missed').textContent === 'The server cannot be reached.'")
+        page.click("#older")
+        page.until(f"{SHOWN} === 4")
+        assert page.run("return document.getElementById('missed').hidden && document.getElementById('older').hidden")
+        assert not [line for line in page.complaints() if "Uncaught" in line]
