@@ -8,6 +8,8 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from browser import browser
 from servers import Server
 
+from vstar_engine.timeline import place
+
 pytestmark = pytest.mark.slow
 
 KEY = "a-key-for-the-browser-0123456789"
@@ -225,3 +227,71 @@ def test_older_videos_are_shown_though_the_oldest_known_was_deleted(quick, tmp_p
         page.until(f"{SHOWN} === 4")
         assert page.run("return document.getElementById('missed').hidden && document.getElementById('older').hidden")
         assert not [line for line in page.complaints() if "Uncaught" in line]
+
+
+USE = "use(arguments[0]); return JSON.parse(JSON.stringify(body()))"
+
+
+def test_the_settings_of_a_video_come_back_whole(quick, tmp_path):
+    """What the page would send again is what made the video, as the API shows it."""
+    said = {"prompt": "a seed grows", "seed": 7, "fps": 12.5, "num_inference_steps": 400, "guidance_scale": 3.25, "eta": 0.25}
+    said |= {"priority": 2, "negative_prompt": "", "num_frames": 300, "size": "1216x64", "spread": "ease"}
+    tar = {"sigma": {"0": 20.125, "1": 4, "2": 9}, "strength": 0.75, "until_step": 5}
+    states = [("a seed", 0, "snow"), ("a bud", 0.5, None), ("a bloom", 299, "rain")]
+    states = [{"text": text, "at": at, "duration": None, "negative": negative} for text, at, negative in states]
+    with browser(tmp_path) as page:
+        page.goto(quick.url)
+        page.until("return document.getElementById('health').textContent === 'ready'")
+        sent = page.run(USE, {**said, "tar": tar, "states": states, "embeddings": "garden"})
+        assert sent.pop("tar") == {"sigma": tar["sigma"], "strength": 0.75, "until": 5}
+        assert sent.pop("synopsis") == [
+            {"text": "a seed", "at": 0, "negative": "snow"},
+            {"text": "a bud", "at": 150},
+            {"text": "a bloom", "at": 299, "negative": "rain"},
+        ]
+        assert sent == {name: value for name, value in said.items() if value != ""}
+        assert page.text("#coarser") == "and 4 at level 1, 9 at level 2, strength 0.75, until step 5"
+        assert "garden" in page.text("#note")
+        assert page.run("return document.querySelector('.unwanted').value") == "snow"
+        assert page.run("return document.getElementById('composer').checkValidity()")
+
+        plain = {**said, "tar": None, "synopsis": ["a seed", "a bloom"]}
+        sent = page.run(USE, plain)
+        assert (sent["tar"], sent["synopsis"]) == ("none", ["a seed", "a bloom"])
+        assert page.run("return document.getElementById('note').hidden")
+
+        page.run("document.querySelector('details').open = false; document.getElementById('fps').value = 100")
+        page.click("#go")
+        assert page.run("return document.querySelector('details').open")
+
+
+PLACED = """
+['frames', 'spread'].forEach((id, i) => { document.getElementById(id).value = arguments[i]; });
+return placed(arguments[2]);
+"""
+
+
+def test_states_stand_where_the_engine_puts_them(quick, tmp_path):
+    """Positions and durations of a video's states become the frames that the engine gives them."""
+    at = [[0, 0.5, 1.0], [0, 1, 0.25, 31], [0.0, 1.0], [0, 0.3, 0.35]]
+    lasting = [[1, 1], [1, 2.5, 3], [5, 1, 1, 1]]
+    cases = [(frames, mode, {"at": places}) for frames in (32, 33) for mode in ("linear", "hold") for places in at]
+    cases += [(frames, mode, {"durations": each}) for frames in (32, 33, 62) for mode in ("ease", "hold") for each in lasting]
+    cases = [case for case in cases if right(*case)]
+    assert len(cases) > 20
+    with browser(tmp_path) as page:
+        page.goto(quick.url)
+        for frames, mode, where in cases:
+            ((name, values),) = where.items()
+            states = [{"text": "a", name.removesuffix("s"): value} for value in values]
+            placed = page.run(PLACED, frames, mode, states)
+            assert placed == place(len(states), frames, mode, **where), (frames, mode, where)
+
+
+def right(frames, mode, where):
+    """Says whether the engine takes it, and JSON can tell it."""
+    try:
+        place(len(next(iter(where.values()))), frames, mode, **where)
+    except ValueError:
+        return False
+    return (mode, where) != ("hold", {"at": [0.0, 1.0]})
