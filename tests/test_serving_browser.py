@@ -295,3 +295,73 @@ def right(frames, mode, where):
     except ValueError:
         return False
     return (mode, where) != ("hold", {"at": [0.0, 1.0]})
+
+
+# what a screen reader says: every change of a region that is spoken
+LISTEN = """
+window.spoken = [];
+new MutationObserver(changes => changes.forEach(({ target }) => {
+  const region = (target.closest ? target : target.parentElement).closest('[aria-live], [role=status], [role=alert]');
+  if (region) spoken.push(region.textContent);
+})).observe(document.body, { subtree: true, childList: true, characterData: true });
+"""
+# the least contrast of the numbers of states, by what the browser paints
+CONTRAST = """
+const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+const luminance = colour => {
+  canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(x => x / 255)
+    .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+return Math.min(...[...document.querySelectorAll('.state .number, .handle b')].map(getComputedStyle).map(style => {
+  const [low, high] = [style.color, style.backgroundColor].map(luminance).sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}));
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_timeline_is_for_keys_and_fingers_and_can_be_read(quick, tmp_path, dark):
+    with browser(tmp_path, dark=dark) as page:
+        page.goto(quick.url)
+        page.until("return document.getElementById('health').textContent === 'ready'")
+        for number in range(1, 9):
+            page.click("#add")
+            page.type(f".state:nth-child({number}) input", "a")
+        assert page.run(CONTRAST) >= 4.5
+        handle = (
+            "return Object.fromEntries([...document.querySelector(\".handle[aria-label='state 4']\").attributes]"
+            ".map(({ name, value }) => [name, value]))"
+        )
+        before = page.run(handle)
+        assert (before["role"], before["aria-valuenow"], before["aria-valuemax"]) == ("slider", "27", "63")
+        assert before["aria-valuetext"] == "frame 27, 3.4 s"
+        page.run("document.querySelector(\".handle[aria-label='state 4']\").focus()")
+        page.type(".handle[aria-label='state 4']", "\ue014\ue013")  # right, up
+        assert page.run(handle)["aria-valuenow"] == "29"
+        page.take_away(".handle[aria-label='state 4']", right=20)
+        left = page.run(handle)["aria-valuenow"]
+        assert left != "29"
+        for right in (4, 8):
+            page.hover(".handle[aria-label='state 4']", right=right)
+        assert page.run(handle)["aria-valuenow"] == left
+        assert not complaints(page)
+
+
+def test_starts_and_ends_alone_are_spoken(quick, tmp_path):
+    with browser(tmp_path) as page:
+        page.goto(quick.url)
+        page.until("return document.getElementById('health').textContent === 'ready'")
+        page.run(LISTEN)
+        page.run("document.getElementById('steps').value = 6")
+        for count, prompt in enumerate(("a tree, step=0.3", "error@3 and step=0.3"), 1):
+            page.run("document.getElementById('prompt').value = arguments[0]", prompt)
+            page.click("#go")
+            page.until("return document.querySelector('.job .progress')?.getAttribute('aria-valuenow') > 20")
+            page.until(f"{SHOWN} === arguments[0]", count)
+        spoken = page.run("return spoken")
+        assert spoken[:2] == ["a tree, step=0.3: started", "a tree, step=0.3: done"]
+        assert len(spoken) == 4
+        assert spoken[2] == "error@3 and step=0.3: started"
+        assert spoken[3].startswith("error@3 and step=0.3: ")
