@@ -149,6 +149,9 @@ def test_a_server_without_keys_needs_none_and_a_lost_one_is_said(tmp_path):
         page.until("return document.getElementById('health').textContent === 'ready'")
         assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(16, 16, 24)"
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+        page.devtools("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("return document.querySelector('.bar').offsetHeight") < 70  # one line
         server.kill()
         page.until("return document.getElementById('health').textContent === 'not reachable'", seconds=40)
 
