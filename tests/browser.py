@@ -73,11 +73,28 @@ class Browser:
 
     def drag(self, css: str, right: int) -> None:
         """Takes an element with the mouse and moves it by pixels."""
-        origin = {ELEMENT: self.find(css)}
-        moves = [{"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin}, {"type": "pointerDown", "button": 0}]
-        moves += [{"type": "pointerMove", "duration": 50, "x": right // 2 * part, "y": 0, "origin": origin} for part in (1, 2)]
-        pointer = {"type": "pointer", "id": "mouse", "actions": [*moves, {"type": "pointerUp", "button": 0}]}
+        moves = [{"type": "pointerMove", "duration": 50, "x": right // 2, "y": 0, "origin": "pointer"}] * 2
+        self._point("mouse", css, [{"type": "pointerDown", "button": 0}, *moves, {"type": "pointerUp", "button": 0}])
+
+    def hover(self, css: str, right: int = 0) -> None:
+        """Rests with the mouse on an element, so many pixels beside its middle."""
+        self._point("mouse", css, [], right)
+
+    def take_away(self, css: str, right: int) -> None:
+        """Drags an element with a finger, until the system takes the finger for something else."""
+        box = self.run("return document.querySelector(arguments[0]).getBoundingClientRect()", css)
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for kind, points in (("touchStart", [x]), ("touchMove", [x + right]), ("touchCancel", [])):
+            self.devtools("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x in points])
+
+    def _point(self, kind: str, css: str, then: list[dict[str, Any]], right: int = 0) -> None:
+        start = {"type": "pointerMove", "duration": 0, "x": right, "y": 0, "origin": {ELEMENT: self.find(css)}}
+        pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": [start, *then]}
         self.call("POST", f"{self.session}/actions", {"actions": [pointer]})
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        """Asks the browser itself, by the protocol of its developer tools."""
+        return self.call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("GET", f"{self.session}/screenshot")))
