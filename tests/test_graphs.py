@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vstar_engine import analysis
 from vstar_engine.backends.eager import RecordedUnet
-from vstar_engine.backends.graphs import SHAPES, Recent, Recording
+from vstar_engine.backends.graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
 from vstar_engine.sampling import coefficients
@@ -217,6 +217,18 @@ def test_a_capture_that_failed_is_not_tried_again(graphs):
     assert torch.equal(recording(), torch.ones(2))
     assert graphs.replays == 0
     assert recording.graph is None
+
+
+def test_what_comes_while_it_grows_stays():
+    kept = Recent()
+    with growing():
+        for key in range(SHAPES + 3):
+            kept.take(key, lambda key=key: -key)
+    assert kept.take(0, lambda: 1) == 0
+    kept.take("more", lambda: 1)
+    assert len(kept) == SHAPES + 3
+    assert list(kept)[-2:] == [0, "more"]
+    assert Recent().most == SHAPES
 
 
 def test_what_was_not_used_for_longest_makes_room():

@@ -10,10 +10,12 @@ from torch import Tensor
 from vstar_engine import Engine, Sampling, Tar, memory
 from vstar_engine.backends import eager
 from vstar_engine.backends.eager import RecordedUnet
-from vstar_engine.backends.graphs import Recording
+from vstar_engine.backends.graphs import SHAPES, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.config import Request
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.serving.model import Model
+from vstar_engine.serving.warmup import warm
 from vstar_engine.unet import UNet
 from vstar_engine.warm import shortened
 
@@ -100,6 +102,23 @@ def test_no_request_waits_for_a_recording_of_a_warmed_clip(graphs, mini, mini_we
     engine.generate("snow", **{**QUICK, "sampling": sampling})
     assert graphs.replays == before + 14
     assert len(engine.denoiser.recent) == known == 5
+
+
+def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, mini_weights, monkeypatch):
+    """Batches of up to three are more shapes than are kept unasked; any of their videos may be guided."""
+    monkeypatch.setattr(eager, "UNet", RecordedUnet)
+    model = Model(Engine.load("mini", mini_weights))
+    facts = model.facts()
+    monkeypatch.setattr(model, "facts", lambda: {**facts, "device": "cuda:0"})
+    warm(model, [(1, 32, 32)], 3, {"batch_limits": {"1x32x32": 3}})
+    made = len(model.engine.denoiser.recent)
+    assert made == 9 > SHAPES
+    monkeypatch.setattr(Recording, "_capture", lambda self: pytest.fail("a job's step was captured"))
+    for guidances in ((1.0,), (1.0, 6.0), (6.0, 1.0, 3.0), (1.0, 1.0, 6.0), (6.0, 5.0, 4.0)):
+        before = graphs.replays
+        walked(model.engine, [Request(("snow",), 1, 0, (32, 32), Sampling(1, guidance=guidance)) for guidance in guidances])
+        assert graphs.replays == before + 1
+    assert len(model.engine.denoiser.recent) == made
 
 
 def test_an_engine_without_a_text_tower_is_warmed(engine):

@@ -72,6 +72,68 @@ def test_what_is_known_is_not_measured_again(clock):
     assert set(renderer.batches) == {1}
 
 
+class OnGpu(slow_engine.Slow):
+    """Says that it runs on a GPU, and notes of each batch which of its videos are guided."""
+
+    def __init__(self, short_at=99):
+        super().__init__(0.0)
+        self.short_at, self.begun, self.released = short_at, [], 0
+
+    def facts(self):
+        return {**super().facts(), "device": "cuda:0"}
+
+    def begin(self, jobs):
+        made = super().begin(jobs)
+        self.begun.append((jobs[0].frames, made.steps, *(job.guidance != 1.0 for job in jobs)))
+        return made
+
+    def step(self, batch):
+        if len(batch.rows) >= self.short_at:
+            raise MemoryError
+        batch.done += 1
+
+    def release(self):
+        self.released += 1
+
+
+KNOWN = {"batch_limits": {"8x32x64": 3, "16x32x64": 1}, "paces": {}}
+SMALLER = [(True,), (False,), (True, True), (True, False), (False, False)]
+THREE = [(True, True, True), (True, True, False), (True, False, False), (False, False, False)]
+
+
+@pytest.mark.parametrize(
+    ("fast", "steps", "batches"),
+    [
+        ((), 2, [*SMALLER, *THREE]),
+        (("few-step",), 2, [*SMALLER, *THREE]),
+        (("guidance-interval",), 5, [(True,), (True, True), (True, True, True)]),
+        (("step-cache",), 4, [*SMALLER, *THREE]),
+    ],
+    ids=str,
+)
+def test_a_gpu_takes_every_batch_that_jobs_may_make_before_it_serves_them(fast, steps, batches):
+    """Steps of each kind often enough to be recorded, also where an earlier worker has measured."""
+    renderer = OnGpu()
+    assert warm(renderer, BUCKETS, 4, KNOWN, fast)["batch_limits"] == KNOWN["batch_limits"]
+    alone = [batch for batch in batches if len(batch) == 1]
+    assert renderer.begun[2:] == [*((8, steps, *batch) for batch in batches), *((16, steps, *batch) for batch in alone)]
+
+
+def test_what_does_not_fit_beside_what_was_recorded_ends_warming_up():
+    renderer = OnGpu(short_at=3)
+    warm(renderer, BUCKETS, 4, KNOWN)
+    assert renderer.released == 1
+    assert renderer.begun[-1] == (8, 2, *THREE[0])
+
+
+def test_a_cpu_takes_no_batch_more_than_it_measures(clock):
+    renderer = Timed({1: 1.0, 2: 1.0, 4: 1.0}, clock)
+    facts = {**renderer.facts(), "device": "cpu"}
+    renderer.facts = lambda: facts
+    warm(renderer, BUCKETS[:1], 4, {})
+    assert renderer.batches == [1, 1, 2, 2, 4, 4]
+
+
 def test_pace_stretches_what_was_measured_to_other_clips():
     pace = Pace()
     assert pace.longest(slow_engine.job(), 1) == 0.0

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
-from .backends import TENSORRT
 from .config import MAX_FRAMES, STEP_CACHE, Request, rows_at_once
 from .errors import EngineError
 
@@ -162,15 +161,6 @@ class Artifact:
                 short = (str(x)[:HASH_LENGTH] if part in ("weights", "kernel") else x for x in (built, value))
                 said = "{} was built for {} {}, not {}".format(self.folder, CALLED[part], *short)
                 raise EngineError(f"{said}; {rebuild}")
-
-    def check_options(self, spatial_attention: str, graphs: bool) -> None:
-        """Raises ValueError for an option that changes nothing in this engine."""
-        if spatial_attention != "auto":
-            said = f"{self.folder} attends within frames as it was built to, got spatial attention {spatial_attention!r}"
-            raise ValueError(f"{said}; leave the option out, or run without a built engine")
-        if not graphs and self.identity["backend"] not in TENSORRT:
-            said = f"back end {self.identity['backend']} of {self.folder} records no CUDA graphs to do without"
-            raise ValueError(f"{said}; leave out --no-graphs (graphs=False)")
 
     def check_clip(self, frames: int, size: tuple[int, int], rows: int) -> None:
         """Raises EngineError, naming what to build, for a clip (size in pixels) or a batch that the engine does not take."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import bundled
 from .artifacts import read_weights
-from .backends import BACKENDS, EAGER
+from .backends import BACKENDS, EAGER, TENSORRT
 from .built import Artifact
 from .config import ATTENTION_NAMES, DTYPE_NAMES, FAST, FP8, MODELS, model_named
 
@@ -46,6 +46,16 @@ class Choice:
         spec = model_named(self.model)
         path = Path(self.weights or bundled.weights(spec))
         bundled.check_model(read_weights(path), path, spec)
+
+
+def check_options(artifact: Artifact, spatial_attention: str, graphs: bool) -> None:
+    """Raises ValueError for an option that changes nothing in a built engine."""
+    if spatial_attention != "auto":
+        said = f"{artifact.folder} attends within frames as it was built to, got spatial attention {spatial_attention!r}"
+        raise ValueError(f"{said}; leave the option out, or run without a built engine")
+    if not graphs and artifact.identity["backend"] not in TENSORRT:
+        said = f"back end {artifact.identity['backend']} of {artifact.folder} records no CUDA graphs to do without"
+        raise ValueError(f"{said}; leave out --no-graphs (graphs=False)")
 
 
 def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:

@@ -16,7 +16,7 @@ from .artifacts import digest_of, kernel_hash
 from .backends import EAGER, TENSORRT, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
-from .choice import Choice
+from .choice import Choice, check_options
 from .config import FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
@@ -108,7 +108,7 @@ class Engine:
                 "and give its folder as engine"
             )
         if artifact is not None:
-            artifact.check_options(spatial_attention, graphs)
+            check_options(artifact, spatial_attention, graphs)
         if fp8:
             check_choice(where, kind, artifact, text is not None)
         files = list(loras or (artifact.manifest["loras"] if artifact else ()))
@@ -297,6 +297,8 @@ class Engine:
                 Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
+        # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
+        rows.sort(key=lambda row: row.request.sampling.guidance == 1.0)
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 

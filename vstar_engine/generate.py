@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import memory, plan
 from .artifacts import check_writable
 from .built import Artifact, size_words
-from .choice import Choice, add_fast_option, add_model_options, fast_from
+from .choice import Choice, add_fast_option, add_model_options, check_options, fast_from
 from .config import (
     FEW_STEP,
     TAR_PRESETS,
@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
     artifact = None if args.engine is None else Artifact.open(args.engine)
     choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
     if artifact is not None:
-        artifact.check_options(args.spatial_attention, args.graphs)
+        check_options(artifact, args.spatial_attention, args.graphs)
         if args.size is None and artifact.identity["size"]:
             args.size = size_words(artifact.identity["size"])
     spec = model_named(choice.model)

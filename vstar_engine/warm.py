@@ -54,21 +54,23 @@ def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
 
 
 def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
-    """Takes each clip through all stages of an engine."""
+    """Takes each clip through all stages of an engine, and has all of them kept."""
+    # imported here, as what follows: a server's worker loads this module before it loads PyTorch
+    from .backends.graphs import growing
 
     def made_up(texts: Sequence[str]) -> "Tensor":
-        # imported here: a server's worker loads this module before it loads PyTorch
         import torch
 
         shape = len(texts), engine.spec.text.context_length, engine.spec.unet.context_dim
         return torch.zeros(shape, device=engine.device, dtype=engine.dtype)
 
     encode = made_up if engine.text is None else None
-    for frames, height, width in clips:
-        request = Request((PROMPT,), frames, size=(height, width), sampling=shortened(sampling))
-        made = passage(partial(engine.begin, [request], encode=encode), lambda batch: batch.step(), engine.finish)
-        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in made.seconds.items())
-        log.info("warmed %d frames of %dx%d: %s", frames, height, width, stages)
+    with growing():
+        for frames, height, width in clips:
+            request = Request((PROMPT,), frames, size=(height, width), sampling=shortened(sampling))
+            made = passage(partial(engine.begin, [request], encode=encode), lambda batch: batch.step(), engine.finish)
+            stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in made.seconds.items())
+            log.info("warmed %d frames of %dx%d: %s", frames, height, width, stages)
 
 
 def shortened(sampling: Sampling) -> Sampling:

@@ -6,12 +6,13 @@ that. What a recorded call reads and writes must keep its address.
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
 
-# shapes that are kept: lengths and batches of a server; one that mixes more starts the oldest anew
+# shapes that are kept where fewer were warmed; who mixes more starts the oldest anew
 SHAPES = 8
 
 K = TypeVar("K", bound=Hashable)
@@ -59,13 +60,31 @@ class Recording(Generic[V]):
         self.graph = graph
 
 
+_growing = False
+
+
+@contextmanager
+def growing() -> Iterator[None]:
+    """What comes meanwhile makes nothing give way, and from then on so much is kept: for warming up."""
+    global _growing
+    before, _growing = _growing, True
+    try:
+        yield
+    finally:
+        _growing = before
+
+
 class Recent(OrderedDict[K, V]):
-    """What was used last, `SHAPES` at most."""
+    """What was used last: `SHAPES` at most, or as many as there were while it was `growing`."""
+
+    most = SHAPES
 
     def take(self, key: K, make: Callable[[], V]) -> V:
         """Gives what is kept under a key, made now where there is nothing; what was not used for longest makes room first."""
         if key not in self:
-            while len(self) >= SHAPES:
+            if _growing:
+                self.most = max(self.most, len(self) + 1)
+            while len(self) >= self.most:
                 self.popitem(last=False)
             self[key] = make()
         self.move_to_end(key)

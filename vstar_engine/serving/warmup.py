@@ -1,14 +1,18 @@
-"""What a worker does before it is ready: takes every bucket through all stages, and measures whether a batch pays."""
+"""What a worker does before it is ready: takes every bucket through all stages, and measures whether a batch pays.
+
+On a GPU it also takes steps of every batch that jobs may make of a bucket, so that none is recorded while a job waits.
+"""
 
 import logging
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Sampling
-from ..warm import PROMPT, fastest_step, passage
+from ..config import GUIDANCE_INTERVAL, Sampling
+from ..warm import PROMPT, fastest_step, passage, shortened
 from . import results
 from .job import Job
 from .renderer import Renderer
@@ -38,8 +42,8 @@ def warm(
     of the same server measured, which is not measured again.
     """
     limits, paces = dict(known.get("batch_limits", {})), dict(known.get("paces", {}))
-    steps = STEPS["cpu" if renderer.facts()["device"].startswith("cpu") else "gpu"]
-    sampling = replace(Sampling.usual(fast), steps=steps)
+    device = renderer.facts()["device"]
+    sampling = replace(Sampling.usual(fast), steps=STEPS["cpu" if device.startswith("cpu") else "gpu"])
     for bucket in buckets:
         name = bucket_name(bucket[0], bucket[1:])
         measured = _whole(renderer, bucket, sampling)
@@ -48,23 +52,49 @@ def warm(
             most_here = min(most, renderer.most_at_once())
             limits[name] = _limit(renderer, bucket, paces[name]["step"], most_here, sampling)
             log.info("%s: %.3f s a step, batches of up to %d", name, paces[name]["step"], limits[name])
+    if device.startswith("cuda"):
+        _record(renderer, {bucket: limits[bucket_name(bucket[0], bucket[1:])] for bucket in buckets}, Sampling.usual(fast))
     return {"batch_limits": limits, "paces": paces}
 
 
-def _jobs(bucket: Bucket, count: int, sampling: Sampling) -> list[Job]:
+def _record(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) -> None:
+    """Takes the steps of every batch that jobs make: up to the limit, and of each number of guided videos in it."""
+    # imported here: the worker loads this module before it loads PyTorch
+    from ..backends.graphs import growing
+
+    guided = shortened(usual if usual.guidance != 1.0 else replace(usual, guidance=Sampling.guidance))
+    plain = None if GUIDANCE_INTERVAL in usual.fast else replace(guided, guidance=1.0)
+    with growing():
+        for bucket, limit in limits.items():
+            for count in range(1, limit + 1):
+                for alone in range(count + 1 if plain else 1):
+                    batch = [*[guided] * (count - alone), *([plain] * alone if plain else ())]
+                    if _together(renderer, bucket, batch) == math.inf:
+                        return
+
+
+def _jobs(bucket: Bucket, samplings: Sequence[Sampling]) -> list[Job]:
     frames, height, width = bucket
-    how = {name: getattr(sampling, name) for name in ("steps", "guidance", "fast")}
-    return [Job(f"warm-up-{i}", "", "", PROMPT, (PROMPT,), frames, (height, width), 0.0, i, **how) for i in range(count)]
+    hows = [{name: getattr(sampling, name) for name in ("steps", "guidance", "fast")} for sampling in samplings]
+    return [
+        Job(f"warm-up-{i}", "", "", PROMPT, (PROMPT,), frames, (height, width), 0.0, i, **how) for i, how in enumerate(hows)
+    ]
 
 
-def _together(renderer: Renderer, bucket: Bucket, count: int, sampling: Sampling) -> float:
-    """Gives the seconds of a step of `count` videos together."""
-    return fastest_step(renderer.begin(_jobs(bucket, count, sampling)), renderer.step)
+def _together(renderer: Renderer, bucket: Bucket, samplings: Sequence[Sampling]) -> float:
+    """Gives the seconds of a step of videos together; infinite where they do not fit."""
+    try:
+        return fastest_step(renderer.begin(_jobs(bucket, samplings)), renderer.step)
+    except (RuntimeError, MemoryError) as error:
+        if not renderer.is_shortage(error):
+            raise
+        renderer.release()
+        return math.inf
 
 
 def _whole(renderer: Renderer, bucket: Bucket, sampling: Sampling) -> dict[str, float]:
     """Makes one video with few steps, writes it, and times the stages."""
-    made = passage(lambda: renderer.begin(_jobs(bucket, 1, sampling)), renderer.step, renderer.finish)
+    made = passage(lambda: renderer.begin(_jobs(bucket, [sampling])), renderer.step, renderer.finish)
     renderer.learn_colours(made.row, made.video)
     with tempfile.TemporaryDirectory() as folder:
         results.write(made.video, Path(folder), "warm-up", "warm-up")
@@ -76,13 +106,7 @@ def _limit(renderer: Renderer, bucket: Bucket, one: float, most: int, sampling: 
     limit, seconds = 1, one
     while limit < most:
         wider = min(2 * limit, most)
-        try:
-            wide = _together(renderer, bucket, wider, sampling)
-        except (RuntimeError, MemoryError) as error:
-            if not renderer.is_shortage(error):
-                raise
-            renderer.release()
-            break
+        wide = _together(renderer, bucket, [sampling] * wider)
         if wider / wide < PAYS * limit / seconds:
             break
         limit, seconds = wider, wide
