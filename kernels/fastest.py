@@ -1,15 +1,18 @@
 """The fastest of several ways to compute the same, tried out once for each case on the device it runs on and then kept.
 
 As cuDNN's benchmark mode chooses among its algorithms. What is recorded as a CUDA graph cannot be timed: there the way that was
-kept runs, or the first one where none was. The first one also runs where PyTorch is told to be deterministic: rounding differs
-among ways, and so a choice by time may differ from one process to the next.
+kept runs, or the first one where none was. Rounding differs among ways, so what was chosen is stored for the processes to come
+(`choices`); where PyTorch is told to be deterministic, and none may depend on time, the first one runs.
 """
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from functools import cache
 from typing import TypeVar
 
 import torch
+
+from .choices import Choices
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,7 @@ T = TypeVar("T")
 Ways = Mapping[str, Callable[[], T]]
 
 kept: dict[Hashable, str] = {}
+stored = cache(Choices)
 
 
 def gpu_seconds(call: Callable[[], object]) -> float:
@@ -45,13 +49,19 @@ def timed(ways: Ways[T], seconds: Callable[[Callable[[], object]], float]) -> di
     return {name: min(times[name] for times in rounds) for name in ways}
 
 
+def chosen(case: Hashable, ways: Ways[T], seconds: Callable[[Callable[[], object]], float]) -> str:
+    """Times the ways and stores which is the fastest."""
+    times = timed(ways, seconds)
+    log.info("%s: %s", case, ", ".join(f"{name} {1e6 * took:.0f} us" for name, took in times.items()))
+    return stored().add(str(case), min(times, key=times.__getitem__), ways)
+
+
 def fastest(case: Hashable, ways: Ways[T], seconds: Callable[[Callable[[], object]], float] = gpu_seconds) -> T:
     """Computes by the way that is the fastest in a case; a lone way is never timed."""
     default = next(iter(ways))
     if len(ways) == 1 or torch.are_deterministic_algorithms_enabled():
         return ways[default]()
     if case not in kept and not capturing():
-        times = timed(ways, seconds)
-        kept[case] = min(times, key=times.__getitem__)
-        log.info("%s: %s", case, ", ".join(f"{name} {1e6 * took:.0f} us" for name, took in times.items()))
+        before = stored().chosen.get(str(case), "")
+        kept[case] = before if before in ways else chosen(case, ways, seconds)
     return ways[kept.get(case, default)]()

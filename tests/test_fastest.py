@@ -1,10 +1,13 @@
 """The choice among ways to compute the same: timed once for each case, kept, and never made while a graph is recorded."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from vstar_engine.kernels import choices
 from vstar_engine.kernels import fastest as module
 from vstar_engine.kernels.fastest import fastest
 
@@ -23,8 +26,12 @@ class Timer:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_kept(monkeypatch):
+def _nothing_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "kept", {})
+    monkeypatch.setenv("VSTAR_CACHE", str(tmp_path))
+    module.stored.cache_clear()
+    yield
+    module.stored.cache_clear()
 
 
 def ways(called=None):
@@ -93,3 +100,83 @@ def test_determinism_and_a_lone_way_are_not_timed():
         torch.use_deterministic_algorithms(False)
     assert timer.timed == []
     assert module.kept == {}
+
+
+PROCESS = """
+import sys
+from vstar_engine.kernels.fastest import fastest
+
+timed = []
+seconds = {"plain": float(sys.argv[1]), "ours": 1.0}
+ways = {name: lambda name=name: name for name in seconds}
+way = fastest("case", ways, lambda call: timed.append(call()) or seconds[timed[-1]])
+print(way, len(timed))
+"""
+
+
+def in_a_new_process(plain):
+    """Gives the way that a new process chooses, where the plain one takes so many seconds and ours one, and what it timed."""
+    done = subprocess.run([sys.executable, "-c", PROCESS, str(plain)], capture_output=True, text=True, check=True)
+    way, timed = done.stdout.split()
+    return way, int(timed)
+
+
+def test_another_process_computes_by_what_the_first_one_chose():
+    assert in_a_new_process(2.0) == ("ours", 2 * module.ROUNDS)
+    # it would choose the other way, had it timed them
+    assert in_a_new_process(0.5) == ("ours", 0)
+
+
+def stored_again(monkeypatch):
+    """What a next process finds."""
+    monkeypatch.setattr(module, "kept", {})
+    module.stored.cache_clear()
+    return module.stored()
+
+
+def test_other_libraries_choose_anew(monkeypatch):
+    fastest("case", ways(), Timer(plain=[2.0], ours=[1.0]))
+    assert stored_again(monkeypatch).chosen == {"case": "ours"}
+    monkeypatch.setattr(choices, "kernel_hash", lambda: "other sources")
+    assert stored_again(monkeypatch).chosen == {}
+    assert fastest("case", ways(), Timer(plain=[1.0], ours=[2.0])) == "plain"
+    assert len(list(module.stored().path.parent.iterdir())) == 2
+
+
+def test_a_way_that_is_no_more_is_not_taken(monkeypatch):
+    module.stored().add("case", "theirs", ["theirs"])
+    assert stored_again(monkeypatch).chosen == {"case": "theirs"}
+    assert fastest("case", ways(), Timer(plain=[2.0], ours=[1.0])) == "ours"
+
+
+def test_what_another_process_chose_meanwhile_is_kept():
+    mine, other = choices.Choices(), choices.Choices()
+    assert other.add("case", "plain", ways()) == "plain"
+    assert mine.add("case", "ours", ways()) == "plain"
+    assert mine.add("more", "ours", ways()) == "ours"
+    assert choices.Choices().chosen == {"case": "plain", "more": "ours"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"of": 1, "chosen": {}}', b"[" * 100000], ids=lambda x: str(x[:9])
+)
+def test_a_damaged_file_is_named_and_written_anew(content, monkeypatch, caplog):
+    fastest("case", ways(), Timer(plain=[2.0], ours=[1.0]))
+    path = module.stored().path
+    path.write_bytes(content)
+    assert stored_again(monkeypatch).chosen == {}
+    (said,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert said.startswith(str(path))
+    assert said.endswith("the fastest kernels are chosen anew")
+    assert fastest("case", ways(), Timer(plain=[1.0], ours=[2.0])) == "plain"
+    assert stored_again(monkeypatch).chosen == {"case": "plain"}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_cache_that_cannot_be_written_is_named_once(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("VSTAR_CACHE", str(tmp_path / "file"))
+    for case in ("small", "large"):
+        assert fastest(case, ways(), Timer(plain=[2.0], ours=[1.0])) == "ours"
+    (said,) = (record.message for record in caplog.records if "cannot be written" in record.message)
+    assert said.endswith("the next process chooses the fastest kernels anew")

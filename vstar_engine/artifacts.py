@@ -12,13 +12,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError, OutputError, VstarError
+from .kernels.sources import kernel_hash as kernel_hash
 
 MANIFEST = "manifest.json"
 WEIGHTS = "vstar-engine weights"
@@ -113,16 +113,6 @@ def sha256(path: Path) -> str:
     """Hashes a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def kernel_hash() -> str:
-    """Names the temporal attention by the sha256 of the sources that define it and every way it runs on a GPU."""
-    digest = hashlib.sha256()
-    sources = {path.name: path.read_bytes() for path in files("vstar_engine.kernels").iterdir() if path.name.endswith(".py")}
-    for name in sorted(sources):
-        digest.update(name.encode())
-        digest.update(sources[name])
-    return digest.hexdigest()
 
 
 def digest_of(content: object) -> str:
