@@ -15,7 +15,7 @@ from torch import Tensor
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
-from vstar_engine.kernels.linear import LayerNorm, linear, linear_ref
+from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
 from vstar_engine.layers import FrameConv
 from vstar_engine.spatial_attention import best_attention, sdpa
 
@@ -32,7 +32,8 @@ CONVOLUTION, UPDATE = "temporal_convolution", "guided_step"
 OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
 # Triton's product where the engine may choose it: on a GPU, in half precision, at its best tile
 KERNEL = "Triton's product"
-NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS, KERNEL)
+LAYERS = "two linear calls"
+NAMES = (OURS, OPERATORS, COMPILED, VOLUME, PRODUCTS, KERNEL, LAYERS)
 ON_GPU = frozenset([("cuda", torch.float16), ("cuda", torch.bfloat16)])
 # relative L2 against float64; PyTorch's own operators show up to 1e-6, 5e-4 and 4e-3
 ERROR_BUDGET = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -49,6 +50,10 @@ def on_cpu(place: Place) -> bool:
 
 def on_gpu(place: Place) -> bool:
     return (place.device.type, place.dtype) in ON_GPU
+
+
+def on_cuda(place: Place) -> bool:
+    return place.device.type == "cuda"
 
 
 def norms(place: Place) -> Iterator[Form]:
@@ -122,6 +127,29 @@ def projections(place: Place) -> Iterator[Form]:
         )
 
 
+def feed_forwards(place: Place) -> Iterator[Form]:
+    """Both layers of a feed-forward in one call, against one call a layer."""
+    width, inner = place.channels, 4 * place.channels
+
+    def draw() -> tuple[Tensor, ...]:
+        first, second = (
+            (place.weight(2 * inner, width), place.normal(2 * inner)),
+            (place.weight(width, inner), place.normal(width)),
+        )
+        return (place.normal(place.rows, width), *first, *second, *place.normal(2, width).unbind())
+
+    def layers(multiply: Call, x: Tensor, one: Tensor, bias: Tensor, two: Tensor, other: Tensor, *norm: Tensor) -> Tensor:
+        made = multiply(x, one, bias, None, True, LayerNorm(*norm, EPS))
+        return multiply(made, two, other, x)
+
+    def ours(x: Tensor, one: Tensor, bias: Tensor, two: Tensor, other: Tensor, *norm: Tensor) -> Tensor:
+        return feed_forward(x, (one, bias), (two, other), LayerNorm(*norm, EPS))
+
+    moved, work = place.nbytes(2 * place.rows * width, 3 * inner * width), 6.0 * place.rows * inner * width
+    definition, others = partial(layers, linear_ref), {LAYERS: lambda *given: layers(linear, *given)}
+    yield Form("norm to residual", draw, ours, definition, moved, work, (0,), ROWS, others, serves=on_cpu)
+
+
 def by_triton(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool = False, norm: LayerNorm | None = None
 ) -> Tensor:
@@ -188,7 +216,7 @@ def updates(place: Place) -> Iterator[Form]:
 
     moved = math.prod(shape) * (4.0 * torch.float32.itemsize + 2.0 * place.dtype.itemsize)
     ours, definition = partial(call, guided_step), partial(call, guided_step_ref)
-    yield Form("guidance, DDIM", draw, ours, definition, moved, None, (), place.batch)
+    yield Form("guidance, DDIM", draw, ours, definition, moved, None, (), place.batch, serves=on_cuda)
 
 
 def by_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -209,6 +237,7 @@ OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
     "norm_e4m3": small_norms,
     "linear_e4m3": small_projections,
     "linear": projections,
+    "feed_forward": feed_forwards,
     "spatial_attention": attentions,
     CONVOLUTION: convolutions,
     UPDATE: updates,

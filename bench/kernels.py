@@ -186,6 +186,8 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.providers) - set(known())
     if unknown:
         raise ValueError(f"no provider {', '.join(sorted(unknown))}; there are {', '.join(known())}")
+    if args.computed and args.op != ["temporal_attention"]:
+        raise ValueError(f"--computed follows temporal_attention alone, got --op {' '.join(args.op)}")
     device = device_named(args.device, dtype_named(args.dtype[0]))
     if device.type == "cpu":
         allocator.keep_pages()  # as the engine does: else what is timed is the kernel that maps the answer's pages

@@ -216,9 +216,10 @@ def level_of(op: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def e4m3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the op that rounds to FP8 be tried on a CPU, where it is its definition."""
+def on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ops that a CPU computes by their definitions be tried there."""
     monkeypatch.setattr(fused_e4m3, "has_e4m3", lambda place: True)
+    monkeypatch.setattr(fused, "on_cuda", lambda place: True)
 
 
 def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
@@ -326,6 +327,22 @@ def test_what_the_engine_does_not_use_is_not_timed_as_ours() -> None:
         with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
             ours.prepare()
         assert contest.error(theirs.name, theirs.prepare()()) <= contest.budget
+
+
+@torch.no_grad()
+def test_a_sampling_step_is_ours_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (contest,) = fused.contests(fused.UPDATE, place(level=0), 0, [OURS], "eager")
+    with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
+        contest.providers[0].prepare()
+
+
+def test_nothing_but_temporal_attention_is_followed_by_shapes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """The other op was left out without a word."""
+    assert main(["kernels", "--computed", "--op", "groupnorm_silu", "geglu"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "vstar-engine: --computed follows temporal_attention alone, got --op groupnorm_silu geglu\n"
+    assert not said.out
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7])
