@@ -124,7 +124,10 @@ class FusedEntry:
             weights = sizes["N"] * sizes["K"] * (2 if sizes["GATE"] else 1)
             return sizes["M"] * sizes["K"] + (weights + (2 * tile if sizes["RESIDUAL"] else 0)) // width, tile
         block, tile = sizes.get("BLOCK", 0), sizes.get("R", 0) * sizes.get("C", 0)
+        # a float32 value counts as so many of the predictions
+        wide = 4 // DTYPES[self.dtype].bytes
         return {
+            "guided_step": (2 * block * (1 + wide), 2 * block * wide),
             "geglu": (2 * block, block),
             "to_e4m3": (block, block),
             "groupnorm_silu_measure": (tile, 0),

@@ -168,7 +168,8 @@ NARROW = {"loads_32": 8, "loads_other": [], "stores_32": 4, "stores_other": []}
 ENTRIES = {entry.name: entry for entry in fused_entries([90], ["fp16"])}
 # with the least that each must load and store: two halves of a block in and one out; a tile, the parts of both factors of its
 # sum, and the residual; a tile, and the parts of both factors, which are bytes; or the input and the residual are not yet, or
-# there are two weights, and the tile is bytes too
+# there are two weights, and the tile is bytes too; of a sampling step two predictions, and in float32 two tensors in and two
+# out
 SWEEPS = [
     (FusedEntry("geglu", 90, "fp16", (("BLOCK", 1024), ("EVEN", True)), 4, "block1024"), {"loads_128": 2, "stores_128": 1}),
     (ENTRIES["linear_128x128_bias_residual_fp16_sm90"], {"loads_128": 16, "stores_128": 8}),
@@ -178,6 +179,7 @@ SWEEPS = [
         {"loads_128": 20, "stores_128": 8, "tensor_core": ["QGMMA"]},
     ),
     (ENTRIES["linear_e4m3_128x128x64_bias_gate_then_fp16_sm90"], {"loads_128": 6, "stores_128": 4, "tensor_core": ["QGMMA"]}),
+    (ENTRIES["guided_step_block_fp16_sm90"], {"loads_128": 6, "stores_128": 4}),
 ]
 FUSED_FAULTS = {
     "gate loads": (0, {"loads_128": 0}, "geglu_block1024_fp16_sm90 loads x through less than 128 bits at a time: 0 of 128"),
@@ -196,6 +198,8 @@ FUSED_FAULTS = {
         {"tensor_core": ["HGMMA"]},
         "linear_e4m3_128x128x64_bias_gate_then_fp16_sm90 claims QGMMA but holds",
     ),
+    "update loads": (5, {"loads_128": 5}, "guided_step_block_fp16_sm90 loads x through less than 128 bits at a time: 5 of 128"),
+    "update stores": (5, {"stores_128": 3}, "guided_step_block_fp16_sm90 stores through less than 128 bits at a time: 3 of"),
     "not in FP8": (2, {"tensor_core": ["HGMMA"]}, "conv_e4m3_128x128x64_fp16_sm90 claims QGMMA but holds"),
 }
 
