@@ -33,6 +33,15 @@ def free_port():
         return s.getsockname()[1]
 
 
+def error_of(answer, status, code=None, param=None):
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"}
+    assert code is None or error["code"] == code, error
+    assert param is None or error["param"] == param, error
+    return error
+
+
 class Server:
     """A server over a folder; it may be killed and started again, on the same port."""
 
