@@ -221,9 +221,16 @@ def remove(folder: str | Path) -> Path:
     path = Path(folder)
     if not path.is_dir() and len(path.parts) == 1:
         path = engines_root() / path
-    if not (path / MANIFEST).is_file():
+    if not path.is_dir():
         raise EngineError(f"there is no engine at {folder}; `vstar-engine engines` lists them")
-    if f'"{KIND}"' not in (path / MANIFEST).read_text(errors="replace"):
-        raise EngineError(f"{path} is no engine: its {MANIFEST} describes something else")
+    check_engine(path)
     shutil.rmtree(path)
     return path
+
+
+def check_engine(path: Path) -> None:
+    """Raises EngineError for what is no engine, damaged or whole, and so must not be removed as one."""
+    if not (path / MANIFEST).is_file():
+        raise EngineError(f"{path} is no engine: it is no folder with a {MANIFEST}")
+    if f'"{KIND}"' not in (path / MANIFEST).read_text(errors="replace"):
+        raise EngineError(f"{path} is no engine: its {MANIFEST} describes something else")
