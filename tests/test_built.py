@@ -130,8 +130,9 @@ def test_an_engine_of_another_user(engine, monkeypatch):
 
 
 def test_an_engine_that_is_not_there(tmp_path):
-    with pytest.raises(EngineError, match=r"no engine at .*; build one"):
-        Engine.load(engine=tmp_path / "none")
+    for name in ("none", "n" * 300):
+        with pytest.raises(EngineError, match=r"no engine at .*; build one"):
+            Engine.load(engine=tmp_path / name)
 
 
 @pytest.mark.parametrize(

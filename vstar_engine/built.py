@@ -93,9 +93,9 @@ class Artifact:
         them, since an engine is code.
         """
         path = Path(folder)
-        if not path.is_dir() and len(path.parts) == 1 and (engines_root() / path).is_dir():
+        if not os.path.isdir(path) and len(path.parts) == 1:
             path = engines_root() / path
-        if not path.is_dir():
+        if not os.path.isdir(path):  # as Path.is_dir, but False for a name that is too long
             raise EngineError(
                 f"there is no engine at {folder}; build one with `vstar-engine build`, list them with `vstar-engine engines`"
             )
