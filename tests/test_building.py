@@ -423,6 +423,7 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeyp
         (["--backend", "inductor", "--out", "no/e"], 4, "there is no folder"),
         (["--backend", "inductor", "--compatibility", "ampere"], 2, "--compatibility is for backend tensorrt; inductor"),
         (["--backend", "tensorrt", "--level", "9"], 2, "invalid choice: 9"),
+        (["--backend", "tensorrt-rtx", "--frames", "any"], 2, "tunes for lengths: name them, such as --frames 16,32, got any"),
     ],
     ids=str,
 )
