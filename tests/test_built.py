@@ -233,6 +233,15 @@ def test_only_engines_are_removed(tmp_path, mini_weights):
     assert (mini_weights / "manifest.json").is_file()
 
 
+def test_a_renamed_engine_is_listed_under_the_name_that_removes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path))
+    engine_at(tmp_path / "spring")
+    assert main(["engines", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert main(["engines", "rm", row["name"]]) == 0
+    assert list(engines(tmp_path)) == []
+
+
 def test_a_link_to_an_engine_is_not_removed(engine, capsys):
     (engine.parent / "link").symlink_to(engine)
     assert main(["engines", "rm", str(engine.parent / "link")]) == 4

@@ -179,8 +179,9 @@ def run_engines(args: argparse.Namespace) -> int:
 def _row(artifact: Artifact | EngineError) -> dict[str, Any]:
     if isinstance(artifact, EngineError):
         return {"fault": str(artifact)}
-    about = {name: artifact.manifest[name] for name in ("name", "made", "seconds")}
-    return {**about, "folder": str(artifact.folder), "bytes": artifact.bytes, **artifact.identity}
+    about = {name: artifact.manifest[name] for name in ("made", "seconds")}
+    # what `engines rm` takes, also where the folder was named by --out or renamed
+    return {"name": artifact.folder.name, **about, "folder": str(artifact.folder), "bytes": artifact.bytes, **artifact.identity}
 
 
 def add_refit_options(parser: argparse.ArgumentParser) -> None:
