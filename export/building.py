@@ -15,7 +15,7 @@ import torch
 from vstar_engine import __version__, bundled
 from vstar_engine.artifacts import check_writable, clear_killed, make_private, write_aside, write_manifest
 from vstar_engine.backends import backend_named
-from vstar_engine.built import KIND, Artifact, engines_root, name_of
+from vstar_engine.built import KIND, Artifact, check_engine, engines_root, name_of
 from vstar_engine.checkpoint import Weights
 from vstar_engine.errors import EngineError, OutputError
 
@@ -48,8 +48,8 @@ def build(
     """Builds an engine, or gives the one that is there already and was shaped by the same.
 
     With a `source` that was built for it, its weights are swapped instead. `report` hears a line for each stage. Raises
-    OutputError where the folder cannot be written or holds something else and `force` is off; nothing that looks finished is
-    left behind then.
+    OutputError where the folder cannot be written, is no engine, or holds another one and `force` is off; nothing that looks
+    finished is left behind then.
     """
     wanted, folder = identity(settings, weights), place(settings, weights, out)
     if out is None:
@@ -57,8 +57,10 @@ def build(
     check_writable(folder, force=True)
     with _locked(folder, report):
         clear_killed(folder)  # this build has the lock
-        if folder.exists() and not force:
-            return _same(folder, wanted)
+        if folder.exists():
+            _check_replaceable(folder)
+            if not force:
+                return _same(folder, wanted)
         with write_aside(folder, folder=True, private=True) as aside:
             start = time.perf_counter()
             builder = builder_named(settings.backend)
@@ -90,6 +92,18 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(f"the engine takes {needed // MIB} MiB where {folder.parent} has {free // MIB} MiB free; give --out")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises OutputError for what is neither an engine nor an empty folder: it would be deleted."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link to {path.resolve()}; give that folder as --out, or another name")
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    try:
+        check_engine(path)
+    except EngineError as error:
+        raise OutputError(f"{error}; it is left as it is, so give another name") from error
 
 
 def _same(folder: Path, wanted: dict[str, object]) -> Artifact:

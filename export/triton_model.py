@@ -106,7 +106,10 @@ def request_of(states: tuple[str, ...], settings: Mapping[str, Any]) -> Request:
         given["sampling"] = Sampling(**given["sampling"])
     if given.get("tar") is not None:
         tar = dict(given["tar"])
-        given["tar"] = Tar({int(level): sigma for level, sigma in tar.pop("sigma").items()}, **tar)
+        sigma = tar.pop("sigma", None)
+        if not isinstance(sigma, dict):
+            raise ValueError(f'tar needs sigma, an object such as {{"0": 1, "1": 8}}, got {json.dumps(sigma)}')
+        given["tar"] = Tar({int(level): value for level, value in sigma.items()}, **tar)
     for name in ("size", "at", "durations", "negatives"):
         if given.get(name) is not None:
             given[name] = tuple(given[name])

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import types
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from vstar_engine.backends import BACKENDS, backend_named
 from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.rows import read
+from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.config import MODELS, Request
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
@@ -190,6 +193,23 @@ def test_a_device_without_a_provider(tmp_path):
         pytest.skip("this onnxruntime has its CUDA provider")
     with pytest.raises(DeviceError, match="no CUDAExecutionProvider for device cuda:0; install onnxruntime-gpu"):
         backend_named("onnxruntime").load(None, device=torch.device("cuda", 0), dtype=torch.float32)
+
+
+def test_a_provider_that_does_not_start_is_not_swapped_for_the_cpus(tmp_path, monkeypatch):
+    import onnx_packages  # noqa: F401 - skips where they are missing
+
+    runtime, calls = library(), []
+    started = ["CPUExecutionProvider"]
+    session = types.SimpleNamespace(get_providers=lambda: started, disable_fallback=lambda: calls.append("no fallback"))
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "InferenceSession", lambda *given, **named: session)
+    artifact = Artifact.open(engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime"))
+    load = partial(backend_named("onnxruntime").load, artifact, device=torch.device("cuda", 0), dtype=torch.float32)
+    with pytest.raises(DeviceError, match="CUDAExecutionProvider, but it does not start on device cuda:0"):
+        load()
+    started.insert(0, "CUDAExecutionProvider")
+    load()
+    assert calls == ["no fallback"]
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

@@ -98,6 +98,49 @@ def test_another_engine_is_replaced_only_by_force(weights, builder, tmp_path):
     assert building.build(other, weights, tmp_path / "e", force=True, report=silent).identity["size"] == [32, 32]
 
 
+def holiday(path):
+    path.mkdir()
+    (path / "holiday.jpg").write_bytes(b"beach")
+
+
+def other_manifest(path):
+    holiday(path)
+    (path / "manifest.json").write_text('{"kind": "vstar-engine weights"}')
+
+
+def link(path):
+    holiday(path.with_name("photos"))
+    path.symlink_to(path.with_name("photos"))
+
+
+NO_ENGINES = {
+    "photos": (holiday, "is no engine: it is no folder with a manifest.json; it is left as it is"),
+    "weights": (other_manifest, "is no engine: its manifest.json describes something else"),
+    "file": (lambda path: path.write_bytes(b"beach"), "is no engine"),
+    "link": (link, "is a link to .*photos; give that folder as --out"),
+}
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["", "force"])
+@pytest.mark.parametrize("kind", NO_ENGINES)
+def test_what_is_no_engine_is_refused_before_the_work_and_kept(weights, builder, tmp_path, kind, force):
+    make, complaint = NO_ENGINES[kind]
+    make(tmp_path / "e")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(OutputError, match=complaint) as caught:
+        building.build(SETTINGS, weights, tmp_path / "e", force=force, report=silent)
+    assert "--force" not in str(caught.value)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+    assert builder.count == 0
+
+
+def test_an_empty_folder_is_taken_by_force(weights, builder, tmp_path):
+    (tmp_path / "e").mkdir()
+    with pytest.raises(OutputError, match=r"is taken: .*--force"):
+        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+
+
 def test_a_damaged_engine_is_not_taken_for_a_built_one(weights, builder, tmp_path):
     building.build(SETTINGS, weights, tmp_path / "e", report=silent)
     (tmp_path / "e" / "unet.pt2").write_bytes(b"change")
@@ -380,6 +423,7 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeyp
         (["--backend", "inductor", "--out", "no/e"], 4, "there is no folder"),
         (["--backend", "inductor", "--compatibility", "ampere"], 2, "--compatibility is for backend tensorrt; inductor"),
         (["--backend", "tensorrt", "--level", "9"], 2, "invalid choice: 9"),
+        (["--backend", "tensorrt-rtx", "--frames", "any"], 2, "tunes for lengths: name them, such as --frames 16,32, got any"),
     ],
     ids=str,
 )

@@ -38,6 +38,13 @@ def test_the_name_says_what_it_is_and_hashes_the_rest():
     assert name_of(identity(size=None)).startswith("mini-inductor-float32-fany-any-")
 
 
+def test_a_name_with_many_lengths_is_short_and_still_tells_them_apart():
+    many = list(range(1, 400, 3))
+    name = name_of(identity(frames=many))
+    assert name.startswith("mini-inductor-float32-f1-to-397-32x64-")
+    assert name != name_of(identity(frames=[1, *many[2:]]))
+
+
 def test_an_engine_as_it_was_built_is_opened(engine):
     artifact = Artifact.open(engine)
     assert artifact.identity == identity()
@@ -80,6 +87,10 @@ FAULTS = {
     "shortened": (shortened, "255 bytes where"),
     "gone": (lambda folder: (folder / "unet.pt2").unlink(), "unet.pt2 is missing"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "vstar-engine build"),
+    "manifest a folder": (
+        lambda folder: [(folder / "manifest.json").unlink(), (folder / "manifest.json").mkdir()],
+        "manifest.json cannot be read: Is a directory",
+    ),
     "manifest cut": (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
     "manifest edited": (manifest_edited, "manifest.json was altered"),
     "hash taken away": (lambda folder: manifest_edited(folder, close=True), "states no sha256"),
@@ -124,8 +135,9 @@ def test_an_engine_of_another_user(engine, monkeypatch):
 
 
 def test_an_engine_that_is_not_there(tmp_path):
-    with pytest.raises(EngineError, match=r"no engine at .*; build one"):
-        Engine.load(engine=tmp_path / "none")
+    for name in ("none", "n" * 300):
+        with pytest.raises(EngineError, match=r"no engine at .*; build one"):
+            Engine.load(engine=tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +282,22 @@ def test_only_engines_are_removed(tmp_path, mini_weights):
         with pytest.raises(EngineError, match="no engine"):
             remove(folder)
     assert (mini_weights / "manifest.json").is_file()
+
+
+def test_a_renamed_engine_is_listed_under_the_name_that_removes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path))
+    engine_at(tmp_path / "spring")
+    assert main(["engines", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert main(["engines", "rm", row["name"]]) == 0
+    assert list(engines(tmp_path)) == []
+
+
+def test_a_link_to_an_engine_is_not_removed(engine, capsys):
+    (engine.parent / "link").symlink_to(engine)
+    assert main(["engines", "rm", str(engine.parent / "link")]) == 4
+    assert "cannot remove" in capsys.readouterr().err
+    assert Artifact.open(engine)
 
 
 def test_the_digest_does_not_depend_on_order():

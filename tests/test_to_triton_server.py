@@ -127,6 +127,8 @@ def test_a_client_that_goes_away_stops_the_work(orchestrator):
         (["snow"], '{"size": [32, 32]}', "is for 32x64, got 32x32"),
         (["snow"], '{"speed": 1}', "speed"),
         (["snow"], "{", "Expecting"),
+        (["snow"], '{"tar": {}}', "tar needs sigma, an object such as .*, got null"),
+        (["snow"], '{"tar": {"sigma": 5}}', "tar needs sigma, an object such as .*, got 5"),
     ],
     ids=str,
 )

@@ -135,6 +135,8 @@ def read_manifest(
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError as missing:
         raise error(f"{folder} holds no {MANIFEST}; make such a folder with `{maker}`") from missing
+    except OSError as unread:
+        raise error(f"{folder / MANIFEST} cannot be read: {unread.strerror}") from unread
     except (ValueError, RecursionError) as broken:
         raise error(f"{folder / MANIFEST} is not JSON ({broken})") from broken
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:

@@ -14,13 +14,13 @@ from .artifacts import kernel_hash
 from .backends import BACKENDS, EAGER, TENSORRT, backend_named
 from .built import MAX_BATCH, Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
-from .config import model_named, parse_size
+from .config import MAX_FRAMES, model_named, parse_size
 from .device import device_named, dtype_named
 from .engine import open_weights
 from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
-from .export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, Settings
+from .export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, TENSORRT_FRAMES, Settings
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"
@@ -42,7 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", required=True, help=f"one of {', '.join(built)}")
     add_text_options(parser)
     add_lora_option(parser)
-    parser.add_argument("--frames", default=ANY, metavar="N,N,...", help="lengths to build for (default %(default)s up to 512)")
+    parser.add_argument(
+        "--frames",
+        metavar="N,N,...",
+        help=f"lengths to build for (default: {ANY} up to {MAX_FRAMES}; TensorRT: {','.join(map(str, TENSORRT_FRAMES))})",
+    )
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help=f"pixels, or {ANY} (default: the model's own)")
     parser.add_argument(
         "--batch", type=int, default=MAX_BATCH, help="most rows at once; guidance takes 2 (default %(default)s)"
@@ -78,7 +82,9 @@ def settings_from(args: argparse.Namespace) -> Settings:
     spec, dtype = model_named(args.model), dtype_named(args.dtype)
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
-    frames, targets = parse_frames(args.frames), tuple(part for part in args.targets.split(",") if part)
+    if args.frames == ANY and args.backend in TENSORRT:
+        raise ValueError(f"backend {args.backend} tunes for lengths: name them, such as --frames 16,32, got {ANY}")
+    frames, targets = parse_frames(args.frames or ANY), tuple(part for part in args.targets.split(",") if part)
     taken = ("backend", "batch", "opset", "plugin", "workspace", "level", "refit", "compatibility", "timing_cache")
     given = {name: getattr(args, name) for name in taken}
     return Settings(spec, dtype=dtype, device=device, frames=frames, size=size, targets=targets, **given)
@@ -173,8 +179,9 @@ def run_engines(args: argparse.Namespace) -> int:
 def _row(artifact: Artifact | EngineError) -> dict[str, Any]:
     if isinstance(artifact, EngineError):
         return {"fault": str(artifact)}
-    about = {name: artifact.manifest[name] for name in ("name", "made", "seconds")}
-    return {**about, "folder": str(artifact.folder), "bytes": artifact.bytes, **artifact.identity}
+    about = {name: artifact.manifest[name] for name in ("made", "seconds")}
+    # what `engines rm` takes, also where the folder was named by --out or renamed
+    return {"name": artifact.folder.name, **about, "folder": str(artifact.folder), "bytes": artifact.bytes, **artifact.identity}
 
 
 def add_refit_options(parser: argparse.ArgumentParser) -> None:

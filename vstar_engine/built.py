@@ -14,10 +14,11 @@ from typing import Any
 
 from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
 from .config import MAX_FRAMES, STEP_CACHE, Request, rows_at_once
-from .errors import EngineError
+from .errors import EngineError, OutputError
 
 KIND = "vstar-engine engine"
 HASH_LENGTH = 12
+MAX_FRAMES_WORDS = 40  # letters that lengths may take in a name, which a disk bounds
 MAX_BATCH = 8  # rows at once that an engine can be built for
 # what shaped an engine, as a sentence calls it
 CALLED = {
@@ -71,6 +72,8 @@ def size_words(size: tuple[int, int] | list[int] | None) -> str:
 def name_of(identity: Mapping[str, Any]) -> str:
     """Names an engine by its identity: readable first, then a hash of all of it."""
     frames = "-".join(map(str, identity["frames"])) or "any"
+    if len(frames) > MAX_FRAMES_WORDS:
+        frames = "{}-to-{}".format(identity["frames"][0], identity["frames"][-1])
     words = [identity["model"], identity["backend"], identity["dtype"], f"f{frames}", size_words(identity["size"])]
     return "-".join([*words, digest_of(identity)[:HASH_LENGTH]])
 
@@ -90,9 +93,9 @@ class Artifact:
         them, since an engine is code.
         """
         path = Path(folder)
-        if not path.is_dir() and len(path.parts) == 1 and (engines_root() / path).is_dir():
+        if not os.path.isdir(path) and len(path.parts) == 1:
             path = engines_root() / path
-        if not path.is_dir():
+        if not os.path.isdir(path):  # as Path.is_dir, but False for a name that is too long
             raise EngineError(
                 f"there is no engine at {folder}; build one with `vstar-engine build`, list them with `vstar-engine engines`"
             )
@@ -226,9 +229,19 @@ def remove(folder: str | Path) -> Path:
     path = Path(folder)
     if not path.is_dir() and len(path.parts) == 1:
         path = engines_root() / path
-    if not (path / MANIFEST).is_file():
+    if not path.is_dir():
         raise EngineError(f"there is no engine at {folder}; `vstar-engine engines` lists them")
+    check_engine(path)
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
+    return path
+
+
+def check_engine(path: Path) -> None:
+    """Raises EngineError for what is no engine, damaged or whole, and so must not be removed as one."""
+    if not (path / MANIFEST).is_file():
+        raise EngineError(f"{path} is no engine: it is no folder with a {MANIFEST}")
     if f'"{KIND}"' not in (path / MANIFEST).read_text(errors="replace"):
         raise EngineError(f"{path} is no engine: its {MANIFEST} describes something else")
-    shutil.rmtree(path)
-    return path

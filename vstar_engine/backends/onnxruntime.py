@@ -50,6 +50,10 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
         session = runtime.InferenceSession(str(artifact.file("unet.onnx")), options, providers=[(provider, where)])
     except tuple(getattr(runtime.capi.onnxruntime_pybind11_state, name) for name in FAULTS) as error:
         raise EngineError(f"{artifact.folder} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from error
+    # a provider that cannot start is dropped for the CPU's without an error
+    if provider not in session.get_providers():
+        raise DeviceError(f"onnxruntime has {provider}, but it does not start on device {device}: see its log, or use cpu")
+    session.disable_fallback()
 
     def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
         binding = session.io_binding()
