@@ -4,12 +4,14 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 import torch._inductor
 from accuracy import assert_as_accurate, relative_error
 from engines import engine_at
+from torch._inductor import cpp_builder, cpu_vec_isa
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,6 +35,22 @@ def test_a_machine_without_a_compiler(mini_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
     with pytest.raises(ExportError, match="cannot be compiled: Compiler: g\\+\\+ is not found"):
         to_inductor.build(Settings(MODELS["mini"], "inductor"), checkpoint.Weights(mini_weights), tmp_path, lambda line: None)
+
+
+def test_a_package_needs_no_more_than_the_vectors_that_its_identity_names(mini_weights, tmp_path, monkeypatch):
+    flags = []
+
+    def look(*args, **options):
+        flags.extend(cpp_builder.CppTorchOptions(vec_isa=cpu_vec_isa.VecAVX512()).get_cflags())
+        raise InvalidCxxCompiler("g++")
+
+    network = types.SimpleNamespace(described=dict)
+    monkeypatch.setattr(to_inductor, "traced", lambda *given: (network, None))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", look)
+    with pytest.raises(ExportError):
+        to_inductor.build(Settings(MODELS["mini"], "inductor"), checkpoint.Weights(mini_weights), tmp_path, lambda line: None)
+    assert "O3" in flags
+    assert not [flag for flag in flags if flag.startswith(("march", "mcpu"))]
 
 
 def test_a_full_disk_under_the_compiler(mini_weights, tmp_path, monkeypatch):
