@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from vstar_engine.artifacts import kernel_hash
 from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
 from vstar_engine.built import MAX_BATCH
 from vstar_engine.config import MAX_FRAMES, Spec, model_named
 from vstar_engine.device import dtype_named
+from vstar_engine.sources import engine_hash
 
 OPSET = 21
 # TensorRT tunes a profile for each of these lengths where none are named
@@ -120,7 +120,7 @@ class Settings:
             "size": None if self.size is None else list(self.size),
             "batch": self.batch,
             "weights": weights,
-            "kernel": kernel_hash(),
+            "sources": engine_hash(),
             **machine,
             "options": dict(options),
         }

@@ -3,11 +3,12 @@
 import torch
 
 from vstar_engine import checkpoint
-from vstar_engine.artifacts import kernel_hash, write_manifest
+from vstar_engine.artifacts import write_manifest
+from vstar_engine.backends import backend_named
 from vstar_engine.built import KIND, name_of
 from vstar_engine.bundled import weights
 from vstar_engine.config import MODELS
-from vstar_engine.device import described
+from vstar_engine.sources import engine_hash
 
 FACTS = {"unet": {"inputs": [{"name": "context", "shape": ["texts", "batch", "frames", 77, 64]}]}}
 
@@ -22,9 +23,8 @@ def identity(**changed):
         "size": [32, 64],
         "batch": 2,
         "weights": checkpoint.Weights(weights(MODELS["mini"])).fingerprint(),
-        "kernel": kernel_hash(),
-        "device": described(torch.device("cpu")),
-        "versions": {"torch": torch.__version__},
+        "sources": engine_hash(),
+        **backend_named("inductor").machine(torch.device("cpu"), {}),
         "options": {},
         **changed,
     }

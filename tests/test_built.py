@@ -28,7 +28,7 @@ def test_the_name_says_what_it_is_and_hashes_the_rest():
     assert name.startswith("mini-inductor-float32-f16-32-32x64-")
     for part, value in {
         "weights": "0",
-        "kernel": "0",
+        "sources": "0",
         "device": "cpu",
         "versions": {},
         "options": {"a": 1},
@@ -144,7 +144,7 @@ def test_an_engine_that_is_not_there(tmp_path):
     ("changed", "complaint"),
     [
         ({"weights": "0" * 64}, "built for weights 000000000000, not"),
-        ({"kernel": "0" * 64}, "built for temporal attention kernel 000000000000"),
+        ({"sources": "0" * 64}, "built for sources 000000000000, not"),
         ({"device": "cpu of another kind"}, "built for device cpu of another kind, not cpu"),
         ({"versions": {"torch": "2.0.0"}}, r"built with torch 2.0.0 where .* is installed"),
     ],

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # a module may import those on lines above it, or on its own line
 ORDER = [
     ["errors", "timeline", "config", "kernels"],
-    ["artifacts", "device", "golden", "allocator", "layers"],
+    ["artifacts", "device", "golden", "allocator", "layers", "sources"],
     ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
     ["checkpoint", "embeddings", "sampling", "step", "memory", "analysis"],

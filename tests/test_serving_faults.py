@@ -266,7 +266,7 @@ def test_an_engine_that_is_damaged_is_refused_before_anything_runs(tmp_path, dam
 
 def test_an_engine_of_another_machine_is_refused_with_the_command_that_makes_it_anew(tmp_path):
     """F7: it is whole, so the worker is asked, whose libraries know better; the server then ends with the same code."""
-    folder = engine_at(tmp_path / "engine", kernel="0" * 64)
+    folder = engine_at(tmp_path / "engine", sources="0" * 64)
     done, seconds = served("--engine", str(folder), data=tmp_path / "data")
     print(f"refused after {seconds:.1f} s")
     assert done.returncode == 9, done.stderr

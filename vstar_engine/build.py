@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .artifacts import kernel_hash
 from .backends import BACKENDS, EAGER, TENSORRT, backend_named
 from .built import MAX_BATCH, Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
@@ -21,6 +20,7 @@ from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
 from .export.building import build, place
 from .export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, TENSORRT_FRAMES, Settings
+from .sources import engine_hash
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"
@@ -199,7 +199,7 @@ def run_refit(args: argparse.Namespace) -> int:
     _check_refittable(artifact, args.weights, args.lora or [])
     device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
     here = backend_named(artifact.identity["backend"]).machine(device, artifact.identity["options"])
-    artifact.check(kernel=kernel_hash(), **here)
+    artifact.check(sources=engine_hash(), **here)
     # what is written holds its weights, even where the source was stripped of them
     settings = replace(Settings.of(artifact.identity, device), refit="yes")
     weights = open_weights(settings.spec, args.weights or artifact.manifest["weights_path"], args.lora or ())

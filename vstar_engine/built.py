@@ -27,7 +27,7 @@ CALLED = {
     "dtype": "dtype",
     "device": "device",
     "weights": "weights",
-    "kernel": "temporal attention kernel",
+    "sources": "sources",
 }
 
 
@@ -49,7 +49,7 @@ STATED = {
     "peak_memory": _is(int),
 }
 SHAPED = {
-    **dict.fromkeys(("model", "backend", "dtype", "weights", "kernel", "device"), _is(str)),
+    **dict.fromkeys(("model", "backend", "dtype", "weights", "sources", "device"), _is(str)),
     "frames": _all(int),
     "size": lambda value: value is None or (_all(int)(value) and len(value) == 2),
     "batch": _is(int),
@@ -161,7 +161,7 @@ class Artifact:
                 if changed:
                     raise EngineError(f"{self.folder} was built with {', '.join(changed)}; {rebuild}")
             elif built != value:
-                short = (str(x)[:HASH_LENGTH] if part in ("weights", "kernel") else x for x in (built, value))
+                short = (str(x)[:HASH_LENGTH] if part in ("weights", "sources") else x for x in (built, value))
                 said = "{} was built for {} {}, not {}".format(self.folder, CALLED[part], *short)
                 raise EngineError(f"{said}; {rebuild}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, allocator, bundled, checkpoint, memory, remarks, room
-from .artifacts import digest_of, kernel_hash
+from .artifacts import digest_of
 from .backends import EAGER, TENSORRT, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
@@ -23,6 +23,7 @@ from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
 from .fp8 import calibrate, check_choice, convert
 from .lora import Adapted, Lora
+from .sources import engine_hash
 from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
 from .timeline import Position
@@ -116,7 +117,7 @@ class Engine:
         if artifact is not None:
             here = runs.machine(where, artifact.identity["options"])
             asked = {"weights_path": choice.weights, "loras": files}
-            artifact.check(asked, weights=tensors.fingerprint(), kernel=kernel_hash(), **here)
+            artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
         if where.type == "cpu":
             allocator.keep_pages()
         with torch.device("meta"):

@@ -19,7 +19,10 @@ from .inputs import shared
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     """Says what an engine depends on here: the processor it was compiled for and PyTorch's version."""
-    return {"device": described(device), "versions": {"torch": torch.__version__}}
+    # what else PyTorch's compiler takes of a CPU beside the vectors that its capability names
+    taken = {"VNNI": torch.cpu._is_vnni_supported, "AMX": torch.cpu._is_amx_tile_supported} if device.type == "cpu" else {}
+    more = [name for name, has in taken.items() if has()]
+    return {"device": " ".join([described(device), *more]), "versions": {"torch": torch.__version__}}
 
 
 def hears_texts(artifact: Artifact) -> bool:

@@ -1,0 +1,45 @@
+"""What an engine's identity and the kernels' own hash are made of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vstar_engine.config import MODELS
+from vstar_engine.export.settings import Settings
+from vstar_engine.kernels.sources import kernel_hash
+from vstar_engine.sources import NETWORK
+from vstar_engine.text import TextTower
+from vstar_engine.unet import UNet
+from vstar_engine.vae import Vae
+
+SPEC = MODELS["mini"]
+
+
+def identity():
+    return Settings(SPEC, "inductor").identity("0", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "of_kernels"),
+    [
+        ("unet.py", True, False),
+        ("layers.py", True, False),
+        ("onnx_function.py", True, False),
+        ("temporal_attention_triton.py", True, True),
+        ("cli.py", False, False),
+    ],
+)
+def test_an_engine_is_of_every_source_that_shapes_it(monkeypatch, name, shapes, of_kernels):
+    """Timings and plugins are of the kernels alone."""
+    engine, kernels, plain = identity(), kernel_hash(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: plain(path) + b"#" * (path.name == name))
+    assert (identity() != engine, kernel_hash() != kernels) == (shapes, of_kernels)
+
+
+def test_no_file_of_the_networks_is_forgotten():
+    with torch.device("meta"):
+        networks = UNet(SPEC.unet), Vae(SPEC.vae), TextTower(SPEC.text)
+    used = {type(module).__module__ for network in networks for module in network.modules()}
+    ours = {name.removeprefix("vstar_engine.") for name in used if name.startswith("vstar_engine.")}
+    assert {f"{name}.py" for name in ours if not name.startswith("kernels.")} <= set(NETWORK)
