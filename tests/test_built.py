@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from vstar_engine.artifacts import digest_of
 from vstar_engine.built import Artifact, engines, name_of, remove
 from vstar_engine.checkpoint import Weights
 from vstar_engine.cli import build_parser, main
-from vstar_engine.errors import EngineError
+from vstar_engine.errors import EngineError, OutputError
 
 
 @pytest.fixture
@@ -158,6 +160,26 @@ def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed
         f"vstar-engine build --backend inductor --model mini --size 32x64 --batch 2 --dtype float32 --device cpu --out {folder}"
         in str(caught.value)
     )
+
+
+def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypatch):
+    """PyTorch called the file outdated, and left behind what it had unpacked."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=255))
+    with pytest.raises(
+        OutputError, match=rf"unpacks {engine}/unet.pt2 into {tmp_path}, which has 0 MiB free where it takes 1; "
+    ):
+        Engine.load(engine=engine)
+
+
+def test_a_package_of_a_processor_with_other_instructions_is_refused(tmp_path, monkeypatch):
+    """Both have AVX512, and one VNNI, which the compiler then takes."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    folder = engine_at(tmp_path / "engine")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(EngineError, match=r"built for device cpu \w+ VNNI, not cpu \w+; rebuild it: vstar"):
+        Engine.load(engine=folder)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The UNet compiled ahead of time by AOTInductor, loaded from its package without compiling anything."""
 
+import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +12,14 @@ from torch import Tensor
 
 from ..built import Artifact
 from ..device import current, described
-from ..errors import EngineError
+from ..errors import EngineError, OutputError
 
 # registers the ops that a package calls by name
 from ..kernels import groupnorm_silu, linear, native, temporal_attention  # noqa: F401
 from . import Denoiser
 from .inputs import shared
+
+MIB = 2**20
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,17 +36,33 @@ def hears_texts(artifact: Artifact) -> bool:
     return any(given["name"] == "context" and given["shape"][0] == "texts" for given in inputs)
 
 
+def check_room(package: Path) -> None:
+    """Raises OutputError where PyTorch's temporary files, which hold all of a package, have no room for it."""
+    # not tempfile's folder, which is another one where this one is full
+    folder = Path(os.environ.get("TMPDIR") or "/tmp")
+    needed = package.stat().st_size
+    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
+        raise OutputError(
+            f"PyTorch unpacks {package} into {folder}, which has {free // MIB} MiB free where it takes {-(-needed // MIB)}; "
+            "free some, or name another folder with TMPDIR"
+        )
+
+
 def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
-    """Opens the engine's package; EngineError where PyTorch cannot, or where the ops that it calls have no library."""
+    """Opens the engine's package.
+
+    Raises EngineError where PyTorch cannot, or where the ops that it calls have no library; OutputError where it has no room.
+    """
     if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not native.status()[0]:
         raise EngineError(f"{artifact.folder} calls the CPU kernels: {native.status()[1]}")
     if not hears_texts(artifact):
         raise EngineError(
             f"{artifact.folder} was built before packages took several texts a video; rebuild it: {artifact.command()}"
         )
-    index = -1 if device.index is None else device.index
+    index, path = -1 if device.index is None else device.index, artifact.file("unet.pt2")
+    check_room(path)
     try:
-        package = torch._inductor.aoti_load_package(str(artifact.file("unet.pt2")), device_index=index)
+        package = torch._inductor.aoti_load_package(str(path), device_index=index)
     except RuntimeError as error:
         raise EngineError(f"{artifact.folder} cannot be opened by PyTorch: {str(error).splitlines()[0]}") from error
 
