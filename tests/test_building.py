@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -71,6 +72,12 @@ def test_a_build_is_private_and_says_what_made_it(weights, builder, tmp_path):
     assert artifact.identity["weights"] == weights.fingerprint()
     assert artifact.manifest["weights_path"] is None  # the mini model's own
     assert artifact.manifest["made_by"]["torch"] == torch.__version__
+
+
+def test_the_peak_is_that_of_the_largest_process(weights, builder, tmp_path, monkeypatch):
+    peaks = {resource.RUSAGE_SELF: 3, resource.RUSAGE_CHILDREN: 5}
+    monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=peaks[who]))
+    assert building.build(SETTINGS, weights, tmp_path / "e", report=silent).manifest["peak_memory"] == 5 * 1024
 
 
 def test_without_a_folder_it_goes_among_the_engines_under_its_name(weights, builder, tmp_path, monkeypatch):
