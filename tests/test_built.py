@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engines import engine_at, identity
+from engines import FACTS, engine_at, identity
 from safetensors.torch import save_file
 
 from vstar_engine import Engine, Sampling
@@ -143,23 +143,22 @@ def test_an_engine_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "complaint"),
+    ("changed", "complaint", "in_place"),
     [
-        ({"weights": "0" * 64}, "built for weights 000000000000, not"),
-        ({"sources": "0" * 64}, "built for sources 000000000000, not"),
-        ({"device": "cpu of another kind"}, "built for device cpu of another kind, not cpu"),
-        ({"versions": {"torch": "2.0.0"}}, r"built with torch 2.0.0 where .* is installed"),
+        ({"weights": "0" * 64}, "built for weights 000000000000, not", True),
+        ({"sources": "0" * 64}, "built for sources 000000000000, not", True),
+        ({"device": "cpu of another kind"}, "built for device cpu of another kind, not cpu", False),
+        ({"versions": {"torch": "2.0.0"}}, r"built with torch 2.0.0 where .* is installed", True),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed, complaint):
+def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed, complaint, in_place):
+    """Another machine's may be good there, so that it stays."""
     folder = engine_at(tmp_path / "engine", **changed)
     with pytest.raises(EngineError, match=complaint) as caught:
         Engine.load(engine=folder)
-    assert (
-        f"vstar-engine build --backend inductor --model mini --size 32x64 --batch 2 --dtype float32 --device cpu --out {folder}"
-        in str(caught.value)
-    )
+    command = "vstar-engine build --backend inductor --model mini --size 32x64 --batch 2 --dtype float32 --device cpu"
+    assert str(caught.value).endswith(f"{command} --out {folder} --force" if in_place else command)
 
 
 def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypatch):
@@ -233,7 +232,7 @@ def test_a_package_that_torch_cannot_open(engine):
     ids=" ".join,
 )
 def test_the_command_to_rebuild_builds_what_was_asked_for(words, engine, mini_weights, tmp_path, monkeypatch, capsys):
-    """It built what was there already, which was refused again."""
+    """It built what was there already, which was refused again; and in its place."""
     monkeypatch.chdir(tmp_path)
     layer = "input_blocks.1.1.proj_in"
     save_file({f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.ones(32, 2)}, "style.safetensors")
@@ -243,7 +242,7 @@ def test_the_command_to_rebuild_builds_what_was_asked_for(words, engine, mini_we
     parser, _ = build_parser("build")
     built = parser.parse_args(given[1:])
     wanted = parser.parse_args(["build", "--backend=inductor", "--model=mini", *words])
-    names = ("model", "backend", "weights", "lora", "dtype")
+    names = ("model", "backend", "weights", "lora", "dtype", "out", "force")
     assert [getattr(built, name) for name in names] == [getattr(wanted, name) for name in names]
 
 
@@ -263,8 +262,19 @@ def test_a_back_end_without_an_engine():
     ids=str,
 )
 def test_clips_that_an_engine_does_not_take(tmp_path, clip, complaint):
-    with pytest.raises(EngineError, match=complaint):
+    with pytest.raises(EngineError, match=complaint) as caught:
         Artifact.open(engine_at(tmp_path / "engine", frames=[16, 32])).check_clip(*clip)
+    assert "--out" not in str(caught.value)
+
+
+def test_a_size_that_is_free_is_as_large_as_the_plan_takes(tmp_path):
+    """It was found out at the first step, after everything was loaded."""
+    plan = {"profiles": [{"frames": [1, 16, 16], "height": [4, 12, 16], "width": [4, 16, 16]}]}
+    folder = engine_at(tmp_path / "engine", facts={**FACTS, "plan": plan}, frames=[16], size=None)
+    artifact = Artifact.open(folder)
+    artifact.check_clip(16, (128, 128), 2)
+    with pytest.raises(EngineError, match=r"takes sides of at most 128, got 128x160; build one: .*--size 128x160"):
+        artifact.check_clip(16, (128, 160), 2)
 
 
 def test_the_clip_is_checked_before_anything_is_computed(mini, tmp_path):

@@ -286,7 +286,7 @@ def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt_rtx, "open_plan", lambda trt, artifact, device, dtype, graphs: opened.append(device))
     options = {"plugin": "python", "targets": ["SM86", "SM89"]}
     built = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt-rtx", device="cuda", options=options))
-    complaint = r"was built for SM86, SM89, got an RTX sm_120; build one for it: .*--targets SM86,SM89,SM120 "
+    complaint = r"was built for SM86, SM89, got an RTX sm_120; build one for it: .*--targets SM86,SM89,SM120$"
     with pytest.raises(EngineError, match=complaint):
         tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
     assert not opened

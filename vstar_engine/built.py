@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
-from .config import MAX_FRAMES, STEP_CACHE, Request, rows_at_once
+from .config import MAX_FRAMES, MAX_SIDE, STEP_CACHE, Request, model_named, rows_at_once
 from .errors import EngineError, OutputError
 
 KIND = "vstar-engine engine"
@@ -29,6 +29,8 @@ CALLED = {
     "weights": "weights",
     "sources": "sources",
 }
+# what changes under an engine while it stays the same one
+STALE = ("weights", "sources", "versions")
 
 
 def _is(kind: Any) -> Callable[[Any], bool]:
@@ -122,6 +124,13 @@ class Artifact:
     def most_frames(self) -> int:
         return max(self.identity["frames"], default=MAX_FRAMES)
 
+    @property
+    def most_side(self) -> int:
+        """Gives the longest side, in pixels, of a clip whose size is free."""
+        profiles = self.manifest["facts"].get("plan", {}).get("profiles", ())
+        cells = [ranges[side][-1] for ranges in profiles for side in ("height", "width") if side in ranges]
+        return min(cells) * model_named(self.identity["model"]).vae.factor if cells else MAX_SIDE
+
     def file(self, name: str) -> Path:
         """Gives the path of a file that the manifest lists; EngineError where it lists none."""
         if name not in (entry["name"] for entry in self.manifest["files"]):
@@ -129,8 +138,13 @@ class Artifact:
         return self.folder / name
 
     def command(self, **changed: Any) -> str:
-        """Gives the command that builds this engine again, with `changed` parts of its identity, `weights_path` or `loras`."""
-        made = {**self.manifest, **self.identity, **changed}
+        """Gives the command that builds this engine again, with `changed` parts of its identity, `weights_path` or `loras`.
+
+        One that would be for something else leaves this one where it is.
+        """
+        before = {**self.manifest, **self.identity}
+        made = {**before, **changed}
+        stale = all(name in STALE or str(value) == str(before[name]) for name, value in changed.items())
         words = ["vstar-engine", "build", "--backend", made["backend"], "--model", made["model"]]
         if made["weights_path"]:
             words += ["--weights", str(made["weights_path"])]
@@ -142,7 +156,7 @@ class Artifact:
         # each back end has its own
         for name, value in made["options"].items() if made["backend"] == self.identity["backend"] else ():
             words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
-        return shlex.join([*words, "--out", str(self.folder), "--force"])
+        return shlex.join([*words, *(("--out", str(self.folder), "--force") if stale else ())])
 
     def check(self, asked: Mapping[str, Any] | None = None, **wanted: Any) -> None:
         """Raises EngineError for the first part of the identity that is not as wanted.
@@ -174,6 +188,9 @@ class Artifact:
         built = self.identity["size"]
         if built is not None and list(built) != list(size):
             said = f"{self.folder} is for {size_words(built)}, got {size_words(size)}"
+            raise EngineError(f"{said}; build one: {self.command(size=list(size))}")
+        if built is None and max(size) > self.most_side:
+            said = f"{self.folder} takes sides of at most {self.most_side}, got {size_words(size)}"
             raise EngineError(f"{said}; build one: {self.command(size=list(size))}")
         if rows > self.identity["batch"]:
             said = f"{self.folder} takes a batch of {self.identity['batch']}, got {rows}"
