@@ -51,7 +51,8 @@ def test_job_round_trip():
 
 
 def test_job_says_what_may_share_a_batch():
-    assert job().shape == (16, (96, 128), 25) == job(seed=3, guidance=1.0, states=("c",)).shape
+    assert job().shape == (16, (96, 128), 25, ()) == job(seed=3, guidance=1.0, states=("c",)).shape
+    assert job(fast=("step-cache",)).shape != job().shape
     assert job(steps=4).work == 16 * 96 * 128 * 4
 
 

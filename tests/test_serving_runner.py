@@ -1,11 +1,13 @@
 """Jobs between the store and the engine: what is tried again, and for how long."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from slow_engine import job
 
+from vstar_engine.config import MODELS
 from vstar_engine.serving import events, runner, service
 from vstar_engine.serving.record import Record
 from vstar_engine.serving.settings import Settings
@@ -98,7 +100,7 @@ class Store:
 def test_a_run_without_a_claim_stops_where_its_job_was_cancelled_elsewhere(tmp_path, monkeypatch, status, stopped):
     monkeypatch.setattr(service, "LOST", 0.0)
     one, cancelled = job(), []
-    gateway = service.Service(Settings(data=tmp_path), Engine(), None)
+    gateway = service.Service(Settings(data=tmp_path), Engine(), SimpleNamespace(spec=MODELS["mini"]))
     outcomes = {"queued": None, "completed": {"status": "completed"}, "failed": {"status": "failed"}}
     gateway.store = Store(Record(one, 0, outcomes[status]) if status in outcomes else None)
     gateway.runner.running[one.id] = one

@@ -70,7 +70,7 @@ class Child:
         self.ours.settimeout(60)
         self.lines = self.ours.makefile("rb")
         about = {"factory": slow_engine.FACTORY, "settings": {"step": 0.0, **settings}, "folder": str(folder), "owner": OWNER}
-        self.start = {"do": "start", **about, "buckets": [], "max_batch": 2, "known": {}, "log": 30}
+        self.start = {"do": "start", **about, "buckets": [], "max_batch": 2, "known": {}, "fast": [], "log": 30}
         if ready:
             self.say(self.start)
             assert self.hear()["say"] == "ready"
