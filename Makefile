@@ -58,8 +58,8 @@ bench: .venv/bench
 		--providers ours 'clean eager' 'SDPA without TAR' --out $(BENCH)/rows.jsonl
 	$(MEASURE) kernels --op temporal_transformer --levels 0 1 2 --frames 16 --rounds 3 --providers ours 'clean passes' \
 		--out $(BENCH)/rows.jsonl
-	$(MEASURE) kernels --op groupnorm_silu geglu linear spatial_attention temporal_convolution --levels 0 1 2 --frames 16 \
-		--rounds 5 --limit 4 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
+	$(MEASURE) kernels --op groupnorm_silu geglu feed_forward linear spatial_attention temporal_convolution --levels 0 1 2 \
+		--frames 16 --rounds 5 --limit 4 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 16 --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) roofline --measure --model mini --frames 16 64 --limit 15 --out $(BENCH)/rows.jsonl
