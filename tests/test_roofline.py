@@ -98,9 +98,9 @@ def test_the_table_adds_up_and_names_the_limit():
 
 @pytest.mark.parametrize("by", ["kind", "block", "op"])
 def test_the_command_prints_a_map(by, capsys):
-    assert main(["roofline", "--model", "mini", "--frames", "2", "--by", by]) == 0
+    assert main(["roofline", "--model", "tiny", "--frames", "2", "--by", by]) == 0
     printed = capsys.readouterr().out
-    assert "mini, 2 frames of 96x128, batch 2, float16" in printed
+    assert "tiny, 2 frames of 32x32, batch 2, float16" in printed
     assert {"kind": "temporal attention", "block": "output_blocks.0", "op": "groupnorm_silu"}[by] in printed
 
 

@@ -99,6 +99,7 @@ def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
     check_unet(onnx_engine.file("unet.onnx"), nodes, "FLOAT", tmp_path / "unet.plan", (7, 16))
 
 
+@pytest.mark.slow
 def test_the_mini_unet_in_float16_becomes_a_plan(mini_weights, tmp_path):
     path = tmp_path / "unet.onnx"
     facts = to_onnx.write(unet(MODELS["mini"].unet, torch.float16, (4, 8)), Weights(mini_weights), path)
