@@ -54,7 +54,7 @@ def build(
     wanted, folder = identity(settings, weights), place(settings, weights, out)
     if out is None:
         _make_root(folder.parent)
-    check_writable(folder, force=True)
+    check_writable(folder, force=True, made=("*",))
     with _locked(folder, report):
         clear_killed(folder)  # this build has the lock
         if folder.exists():
@@ -100,8 +100,6 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _check_replaceable(path: Path) -> None:
     """Raises OutputError for what is neither an engine nor an empty folder: it would be deleted."""
-    if path.is_symlink():
-        raise OutputError(f"{path} is a link to {path.resolve()}; give that folder as --out, or another name")
     if path.is_dir() and not any(path.iterdir()):
         return
     try:

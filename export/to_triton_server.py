@@ -67,7 +67,7 @@ def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: b
     if backend not in SERVED:
         raise EngineError(f"{artifact.folder} is for backend {backend}; Triton Inference Server takes {', '.join(SERVED)}")
     plugins = _plugins(artifact) if backend == "tensorrt" else []
-    check_writable(out, force)
+    check_writable(out, force, made=("vstar", "vstar_*"))
     spec, cuda = model_named(identity["model"]), not identity["device"].startswith("cpu")
     with write_aside(out, folder=True) as repository:
         file, runtime = SERVED[backend]

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from vstar_engine.artifacts import write_aside
 from vstar_engine.cli import main
+from vstar_engine.errors import OutputError
 
 TINY = ["generate", "--model", "mini", "--frames", "4", "--size", "32x32", "--steps", "2"]
 
@@ -153,6 +155,18 @@ def test_an_existing_file_is_kept_unless_forced(here, capsys):
     assert (here / "a.gif").read_text() == "mine"
     assert main([*TINY, "x", "--out", "a.mp4", "--gif", "--force"]) == 0
     assert (here / "a.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_a_file_replaces_no_folder(here, capsys):
+    folder = here / "a.mp4"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    assert main([*TINY, "x", "--out", "a.mp4", "--force"]) == 4
+    assert capsys.readouterr().err == "vstar-engine: cannot write a.mp4: it is a folder; give the name of a file\n"
+    with pytest.raises(OutputError, match="Is a directory"), write_aside(folder) as aside:
+        aside.write_text("a video")
+    assert [path.name for path in here.iterdir()] == ["a.mp4"]
+    assert (folder / "thesis.tex").read_text() == "years of work"
 
 
 def test_print_config_shows_what_is_in_force(here, capsys, monkeypatch):

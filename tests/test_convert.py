@@ -174,14 +174,28 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
 
 def test_an_existing_folder_is_kept_unless_forced(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "model-00001.safetensors").write_text("mine")
     with pytest.raises(OutputError, match="--force"):
         convert(checkpoint, tmp_path / "out", "mini")
     with pytest.raises(CheckpointError):
         convert(tmp_path / "nothing", tmp_path / "out", "mini", force=True)
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "model-00001.safetensors").read_text() == "mine"
     convert(checkpoint, tmp_path / "out", "mini", force=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert not (tmp_path / "out" / "model-00001.safetensors").exists()
+
+
+def test_force_replaces_nothing_but_what_convert_makes(checkpoint, tmp_path):
+    folder, link = tmp_path / "papers", tmp_path / "link"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    link.symlink_to(folder)
+    with pytest.raises(OutputError, match=r"papers holds thesis\.tex, which is not ours; it is left as it is"):
+        convert(checkpoint, folder, "mini", force=True)
+    with pytest.raises(OutputError, match=r"is a link to .*papers; give that folder"):
+        convert(checkpoint, link, "mini", force=True)
+    assert (link / "thesis.tex").read_text() == "years of work"
+    (folder / "thesis.tex").unlink()
+    assert convert(checkpoint, folder, "mini", force=True) == folder
 
 
 @pytest.mark.parametrize("options", [{"model": "maxi"}, {"dtype": "int8"}, {"shard_bytes": 1}], ids=str)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,21 @@ WEIGHTS = "vstar-engine weights"
 PRIVATE = 0o700
 
 
-def check_writable(path: Path, force: bool = False) -> None:
-    """Raises OutputError when `path` cannot be written, or exists and `force` is off."""
+def check_writable(path: Path, force: bool = False, made: Sequence[str] | None = None) -> None:
+    """Raises OutputError when `path` cannot be written, exists and `force` is off, or is a folder of what we do not make.
+
+    A file replaces no folder; a folder replaces one that holds nothing but names which match the patterns `made`.
+    """
+    if made is None and path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
     if path.exists() and not force:
         raise OutputError(f"{path} exists; give --force to replace it, or another name")
+    if made is not None and path.is_symlink():
+        raise OutputError(f"{path} is a link to {path.resolve()}; give that folder as --out, or another name")
+    if made is not None and path.is_dir():
+        for entry in path.iterdir():
+            if not any(entry.match(pattern) for pattern in made):
+                raise OutputError(f"{path} holds {entry.name}, which is not ours; it is left as it is, so give another name")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder}")
@@ -61,7 +72,7 @@ def write_aside(path: Path, folder: bool = False, private: bool = False, owner: 
 
 def _take_place(aside: Path, path: Path) -> None:
     """Renames `aside` to `path`; a folder that is there already and the new one change places, so that one always is."""
-    if not path.is_dir():
+    if not (path.is_dir() and aside.is_dir()):
         os.replace(aside, path)
         return
     if _exchanged(aside, path):

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import config, schedule
-from .artifacts import WEIGHTS, check_writable, sha256, write_aside, write_manifest
+from .artifacts import MANIFEST, WEIGHTS, check_writable, sha256, write_aside, write_manifest
 from .checkpoint import check_finite, check_keys, official_shapes
 from .device import dtype_named
 from .errors import CheckpointError, OutputError
@@ -60,7 +60,7 @@ def convert(
     if shard_bytes < 2**20:
         raise ValueError(f"a shard must be at least {2**20} bytes, got {shard_bytes}")
     sniff(source)
-    check_writable(out, force)
+    check_writable(out, force, made=(MANIFEST, "model*.safetensors"))
     with write_aside(out, folder=True) as aside:
         command = [
             sys.executable,
