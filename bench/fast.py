@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vstar_engine import allocator, bundled, fp8
 from vstar_engine.batch import Batch, Row
-from vstar_engine.config import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Request, Sampling
+from vstar_engine.config import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Request, Sampling, until_step
 from vstar_engine.embeddings import Encode
 from vstar_engine.engine import load_text, open_weights
 from vstar_engine.errors import DeviceError
@@ -73,7 +73,8 @@ class Walk:
         """Takes the steps of the next seed's video."""
         scene, spec = self.scene, self.scene.spec
         height, width = scene.size
-        request = Request(STATES[:1], scene.frames, len(self.runs), (height, width), self.sampling, TAR)
+        tar = replace(TAR, until_step=until_step(self.sampling.until, self.sampling.steps))
+        request = Request(STATES[:1], scene.frames, len(self.runs), (height, width), self.sampling, tar)
         cache = StepCache(spec.unet) if STEP_CACHE in self.sampling.fast else None
         batch = Batch(self.unet, spec, scene.dtype, [Row.of(0, request, None, *self.hears, spec)], cache=cache)
         run = []

@@ -59,7 +59,6 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
         return unet
     by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
     if stage == OPERATORS:
-        assert TAR is not None
         for module, level in temporal_transformers(unet):
             sigma = None if level is None else TAR.sigma.get(level)
             bias = None if sigma is None else toeplitz_bias(toeplitz(frames, sigma)[None], frames, frames)[0]

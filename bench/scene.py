@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vstar_engine import bundled, checkpoint
 from vstar_engine.backends import eager
-from vstar_engine.config import MODELS, TAR_PRESETS, Spec, UNetSpec, model_named
+from vstar_engine.config import MODELS, Spec, Tar, UNetSpec, model_named
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import TemporalTransformer, UNet
@@ -23,7 +23,7 @@ from .transformer import WIDER, Attend, transformer_by_passes, without_waste
 # relative L2 of a forward against the same weights in WIDER. On a CPU a right one shows 3e-3 in float16 (mini and full width),
 # 2.3e-2 in bfloat16 and up to 6e-6 in float32; one without the regulariser 0.08 (full width, 2 frames) to 0.18 (mini, 4)
 ERROR_BUDGET = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float32: 2e-5}
-TAR = TAR_PRESETS["64D1_32D8"]
+TAR = Tar()
 # how torch.compile may search: its own modes, and its longest search for matrix products alone, which ends in minutes
 GEMM = "max-autotune-gemm"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", GEMM)
@@ -131,7 +131,6 @@ class Scene:
         return toeplitz_bias(g, self.frames, self.frames)[0]
 
     def sigma(self, level: int | None) -> float | None:
-        assert TAR is not None
         return None if level is None else TAR.sigma.get(level)
 
     def by_passes(self, unet: UNet, attend: Callable[[int | None], Attend] | None) -> UNet:

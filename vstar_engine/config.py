@@ -317,12 +317,17 @@ def parse_sigma(text: str) -> tuple[int, float]:
         raise ValueError(f"a sigma is LEVEL=VALUE, such as 0=1.5, got {text!r}") from error
 
 
-def parse_until(text: str) -> tuple[int | None, float | None]:
-    """Reads `13` as a step and `56%` as a share of the steps."""
+def until_step(until: int | str, steps: int = 1) -> int:
+    """Gives TAR's last step, counted from 0: `13` is one, `56%` says how many of the steps it takes part in."""
     try:
-        return (None, float(text[:-1]) / 100) if text.endswith("%") else (int(text), None)
+        if isinstance(until, int) or not until.endswith("%"):
+            return int(until)
+        share = float(until[:-1]) / 100
     except ValueError as error:
-        raise ValueError(f"until is a step such as 13 or a share of the steps such as 56%, got {text!r}") from error
+        raise ValueError(f"until is a step such as 13 or a share of the steps such as 56%, got {until!r}") from error
+    if not 0 <= share <= 1:
+        raise ValueError(f"until, as a share of the steps, is 0% to 100%, got {until}")
+    return round(share * steps) - 1
 
 
 def model_named(name: str) -> Spec:

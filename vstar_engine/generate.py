@@ -24,8 +24,8 @@ from .config import (
     model_named,
     parse_sigma,
     parse_size,
-    parse_until,
     tar_named,
+    until_step,
 )
 from .device import device_named, dtype_named
 from .embeddings import Embeddings
@@ -84,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strength", type=float, default=Tar.strength, help="TAR strength (default %(default)s)")
     parser.add_argument(
         "--until",
-        type=_checked(parse_until),
+        type=_checked(until_step),
         metavar="STEP",
         help="last regularised step, counted from 0, or a share of the steps such as 56%% "
         f"(default {Tar.until_step}, {least} {few.until}%)",
@@ -171,11 +171,7 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
     """Gives the preset with single settings on top of it."""
     preset = tar_named(args.tar)
     sigma = {**(preset.sigma if preset else {}), **dict(parse_sigma(text) for text in args.sigma or [])}
-    step, share = parse_until(args.until)
-    if share is not None and not 0 <= share <= 1:
-        raise ValueError(f"until, as a share of the steps, must be 0% to 100%, got {args.until}")
-    until = step if step is not None else round((share or 0.0) * args.steps) - 1
-    return Tar(sigma, args.strength, until) if sigma else None
+    return Tar(sigma, args.strength, until_step(args.until, args.steps)) if sigma else None
 
 
 def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:

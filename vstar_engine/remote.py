@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from .artifacts import check_writable
-from .config import TAR_PRESETS, parse_sigma, parse_size, parse_until
+from .config import TAR_PRESETS, parse_sigma, parse_size, until_step
 from .options import add_config_options
 from .prompting import printable
 from .synopsis import GIVEN, Synopsis, read_synopses
@@ -142,10 +142,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 def tar_of(args: argparse.Namespace) -> dict[str, Any] | None:
     """Gives the motion settings that options name, None where there are none."""
     sigma = {str(level): value for level, value in map(parse_sigma, args.sigma or ())}
-    until = None
-    if args.until is not None:
-        step, _ = parse_until(args.until)
-        until = step if step is not None else args.until
+    step = None if args.until is None else until_step(args.until)
+    until = args.until if args.until is not None and args.until.endswith("%") else step
     named = {"preset": args.tar, "sigma": sigma or None, "strength": args.strength, "until": until}
     return {name: value for name, value in named.items() if value is not None} or None
 

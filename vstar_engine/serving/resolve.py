@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import math
 import random
 import re
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..built import Artifact
-from ..config import Request, Sampling, Spec, Tar, tar_named
+from ..config import Request, Sampling, Spec, Tar, tar_named, until_step
 from ..errors import CheckpointError, EndpointError
 from ..llm import Llm
 from ..synopsis import GIVEN, PROMPT, Synopsis, synopsize
@@ -203,18 +202,9 @@ def tar_of(given: str | TarSettings | None, steps: int, until: str = Sampling().
         if tar is None:
             return None
         strength = tar.strength if given.strength is None else given.strength
-        return replace(tar, strength=strength, until_step=_until(until if given.until is None else given.until, steps))
+        return replace(tar, strength=strength, until_step=until_step(until if given.until is None else given.until, steps))
     except ValueError as error:
         raise invalid(str(error), "tar") from error
-
-
-def _until(given: int | str, steps: int) -> int:
-    if isinstance(given, str) and given.endswith("%"):
-        share = int(given[:-1]) / 100
-        if not math.isfinite(share) or share > 1:
-            raise ValueError(f"until, as a share of the steps, is 0% to 100%, got {given}")
-        return round(share * steps) - 1
-    return int(given)
 
 
 def fingerprint(kind: str, body: Wishes) -> str:
