@@ -17,7 +17,7 @@ from vstar_engine import Sampling, Tar
 from vstar_engine.artifacts import kernel_hash
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
-from vstar_engine.errors import EngineError
+from vstar_engine.errors import EngineError, OutputError
 from vstar_engine.export import tensorrt_plugins, to_triton_server
 
 UNET = """name: "vstar_unet"
@@ -163,6 +163,15 @@ def plan_at(folder, versions=None, **options):
 def parts(monkeypatch):
     """Stands in for writing the decoder and the text tower."""
     monkeypatch.setattr(to_triton_server.to_onnx, "write", lambda described, weights, path: path.touch())
+
+
+def test_force_replaces_no_folder_of_something_else(parts, tmp_path):
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"papers holds thesis\.tex, which is not ours"):
+        to_triton_server.write(plan_at(tmp_path / "e"), {}, papers, True, print)
+    assert [path.name for path in papers.iterdir()] == ["thesis.tex"]
 
 
 def test_every_profile_of_a_plan_is_served(parts, tmp_path):
