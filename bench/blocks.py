@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.config import UNetSpec
+from vstar_engine.config.models import UNetSpec
 from vstar_engine.layers import Downsample, Upsample
 from vstar_engine.unet import ResBlock, SpatialTransformer, TemporalConvBlock, TemporalTransformer, UNet
 

@@ -24,7 +24,7 @@ def main() -> None:
     import torch
 
     from vstar_engine.batch import Batch, Row
-    from vstar_engine.config import Request
+    from vstar_engine.config.request import Request
     from vstar_engine.engine import Engine
 
     imported = time.perf_counter()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vstar_engine import bundled
-from vstar_engine.config import MODELS, Spec, model_named
+from vstar_engine.config.models import MODELS, Spec, model_named
 from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.errors import CheckpointError, MissingLibrary
 from vstar_engine.export import BUILDERS

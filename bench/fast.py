@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vstar_engine import allocator, bundled, fp8
 from vstar_engine.batch import Batch, Row
-from vstar_engine.config import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Request, Sampling, until_step
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Sampling, until_step
 from vstar_engine.embeddings import Encode
 from vstar_engine.engine import load_text, open_weights
 from vstar_engine.errors import DeviceError

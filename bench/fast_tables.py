@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vstar_engine.config import FEW_STEP
+from vstar_engine.config.sampling import FEW_STEP
 
 from .fast import EXACT, OPTIONS
 from .layout import cell, grouped, machine_words, markdown, part_of, titled

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vstar_engine.config import Spec
+from vstar_engine.config.models import Spec
 from vstar_engine.vae import CHUNK
 
 # rows of a projection that are compared

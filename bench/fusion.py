@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine import fp8
-from vstar_engine.config import Spec
+from vstar_engine.config.models import Spec
 from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.memory import without_data

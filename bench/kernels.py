@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine import allocator
-from vstar_engine.config import MODELS, Spec, model_named, parse_size
+from vstar_engine.config.models import MODELS, Spec, model_named, parse_size
 from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
 from vstar_engine.unet import INIT_ATTENTION_HEADS

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
-from vstar_engine.config import Spec
+from vstar_engine.config.models import Spec
 from vstar_engine.memory import without_data
 from vstar_engine.unet import UNet
 

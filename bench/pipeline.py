@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine.config import MODELS, Sampling, parse_size
+from vstar_engine.config.models import MODELS, parse_size
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.device import DTYPES, device_named, dtype_named
 
 from . import fast, profile, stages, trajectory

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from vstar_engine.config import Sampling, parse_size
+from vstar_engine.config.models import parse_size
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.device import DTYPES, device_named, dtype_named
 
 from . import floors, fusion, tables

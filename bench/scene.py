@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vstar_engine import bundled, checkpoint
 from vstar_engine.backends import eager
-from vstar_engine.config import MODELS, Spec, Tar, UNetSpec, model_named
+from vstar_engine.config.models import MODELS, Spec, UNetSpec, model_named
+from vstar_engine.config.sampling import Tar
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import TemporalTransformer, UNet

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.checkpoint import memory_format
-from vstar_engine.config import TAR_PRESETS, Sampling, Spec, UNetSpec
+from vstar_engine.config.models import Spec, UNetSpec
+from vstar_engine.config.sampling import TAR_PRESETS, Sampling
 from vstar_engine.tar import table
 from vstar_engine.unet import UNet
 

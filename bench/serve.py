@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vstar_engine import Engine
-from vstar_engine.config import MODELS, Request, Sampling, model_named, parse_size
+from vstar_engine.config.models import MODELS, model_named, parse_size
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.device import DTYPES
 
 from .contest import Pace

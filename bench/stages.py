@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine import allocator
-from vstar_engine.config import Sampling
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.layers import Norm
 from vstar_engine.sampling import sample

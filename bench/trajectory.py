@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine import bundled
-from vstar_engine.config import Sampling
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.sampling import sample
 from vstar_engine.schedule import Schedule
 from vstar_engine.tar import table

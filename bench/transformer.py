@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, group_norm, linear, scaled_dot_product_attention
 
-from vstar_engine.config import Spec
+from vstar_engine.config.models import Spec
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import TemporalTransformer

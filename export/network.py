@@ -9,7 +9,8 @@ from torch.export import Dim
 
 from vstar_engine import checkpoint
 from vstar_engine.built import MAX_BATCH
-from vstar_engine.config import MAX_FRAMES, MAX_SIDE, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.config.models import MAX_SIDE, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.layers import FrameConv, Pointwise
 from vstar_engine.text import TextTower
 from vstar_engine.unet import TemporalBlock, UNet

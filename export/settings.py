@@ -9,7 +9,8 @@ import torch
 
 from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
 from vstar_engine.built import MAX_BATCH
-from vstar_engine.config import MAX_FRAMES, Spec, model_named
+from vstar_engine.config.models import Spec, model_named
+from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.device import dtype_named
 from vstar_engine.sources import engine_hash
 

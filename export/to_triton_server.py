@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vstar_engine.artifacts import check_writable, write_aside
 from vstar_engine.built import Artifact
-from vstar_engine.config import Spec, model_named
+from vstar_engine.config.models import Spec, model_named
 from vstar_engine.device import dtype_named
 from vstar_engine.errors import EngineError
 

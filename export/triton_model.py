@@ -16,7 +16,8 @@ from torch import Tensor
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends.inputs import full
 from vstar_engine.built import Artifact
-from vstar_engine.config import Request, model_named
+from vstar_engine.config.models import model_named
+from vstar_engine.config.request import Request
 from vstar_engine.device import dtype_named
 from vstar_engine.errors import VstarError
 

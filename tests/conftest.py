@@ -10,7 +10,7 @@ import torch
 
 from vstar_engine import Engine, bundled
 from vstar_engine.checkpoint import Weights
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.export import building
 from vstar_engine.export.settings import Settings
 from vstar_engine.golden import Golden

@@ -7,7 +7,7 @@ from vstar_engine.artifacts import write_manifest
 from vstar_engine.backends import backend_named
 from vstar_engine.built import KIND, name_of
 from vstar_engine.bundled import weights
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.sources import engine_hash
 
 FACTS = {"unet": {"inputs": [{"name": "context", "shape": ["texts", "batch", "frames", 77, 64]}]}}

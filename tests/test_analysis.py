@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vstar_engine import analysis
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_probs
 from vstar_engine.tar import toeplitz
 from vstar_engine.unet import UNet

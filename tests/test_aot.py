@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine import fp8
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
 from vstar_engine.kernels.aot_fused import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot_tables import page, programs

@@ -20,7 +20,8 @@ from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.rows import read
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS, Request
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 
 SPEC = MODELS["mini"]

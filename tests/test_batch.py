@@ -7,7 +7,7 @@ from engines import engine_at
 
 from vstar_engine import Engine, Sampling, Tar, memory
 from vstar_engine.built import Artifact
-from vstar_engine.config import Request
+from vstar_engine.config.request import Request
 from vstar_engine.errors import EngineError, MemoryShortage
 from vstar_engine.synopsis import Synopsis
 

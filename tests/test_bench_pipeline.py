@@ -33,7 +33,8 @@ from vstar_engine.bench.profile import PAGE, TRACE
 from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
 from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
 from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
-from vstar_engine.config import MODELS, Sampling
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels import native
 from vstar_engine.layers import CrossAttention

@@ -23,7 +23,7 @@ from vstar_engine.artifacts import write_manifest
 from vstar_engine.build import parse_frames
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.errors import CheckpointError, EngineError, MissingLibrary, OutputError
 from vstar_engine.export import alive, builder_named, building
 from vstar_engine.export.settings import Estimate, Settings

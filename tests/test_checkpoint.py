@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from vstar_engine import Engine
 from vstar_engine.checkpoint import TEXT, UNET, VAE, Weights, load, module_shapes, official_shapes, spec_from_official
-from vstar_engine.config import MODELS, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.config.models import MODELS, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.errors import CheckpointError
 from vstar_engine.text import TextTower
 from vstar_engine.unet import TemporalConvBlock, UNet

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from vstar_engine import Engine, synthetic
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.convert import convert
 from vstar_engine.errors import CheckpointError, OutputError
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vstar_engine import Engine, Sampling, checkpoint, memory
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.embeddings import KIND, Embeddings, embed
 from vstar_engine.errors import CheckpointError
 from vstar_engine.synopsis import Synopsis
@@ -118,13 +118,13 @@ def test_weights_without_a_text_tower_serve_embeddings(mini, mini_weights, bundl
 
 
 def request_of(bundle):
-    from vstar_engine.config import Request
+    from vstar_engine.config.request import Request
 
     return Request(Embeddings.read(bundle).synopsis.states, **SMALL)
 
 
 def test_a_request_for_other_states_is_refused(mini, bundle):
-    from vstar_engine.config import Request
+    from vstar_engine.config.request import Request
 
     with pytest.raises(ValueError, match="not those of the embeddings"):
         mini.run(Request(("snow", "rain"), **SMALL), embeddings=Embeddings.read(bundle))

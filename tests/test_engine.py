@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vstar_engine import Engine, Sampling, Tar, memory
-from vstar_engine.config import Request
+from vstar_engine.config.request import Request
 from vstar_engine.errors import CheckpointError, DeviceError, MemoryShortage
 
 SMALL = {"frames": 5, "size": (32, 64)}

@@ -5,7 +5,8 @@ import torch
 
 from vstar_engine import Sampling
 from vstar_engine.batch import Batch, Row
-from vstar_engine.config import MODELS, Request
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
 
 SPEC = MODELS["mini"]
 

@@ -13,7 +13,9 @@ import torch
 from vstar_engine import Sampling, Tar, checkpoint
 from vstar_engine.batch import Batch, Row
 from vstar_engine.bench.trajectory import cosine
-from vstar_engine.config import FEW_STEP, GUIDANCE_INTERVAL, MODELS, STEP_CACHE, Request
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import FEW_STEP, GUIDANCE_INTERVAL, STEP_CACHE
 from vstar_engine.kernels.guided_step import guided_step
 from vstar_engine.sampling import coefficients
 from vstar_engine.schedule import Schedule

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vstar_engine import Engine, Sampling, remarks
-from vstar_engine.config import Request
+from vstar_engine import Engine, Sampling
+from vstar_engine.config import request_warnings
+from vstar_engine.config.request import Request
 from vstar_engine.provenance import command_for
 from vstar_engine.sampling import sample
 from vstar_engine.schedule import Schedule, consistency_timesteps
@@ -106,7 +107,7 @@ def test_a_schedule_refuses_more_steps_than_the_teacher_had():
 
 
 def test_the_engine_asks_for_one_branch_a_step_and_warns_once(mini, caplog):
-    remarks.warn_once.cache_clear()
+    request_warnings.warn_once.cache_clear()
     Engine(**{**vars(mini), "loras": [SimpleNamespace(sha256="")]}).begin([Request(("snow",), 3, sampling=Sampling.few())])
     assert "LoRA" not in caplog.text
     asked = []

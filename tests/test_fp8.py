@@ -10,7 +10,8 @@ from torch import nn
 from vstar_engine import Engine, Sampling, cli, fp8, memory
 from vstar_engine.bench.plain import by_operators
 from vstar_engine.bench.seeded import step_inputs
-from vstar_engine.config import MODELS, Request
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels.conv_e4m3 import conv_e4m3
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vstar_engine.checkpoint import official_shapes
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 
 FORWARD = """
 import json, sys, time, torch

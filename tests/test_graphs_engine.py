@@ -12,7 +12,7 @@ from vstar_engine.backends import eager
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.backends.graphs import SHAPES, Recording
 from vstar_engine.bench.scene import TINY
-from vstar_engine.config import Request
+from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.serving.model import Model
 from vstar_engine.serving.warmup import warm

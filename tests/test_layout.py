@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.export import network
 from vstar_engine.export.to_inductor import hearing_texts
 from vstar_engine.memory import without_data

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from vstar_engine import Engine, Sampling, bundled
 from vstar_engine.checkpoint import UNET, Weights
 from vstar_engine.cli import main
-from vstar_engine.config import model_named
+from vstar_engine.config.models import model_named
 from vstar_engine.errors import CheckpointError
 from vstar_engine.lora import Adapted, Lora, layer_shapes, names
 from vstar_engine.provenance import command_for

@@ -8,7 +8,7 @@ import torch
 from vstar_engine import Engine, bundled
 from vstar_engine.checkpoint import UNET, Weights
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS, UNetSpec
+from vstar_engine.config.models import MODELS, UNetSpec
 from vstar_engine.errors import CheckpointError
 from vstar_engine.layers import sinusoid
 from vstar_engine.lora import Adapted, Lora, layer_shapes

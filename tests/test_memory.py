@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from vstar_engine import memory
-from vstar_engine.config import MODELS, Request, Sampling
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.memory import Footprint, activation_bytes, check, weight_bytes
 from vstar_engine.vae import CHUNK, Vae

@@ -8,8 +8,9 @@ import pytest
 from tools.mini import captions, claims, measures, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
-from vstar_engine import Sampling, Tar, analysis, bundled, remarks
+from vstar_engine import Sampling, Tar, analysis, bundled
 from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest
+from vstar_engine.config import request_warnings
 
 FOLDER = bundled.FOLDER / "mini"
 LARGEST = 32 * 10**6
@@ -37,7 +38,7 @@ def test_the_model_card_lists_every_word():
 
 
 def test_words_and_sizes_it_never_saw_are_said_once(mini, caplog):
-    remarks.warn_once.cache_clear()
+    request_warnings.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             mini.generate("A dragon's castle in winter", frames=2, size=(64, 64), sampling=Sampling(steps=1))

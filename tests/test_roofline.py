@@ -13,7 +13,7 @@ from vstar_engine.bench.ops import KEYS, Machine, Op, ops_of
 from vstar_engine.bench.report import rendered
 from vstar_engine.bench.rows import OK, WRONG, Rows, read
 from vstar_engine.bench.scene import TINY, Scene
-from vstar_engine.config import model_named
+from vstar_engine.config.models import model_named
 from vstar_engine.kernels import native
 
 # TFLOP of one branch at 320x512, and shares at 64 frames, counted by hand from the architecture

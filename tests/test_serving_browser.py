@@ -8,7 +8,7 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from browser import browser
 from servers import Server
 
-from vstar_engine.timeline import place
+from vstar_engine.config.timeline import place
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from servers import Server
 
 from vstar_engine import bundled
 from vstar_engine.artifacts import digest_of
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
 NOTICED, BACK, REFUSED = 5.0, 60.0, 180.0

@@ -13,7 +13,7 @@ from dbos._sys_db import SystemDatabase
 from slow_engine import until
 from sqlalchemy.exc import InternalError
 
-from vstar_engine.config import model_named
+from vstar_engine.config.models import model_named
 from vstar_engine.errors import DeviceError, VstarError
 from vstar_engine.serving import app, events, metrics, results, service
 from vstar_engine.serving.job import new_id

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vstar_engine.config import MODELS, TAR_PRESETS, Sampling, Tar
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.sampling import TAR_PRESETS, Sampling, Tar
 from vstar_engine.embeddings import Embeddings
 from vstar_engine.errors import EndpointError
 from vstar_engine.serving.errors import ApiError

@@ -7,7 +7,7 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from slow_engine import job
 
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.serving import events, runner, service
 from vstar_engine.serving.record import Record
 from vstar_engine.serving.settings import Settings

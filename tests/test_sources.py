@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.export.settings import Settings
 from vstar_engine.kernels.sources import kernel_hash
 from vstar_engine.sources import NETWORK

@@ -9,7 +9,8 @@ import torch
 from vstar_engine import Engine, Sampling, Tar, memory
 from vstar_engine.bench.seeded import seeded_unet
 from vstar_engine.built import Artifact
-from vstar_engine.config import MODELS, Request
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
 from vstar_engine.step_cache import Deep, StepCache
 from vstar_engine.unet import Stage, UNet
 

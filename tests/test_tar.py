@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vstar_engine import Tar
-from vstar_engine.config import TAR_PRESETS
+from vstar_engine.config.sampling import TAR_PRESETS
 from vstar_engine.tar import table, toeplitz
 
 

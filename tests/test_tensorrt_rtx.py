@@ -23,7 +23,7 @@ from onnx_blocks import block
 
 from vstar_engine.built import Artifact
 from vstar_engine.checkpoint import Weights
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.export import to_onnx
 from vstar_engine.export.network import unet
 

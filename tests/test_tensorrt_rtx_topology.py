@@ -11,7 +11,7 @@ from tensorrt_plans import FOUR, check_unet
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.checkpoint import UNET, official_shapes
-from vstar_engine.config import Spec, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.config.models import Spec, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.export import to_onnx
 from vstar_engine.export.network import unet
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vstar_engine import plan
-from vstar_engine.config import Request
+from vstar_engine.config.request import Request
+from vstar_engine.config.timeline import parse_position, place
 from vstar_engine.text import spread
-from vstar_engine.timeline import parse_position, place
 
 
 @pytest.mark.parametrize(

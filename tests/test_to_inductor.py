@@ -20,7 +20,7 @@ from vstar_engine.backends import eager as eager_unet
 from vstar_engine.backends import inductor
 from vstar_engine.backends.inputs import shared
 from vstar_engine.built import Artifact
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.errors import EngineError, ExportError, OutputError
 from vstar_engine.export import to_inductor
 from vstar_engine.export.settings import Settings

@@ -293,7 +293,7 @@ def test_a_file_that_cannot_be_written_whole(text_tower, mini_weights, tmp_path,
 
 @pytest.mark.slow
 def test_full_size_has_34_nodes():
-    from vstar_engine.config import MODELS
+    from vstar_engine.config.models import MODELS
 
     described = network.unet(MODELS["videocrafter2"].unet, torch.float16, (40, 64))
     assert described.attentions == 34

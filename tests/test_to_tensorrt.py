@@ -23,7 +23,7 @@ from vstar_engine.backends import backend_named, tensorrt, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.built import Artifact
 from vstar_engine.cli import main
-from vstar_engine.config import MODELS
+from vstar_engine.config.models import MODELS
 from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary, OutputError
 from vstar_engine.export import builder_named, tensorrt_plugins, to_tensorrt
 from vstar_engine.export.settings import TENSORRT_FRAMES, Settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from vstar_engine.config import MODELS, UNetSpec
+from vstar_engine.config.models import MODELS, UNetSpec
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.layers import CrossAttention, Linear, sinusoid
 from vstar_engine.tar import toeplitz

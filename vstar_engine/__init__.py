@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import Sampling, Tar
+    from vstar_engine.config.sampling import Sampling, Tar
+
     from .engine import Engine
     from .video import Video
 
@@ -17,7 +18,7 @@ _checkout = Path(__file__).parent.parent
 if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
-_HOME = {"Engine": ".engine", "Video": ".video", "Sampling": ".config", "Tar": ".config"}
+_HOME = {"Engine": ".engine", "Video": ".video", "Sampling": ".config.sampling", "Tar": ".config.sampling"}
 
 
 def __getattr__(name: str) -> object:

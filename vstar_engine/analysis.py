@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels.temporal_attention import temporal_attention_probs
+from vstar_engine.kernels.temporal_attention import temporal_attention_probs
+
 from .layers import SelfAttention
 from .unet import Stage, TemporalTransformer, UNet
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from vstar_engine.kernels.sources import kernel_hash as kernel_hash
+
 from .errors import CheckpointError, OutputError, VstarError
-from .kernels.sources import kernel_hash as kernel_hash
 
 MANIFEST = "manifest.json"
 WEIGHTS = "vstar-engine weights"

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.config.models import Spec
+from vstar_engine.config.request import Request
+
 from . import tar
 from .backends import Denoiser
-from .backends.eager import RecordedUnet
-from .config import Request, Spec
 from .embeddings import Embeddings
 from .sampling import coefficients
 from .schedule import Schedule

@@ -10,16 +10,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vstar_engine.config.models import model_named, parse_size
+from vstar_engine.config.request import MAX_FRAMES
+from vstar_engine.export.building import build, place
+from vstar_engine.export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, TENSORRT_FRAMES, Settings
+
 from .backends import BACKENDS, EAGER, TENSORRT, backend_named
 from .built import MAX_BATCH, Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
-from .config import MAX_FRAMES, model_named, parse_size
 from .device import device_named, dtype_named
 from .engine import open_weights
 from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
-from .export.building import build, place
-from .export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, TENSORRT_FRAMES, Settings
 from .sources import engine_hash
 
 MIB, GIB = 2**20, 2**30

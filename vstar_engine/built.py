@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.config.models import MAX_SIDE, model_named
+from vstar_engine.config.request import MAX_FRAMES, Request, rows_at_once
+from vstar_engine.config.sampling import STEP_CACHE
+
 from .artifacts import MANIFEST, PRIVATE, digest_of, read_manifest
-from .config import MAX_FRAMES, MAX_SIDE, STEP_CACHE, Request, model_named, rows_at_once
 from .errors import EngineError, OutputError
 
 KIND = "vstar-engine engine"

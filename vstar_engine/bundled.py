@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import Spec
+from vstar_engine.config.models import Spec
+
 from .errors import CheckpointError
 
 FOLDER = Path(__file__).parent / "data"

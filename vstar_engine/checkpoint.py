@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vstar_engine.config.models import Spec, TextSpec, UNetSpec, VaeSpec
+
 from . import schedule
 from .artifacts import digest_of, open_tensors, read_weights, sha256
-from .config import Spec, TextSpec, UNetSpec, VaeSpec
 from .errors import CheckpointError
 from .text import TextTower
 from .unet import UNet

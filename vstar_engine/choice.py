@@ -4,11 +4,13 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS, model_named
+from vstar_engine.config.sampling import FAST, FP8
+
 from . import bundled
 from .artifacts import read_weights
 from .backends import BACKENDS, EAGER, TENSORRT
 from .built import Artifact
-from .config import ATTENTION_NAMES, DTYPE_NAMES, FAST, FP8, MODELS, model_named
 
 
 @dataclass(frozen=True)

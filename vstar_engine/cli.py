@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
+from vstar_engine.config.models import DTYPE_NAMES, MODELS
+
 from . import __version__
-from .config import DTYPE_NAMES, MODELS
 from .errors import MemoryShortage, VstarError
 from .options import Parser, layered, to_toml
 

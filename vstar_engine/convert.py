@@ -24,7 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import config, schedule
+from vstar_engine.config import models
+
+from . import schedule
 from .artifacts import MANIFEST, WEIGHTS, check_writable, sha256, write_aside, write_manifest
 from .checkpoint import check_finite, check_keys, official_shapes
 from .device import dtype_named
@@ -55,7 +57,7 @@ def convert(
     `on_progress` hears (tensors done, tensors in all). Raises CheckpointError with one sentence for whatever is wrong with the
     file, OutputError when `out` cannot be written; nothing is left behind then.
     """
-    config.model_named(model)
+    models.model_named(model)
     dtype_named(dtype)
     if shard_bytes < 2**20:
         raise ValueError(f"a shard must be at least {2**20} bytes, got {shard_bytes}")
@@ -89,7 +91,7 @@ def convert_lora(
     `guidance` is the scale that its UNet is told, where it was trained to take one. Raises CheckpointError with one sentence
     for whatever is wrong with the file, OutputError when `out` cannot be written; nothing is left behind then.
     """
-    config.model_named(model)
+    models.model_named(model)
     if not math.isfinite(guidance):
         raise ValueError(f"the embedded guidance must be a finite number, got {guidance}")
     sniff(source)
@@ -275,7 +277,7 @@ def compare_schedule(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _child(source: Path, out: Path, model: str, dtype: str, shard_bytes: int) -> None:
-    spec = config.model_named(model)
+    spec = models.model_named(model)
     tensors = read_official(source)
     wanted = official_shapes(spec)
     check_keys({name: tuple(tensors[name].shape) for name in tensors}, wanted, str(source))

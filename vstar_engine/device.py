@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 
-from .config import DTYPE_NAMES
+from vstar_engine.config.models import DTYPE_NAMES
+
 from .errors import DeviceError
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}

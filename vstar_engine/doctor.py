@@ -7,11 +7,12 @@ from importlib import import_module, metadata
 
 import torch
 
+from vstar_engine.backends.tensorrt import library
+from vstar_engine.kernels import native
+
 from . import __version__, memory
 from .backends import TENSORRT
-from .backends.tensorrt import library
 from .errors import MissingLibrary
-from .kernels import native
 
 OPTIONAL = {
     "triton": "the fused kernels on NVIDIA GPUs",

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vstar_engine.config.models import model_named
+
 from .artifacts import check_writable
 from .checkpoint import text_hash
 from .choice import add_text_options
-from .config import model_named
 from .device import DTYPES, device_named, dtype_named
 from .embeddings import BATCH, VERSION, Embeddings, check_batch, embed
 from .engine import load_text, open_weights

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vstar_engine.config.models import Spec
+
 from .artifacts import write_aside
-from .config import Spec
 from .errors import CheckpointError
 from .synopsis import Synopsis
 from .text import tokenizer_hash

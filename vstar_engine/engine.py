@@ -11,13 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__, allocator, bundled, checkpoint, memory, remarks, room
+from vstar_engine.config import request_warnings
+from vstar_engine.config.models import Spec, model_named
+from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
+from vstar_engine.config.timeline import Position
+
+from . import __version__, allocator, bundled, checkpoint, memory, room
 from .artifacts import digest_of
 from .backends import EAGER, TENSORRT, Denoiser, backend_named
 from .batch import Batch, Row
 from .built import Artifact
 from .choice import Choice, check_options
-from .config import FP8, STEP_CACHE, Request, Sampling, Spec, Tar, model_named, rows_at_once
 from .device import device_named, dtype_named
 from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
@@ -26,7 +31,6 @@ from .lora import Adapted, Lora
 from .sources import engine_hash
 from .step_cache import StepCache
 from .text import TextTower, spread, tokenize
-from .timeline import Position
 from .unet import UNet
 from .vae import Vae
 from .video import Video, to_bytes
@@ -145,7 +149,7 @@ class Engine:
             convert(denoiser, made.fp8)
             room.forget_graphs(denoiser)
             if where.type == "cpu":
-                remarks.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+                request_warnings.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
         if warm:
             made.warm(() if warm is True else warm)
         return made
@@ -327,7 +331,7 @@ class Engine:
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
-        remarks.remark(request, self.spec, self.vocabulary, bool(self.loras))
+        request_warnings.remark(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:

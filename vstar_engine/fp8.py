@@ -13,15 +13,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vstar_engine.config.models import Spec
+from vstar_engine.config.sampling import FP8, Sampling, Tar
+from vstar_engine.kernels.conv_e4m3 import conv_e4m3
+from vstar_engine.kernels.e4m3 import E4M3, LARGEST, to_e4m3
+from vstar_engine.kernels.linear import LayerNorm, normed
+from vstar_engine.kernels.linear_e4m3 import linear_e4m3, product
+from vstar_engine.kernels.norm_e4m3 import norm_e4m3
+
 from .built import Artifact
-from .config import FP8, Sampling, Spec, Tar
 from .embeddings import Encode
 from .errors import DeviceError
-from .kernels.conv_e4m3 import conv_e4m3
-from .kernels.e4m3 import E4M3, LARGEST, to_e4m3
-from .kernels.linear import LayerNorm, normed
-from .kernels.linear_e4m3 import linear_e4m3, product
-from .kernels.norm_e4m3 import norm_e4m3
 from .layers import CrossAttention, FeedForward, FrameConv, Linear
 from .sampling import sample
 from .schedule import Schedule

@@ -10,23 +10,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vstar_engine.config.models import Spec, model_named, parse_size
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import FEW_STEP, TAR_PRESETS, Sampling, Tar, parse_sigma, tar_named, until_step
+from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+
 from . import memory, plan
 from .artifacts import check_writable
 from .built import Artifact, size_words
 from .choice import Choice, add_fast_option, add_model_options, check_options, fast_from
-from .config import (
-    FEW_STEP,
-    TAR_PRESETS,
-    Request,
-    Sampling,
-    Spec,
-    Tar,
-    model_named,
-    parse_sigma,
-    parse_size,
-    tar_named,
-    until_step,
-)
 from .device import device_named, dtype_named
 from .embeddings import Embeddings
 from .engine import Engine
@@ -34,7 +26,6 @@ from .fp8 import check_choice
 from .options import add_config_options
 from .prompting import add_llm_options, printable, synopses
 from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
-from .timeline import SPREAD_MODES, parse_position
 from .video import Video, check_ending, encoding
 
 DEFAULT_TAR = "64D1_32D8"

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import UNetSpec
-from .kernels.groupnorm_silu import groupnorm_silu
-from .kernels.linear import LayerNorm, feed_forward, linear
+from vstar_engine.config.models import UNetSpec
+from vstar_engine.kernels.groupnorm_silu import groupnorm_silu
+from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear
 
 GROUPS = UNetSpec.norm_groups
 

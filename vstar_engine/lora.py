@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vstar_engine.config.models import UNetSpec
+
 from .artifacts import digest_of, sha256
 from .checkpoint import UNET, Weights, check_finite, listing, module_shapes
-from .config import UNetSpec
 from .errors import CheckpointError
 from .unet import UNet
 

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import config
+from vstar_engine.config import models
+
 from .convert import read_pickle, reported
 from .errors import CheckpointError
 from .lora import GUIDED, check_values, layer_shapes
@@ -56,7 +57,7 @@ def registered(layers: Iterable[str]) -> list[str]:
     return sorted(layers, key=lambda name: [place(word) for word in name.split(".")])
 
 
-def parts_of(spec: config.UNetSpec) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+def parts_of(spec: models.UNetSpec) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
     """Lists the layers of each part that such a file has pairs for, with their weights' shapes."""
     # a 1-D convolution gets no pair
     shapes = {name: shape for name, shape in layer_shapes(spec).items() if len(shape) != 3}
@@ -76,7 +77,7 @@ def _begin_with(pairs: Sequence[Pair], layers: Sequence[tuple[str, Sequence[int]
     return len(layers) <= len(pairs) and all(fits(pair, shape) for pair, (_, shape) in zip(pairs, layers, strict=False))
 
 
-def placed(pairs: Sequence[Pair], spec: config.UNetSpec, source: str) -> dict[str, Pair]:
+def placed(pairs: Sequence[Pair], spec: models.UNetSpec, source: str) -> dict[str, Pair]:
     """Gives each pair the name of its layer. CheckpointError where they are not those of this UNet.
 
     Which part comes when is read off the shapes: of those that would fit, the first in the order of PARTS.
@@ -108,7 +109,7 @@ def pairs_in(content: object, source: str) -> list[Pair]:
     return list(zip(content[::2], content[1::2], strict=True))
 
 
-def named(content: object, spec: config.UNetSpec, guidance: float, source: str) -> dict[str, Tensor]:
+def named(content: object, spec: models.UNetSpec, guidance: float, source: str) -> dict[str, Tensor]:
     """Gives the tensors of such a file names that `Lora.read` knows; what the guidance scale adds is one of them."""
     tensors: dict[str, Tensor] = {}
     for layer, (up, down) in placed(pairs_in(content, source), spec, source).items():
@@ -122,7 +123,7 @@ def named(content: object, spec: config.UNetSpec, guidance: float, source: str) 
 
 
 def _child(source: Path, out: Path, model: str, guidance: float) -> None:
-    spec = config.model_named(model).unet
+    spec = models.model_named(model).unet
     about = {"source": source.name, "embedded_guidance": f"{guidance:g}"}
     save_file(named(read_pickle(source), spec, guidance, str(source)), out, about)
     print(json.dumps({"done": 1, "total": 1}), flush=True)

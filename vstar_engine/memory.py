@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .config import Request, Spec, rows_at_once
+from vstar_engine.config.models import Spec
+from vstar_engine.config.request import Request, rows_at_once
+
 from .errors import MemoryShortage
 from .text import TextTower
 from .unet import UNet

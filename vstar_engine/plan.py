@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from .config import Request
+from vstar_engine.config.request import Request
+
 from .text import spread
 
 # weights below this come from rounding

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from vstar_engine.config.request import MAX_FRAMES
+
 from .artifacts import check_writable, write_aside
-from .config import MAX_FRAMES
 from .llm import Endpoint, Llm
 from .options import add_config_options
 from .synopsis import PROMPT, Synopsis, read_prompts, read_synopses, synopsize

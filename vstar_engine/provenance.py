@@ -3,8 +3,9 @@
 import shlex
 from typing import Any
 
+from vstar_engine.config.sampling import FP8
+
 from .bundled import BUNDLED
-from .config import FP8
 
 
 def command_for(provenance: dict[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 import torch
 
+from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.config.models import Spec
+
 from . import memory
 from .backends import Denoiser
-from .backends.eager import RecordedUnet
-from .config import Spec
 from .errors import MemoryShortage
 
 

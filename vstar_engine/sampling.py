@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels.guided_step import guided_step
+from vstar_engine.kernels.guided_step import guided_step
+
 from .schedule import Schedule
 
 # (latents, timestep (B,) int64, step index) -> the conditional and the unconditional noise prediction, like latents;

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import CONSISTENCY_STEPS, FEW_STEP, TRAINING_STEPS, Sampling
+from vstar_engine.config.sampling import CONSISTENCY_STEPS, FEW_STEP, TRAINING_STEPS, Sampling
 
 BETA_START, BETA_END = 0.00085, 0.012
 SCALE_END, SCALE_STEPS, SCALE_ENTRIES = 0.7, 400, 1400

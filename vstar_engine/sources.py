@@ -2,12 +2,15 @@
 
 from importlib.resources import files
 
-from .kernels.sources import KERNELS, hash_of, modules
+from vstar_engine.kernels.sources import KERNELS, hash_of, modules
 
 # the networks and how they are put together; the exporters and the kernels are hashed in full
 NETWORK = (
     "backends/eager.py",
-    "config.py",
+    "config/models.py",
+    "config/request.py",
+    "config/sampling.py",
+    "config/timeline.py",
     "layers.py",
     "spatial_attention.py",
     "step_cache.py",

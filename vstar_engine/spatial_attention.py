@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import ATTENTION_NAMES
+from vstar_engine.config.models import ATTENTION_NAMES
+from vstar_engine.kernels.dispatch import decomposed
+from vstar_engine.kernels.native import serves
+from vstar_engine.kernels.temporal_attention import MAX_FRAMES, temporal_attention
+
 from .errors import MissingLibrary
-from .kernels.dispatch import decomposed
-from .kernels.native import serves
-from .kernels.temporal_attention import MAX_FRAMES, temporal_attention
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .kernels.guided_step import guided_step
+from vstar_engine.kernels.guided_step import guided_step
+
 from .layers import Heard
 from .step_cache import Deep
 from .unet import Clock, UNet, heard_shape

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import UNetSpec
+from vstar_engine.config.models import UNetSpec
 
 # the levels, from the finest, that every step runs
 FRESH_LEVELS = 1

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.config.timeline import Position, parse_position
+
 from . import offline
 from .errors import EndpointError
 from .llm import MOST, Llm
-from .timeline import Position, parse_position
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import config, schedule
+from vstar_engine.config import models
+from vstar_engine.config.models import Spec
+
+from . import schedule
 from .artifacts import write_aside
 from .checkpoint import official_shapes
-from .config import Spec
 
 
 def tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -49,11 +51,11 @@ def write(spec: Spec, path: Path, seed: int = 0, dtype: torch.dtype = torch.floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vstar_engine.synthetic", description=__doc__)
-    parser.add_argument("model", choices=config.MODELS)
+    parser.add_argument("model", choices=models.MODELS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    write(config.model_named(args.model), args.out, args.seed)
+    write(models.model_named(args.model), args.out, args.seed)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .config import Tar
+from vstar_engine.config.sampling import Tar
 
 
 def toeplitz(frames: int, sigma: float, strength: float = 1.0) -> Tensor:

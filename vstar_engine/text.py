@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TextSpec
+from vstar_engine.config.models import TextSpec
+from vstar_engine.config.timeline import SPREAD_MODES, anchor_frames, check_anchors
+
 from .errors import MissingLibrary
-from .timeline import SPREAD_MODES, anchor_frames, check_anchors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

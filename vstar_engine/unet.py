@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import UNetSpec
-from .kernels.temporal_attention import temporal_attention, temporal_attention_dense
+from vstar_engine.config.models import UNetSpec
+from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_dense
+
 from .layers import (
     GROUPS,
     CrossAttention,

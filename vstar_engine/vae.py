@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VaeSpec
+from vstar_engine.config.models import VaeSpec
+
 from .layers import Norm, Upsample
 
 # frames decoded at once: more gained 2 to 4 % on a CPU (mini, one thread), and the first would be ready later

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
+
 from . import checkpoint, schedule
-from .backends.eager import RecordedUnet
 from .errors import VstarError
 from .golden import Case, Golden
-from .kernels.temporal_attention import temporal_attention, temporal_attention_probs
 from .sampling import coefficients, sample
 from .schedule import Schedule
 from .step import Call, Given, Step, Texts, take

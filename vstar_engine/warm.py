@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .config import Request, Sampling
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling
+
 from .video import Video
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
 def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
     """Takes each clip through all stages of an engine, and has all of them kept."""
     # imported here, as what follows: a server's worker loads this module before it loads PyTorch
-    from .backends.graphs import growing
+    from vstar_engine.backends.graphs import growing
 
     def made_up(texts: Sequence[str]) -> "Tensor":
         import torch

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.bench.report import between_markers
-from vstar_engine.config import FEW_STEP, FP8
+from vstar_engine.config.sampling import FEW_STEP, FP8
 
 from . import logits, probe
 from .measures import measure

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vstar_engine import Engine, Tar, analysis
-from vstar_engine.config import Request, Sampling
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling
 
 from .results import Row, key, rows
 from .stories import STORIES

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vstar_engine import schedule
 from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest, write_manifest
 from vstar_engine.checkpoint import TEXT, UNET, VAE, official_names, official_shapes
-from vstar_engine.config import Spec
+from vstar_engine.config.models import Spec
 from vstar_engine.convert import convert
 
 from .captions import vocabulary

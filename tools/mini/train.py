@@ -9,7 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from vstar_engine.config import model_named
+from vstar_engine.config.models import model_named
 
 from . import probe, train_text, train_unet, train_vae
 from .clips import rendered

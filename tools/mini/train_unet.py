@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vstar_engine import schedule
 from vstar_engine.artifacts import write_aside
-from vstar_engine.config import TRAINING_STEPS
+from vstar_engine.config.sampling import TRAINING_STEPS
 from vstar_engine.spatial_attention import sdpa
 from vstar_engine.text import TextTower, tokenize
 from vstar_engine.unet import SpatialBlock, TemporalConvBlock, TemporalTransformer, UNet

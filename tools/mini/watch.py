@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from vstar_engine import Engine, Sampling, Tar, analysis
-from vstar_engine.config import model_named
+from vstar_engine.config.models import model_named
 from vstar_engine.text import TextTower
 from vstar_engine.unet import TemporalTransformer, UNet
 from vstar_engine.vae import Vae

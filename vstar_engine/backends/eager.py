@@ -9,12 +9,13 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
-from ..config import Spec, UNetSpec
-from ..layers import CrossAttention, Heard
-from ..step import Call, Given, Step, Texts, take
-from ..step_cache import Deep
-from ..unet import UNet
+from vstar_engine import checkpoint
+from vstar_engine.config.models import Spec, UNetSpec
+from vstar_engine.layers import CrossAttention, Heard
+from vstar_engine.step import Call, Given, Step, Texts, take
+from vstar_engine.step_cache import Deep
+from vstar_engine.unet import UNet
+
 from .graphs import Recent, Recording
 
 

@@ -10,12 +10,13 @@ import torch
 import torch._inductor
 from torch import Tensor
 
-from ..built import Artifact
-from ..device import current, described
-from ..errors import EngineError, OutputError
+from vstar_engine.built import Artifact
+from vstar_engine.device import current, described
+from vstar_engine.errors import EngineError, OutputError
 
 # registers the ops that a package calls by name
-from ..kernels import groupnorm_silu, linear, native, temporal_attention  # noqa: F401
+from vstar_engine.kernels import groupnorm_silu, linear, native, temporal_attention  # noqa: F401
+
 from . import Denoiser
 from .inputs import shared
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..built import Artifact
-from ..errors import DeviceError, EngineError, MissingLibrary
+from vstar_engine.built import Artifact
+from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
+
 from . import Denoiser
 from .inputs import full
 

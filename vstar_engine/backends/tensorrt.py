@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..built import Artifact
-from ..device import current, described
-from ..errors import DeviceError, EngineError, MissingLibrary
-from ..export import tensorrt_plugins
-from ..export.tensorrt_build import make_logger
+from vstar_engine.built import Artifact
+from vstar_engine.device import current, described
+from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
+from vstar_engine.export import tensorrt_plugins
+from vstar_engine.export.tensorrt_build import make_logger
+
 from . import Denoiser
 from .graphs import Recent, Recording
 from .inputs import in_full

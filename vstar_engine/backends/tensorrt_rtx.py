@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from ..built import Artifact
-from ..device import described
-from ..errors import EngineError
-from ..export import tensorrt_plugins
+from vstar_engine.built import Artifact
+from vstar_engine.device import described
+from vstar_engine.errors import EngineError
+from vstar_engine.export import tensorrt_plugins
+
 from . import Denoiser
 from .tensorrt import library, open_plan
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from .. import __version__
+from vstar_engine import __version__
+
 from . import metrics, page
 from .errors import SERVER, ApiError, invalid
 from .gate import Gate, count_refusal

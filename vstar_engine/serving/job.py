@@ -5,8 +5,9 @@ import uuid
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..config import Request, Sampling, Tar
-from ..timeline import Position
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling, Tar
+from vstar_engine.config.timeline import Position
 
 # raised when the fields of a job change their meaning, so that an older server's jobs are not read wrongly
 VERSION = 1

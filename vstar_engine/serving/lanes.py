@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import VstarError
+from vstar_engine.errors import VstarError
+
 from . import events
 from .job import Job
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import room
-from ..batch import Batch, Row
-from ..config import MAX_FRAMES, Request
-from ..embeddings import Embeddings, Encode
-from ..engine import Engine, OnPart
-from ..errors import MemoryShortage
-from ..video import Video
+from vstar_engine import room
+from vstar_engine.batch import Batch, Row
+from vstar_engine.config.request import MAX_FRAMES, Request
+from vstar_engine.embeddings import Embeddings, Encode
+from vstar_engine.engine import Engine, OnPart
+from vstar_engine.errors import MemoryShortage
+from vstar_engine.video import Video
+
 from .job import Job
 
 CACHE_BYTES = 256 * 2**20

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingLibrary, OutputError
+from vstar_engine.errors import MissingLibrary, OutputError
+
 from . import events, results
 from .dispatch import Dispatcher
 from .lanes import Message, Rules, WorkerError

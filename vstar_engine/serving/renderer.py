@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..video import Video
+from vstar_engine.video import Video
+
 from .job import Job
 
 

@@ -11,18 +11,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..built import Artifact
-from ..config import Request, Sampling, Spec, Tar, tar_named, until_step
-from ..errors import CheckpointError, EndpointError
-from ..llm import Llm
-from ..synopsis import GIVEN, PROMPT, Synopsis, synopsize
-from ..timeline import Position, parse_position
+from vstar_engine.built import Artifact
+from vstar_engine.config.models import Spec
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling, Tar, tar_named, until_step
+from vstar_engine.config.timeline import Position, parse_position
+from vstar_engine.errors import CheckpointError, EndpointError
+from vstar_engine.llm import Llm
+from vstar_engine.synopsis import GIVEN, PROMPT, Synopsis, synopsize
+
 from .errors import SERVER, ApiError, invalid
 from .job import Job, new_id, tar_from, tar_json
 from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, Wishes
 
 if TYPE_CHECKING:
-    from ..embeddings import Embeddings
+    from vstar_engine.embeddings import Embeddings
 
 SEEDS = random.SystemRandom()
 
@@ -161,7 +164,7 @@ class Resolver:
         path = bundle_path(self.bundles, id)
         if path is None or not path.is_file():
             raise invalid(f"there are no embeddings {id!r} on this server", "embeddings", "embeddings_not_found")
-        from ..embeddings import Embeddings
+        from vstar_engine.embeddings import Embeddings
 
         try:
             return Embeddings.read(path)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts import sha256, write_aside
-from ..errors import OutputError
-from ..video import Video, contact_sheet
+from vstar_engine.artifacts import sha256, write_aside
+from vstar_engine.errors import OutputError
+from vstar_engine.video import Video, contact_sheet
+
 from . import clock
 
 log = logging.getLogger(__name__)

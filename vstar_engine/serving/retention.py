@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from ..artifacts import PRIVATE
+from vstar_engine.artifacts import PRIVATE
+
 from . import clock, results
 from .job import ID
 from .results import UNKNOWN

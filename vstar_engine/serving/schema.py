@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..config import MAX_FRAMES
+from vstar_engine.config.request import MAX_FRAMES
 
 LONGEST_PROMPT, LONGEST_STATE, MOST_STATES = 2000, 1000, 32
 NO_NUL = r"^[^\x00]*$"

@@ -13,7 +13,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from ..errors import VstarError
+from vstar_engine.errors import VstarError
+
 from .connections import IDLE, Connection
 from .service import Service
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ..errors import VstarError
+from vstar_engine.errors import VstarError
+
 from . import metrics, retention
 from .admission import Admission
 from .errors import FINAL, SERVER, ApiError, not_found

@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import MAX_FRAMES
+from vstar_engine.config.request import MAX_FRAMES
 
 MIB = 2**20
 HOUR = 3600.0

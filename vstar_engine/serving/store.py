@@ -21,8 +21,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from ..artifacts import PRIVATE
-from ..errors import VstarError
+from vstar_engine.artifacts import PRIVATE
+from vstar_engine.errors import VstarError
+
 from . import clock
 from .job import Job
 from .live import FAILED

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from ..errors import MissingLibrary
+from vstar_engine.errors import MissingLibrary
+
 from .events import Done, Event, Failed, Stage, Started
 from .job import Job
 

@@ -32,8 +32,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import VstarError
-from ..video import Video
+from vstar_engine.errors import VstarError
+from vstar_engine.video import Video
+
 from . import events, results
 from .job import Job
 from .lines import configure, formatter

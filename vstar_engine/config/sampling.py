@@ -1,98 +1,11 @@
-"""Settings as frozen dataclasses, each default once, and the tables of models and TAR presets."""
+"""How a video is sampled: steps, guidance, lossy options, and temporal attention regularization."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from .timeline import SPREAD_MODES, Position, place
-
-MAX_FRAMES = 512
-MAX_SIDE = 4096
 TRAINING_STEPS = 1000
-# names that options offer; what they stand for is known where PyTorch is
-DTYPE_NAMES = ("float32", "float16", "bfloat16")
-ATTENTION_NAMES = ("auto", "sdpa", "xformers")
-
-
-@dataclass(frozen=True)
-class UNetSpec:
-    """The video UNet's architecture.
-
-    Level `i` works at the latent size divided by 2**i and has `model_channels * channel_mult[i]` channels.
-    """
-
-    model_channels: int = 320
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attention_levels: tuple[int, ...] = (0, 1, 2)
-    head_dim: int = 64
-    context_dim: int = 1024
-    transformer_depth: int = 1
-    in_channels: int = 4
-    out_channels: int = 4
-    use_linear: bool = True
-    temporal_conv: bool = True
-    init_attention: bool = True
-    fps_condition: bool = True
-    norm_groups: int = 32
-
-    @property
-    def levels(self) -> int:
-        return len(self.channel_mult)
-
-
-@dataclass(frozen=True)
-class VaeSpec:
-    """The KL autoencoder's architecture; pixels per latent cell and side: `factor`."""
-
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 4
-    embed_dim: int = 4
-    in_channels: int = 3
-    out_channels: int = 3
-    scale_factor: float = 0.18215
-    norm_groups: int = 32
-
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.channel_mult) - 1)
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """The OpenCLIP text tower's architecture."""
-
-    width: int = 1024
-    heads: int = 16
-    layers: int = 24
-    vocab_size: int = 49408
-    context_length: int = 77
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A whole model: three networks and the size in pixels (height, width) that it was made for."""
-
-    name: str
-    unet: UNetSpec
-    vae: VaeSpec
-    text: TextSpec
-    size: tuple[int, int]
-
-    @property
-    def multiple(self) -> int:
-        """Both sides of a video must be multiples of this many pixels."""
-        return self.vae.factor * 2 ** (self.unet.levels - 1)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless the network can take a `height` x `width` video."""
-        wanted = f"a size is HEIGHTxWIDTH with both sides multiples of {self.multiple} from {self.multiple} to {MAX_SIDE}"
-        for side in (height, width):
-            if not self.multiple <= side <= MAX_SIDE or side % self.multiple:
-                raise ValueError(f"{wanted} for model {self.name}, got {height}x{width}")
 
 
 @dataclass(frozen=True)
@@ -124,16 +37,24 @@ class Tar:
 
 # faster, and no longer exactly the same video: what `Sampling.fast` may name, and FP8, which is a way to load a network
 GUIDANCE_INTERVAL, STEP_CACHE, FEW_STEP, FP8 = "guidance-interval", "step-cache", "few-step", "fp8"
+
+
 FAST = {
     GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape",
     STEP_CACHE: "the deep levels of the network in every second step only, the finest level in each",
     FEW_STEP: "4 steps of a consistency model without guidance, for weights with a consistency LoRA",
     FP8: "linear layers and convolutions in FP8, on a GPU that multiplies in it",
 }
+
+
 # of ten, how many steps are guided
 GUIDED_TENTHS = 6
+
+
 # one step in so many runs the whole network
 WHOLE_EVERY = 2
+
+
 # a consistency model's steps are some of those that its teacher took
 CONSISTENCY_STEPS = 50
 
@@ -214,67 +135,6 @@ class Sampling:
         return tuple(name for name in (STEP_CACHE, FEW_STEP) if name in self.fast)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One video to make: everything that decides its frames, and the rate its file plays at.
-
-    `size` is (height, width) in pixels, None for the model's own. `mode` is how states spread over frames (`text.spread`), `at`
-    or `durations` where (`timeline.place`), both empty for evenly. `negatives`, one a state, take the place of `negative`.
-    """
-
-    states: tuple[str, ...]
-    frames: int = 64
-    seed: int = 0
-    size: tuple[int, int] | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    tar: Tar | None = field(default_factory=Tar)
-    negative: str = ""
-    mode: str = "linear"
-    fps: float = 8.0
-    at: tuple[Position, ...] = ()
-    durations: tuple[float, ...] = ()
-    negatives: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.frames <= MAX_FRAMES:
-            raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {self.frames}")
-        if not self.states:
-            raise ValueError("there are no states to show; give a prompt or at least one state")
-        if len(self.states) > self.frames:
-            raise ValueError(f"{len(self.states)} states need at least {len(self.states)} frames, got {self.frames}")
-        if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
-            raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
-        if self.mode not in SPREAD_MODES:
-            raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {self.mode!r}")
-        if not 0 < self.fps <= 1000:
-            raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
-        if self.negatives and len(self.negatives) != len(self.states):
-            raise ValueError(
-                f"there are {len(self.negatives)} negative prompts for {len(self.states)} states; give one for each"
-            )
-        if self.negatives and self.negative:
-            raise ValueError("give one negative prompt for the whole video or one for each state, not both")
-        self.anchors()
-
-    def anchors(self) -> list[int]:
-        """Gives the frame each state sits at; ValueError where its position or duration makes no sense."""
-        return place(len(self.states), self.frames, self.mode, self.at, self.durations)
-
-    def fitted(self, spec: Spec) -> "Request":
-        """Gives the request with its size filled in; ValueError when `spec` has no such size or TAR level."""
-        size = self.size or spec.size
-        spec.check_size(*size)
-        if self.tar is not None:
-            self.tar.check_levels(spec.unet.levels)
-        return replace(self, size=size)
-
-
-def rows_at_once(requests: Sequence[Request]) -> int:
-    """Counts the rows of the largest call of the network, when requests are denoised together."""
-    guided = sum(request.sampling.guidance != 1.0 for request in requests)
-    return len(requests) + (guided if all(request.sampling.batch_guidance for request in requests) else 0)
-
-
 TAR_PRESETS: dict[str, Tar | None] = {
     "none": None,
     "64D1": Tar({0: 1.0}),
@@ -286,26 +146,6 @@ TAR_PRESETS: dict[str, Tar | None] = {
     "64D4_32D8": Tar({0: 4.0, 1: 8.0}),
     "64D4_32D12": Tar({0: 4.0, 1: 12.0}),
 }
-
-MODELS: dict[str, Spec] = {
-    "videocrafter2": Spec("videocrafter2", UNetSpec(), VaeSpec(), TextSpec(), size=(320, 512)),
-    # 8 groups: with one channel to a group a norm would take each frame's light and colour away
-    "mini": Spec(
-        "mini",
-        UNetSpec(model_channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, head_dim=16, context_dim=64, norm_groups=8),
-        VaeSpec(channels=32, channel_mult=(1, 1, 2, 4), num_res_blocks=1, norm_groups=8),
-        TextSpec(width=64, heads=4, layers=4),
-        size=(96, 128),
-    ),
-}
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Reads HEIGHTxWIDTH in pixels."""
-    height, x, width = text.lower().partition("x")
-    if not (x and height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"a size is HEIGHTxWIDTH, such as 320x512, got {text!r}")
-    return int(height), int(width)
 
 
 def parse_sigma(text: str) -> tuple[int, float]:
@@ -328,13 +168,6 @@ def until_step(until: int | str, steps: int = 1) -> int:
     if not 0 <= share <= 1:
         raise ValueError(f"until, as a share of the steps, is 0% to 100%, got {until}")
     return round(share * steps) - 1
-
-
-def model_named(name: str) -> Spec:
-    """Looks a model up by name; ValueError lists the known ones."""
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
-    return MODELS[name]
 
 
 def tar_named(name: str) -> Tar | None:

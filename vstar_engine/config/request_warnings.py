@@ -5,7 +5,9 @@ import re
 from collections.abc import Set
 from functools import cache
 
-from .config import FEW_STEP, Request, Spec
+from .models import Spec
+from .request import Request
+from .sampling import FEW_STEP
 
 log = logging.getLogger(__name__)
 
