@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config.models import UNetSpec
-from vstar_engine.layers import Downsample, Upsample
-from vstar_engine.unet import ResBlock, SpatialTransformer, TemporalConvBlock, TemporalTransformer, UNet
+from vstar_engine.networks.blocks import ResBlock, SpatialTransformer, TemporalConvBlock, TemporalTransformer
+from vstar_engine.networks.layers import Downsample, Upsample
+from vstar_engine.networks.unet import UNet
 
 from .timing import Mark, mark, seconds_between, summarise, synchronize
 

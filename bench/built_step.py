@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vstar_engine import checkpoint
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import EAGER, TENSORRT, Denoiser, backend_named, eager
 from vstar_engine.backends.inputs import shared
-from vstar_engine.built import Artifact
 from vstar_engine.engine import Engine, open_weights
 from vstar_engine.errors import EngineError, MissingLibrary
 from vstar_engine.export import builder_named, silent
 from vstar_engine.export.settings import Settings
+from vstar_engine.weights import key_map
 
 from .contest import Contest, NotHere, Provider
 from .scene import ERROR_BUDGET, Scene
@@ -119,6 +119,6 @@ def official(unet: nn.Module) -> Mapping[str, Tensor]:
     """Gives a network's parameters by their official names, as a checkpoint has them."""
     found: dict[str, Tensor] = {}
     for name, parameter in unet.named_parameters():
-        names = checkpoint.official_names(name)
-        found |= {checkpoint.UNET + part: x for part, x in zip(names, parameter.chunk(len(names)), strict=True)}
+        names = key_map.official_names(name)
+        found |= {key_map.UNET + part: x for part, x in zip(names, parameter.chunk(len(names)), strict=True)}
     return found

@@ -23,9 +23,9 @@ def main() -> None:
 
     import torch
 
-    from vstar_engine.batch import Batch, Row
     from vstar_engine.config.request import Request
     from vstar_engine.engine import Engine
+    from vstar_engine.sampling.batch import Batch, Row
 
     imported = time.perf_counter()
     engine = Engine.load(args.model, args.weights, device=args.device, dtype=args.dtype)

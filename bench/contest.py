@@ -9,7 +9,7 @@ import torch
 
 from vstar_engine.backends.graphs import Recording
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.memory import LiveBytes
+from vstar_engine.machine.memory import LiveBytes
 
 from .ceilings import BANDWIDTH, MATRIX, UNITS, Ceiling, per_second, reached, trials
 from .machine import free_bytes

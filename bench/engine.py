@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from vstar_engine import bundled
 from vstar_engine.config.models import MODELS, Spec, model_named
-from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.errors import CheckpointError, MissingLibrary
 from vstar_engine.export import BUILDERS
+from vstar_engine.machine.device import DTYPES, device_named, dtype_named
+from vstar_engine.weights import bundled
 
 from . import built_step
 from .contest import FAILURES, Pace, hold

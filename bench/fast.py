@@ -8,16 +8,20 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vstar_engine import allocator, bundled, fp8
-from vstar_engine.batch import Batch, Row
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Sampling, until_step
-from vstar_engine.embeddings import Encode
 from vstar_engine.engine import load_text, open_weights
 from vstar_engine.errors import DeviceError
-from vstar_engine.step_cache import StepCache
-from vstar_engine.text import spread, tokenize
-from vstar_engine.unet import UNet
+from vstar_engine.machine import malloc
+from vstar_engine.networks import fp8
+from vstar_engine.networks.unet import UNet
+from vstar_engine.prompting.embeddings import Encode
+from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.sampling import fp8_calibration
+from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.step_cache import StepCache
+from vstar_engine.weights import bundled
 
 from .contest import Pace
 from .rows import SKIPPED, Rows
@@ -108,7 +112,7 @@ class Walk:
 def walks(scene: Scene, steps: int) -> dict[str, Walk | str]:
     """Gives every option's walk, or why there is none here."""
     if scene.device.type == "cpu":
-        allocator.keep_pages()  # as the engine does
+        malloc.keep_pages()  # as the engine does
     encode, unet = encoder(scene), lay_out(trained_unet(scene.spec, scene.device, scene.dtype), "channels_last")
     hears = spread(encode(STATES[: scene.frames]), scene.frames)[None], encode([""])[None]
     found: dict[str, Walk | str] = {}
@@ -125,7 +129,7 @@ def small(scene: Scene, unet: UNet, encode: Encode) -> UNet:
     """Gives a network that multiplies in FP8 and shares all else with another."""
     fp8.check(scene.device, scene.dtype)
     unet = sharing(unet)
-    fp8.convert(unet, fp8.calibrate(unet, scene.spec, encode))
+    fp8.convert(unet, fp8_calibration.calibrate(unet, scene.spec, encode))
     return unet
 
 

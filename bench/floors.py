@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.module_tracker import ModuleTracker
 
-from vstar_engine import allocator
-from vstar_engine.unet import UNet
+from vstar_engine.machine import malloc
+from vstar_engine.networks.unet import UNet
 
 from .ceilings import BANDWIDTH, MATRIX, ceilings, per_second, reached
 from .contest import Contest, Pace, Provider, hold
@@ -105,7 +105,7 @@ def work(ops: Sequence[Op], machine: Machine, seconds: float) -> dict[str, float
 def measure(scene: Scene, rows: Rows, pace: Pace) -> list[Row]:
     """Times one scene's forward; writes a row for each kind of op, each block and the whole, and gives them."""
     if scene.device.type == "cpu":
-        allocator.keep_pages()
+        malloc.keep_pages()
     by_ops = ByOps(scene.unet(scene.dtype, "channels_last"), scene.inputs)
     held = contest(scene, by_ops)
     timings = hold(held, rows, pace)

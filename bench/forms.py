@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config.models import Spec
-from vstar_engine.vae import CHUNK
+from vstar_engine.networks.vae import CHUNK
 
 # rows of a projection that are compared
 ROWS = 2048

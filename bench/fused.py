@@ -16,8 +16,8 @@ from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
 from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
-from vstar_engine.layers import FrameConv
-from vstar_engine.spatial_attention import best_attention, sdpa
+from vstar_engine.networks.layers import FrameConv
+from vstar_engine.networks.spatial_attention import best_attention, sdpa
 
 from .ceilings import ceilings
 from .contest import Contest, NotHere, Provider

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vstar_engine import fp8
 from vstar_engine.config.models import Spec
 from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
-from vstar_engine.memory import without_data
-from vstar_engine.step import Call, Given, Step, Texts, take
-from vstar_engine.tar import toeplitz
-from vstar_engine.unet import UNet
+from vstar_engine.machine.memory import without_data
+from vstar_engine.networks import fp8
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.step import Call, Given, Step, Texts, take
+from vstar_engine.sampling.tar import toeplitz
 
 from .ladder import LAYERS, OURS, SPATIAL, batched
 from .ops import Machine, Op, traced_call

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine import allocator
 from vstar_engine.config.models import MODELS, Spec, model_named, parse_size
-from vstar_engine.device import DTYPES, device_named, dtype_named
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
-from vstar_engine.unet import INIT_ATTENTION_HEADS
+from vstar_engine.machine import malloc
+from vstar_engine.machine.device import DTYPES, device_named, dtype_named
+from vstar_engine.networks.unet import INIT_ATTENTION_HEADS
 
 from . import fused, peaks, transformer
 from .ceilings import ceilings
@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--computed follows temporal_attention alone, got --op {' '.join(args.op)}")
     device = device_named(args.device, dtype_named(args.dtype[0]))
     if device.type == "cpu":
-        allocator.keep_pages()  # as the engine does: else what is timed is the kernel that maps the answer's pages
+        malloc.keep_pages()  # as the engine does: else what is timed is the kernel that maps the answer's pages
     torch.manual_seed(0)
     pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
     with open_rows(args) as rows:

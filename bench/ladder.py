@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vstar_engine import allocator
 from vstar_engine.backends.graphs import Recording
-from vstar_engine.layers import Linear, Norm
-from vstar_engine.unet import SpatialBlock, UNet
-from vstar_engine.vae import Vae
+from vstar_engine.machine import malloc
+from vstar_engine.networks.blocks import SpatialBlock
+from vstar_engine.networks.layers import Linear, Norm
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
 
 from .built_step import built, tensorrt_here
 from .ceilings import ceilings
@@ -88,7 +89,7 @@ class Step:
         if FUSED in features:
             check_ours(scene.device)
         calls = self._built(features) if features & BUILT else self._branches(features)
-        pages = allocator.keep_pages if PAGES in features else map_pages
+        pages = malloc.keep_pages if PAGES in features else map_pages
 
         def step() -> Tensor:
             if scene.device.type == "cpu":

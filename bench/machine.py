@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine import memory
 from vstar_engine.kernels import native
+from vstar_engine.machine import memory
 
 LIBRARIES = ("torch", "triton", "numpy", "xformers")
 SYSTEM_CPUS = Path("/sys/devices/system/cpu/cpu0/cache")

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
 from vstar_engine.config.models import Spec
-from vstar_engine.memory import without_data
-from vstar_engine.unet import UNet
+from vstar_engine.machine.memory import without_data
+from vstar_engine.networks.unet import UNet
 
 from .seeded import GUIDANCE_BRANCHES, lay_out, step_inputs
 

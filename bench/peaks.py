@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.memory import LiveBytes
+from vstar_engine.machine.memory import LiveBytes
 
 from .providers import PROVIDERS, Attention, Problem
 from .rows import ABSENT, Row

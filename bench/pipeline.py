@@ -11,7 +11,7 @@ import torch
 
 from vstar_engine.config.models import MODELS, parse_size
 from vstar_engine.config.sampling import Sampling
-from vstar_engine.device import DTYPES, device_named, dtype_named
+from vstar_engine.machine.device import DTYPES, device_named, dtype_named
 
 from . import fast, profile, stages, trajectory
 from .contest import FAILURES, NotHere, Pace, hold

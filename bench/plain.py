@@ -5,14 +5,14 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
-from vstar_engine.fp8 import Fp8Linear, Fp8Pointwise
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, linear_ref, normed
 from vstar_engine.kernels.linear_e4m3 import by_operators as small_by_operators
-from vstar_engine.layers import Linear, Norm, Pointwise
-from vstar_engine.spatial_attention import sdpa
-from vstar_engine.unet import SpatialBlock
+from vstar_engine.machine.malloc import M_MMAP_MAX, M_TRIM_THRESHOLD
+from vstar_engine.networks.blocks import SpatialBlock
+from vstar_engine.networks.fp8 import Fp8Linear, Fp8Pointwise
+from vstar_engine.networks.layers import Linear, Norm, Pointwise
+from vstar_engine.networks.spatial_attention import sdpa
 
 from .seeded import Network
 

@@ -18,7 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.kernels import native
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_dense, toeplitz_bias
-from vstar_engine.tar import toeplitz
+from vstar_engine.sampling.tar import toeplitz
 
 from .contest import NotHere
 

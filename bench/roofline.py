@@ -13,7 +13,7 @@ import torch
 
 from vstar_engine.config.models import parse_size
 from vstar_engine.config.sampling import Sampling
-from vstar_engine.device import DTYPES, device_named, dtype_named
+from vstar_engine.machine.device import DTYPES, device_named, dtype_named
 
 from . import floors, fusion, tables
 from .contest import Pace

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine import bundled, checkpoint
 from vstar_engine.backends import eager
 from vstar_engine.config.models import MODELS, Spec, UNetSpec, model_named
 from vstar_engine.config.sampling import Tar
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
-from vstar_engine.tar import toeplitz
-from vstar_engine.unet import TemporalTransformer, UNet
+from vstar_engine.networks.blocks import TemporalTransformer
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.tar import toeplitz
+from vstar_engine.weights import bundled, checkpoint, key_map
 
 from .blocks import count_flops
 from .seeded import lay_out, seeded, seeded_unet, step_inputs
@@ -162,5 +163,5 @@ def trained_unet(spec: Spec, device: torch.device, dtype: torch.dtype) -> UNet:
     """Gives a model's UNet as the engine runs it, with its own weights where they come with the package, else seeded ones."""
     unet = seeded(lambda: eager.kind(device)(spec.unet), device, dtype)
     if spec.name in bundled.BUNDLED:
-        checkpoint.load(unet, checkpoint.Weights(bundled.weights(spec)), checkpoint.UNET, device=device, dtype=dtype)
+        checkpoint.load(unet, checkpoint.Weights(bundled.weights(spec)), key_map.UNET, device=device, dtype=dtype)
     return unet

@@ -7,11 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.checkpoint import memory_format
 from vstar_engine.config.models import Spec, UNetSpec
 from vstar_engine.config.sampling import TAR_PRESETS, Sampling
-from vstar_engine.tar import table
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.tar import table
+from vstar_engine.weights.checkpoint import memory_format
 
 GUIDANCE_BRANCHES = 2
 Network = TypeVar("Network", bound=nn.Module)

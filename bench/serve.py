@@ -22,7 +22,7 @@ from vstar_engine import Engine
 from vstar_engine.config.models import MODELS, model_named, parse_size
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling
-from vstar_engine.device import DTYPES
+from vstar_engine.machine.device import DTYPES
 
 from .contest import Pace
 from .rows import FAILED, SKIPPED, Row, Rows, sentence

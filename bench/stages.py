@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine import allocator
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.layers import Norm
-from vstar_engine.sampling import sample
-from vstar_engine.schedule import Schedule
-from vstar_engine.text import END, START, TextTower
-from vstar_engine.vae import CHUNK, Vae
+from vstar_engine.machine import malloc
+from vstar_engine.networks.layers import Norm
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.vae import CHUNK, Vae
+from vstar_engine.prompting.tokenizer import END, START
+from vstar_engine.sampling.ddim import sample
+from vstar_engine.sampling.schedule import Schedule
 from vstar_engine.video import Video, to_bytes
 
 from .blocks import flop_counter
@@ -160,7 +161,7 @@ def decode(scene: Scene) -> Contest:
         lambda: Vae(scene.spec.vae, encoder=False), lambda meta: meta.decode(one), scene.frames, scene.dtype, moved
     )
     paths: dict[str, Prepare] = {
-        OURS: lambda: partial(run, decoder(scene), latents, allocator.keep_pages),
+        OURS: lambda: partial(run, decoder(scene), latents, malloc.keep_pages),
         PUBLISHED: lambda: partial(run, decoder(scene, PUBLISHED), latents.float(), map_pages),
     }
     return stage(scene, DECODE, paths, partial(relative_error, wanted=exact), ERROR_BUDGET[scene.dtype], least)

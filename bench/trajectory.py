@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vstar_engine import bundled
 from vstar_engine.config.sampling import Sampling
-from vstar_engine.sampling import sample
-from vstar_engine.schedule import Schedule
-from vstar_engine.tar import table
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.ddim import sample
+from vstar_engine.sampling.schedule import Schedule
+from vstar_engine.sampling.tar import table
+from vstar_engine.weights import bundled
 
 from .contest import NotHere, Pace
 from .rows import WRONG, Row, Rows

@@ -16,8 +16,8 @@ from torch.nn.functional import gelu, group_norm, linear, scaled_dot_product_att
 
 from vstar_engine.config.models import Spec
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
-from vstar_engine.tar import toeplitz
-from vstar_engine.unet import TemporalTransformer
+from vstar_engine.networks.blocks import TemporalTransformer
+from vstar_engine.sampling.tar import toeplitz
 
 from .blocks import flop_counter
 from .ceilings import ceilings

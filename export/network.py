@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from vstar_engine import checkpoint
-from vstar_engine.built import MAX_BATCH
+from vstar_engine.artifacts.built_engine import MAX_BATCH
 from vstar_engine.config.models import MAX_SIDE, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.config.request import MAX_FRAMES
-from vstar_engine.layers import FrameConv, Pointwise
-from vstar_engine.text import TextTower
-from vstar_engine.unet import TemporalBlock, UNet
-from vstar_engine.vae import Vae
+from vstar_engine.networks.blocks import TemporalBlock
+from vstar_engine.networks.layers import FrameConv, Pointwise
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
+from vstar_engine.weights import key_map
 
 
 class FrameDecoder(Vae):
@@ -100,7 +101,7 @@ def unet(spec: UNetSpec, dtype: torch.dtype, size: tuple[int, int] | None = None
     dims = {"latents": clip, "timestep": {0: b, 1: t}, "context": {0: b, 1: t}, "fps": {0: b}, "tar": {0: b, 2: t}}
     axes = ("batch", spec.out_channels, "frames", *(size or ("height", "width")))
     attentions = 2 * sum(isinstance(part, TemporalBlock) for part in module.modules())
-    return Network(module, inputs, dims, "eps", axes, checkpoint.UNET, attentions)
+    return Network(module, inputs, dims, "eps", axes, key_map.UNET, attentions)
 
 
 def decoder(spec: VaeSpec, dtype: torch.dtype) -> Network:
@@ -109,7 +110,7 @@ def decoder(spec: VaeSpec, dtype: torch.dtype) -> Network:
     most = MAX_SIDE // spec.factor
     dims = {"latents": {0: _dim("frames", MAX_FRAMES), 2: _dim("height", most), 3: _dim("width", most)}}
     axes = ("frames", spec.out_channels, "pixel_height", "pixel_width")
-    return Network(on_meta(FrameDecoder, spec, dtype), inputs, dims, "pixels", axes, checkpoint.VAE)
+    return Network(on_meta(FrameDecoder, spec, dtype), inputs, dims, "pixels", axes, key_map.VAE)
 
 
 def text(spec: TextSpec, dtype: torch.dtype) -> Network:
@@ -117,4 +118,4 @@ def text(spec: TextSpec, dtype: torch.dtype) -> Network:
     inputs = {"tokens": torch.empty(3, spec.context_length, dtype=torch.int64, device="meta")}
     dims = {"tokens": {0: _dim("prompts", MAX_FRAMES)}}
     axes = ("prompts", spec.context_length, spec.width)
-    return Network(on_meta(TextTower, spec, dtype), inputs, dims, "context", axes, checkpoint.TEXT)
+    return Network(on_meta(TextTower, spec, dtype), inputs, dims, "context", axes, key_map.TEXT)

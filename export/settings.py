@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from vstar_engine.artifacts.built_engine import MAX_BATCH
+from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
-from vstar_engine.built import MAX_BATCH
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import MAX_FRAMES
-from vstar_engine.device import dtype_named
-from vstar_engine.sources import engine_hash
+from vstar_engine.machine.device import dtype_named
 
 OPSET = 21
 # TensorRT tunes a profile for each of these lengths where none are named

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.artifacts import write_aside
+from vstar_engine.artifacts.files import write_aside
 from vstar_engine.errors import ExportError
 
 from .settings import Settings

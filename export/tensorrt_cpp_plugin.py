@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vstar_engine.artifacts import kernel_hash
 from vstar_engine.kernels.aot import numbers
+from vstar_engine.kernels.sources import kernel_hash
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES
 from vstar_engine.kernels.temporal_attention_plugin import RUNS, Compiled, Tactic, compile_tactic, tactics
 

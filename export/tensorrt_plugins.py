@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.artifacts import kernel_hash
 from vstar_engine.errors import EngineError
+from vstar_engine.kernels.sources import kernel_hash
 
 NAME, VERSION, NAMESPACE = "VstarTemporalAttention", "1", "vstar"
 KINDS = ("auto", "aot", "cpp", "python", "none")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts import kernel_hash
+from vstar_engine.kernels.sources import kernel_hash
 from vstar_engine.kernels.temporal_attention_triton import temporal_attention_triton
 
 from .tensorrt_plugins import NAME, NAMESPACE, VERSION

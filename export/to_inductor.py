@@ -20,8 +20,8 @@ from torch._inductor.codecache import cache_dir
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 from torch.export import Dim, ExportedProgram
 
+from vstar_engine.artifacts.built_engine import MAX_BATCH
 from vstar_engine.backends import eager
-from vstar_engine.built import MAX_BATCH
 from vstar_engine.errors import ExportError, OutputError
 from vstar_engine.kernels.dispatch import kept
 

@@ -31,8 +31,8 @@ from onnxscript.rewriter.rules.common import (
 )
 from torch import Tensor, nn
 
-from vstar_engine import checkpoint
 from vstar_engine.errors import ExportError
+from vstar_engine.weights import checkpoint
 
 from . import PATIENCE, Report, alive, onnx_function, silent
 from .network import Network, decoder, text, unet

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts import check_writable, kernel_hash, make_private
+from vstar_engine.artifacts.built_engine import Artifact, engines_root
+from vstar_engine.artifacts.files import check_writable, make_private
 from vstar_engine.backends.tensorrt import PLAN, library
-from vstar_engine.built import Artifact, engines_root
+from vstar_engine.kernels.sources import kernel_hash
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
 
 from . import Report, tensorrt_plugins, tensorrt_refit, to_onnx

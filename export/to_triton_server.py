@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts import check_writable, write_aside
-from vstar_engine.built import Artifact
+from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.files import check_writable, write_aside
 from vstar_engine.config.models import Spec, model_named
-from vstar_engine.device import dtype_named
 from vstar_engine.errors import EngineError
+from vstar_engine.machine.device import dtype_named
 
 from . import Report, network, tensorrt_plugins, to_onnx
 

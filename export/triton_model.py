@@ -14,12 +14,12 @@ import triton_python_backend_utils as triton
 from torch import Tensor
 
 from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends.inputs import full
-from vstar_engine.built import Artifact
 from vstar_engine.config.models import model_named
 from vstar_engine.config.request import Request
-from vstar_engine.device import dtype_named
 from vstar_engine.errors import VstarError
+from vstar_engine.machine.device import dtype_named
 
 
 class Cancelled(Exception):

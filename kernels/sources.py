@@ -1,22 +1,34 @@
 """What the kernels are made of, as one hash: choices, timings and plugins are for the sources that they were made with."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 KERNELS = __package__
 
-
-def modules(package: str) -> list[Traversable]:
-    """Gives the Python files of a package."""
-    return [path for path in files(package).iterdir() if path.name.endswith(".py")]
+# a file's path below its package, and the file
+Source = tuple[str, Traversable]
 
 
-def hash_of(sources: Iterable[Traversable]) -> str:
-    """Gives the sha256 of files and their names, in whatever order they come."""
+def modules(package: str) -> list[Source]:
+    """Lists the Python files of a package and of the packages inside it."""
+    return list(_below(files(package), package.rpartition(".")[2]))
+
+
+def _below(folder: Traversable, name: str) -> Iterator[Source]:
+    for entry in folder.iterdir():
+        inside = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _below(entry, inside)
+        elif entry.name.endswith(".py"):
+            yield inside, entry
+
+
+def hash_of(sources: Iterable[Source]) -> str:
+    """Returns the sha256 of files and their paths, in whatever order they come."""
     digest = hashlib.sha256()
-    for name, content in sorted((path.name, path.read_bytes()) for path in sources):
+    for name, content in sorted((name, path.read_bytes()) for name, path in sources):
         digest.update(name.encode())
         digest.update(content)
     return digest.hexdigest()

@@ -8,12 +8,13 @@ import fake_graphs
 import pytest
 import torch
 
-from vstar_engine import Engine, bundled
-from vstar_engine.checkpoint import Weights
+from vstar_engine import Engine
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import building
 from vstar_engine.export.settings import Settings
 from vstar_engine.golden import Golden
+from vstar_engine.weights import bundled
+from vstar_engine.weights.checkpoint import Weights
 
 GOLDEN = Path(__file__).parent / "golden"
 # files that take a core for long go first, so that none of them is left when the other cores are done

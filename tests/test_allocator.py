@@ -7,14 +7,14 @@ import types
 
 import pytest
 
-from vstar_engine import allocator
+from vstar_engine.machine import malloc
 
 # settings hold for the whole process, so the measurement has one of its own
 MEASURE = """
 import resource, sys, torch
 from vstar_engine import allocator
 if sys.argv[1] == "kept":
-    assert allocator.keep_pages()
+    assert malloc.keep_pages()
 layer = torch.nn.Conv2d(64, 64, 1).to(memory_format=torch.channels_last).requires_grad_(False)
 x = torch.ones(4, 64, 256, 256).contiguous(memory_format=torch.channels_last)
 def rounds(count):
@@ -26,7 +26,7 @@ rounds(4)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 held = resident()
-allocator.give_back()
+malloc.give_back()
 print(faults, held - resident())
 """
 
@@ -46,5 +46,5 @@ def test_kept_pages_are_not_mapped_again_and_go_back():
 
 def test_without_mallopt_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace())
-    assert allocator.keep_pages() is False
-    allocator.give_back()
+    assert malloc.keep_pages() is False
+    malloc.give_back()

@@ -10,8 +10,8 @@ import torch
 from vstar_engine import analysis
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_probs
-from vstar_engine.tar import toeplitz
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.tar import toeplitz
 
 
 def flat(levels, height=32, width=48):

@@ -13,15 +13,15 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine import fp8
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.aot import Entry, attempt, entries, faults
 from vstar_engine.kernels.aot_fused import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot_tables import page, programs
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
-from vstar_engine.layers import GEGLU, Linear, Norm, RowNorm
-from vstar_engine.unet import UNet
-from vstar_engine.vae import Vae
+from vstar_engine.networks import fp8
+from vstar_engine.networks.layers import GEGLU, Linear, Norm, RowNorm
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
 
 ROOT = Path(__file__).parent.parent
 

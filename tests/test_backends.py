@@ -13,16 +13,17 @@ import torch
 from accuracy import assert_as_accurate, relative_error
 from engines import engine_at
 
-from vstar_engine import Engine, Sampling, Tar, checkpoint
+from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import BACKENDS, backend_named
 from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.rows import read
-from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
+from vstar_engine.weights import checkpoint
 
 SPEC = MODELS["mini"]
 SIZE = (32, 64)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from engines import engine_at
 
-from vstar_engine import Engine, Sampling, Tar, memory
-from vstar_engine.built import Artifact
+from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.config.request import Request
 from vstar_engine.errors import EngineError, MemoryShortage
-from vstar_engine.synopsis import Synopsis
+from vstar_engine.machine import memory
+from vstar_engine.prompting.synopsis import Synopsis
 
 SIZE = (32, 64)
 # float32: a wider batch sums a convolution or a product in another order; what is left of that after the steps, in latents of
@@ -105,7 +106,7 @@ def test_when_all_are_cancelled_no_step_is_taken(mini):
 
 
 def test_embeddings_ride_with_prompts(mini, tmp_path):
-    from vstar_engine.embeddings import embed
+    from vstar_engine.prompting.embeddings import embed
 
     synopsis = Synopsis("snow", ("snow", "flowers"))
     (bundle,) = embed([synopsis], mini.embed, mini.text_hash, dtype=torch.float32)

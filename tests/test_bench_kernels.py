@@ -25,7 +25,7 @@ from vstar_engine.bench.seeded import seeded
 from vstar_engine.bench.timing import seconds_of_short
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref, temporal_attention_ref
-from vstar_engine.unet import TemporalTransformer
+from vstar_engine.networks.blocks import TemporalTransformer
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.profiler import profile as profiler
 
-from vstar_engine import checkpoint, fp8
 from vstar_engine.backends import eager
 from vstar_engine.bench import fast, ladder, profile, scene, stages, tables, trajectory
 from vstar_engine.bench.__main__ import main
@@ -37,8 +36,10 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels import native
-from vstar_engine.layers import CrossAttention
-from vstar_engine.vae import Vae
+from vstar_engine.networks.layers import CrossAttention
+from vstar_engine.networks.vae import Vae
+from vstar_engine.sampling import fp8_calibration
+from vstar_engine.weights import checkpoint
 
 CPU = torch.device("cpu")
 EAGER = [name for name in IMPROVEMENTS if name not in {*COMPILED, GRAPH}]
@@ -266,7 +267,7 @@ def test_every_option_replays_its_steps_as_a_video_on_a_gpu_does(
     """Walks over the stand-in for CUDA graphs: the same latents, and each kind of step replays from its second run on."""
     tiny = replace(tiny, frames=2)
     # calibration makes no step
-    monkeypatch.setattr(fp8, "STEPS", 1)
+    monkeypatch.setattr(fp8_calibration, "STEPS", 1)
     plain = fast.walks(tiny, 8)
     monkeypatch.setattr(eager, "kind", lambda device: eager.RecordedUnet)
     recorded = fast.walks(tiny, 8)

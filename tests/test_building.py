@@ -18,15 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vstar_engine import Engine, checkpoint
-from vstar_engine.artifacts import write_manifest
+from vstar_engine import Engine
+from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.manifest import write_manifest
 from vstar_engine.build import parse_frames
-from vstar_engine.built import Artifact
 from vstar_engine.cli import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import CheckpointError, EngineError, MissingLibrary, OutputError
 from vstar_engine.export import alive, builder_named, building
 from vstar_engine.export.settings import Estimate, Settings
+from vstar_engine.weights import checkpoint
 
 SETTINGS = Settings(MODELS["mini"], "inductor", size=(32, 64))
 

@@ -13,11 +13,11 @@ from engines import FACTS, engine_at, identity
 from safetensors.torch import save_file
 
 from vstar_engine import Engine, Sampling
-from vstar_engine.artifacts import digest_of
-from vstar_engine.built import Artifact, engines, name_of, remove
-from vstar_engine.checkpoint import Weights
+from vstar_engine.artifacts.built_engine import Artifact, engines, name_of, remove
+from vstar_engine.artifacts.files import digest_of
 from vstar_engine.cli import build_parser, main
 from vstar_engine.errors import EngineError, OutputError
+from vstar_engine.weights.checkpoint import Weights
 
 
 @pytest.fixture

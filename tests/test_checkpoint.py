@@ -6,12 +6,15 @@ from conftest import GOLDEN
 from safetensors.torch import save_file
 
 from vstar_engine import Engine
-from vstar_engine.checkpoint import TEXT, UNET, VAE, Weights, load, module_shapes, official_shapes, spec_from_official
 from vstar_engine.config.models import MODELS, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.errors import CheckpointError
-from vstar_engine.text import TextTower
-from vstar_engine.unet import TemporalConvBlock, UNet
-from vstar_engine.vae import Vae
+from vstar_engine.networks.blocks import TemporalConvBlock
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
+from vstar_engine.weights.checkpoint import Weights, load
+from vstar_engine.weights.key_map import TEXT, UNET, VAE, module_shapes, official_shapes
+from vstar_engine.weights.official_config import spec_from_official
 
 OFFICIAL = {
     "in_channels": 4,

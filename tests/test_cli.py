@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vstar_engine.artifacts import write_aside
+from vstar_engine.artifacts.files import write_aside
 from vstar_engine.cli import main
 from vstar_engine.errors import OutputError
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vstar_engine import Engine, synthetic
+from vstar_engine import Engine
 from vstar_engine.cli import main
 from vstar_engine.config.models import MODELS
-from vstar_engine.convert import convert
 from vstar_engine.errors import CheckpointError, OutputError
+from vstar_engine.weights import random_checkpoint
+from vstar_engine.weights.convert import convert
 
 KEY = "model.diffusion_model.out.0.weight"
 
@@ -23,7 +24,7 @@ KEY = "model.diffusion_model.out.0.weight"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("official") / "model.ckpt"
-    synthetic.write(MODELS["mini"], path, seed=7)
+    random_checkpoint.write(MODELS["mini"], path, seed=7)
     return path
 
 
@@ -206,7 +207,7 @@ def test_bad_settings(checkpoint, tmp_path, options):
 
 def test_synthetic_weights_depend_on_the_seed_and_on_nothing_else(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        synthetic.write(MODELS["mini"], tmp_path / name, seed)
+        random_checkpoint.write(MODELS["mini"], tmp_path / name, seed)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
     assert a != c

@@ -8,13 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vstar_engine import Engine, Sampling, checkpoint, memory
+from vstar_engine import Engine, Sampling
 from vstar_engine.cli import main
 from vstar_engine.config.models import MODELS
-from vstar_engine.embeddings import KIND, Embeddings, embed
 from vstar_engine.errors import CheckpointError
-from vstar_engine.synopsis import Synopsis
-from vstar_engine.text import tokenizer_hash
+from vstar_engine.machine import memory
+from vstar_engine.prompting.embeddings import KIND, Embeddings, embed
+from vstar_engine.prompting.synopsis import Synopsis
+from vstar_engine.prompting.tokenizer import tokenizer_hash
+from vstar_engine.weights import checkpoint, key_map
 
 SMALL = {"frames": 4, "size": (32, 32), "sampling": Sampling(steps=2)}
 SYNOPSIS = Synopsis("p", ("snow", "flowers"), "offline")
@@ -99,16 +101,16 @@ def test_embeddings_bring_their_negative_prompt(bare, bundle):
 
 def test_the_text_towers_name_does_not_depend_on_how_it_is_stored(mini, mini_weights):
     tensors, text = checkpoint.Weights(mini_weights), MODELS["mini"].text
-    widened = {name: tensors[name].float() for name in tensors if name.startswith(checkpoint.TEXT)}
+    widened = {name: tensors[name].float() for name in tensors if name.startswith(key_map.TEXT)}
     assert checkpoint.text_hash(widened, text) == mini.text_hash
-    widened[checkpoint.TEXT + "ln_final.bias"][0] += 1
+    widened[key_map.TEXT + "ln_final.bias"][0] += 1
     assert checkpoint.text_hash(widened, text) != mini.text_hash
     assert checkpoint.text_hash({}, text) is None
 
 
 def test_weights_without_a_text_tower_serve_embeddings(mini, mini_weights, bundle, tmp_path, caplog):
     tensors = checkpoint.Weights(mini_weights)
-    save_file({name: tensors[name] for name in tensors if not name.startswith(checkpoint.TEXT)}, tmp_path / "w.safetensors")
+    save_file({name: tensors[name] for name in tensors if not name.startswith(key_map.TEXT)}, tmp_path / "w.safetensors")
     engine = Engine.load("mini", tmp_path / "w.safetensors", text=None)
     ours = engine.generate(Embeddings.read(bundle), **SMALL)
     assert "could not be compared" in caplog.text
@@ -200,7 +202,7 @@ def test_the_text_tower_is_not_counted_where_it_is_not_loaded():
     spec = MODELS["videocrafter2"]
     saved = memory.weight_bytes(spec, torch.float16) - memory.weight_bytes(spec, torch.float16, text=False)
     with torch.device("meta"):
-        from vstar_engine.text import TextTower
+        from vstar_engine.networks.text_encoder import TextTower
 
         assert saved == 2 * sum(parameter.numel() for parameter in TextTower(spec.text).parameters())
 

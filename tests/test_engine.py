@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from vstar_engine import Engine, Sampling, Tar, memory
+from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.config.request import Request
 from vstar_engine.errors import CheckpointError, DeviceError, MemoryShortage
+from vstar_engine.machine import memory
 
 SMALL = {"frames": 5, "size": (32, 64)}
 QUICK = Sampling(steps=3)

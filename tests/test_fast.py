@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vstar_engine import Sampling
-from vstar_engine.batch import Batch, Row
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
+from vstar_engine.sampling.batch import Batch, Row
 
 SPEC = MODELS["mini"]
 

@@ -10,18 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vstar_engine import Sampling, Tar, checkpoint
-from vstar_engine.batch import Batch, Row
+from vstar_engine import Sampling, Tar
 from vstar_engine.bench.trajectory import cosine
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FEW_STEP, GUIDANCE_INTERVAL, STEP_CACHE
 from vstar_engine.kernels.guided_step import guided_step
-from vstar_engine.sampling import coefficients
-from vstar_engine.schedule import Schedule
-from vstar_engine.step_cache import StepCache
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.ddim import coefficients
+from vstar_engine.sampling.schedule import Schedule
+from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.verify import Judge, relative_error, unet_case
+from vstar_engine.weights import checkpoint, key_map, official_config
 
 # timesteps between two of 25 steps
 STEP = 40
@@ -47,8 +48,8 @@ def final(golden):
     """Samples the end-to-end case's clip by some settings, once each, and gives its last latents."""
     case = golden.case("e2e")
     config, judge, found = case["config"], Judge(golden, case, torch.device("cpu")), {}
-    unet = UNet(checkpoint.spec_from_official(golden.config(case, "unet_params")))
-    checkpoint.load(unet.eval(), golden.tensors(case["weights"]), checkpoint.UNET)
+    unet = UNet(official_config.spec_from_official(golden.config(case, "unet_params")))
+    checkpoint.load(unet.eval(), golden.tensors(case["weights"]), key_map.UNET)
     spec = replace(MODELS["mini"], unet=unet.spec)
     size = tuple(side * spec.vae.factor for side in config["hw"])
     texts = [judge.tensor(name)[None] for name in ("embedding", "embedding_uncond")]

@@ -10,8 +10,8 @@ from vstar_engine import Engine, Sampling
 from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Request
 from vstar_engine.provenance import command_for
-from vstar_engine.sampling import sample
-from vstar_engine.schedule import Schedule, consistency_timesteps
+from vstar_engine.sampling.ddim import sample
+from vstar_engine.sampling.schedule import Schedule, consistency_timesteps
 
 SHAPE = (1, 4, 3, 2, 2)
 # float64, but the direction's share is the square root of what rounding leaves of 1 - a_prev - sigma^2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vstar_engine import Engine, Sampling, cli, fp8, memory
+from vstar_engine import Engine, Sampling, cli
 from vstar_engine.bench.plain import by_operators
 from vstar_engine.bench.seeded import step_inputs
 from vstar_engine.config.models import MODELS
@@ -16,9 +16,12 @@ from vstar_engine.errors import DeviceError
 from vstar_engine.kernels.conv_e4m3 import conv_e4m3
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST
 from vstar_engine.kernels.linear import LayerNorm
-from vstar_engine.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
+from vstar_engine.machine import memory
+from vstar_engine.networks import fp8
+from vstar_engine.networks.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
+from vstar_engine.networks.unet import UNet
 from vstar_engine.provenance import command_for
-from vstar_engine.unet import UNet
+from vstar_engine.sampling import fp8_calibration
 from vstar_engine.verify import Judge, relative_error, unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
@@ -350,7 +353,7 @@ def test_what_does_not_compose(mini, small):
     with pytest.raises(ValueError, match="needs the text tower and states, not embeddings"):
         Engine.load("mini", text=None, fp8=True)
     with pytest.raises(ValueError, match="converts the network in eager PyTorch, and DIR computes as it was built"):
-        fp8.check_choice(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
+        fp8_calibration.check_choice(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
     with pytest.raises(ValueError, match="a network in fp8 keeps the LoRAs it was loaded with"):
         small.adapt(["a.safetensors"])
     with pytest.raises(ValueError, match=r"fp8 is a way to load the network, .*Engine.load\(fp8=True\)"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vstar_engine.checkpoint import official_shapes
 from vstar_engine.config.models import MODELS
+from vstar_engine.weights.key_map import official_shapes
 
 FORWARD = """
 import json, sys, time, torch
@@ -47,7 +47,7 @@ def test_full_size_converts_loads_and_runs(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("-m", "vstar_engine.synthetic", "videocrafter2", str(tmp_path / "model.ckpt"))
+    run("-m", "vstar_engine.weights.random_checkpoint", "videocrafter2", str(tmp_path / "model.ckpt"))
     assert 3.69e9 < (tmp_path / "model.ckpt").stat().st_size < 3.72e9
     print(run("-m", "vstar_engine", "convert", str(tmp_path / "model.ckpt"), str(tmp_path / "weights")))
     found = json.loads(run("-c", FORWARD, str(tmp_path / "weights")))

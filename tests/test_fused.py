@@ -9,7 +9,7 @@ from vstar_engine.kernels import native
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
-from vstar_engine.layers import FeedForward, RowNorm
+from vstar_engine.networks.layers import FeedForward, RowNorm
 
 PRESENT, WHY = native.status()
 ISAS = native._load().isas if PRESENT else ()

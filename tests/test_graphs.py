@@ -17,11 +17,11 @@ from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.backends.graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
-from vstar_engine.sampling import coefficients
-from vstar_engine.schedule import Schedule
-from vstar_engine.step import Call, Given, Step, Texts, take
-from vstar_engine.step_cache import Deep
-from vstar_engine.unet import UNet
+from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.ddim import coefficients
+from vstar_engine.sampling.schedule import Schedule
+from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)

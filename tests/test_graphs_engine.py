@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine import Engine, Sampling, Tar, memory
+from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.backends.graphs import SHAPES, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.machine import memory
+from vstar_engine.networks.unet import UNet
 from vstar_engine.serving.model import Model
 from vstar_engine.serving.warmup import warm
-from vstar_engine.unet import UNet
 from vstar_engine.warm import shortened
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
-from vstar_engine.sampling import coefficients
-from vstar_engine.schedule import Schedule
+from vstar_engine.sampling.ddim import coefficients
+from vstar_engine.sampling.schedule import Schedule
 
 
 def arguments(*shape: int) -> list[torch.Tensor]:

@@ -10,18 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # a module may import those on lines above it, or on its own line
 ORDER = [
-    ["errors", "version", "config", "kernels", "timeline"],
-    ["artifacts", "device", "golden", "allocator", "layers", "sources", "machine", "networks"],
-    ["built", "client"],
-    ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae"],
-    ["video", "checkpoint", "embeddings", "sampling", "step", "memory", "analysis"],
-    ["convert", "synthetic", "lora", "fp8", "weights"],
-    ["bundled", "backends", "export", "lora_list"],
-    ["batch", "choice", "remarks", "room", "warm"],
+    ["errors", "version", "config", "kernels"],
+    ["artifacts", "networks", "golden"],
+    ["machine", "client", "prompting", "video"],
+    ["sampling", "weights", "backends", "export", "analysis"],
+    ["choice", "room", "warm"],
     ["model_choice", "loading", "warmup", "engine", "verify", "verification", "doctor"],
-    ["options", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
+    ["commands", "options", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
     ["serving"],
-    ["cli", "commands"],
+    ["cli"],
 ]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
 

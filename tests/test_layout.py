@@ -12,8 +12,8 @@ from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import network
 from vstar_engine.export.to_inductor import hearing_texts
-from vstar_engine.memory import without_data
-from vstar_engine.unet import UNet
+from vstar_engine.machine.memory import without_data
+from vstar_engine.networks.unet import UNet
 
 
 class Copies(TorchDispatchMode):

@@ -7,8 +7,8 @@ import pytest
 from chat_server import ALL, ChatServer, broken, choice, cut_short, hang, raw, respond, trickle
 
 from vstar_engine.errors import EndpointError, MissingLibrary
-from vstar_engine.llm import LONGEST_ANSWER, MODES, Endpoint, Llm, parse_states
-from vstar_engine.synopsis import LLM, OFFLINE, synopsize
+from vstar_engine.prompting.llm import LONGEST_ANSWER, MODES, Endpoint, Llm, parse_states
+from vstar_engine.prompting.synopsis import LLM, OFFLINE, synopsize
 
 STATES = ("a young boy", "a young man", "an old man")
 GOOD = json.dumps({"states": STATES})

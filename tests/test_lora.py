@@ -7,13 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vstar_engine import Engine, Sampling, bundled
-from vstar_engine.checkpoint import UNET, Weights
+from vstar_engine import Engine, Sampling
 from vstar_engine.cli import main
 from vstar_engine.config.models import model_named
 from vstar_engine.errors import CheckpointError
-from vstar_engine.lora import Adapted, Lora, layer_shapes, names
 from vstar_engine.provenance import command_for
+from vstar_engine.weights import bundled
+from vstar_engine.weights.checkpoint import Weights
+from vstar_engine.weights.key_map import UNET
+from vstar_engine.weights.lora import Adapted, Lora, layer_shapes, names
 
 MINI = model_named("mini").unet
 TO_Q = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"

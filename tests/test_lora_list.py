@@ -5,14 +5,16 @@ import re
 import pytest
 import torch
 
-from vstar_engine import Engine, bundled
-from vstar_engine.checkpoint import UNET, Weights
+from vstar_engine import Engine
 from vstar_engine.cli import main
 from vstar_engine.config.models import MODELS, UNetSpec
 from vstar_engine.errors import CheckpointError
-from vstar_engine.layers import sinusoid
-from vstar_engine.lora import Adapted, Lora, layer_shapes
-from vstar_engine.lora_list import PROJECTION, embedded, named, parts_of
+from vstar_engine.networks.layers import sinusoid
+from vstar_engine.weights import bundled
+from vstar_engine.weights.checkpoint import Weights
+from vstar_engine.weights.key_map import UNET
+from vstar_engine.weights.lora import Adapted, Lora, layer_shapes
+from vstar_engine.weights.turbo_lora import PROJECTION, embedded, named, parts_of
 
 SMALL = UNetSpec(model_channels=64, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), context_dim=48)
 MINI = MODELS["mini"].unet

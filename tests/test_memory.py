@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from vstar_engine import memory
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MemoryShortage
-from vstar_engine.memory import Footprint, activation_bytes, check, weight_bytes
-from vstar_engine.vae import CHUNK, Vae
+from vstar_engine.machine import memory
+from vstar_engine.machine.memory import Footprint, activation_bytes, check, weight_bytes
+from vstar_engine.networks.vae import CHUNK, Vae
 
 MINI = MODELS["mini"]
 CPU = torch.device("cpu")
 
 MEASURE = """
 import sys, torch
-from vstar_engine.config import MODELS
-from vstar_engine.unet import UNet
+from vstar_engine.config.models import MODELS
+from vstar_engine.networks.unet import UNet
 spec, frames = MODELS["mini"], int(sys.argv[1])
 torch.set_grad_enabled(False)
 net = UNet(spec.unet).eval()
@@ -51,9 +51,9 @@ def test_weights_are_counted_exactly():
 
 
 def memory_modules(spec):
-    from vstar_engine.text import TextTower
-    from vstar_engine.unet import UNet
-    from vstar_engine.vae import Vae
+    from vstar_engine.networks.text_encoder import TextTower
+    from vstar_engine.networks.unet import UNet
+    from vstar_engine.networks.vae import Vae
 
     with torch.device("meta"):
         return UNet(spec.unet), Vae(spec.vae, encoder=False), TextTower(spec.text)

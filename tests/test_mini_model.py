@@ -8,9 +8,10 @@ import pytest
 from tools.mini import captions, claims, measures, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
-from vstar_engine import Sampling, Tar, analysis, bundled
-from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest
+from vstar_engine import Sampling, Tar, analysis
+from vstar_engine.artifacts.manifest import MANIFEST, WEIGHTS, read_manifest
 from vstar_engine.config import request_warnings
+from vstar_engine.weights import bundled
 
 FOLDER = bundled.FOLDER / "mini"
 LARGEST = 32 * 10**6

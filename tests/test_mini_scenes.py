@@ -6,7 +6,7 @@ import pytest
 from tools.mini import captions, probe, stories
 from tools.mini.render import render
 from tools.mini.scenes import SEASONS, sample
-from vstar_engine.text import anchor_frames
+from vstar_engine.config.timeline import anchor_frames
 
 
 def scene(**changes):

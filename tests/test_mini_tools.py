@@ -15,12 +15,12 @@ from tools.mini.pack import pack
 from tools.mini.render import render
 from tools.mini.scenes import sample
 from vstar_engine import Engine, Sampling
-from vstar_engine.artifacts import WEIGHTS, read_manifest
+from vstar_engine.artifacts.manifest import WEIGHTS, read_manifest
 from vstar_engine.config.models import VaeSpec, model_named
 from vstar_engine.config.sampling import FAST
-from vstar_engine.text import TextTower
-from vstar_engine.unet import UNet
-from vstar_engine.vae import Vae
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vstar_engine.offline import LONGEST, states
+from vstar_engine.prompting.rules import LONGEST, states
 
 SPRING = (
     "a landscape covered in thick snow, bare trees",

@@ -6,7 +6,7 @@ import pytest
 
 from vstar_engine import generate
 from vstar_engine.options import Parser, layered, to_toml
-from vstar_engine.tar import tables
+from vstar_engine.sampling.tar import tables
 
 
 def settings(argv=(), environ=None, toml=None, tmp_path=None):

@@ -10,7 +10,7 @@ from chat_server import ChatServer, hang
 from vstar_engine import engine
 from vstar_engine.cli import main
 from vstar_engine.embed import INDEX
-from vstar_engine.embeddings import Embeddings
+from vstar_engine.prompting.embeddings import Embeddings
 
 TINY = ["generate", "--model", "mini", "--frames", "4", "--size", "32x32", "--steps", "1"]
 GOOD = json.dumps({"states": ["a young boy", "an old man"]})

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import tensorrt
 from vstar_engine.build import settings_from
-from vstar_engine.built import Artifact
-from vstar_engine.checkpoint import UNET, Weights
 from vstar_engine.cli import build_parser, main
 from vstar_engine.export import to_tensorrt
+from vstar_engine.weights.checkpoint import Weights
+from vstar_engine.weights.key_map import UNET
 
 LAYER = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 OFFICIAL = f"{UNET}{LAYER}.weight"

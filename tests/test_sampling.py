@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from vstar_engine.sampling import sample
-from vstar_engine.schedule import Schedule
+from vstar_engine.sampling.ddim import sample
+from vstar_engine.sampling.schedule import Schedule
 
 SHAPE = (2, 4, 3, 2, 2)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vstar_engine.schedule import Schedule, ddim_timesteps
+from vstar_engine.sampling.schedule import Schedule, ddim_timesteps
 
 
 @pytest.mark.parametrize("steps", [d for d in range(1, 1000) if 1000 % d == 0])

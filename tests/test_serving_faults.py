@@ -17,9 +17,9 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from engines import engine_at
 from servers import Server
 
-from vstar_engine import bundled
-from vstar_engine.artifacts import digest_of
+from vstar_engine.artifacts.files import digest_of
 from vstar_engine.config.models import MODELS
+from vstar_engine.weights import bundled
 
 # generous: other work may share the machine; docs/reliability.md has the figures of a quiet one
 NOTICED, BACK, REFUSED = 5.0, 60.0, 180.0

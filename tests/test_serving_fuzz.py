@@ -11,15 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from vstar_engine.artifacts import MANIFEST, digest_of
+from vstar_engine.artifacts.built_engine import CALLED, Artifact
+from vstar_engine.artifacts.files import digest_of
+from vstar_engine.artifacts.manifest import MANIFEST
 from vstar_engine.build import _row
-from vstar_engine.built import CALLED, Artifact
-from vstar_engine.checkpoint import Weights
 from vstar_engine.cli import build_parser
 from vstar_engine.errors import CheckpointError, EngineError
 from vstar_engine.options import layered
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.forms import read_body
+from vstar_engine.weights.checkpoint import Weights
 
 COUNTS = pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
 TEXT = st.text(max_size=12)

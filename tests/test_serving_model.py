@@ -10,13 +10,13 @@ from engines import engine_at
 from slow_engine import job
 
 from vstar_engine import Engine
-from vstar_engine.built import Artifact
-from vstar_engine.embeddings import embed
+from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.prompting.embeddings import embed
+from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving import events
 from vstar_engine.serving.lanes import Rules
 from vstar_engine.serving.model import Model, TextCache
 from vstar_engine.serving.process import ProcessEngine
-from vstar_engine.synopsis import Synopsis
 
 SIZE = (32, 64)
 

@@ -7,7 +7,7 @@ import pytest
 import slow_engine
 from slow_engine import job, of, rules, running, told, until
 
-from vstar_engine.artifacts import sha256
+from vstar_engine.artifacts.files import sha256
 from vstar_engine.serving import events
 
 LONG = {"frames": 16, "steps": 40}

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.sampling import TAR_PRESETS, Sampling, Tar
-from vstar_engine.embeddings import Embeddings
 from vstar_engine.errors import EndpointError
+from vstar_engine.prompting.embeddings import Embeddings
+from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.job import Job, tar_from
 from vstar_engine.serving.resolve import Resolver, bundle_path, fingerprint, remixed, tar_of
 from vstar_engine.serving.schema import CreateVideo, TarSettings
-from vstar_engine.synopsis import Synopsis
 
 RESOLVER = Resolver(MODELS["mini"])
 

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from vstar_engine import Engine, Sampling, Tar, memory
+from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.bench.seeded import seeded_unet
-from vstar_engine.built import Artifact
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
-from vstar_engine.step_cache import Deep, StepCache
-from vstar_engine.unet import Stage, UNet
+from vstar_engine.machine import memory
+from vstar_engine.networks.blocks import Stage
+from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.step_cache import StepCache
 
 CACHED = ("step-cache",)
 SIZE = (32, 64)

@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
-from vstar_engine.llm import MOST
-from vstar_engine.synopsis import OFFLINE, PROMPT, Synopsis, read_prompts, read_synopses, synopsize, thin
+from vstar_engine.prompting.llm import MOST
+from vstar_engine.prompting.synopsis import OFFLINE, PROMPT, Synopsis, read_prompts, read_synopses, synopsize, thin
 
 
 @pytest.mark.parametrize(

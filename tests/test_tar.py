@@ -5,7 +5,7 @@ import torch
 
 from vstar_engine import Tar
 from vstar_engine.config.sampling import TAR_PRESETS
-from vstar_engine.tar import table, toeplitz
+from vstar_engine.sampling.tar import table, toeplitz
 
 
 def test_toeplitz_is_the_gaussian_of_the_distance():

@@ -21,8 +21,8 @@ from vstar_engine.kernels.temporal_attention import (
     temporal_attention_ref,
     toeplitz_bias,
 )
-from vstar_engine.memory import LiveBytes
-from vstar_engine.tar import toeplitz
+from vstar_engine.machine.memory import LiveBytes
+from vstar_engine.sampling.tar import toeplitz
 
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))
 OPS = {"toeplitz": torch.ops.vstar.temporal_attention.default, "dense": torch.ops.vstar.temporal_attention_dense.default}

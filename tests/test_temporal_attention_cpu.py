@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vstar_engine.kernels import native
 from vstar_engine.kernels import temporal_attention as module
-from vstar_engine.tar import toeplitz
+from vstar_engine.sampling.tar import toeplitz
 
 PRESENT, WHY = native.status()
 ISAS = native._load().isas if PRESENT else ("baseline",)

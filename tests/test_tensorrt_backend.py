@@ -13,9 +13,9 @@ import fake_tensorrt
 from engines import engine_at
 
 from vstar_engine import Engine
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import TENSORRT, backend_named, inductor, tensorrt
 from vstar_engine.backends.tensorrt import ALIGNMENT, TensorrtUnet
-from vstar_engine.built import Artifact
 
 LIBRARY = types.SimpleNamespace(ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED=1))
 CPU = torch.device("cpu")

@@ -15,9 +15,10 @@ import tensorrt_wheels
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.artifacts import kernel_hash, sha256
+from vstar_engine.artifacts.files import sha256
 from vstar_engine.errors import EngineError
 from vstar_engine.export import tensorrt_plugins
+from vstar_engine.kernels.sources import kernel_hash
 from vstar_engine.kernels.temporal_attention_plugin import RUNS, tactics
 
 ROOT = Path(__file__).parent.parent

@@ -21,11 +21,11 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from onnx_blocks import block
 
-from vstar_engine.built import Artifact
-from vstar_engine.checkpoint import Weights
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import to_onnx
 from vstar_engine.export.network import unet
+from vstar_engine.weights.checkpoint import Weights
 
 
 def test_every_node_becomes_a_plugin_for_four_architectures(tmp_path):

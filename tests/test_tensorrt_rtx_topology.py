@@ -10,10 +10,10 @@ from tensorrt_plans import FOUR, check_unet
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.checkpoint import UNET, official_shapes
 from vstar_engine.config.models import Spec, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.export import to_onnx
 from vstar_engine.export.network import unet
+from vstar_engine.weights.key_map import UNET, official_shapes
 
 TOPOLOGY = UNetSpec(model_channels=32, head_dim=8, context_dim=16, norm_groups=8)
 KINDS = {"float32": "FLOAT", "float16": "HALF"}

@@ -3,7 +3,9 @@ import logging
 import pytest
 import torch
 
-from vstar_engine.text import END, START, anchor_frames, spread, tokenize
+from vstar_engine.config.timeline import anchor_frames
+from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.tokenizer import END, START, tokenize
 
 
 def test_long_prompts_keep_their_end_token_and_say_what_was_cut(caplog):

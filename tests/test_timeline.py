@@ -8,7 +8,7 @@ import torch
 from vstar_engine import plan
 from vstar_engine.config.request import Request
 from vstar_engine.config.timeline import parse_position, place
-from vstar_engine.text import spread
+from vstar_engine.prompting.interpolation import spread
 
 
 @pytest.mark.parametrize(

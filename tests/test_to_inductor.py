@@ -15,16 +15,16 @@ from torch._inductor import cpp_builder, cpu_vec_isa
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.utils.flop_counter import FlopCounterMode
 
-from vstar_engine import checkpoint
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import eager as eager_unet
 from vstar_engine.backends import inductor
 from vstar_engine.backends.inputs import shared
-from vstar_engine.built import Artifact
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import EngineError, ExportError, OutputError
 from vstar_engine.export import to_inductor
 from vstar_engine.export.settings import Settings
 from vstar_engine.kernels import native
+from vstar_engine.weights import checkpoint, key_map, official_config
 
 
 def test_a_machine_without_a_compiler(mini_weights, tmp_path, monkeypatch):
@@ -97,8 +97,8 @@ def test_a_disk_that_fills_up_under_the_package_is_one_sentence(tmp_path):
 def tiny(golden):
     """A golden network as a model, and its weights by official names."""
     case = golden.case("unet_plain_shared")
-    spec = dataclasses.replace(MODELS["mini"], unet=checkpoint.spec_from_official(golden.config(case, "unet_params")))
-    return spec, {checkpoint.UNET + name: tensor for name, tensor in golden.weights(case).items()}
+    spec = dataclasses.replace(MODELS["mini"], unet=official_config.spec_from_official(golden.config(case, "unet_params")))
+    return spec, {key_map.UNET + name: tensor for name, tensor in golden.weights(case).items()}
 
 
 def inputs(spec, texts, batch, frames):

@@ -14,13 +14,13 @@ import pytest
 import torch
 from accuracy import assert_as_accurate
 
-from vstar_engine import checkpoint
-from vstar_engine.artifacts import write_aside
+from vstar_engine.artifacts.files import write_aside
 from vstar_engine.errors import CheckpointError, ExportError, OutputError
 from vstar_engine.export import network, onnx_function, to_onnx
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
-from vstar_engine.text import tokenize
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
+from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.weights import checkpoint, official_config
 
 CELLS = (4, 8)
 # dtype, opset, size: free axes everywhere in float32, a fixed size in float16
@@ -52,7 +52,7 @@ class Exported:
 @pytest.fixture(scope="module")
 def tiny(golden):
     case = golden.case("unet_plain_shared")
-    return checkpoint.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
+    return official_config.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
 
 
 def loaded(spec, weights, dtype):
@@ -97,7 +97,7 @@ def test_onnx_runtime_is_as_accurate_as_eager(exported, batch, frames, tar):
 def test_golden_networks_of_other_layers_are_as_accurate(golden, name, tmp_path):
     """VideoCrafter2's levels and blocks, narrower (`unet_full_topology_plain` is the same network); groups of two channels."""
     case = golden.case(name)
-    spec, weights = checkpoint.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
+    spec, weights = official_config.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
     described = dataclasses.replace(network.unet(spec, torch.float32), prefix="")
     facts = to_onnx.write(described, weights, tmp_path / "unet.onnx")
     assert facts["temporal_attentions"] == described.attentions
@@ -240,7 +240,7 @@ def test_weights_of_another_network_are_refused_before_tracing(tiny, tmp_path, m
 
 def test_decoder_and_text_tower_equal_eager(golden, tmp_path):
     case = golden.case("vae_tiny")
-    spec = checkpoint.spec_from_official(golden.config(case, "ddconfig"))
+    spec = official_config.spec_from_official(golden.config(case, "ddconfig"))
     vae = network.FrameDecoder(spec)
     checkpoint.load(vae, golden.weights(case))
     described = dataclasses.replace(network.decoder(spec, torch.float32), prefix="")

@@ -14,11 +14,11 @@ import triton_python_backend_utils as server
 from engines import engine_at
 
 from vstar_engine import Sampling, Tar
-from vstar_engine.artifacts import kernel_hash
-from vstar_engine.built import Artifact
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.cli import main
 from vstar_engine.errors import EngineError, OutputError
 from vstar_engine.export import tensorrt_plugins, to_triton_server
+from vstar_engine.kernels.sources import kernel_hash
 
 UNET = """name: "vstar_unet"
 backend: "onnxruntime"

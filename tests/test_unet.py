@@ -10,9 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vstar_engine.config.models import MODELS, UNetSpec
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.layers import CrossAttention, Linear, sinusoid
-from vstar_engine.tar import toeplitz
-from vstar_engine.unet import UNet
+from vstar_engine.networks.layers import CrossAttention, Linear, sinusoid
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.tar import toeplitz
 
 SPEC = UNetSpec(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0, 1), head_dim=8, context_dim=12)
 SAME = {"rtol": 1e-4, "atol": 1e-5}

@@ -9,10 +9,11 @@ import torch
 from golden.load_golden import Golden
 from torch import Tensor
 
-from vstar_engine import checkpoint, tar
 from vstar_engine.bench.seeded import LAYOUTS, lay_out, relative_error
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_ref
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling import tar
+from vstar_engine.weights import checkpoint, official_config
 
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))
 CASES = [case["name"] for case in GOLDEN.cases("unet")]
@@ -40,7 +41,7 @@ def load_case(name: str, device: str, dtype: torch.dtype = torch.float32) -> tup
     """Gives a golden case's network, the network's inputs and all its tensors."""
     case = GOLDEN.case(name)
     config = case["config"]
-    spec = checkpoint.spec_from_official(case.get("unet_params") or GOLDEN.case("tiny_model")["config"]["unet_params"])
+    spec = official_config.spec_from_official(case.get("unet_params") or GOLDEN.case("tiny_model")["config"]["unet_params"])
     with torch.device("meta"):
         unet = UNet(spec).eval()
     checkpoint.load(unet, GOLDEN.weights(case), device=device, dtype=dtype)

@@ -1,7 +1,7 @@
 import torch
 
 from vstar_engine.config.models import VaeSpec
-from vstar_engine.vae import Vae
+from vstar_engine.networks.vae import Vae
 
 SPEC = VaeSpec(channels=32, channel_mult=(1, 2), num_res_blocks=1)
 

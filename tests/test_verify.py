@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from vstar_engine.cli import main
 from vstar_engine.golden import Golden
-from vstar_engine.unet import UNet
+from vstar_engine.networks.unet import UNet
 from vstar_engine.verify import verify
 
 # one case of each kind, and every output of it that is judged

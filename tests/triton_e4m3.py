@@ -7,7 +7,6 @@ import torch
 from accuracy import assert_as_accurate, relative_error
 from torch import nn
 
-from vstar_engine import fp8
 from vstar_engine.kernels import conv_e4m3_triton, linear_e4m3, linear_e4m3_triton
 from vstar_engine.kernels.conv_e4m3 import conv_e4m3, conv_e4m3_ref
 from vstar_engine.kernels.e4m3 import E4M3, LARGEST, to_e4m3, to_e4m3_ref
@@ -15,7 +14,8 @@ from vstar_engine.kernels.linear_e4m3 import linear_e4m3_ref
 from vstar_engine.kernels.linear_triton import Tile
 from vstar_engine.kernels.norm_e4m3 import norm_e4m3, norm_e4m3_ref
 from vstar_engine.kernels.temporal_attention_triton import Device
-from vstar_engine.layers import FeedForward, RowNorm
+from vstar_engine.networks import fp8
+from vstar_engine.networks.layers import FeedForward, RowNorm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -21,8 +21,8 @@ from vstar_engine.kernels.temporal_attention import (
 )
 from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
 from vstar_engine.kernels.temporal_attention_triton import Device, temporal_attention_triton
-from vstar_engine.memory import LiveBytes
-from vstar_engine.tar import toeplitz
+from vstar_engine.machine.memory import LiveBytes
+from vstar_engine.sampling.tar import toeplitz
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vstar_engine.kernels.temporal_attention import temporal_attention_probs
-
-from .layers import SelfAttention
-from .unet import Stage, TemporalTransformer, UNet
+from vstar_engine.networks.blocks import Stage, TemporalTransformer
+from vstar_engine.networks.layers import SelfAttention
+from vstar_engine.networks.unet import UNet
 
 CELL = 8
 CUT_LEVEL, CUT_RATIO = 0.12, 4.0

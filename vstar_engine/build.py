@@ -10,19 +10,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vstar_engine.artifacts.built_engine import MAX_BATCH, Artifact, engines, engines_root, remove, size_words
+from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.config.models import model_named, parse_size
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.export.building import build, place
 from vstar_engine.export.settings import COMPATIBILITY, LEVELS, OPSET, REFIT, TENSORRT_FRAMES, Settings
+from vstar_engine.machine.device import device_named, dtype_named
 
 from .backends import BACKENDS, EAGER, TENSORRT, backend_named
-from .built import MAX_BATCH, Artifact, engines, engines_root, remove, size_words
 from .choice import add_lora_option, add_text_options
-from .device import device_named, dtype_named
 from .engine import open_weights
 from .errors import EngineError
 from .export import EXPORTERS, builder_named, exporter_named
-from .sources import engine_hash
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"

@@ -4,13 +4,13 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.manifest import read_weights
 from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS, model_named
 from vstar_engine.config.sampling import FAST, FP8
+from vstar_engine.weights import bundled
 
-from . import bundled
-from .artifacts import read_weights
 from .backends import BACKENDS, EAGER, TENSORRT
-from .built import Artifact
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Command:
 
 COMMANDS = {
     "generate": Command("make a video from a prompt or a sequence of states", "generate"),
-    "synopsis": Command("describe the states that prompts pass through", "prompting"),
+    "synopsis": Command("describe the states that prompts pass through", "commands.prompt_options"),
     "embed": Command("encode synopses once, for `generate --embeddings`", "embed"),
     "build": Command("compile the UNet once for this machine, for `generate --engine`", "build"),
     "engines": Command("list the engines that were built, or remove some", "build", "add_engines_options", "run_engines"),
@@ -107,7 +107,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def add_convert_options(parser: argparse.ArgumentParser) -> None:
-    from .convert import GUIDANCE, LORA_FILE, SHARD_BYTES
+    from vstar_engine.weights.convert import GUIDANCE, LORA_FILE, SHARD_BYTES
 
     said = "model.ckpt, .pt or .safetensors in the official key naming, or a LoRA that is a pickled list (T2V-Turbo's)"
     parser.add_argument("source", type=Path, help=said)
@@ -124,7 +124,7 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from .convert import LORA_FILE, convert, convert_lora
+    from vstar_engine.weights.convert import LORA_FILE, convert, convert_lora
 
     limit = None if args.memory_limit is None else args.memory_limit * MIB
     if args.out.suffix == LORA_FILE:
@@ -152,7 +152,8 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from .device import device_named, dtype_named
+    from vstar_engine.machine.device import device_named, dtype_named
+
     from .golden import Golden
     from .verify import verify
 

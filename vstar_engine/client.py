@@ -22,7 +22,8 @@ from typing import Any
 
 import httpx
 
-from .artifacts import check_writable, write_aside
+from vstar_engine.artifacts.files import check_writable, write_aside
+
 from .errors import JobFailed, ServerError
 
 URL = "http://127.0.0.1:8000"

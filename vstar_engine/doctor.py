@@ -9,8 +9,9 @@ import torch
 
 from vstar_engine.backends.tensorrt import library
 from vstar_engine.kernels import native
+from vstar_engine.machine import memory
 
-from . import __version__, memory
+from . import __version__
 from .backends import TENSORRT
 from .errors import MissingLibrary
 

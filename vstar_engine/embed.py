@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vstar_engine.artifacts.files import check_writable
+from vstar_engine.commands.prompt_options import add_llm_options, prompts_given, synopses
 from vstar_engine.config.models import model_named
+from vstar_engine.machine.device import DTYPES, device_named, dtype_named
+from vstar_engine.prompting.embeddings import BATCH, VERSION, Embeddings, check_batch, embed
+from vstar_engine.prompting.synopsis import Synopsis
+from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.weights.checkpoint import text_hash
 
-from .artifacts import check_writable
-from .checkpoint import text_hash
 from .choice import add_text_options
-from .device import DTYPES, device_named, dtype_named
-from .embeddings import BATCH, VERSION, Embeddings, check_batch, embed
 from .engine import load_text, open_weights
 from .errors import CheckpointError, OutputError
 from .options import add_config_options
-from .prompting import add_llm_options, prompts_given, synopses
-from .synopsis import Synopsis
-from .text import tokenize
 
 SUFFIX, INDEX = ".safetensors", "index.jsonl"
 

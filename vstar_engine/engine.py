@@ -11,28 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.files import digest_of
+from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
+from vstar_engine.machine import malloc, memory
+from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.networks.fp8 import convert
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
+from vstar_engine.prompting.embeddings import Embeddings, Encode
+from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.fp8_calibration import calibrate, check_choice
+from vstar_engine.sampling.step_cache import StepCache
+from vstar_engine.weights import bundled, checkpoint, key_map
+from vstar_engine.weights.lora import Adapted, Lora
 
-from . import __version__, allocator, bundled, checkpoint, memory, room
-from .artifacts import digest_of
+from . import __version__, room
 from .backends import EAGER, TENSORRT, Denoiser, backend_named
-from .batch import Batch, Row
-from .built import Artifact
 from .choice import Choice, check_options
-from .device import device_named, dtype_named
-from .embeddings import Embeddings, Encode
 from .errors import CheckpointError
-from .fp8 import calibrate, check_choice, convert
-from .lora import Adapted, Lora
-from .sources import engine_hash
-from .step_cache import StepCache
-from .text import TextTower, spread, tokenize
-from .unet import UNet
-from .vae import Vae
 from .video import Video, to_bytes
 from .warm import Clip, warm_up
 
@@ -123,17 +128,17 @@ class Engine:
             asked = {"weights_path": choice.weights, "loras": files}
             artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
         if where.type == "cpu":
-            allocator.keep_pages()
+            malloc.keep_pages()
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
-        tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))
-        unused += checkpoint.load(vae, tensors, checkpoint.VAE, device=where, dtype=kind)
+        tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, key_map.TEXT))
+        unused += checkpoint.load(vae, tensors, key_map.VAE, device=where, dtype=kind)
         if artifact is None:
             denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention, graphs=graphs)
         else:
             recording = {"graphs": graphs} if choice.backend in TENSORRT else {}
             denoiser = runs.load(artifact, device=where, dtype=kind, **recording)
-        unused += [name for name in tensors if not name.startswith((checkpoint.UNET, checkpoint.VAE, checkpoint.TEXT))]
+        unused += [name for name in tensors if not name.startswith((key_map.UNET, key_map.VAE, key_map.TEXT))]
         text_hash = checkpoint.text_hash(tensors, spec.text)
         log.info("%s: %d tensors used, %d not needed", spec.name, len(tensors) - len(unused), len(unused))
         log.debug("not needed: %s", ", ".join(unused))
@@ -193,7 +198,7 @@ class Engine:
         """Reads the UNet's weights again, with LoRAs merged in."""
         room.forget_graphs(unet)
         tensors = open_weights(self.spec, self.path, loras)
-        checkpoint.load(unet, tensors, checkpoint.UNET, device=self.device, dtype=self.dtype)
+        checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
 
     def generate(
@@ -323,7 +328,7 @@ class Engine:
                 if on_part:
                     on_part(replace(whole, frames=part))
         if self.device.type == "cpu":
-            allocator.give_back()
+            malloc.give_back()
         return whole
 
     def _fitted(self, request: Request) -> Request:
@@ -388,7 +393,7 @@ def load_text(
     """Builds and fills the text tower alone; gives it with the names of the tensors it does not need."""
     with torch.device("meta"):
         tower = TextTower(spec.text)
-    unused = checkpoint.load(tower, tensors, checkpoint.TEXT, device=device, dtype=dtype)
+    unused = checkpoint.load(tower, tensors, key_map.TEXT, device=device, dtype=dtype)
     return tower.eval().requires_grad_(False), unused
 
 

@@ -10,22 +10,23 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vstar_engine.artifacts.built_engine import Artifact, size_words
+from vstar_engine.artifacts.files import check_writable
+from vstar_engine.commands.prompt_options import add_llm_options, printable, synopses
 from vstar_engine.config.models import Spec, model_named, parse_size
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FEW_STEP, TAR_PRESETS, Sampling, Tar, parse_sigma, tar_named, until_step
 from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.machine import memory
+from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.prompting.embeddings import Embeddings
+from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synopses
+from vstar_engine.sampling.fp8_calibration import check_choice
 
-from . import memory, plan
-from .artifacts import check_writable
-from .built import Artifact, size_words
+from . import plan
 from .choice import Choice, add_fast_option, add_model_options, check_options, fast_from
-from .device import device_named, dtype_named
-from .embeddings import Embeddings
 from .engine import Engine
-from .fp8 import check_choice
 from .options import add_config_options
-from .prompting import add_llm_options, printable, synopses
-from .synopsis import GIVEN, PROMPT, Synopsis, read_synopses
 from .video import Video, check_ending, encoding
 
 DEFAULT_TAR = "64D1_32D8"

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from .artifacts import sha256
+from vstar_engine.artifacts.files import sha256
 
 Case = dict[str, Any]
 _MASK, _GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from vstar_engine.config.request import Request
-
-from .text import spread
+from vstar_engine.prompting.interpolation import spread
 
 # weights below this come from rounding
 SILENT = 1e-6

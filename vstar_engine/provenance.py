@@ -4,8 +4,7 @@ import shlex
 from typing import Any
 
 from vstar_engine.config.sampling import FP8
-
-from .bundled import BUNDLED
+from vstar_engine.weights.bundled import BUNDLED
 
 
 def command_for(provenance: dict[str, Any]) -> str:

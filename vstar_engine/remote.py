@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from vstar_engine.artifacts.files import check_writable
+from vstar_engine.commands.prompt_options import printable
 from vstar_engine.config.models import parse_size
 from vstar_engine.config.sampling import TAR_PRESETS, parse_sigma, until_step
 from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.prompting.synopsis import GIVEN, Synopsis, read_synopses
 
-from .artifacts import check_writable
 from .options import add_config_options
-from .prompting import printable
-from .synopsis import GIVEN, Synopsis, read_synopses
 
 if TYPE_CHECKING:
     from .client import Client, Video

@@ -4,8 +4,8 @@ import torch
 
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.config.models import Spec
+from vstar_engine.machine import memory
 
-from . import memory
 from .backends import Denoiser
 from .errors import MemoryShortage
 

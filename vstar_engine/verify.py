@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.config.timeline import anchor_frames
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
+from vstar_engine.networks.blocks import ResBlock, TemporalConvBlock, TemporalTransformer
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
+from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.sampling import schedule
+from vstar_engine.sampling.ddim import coefficients, sample
+from vstar_engine.sampling.schedule import Schedule
+from vstar_engine.sampling.step import Call, Given, Step, Texts, take
+from vstar_engine.sampling.tar import toeplitz
+from vstar_engine.weights import checkpoint, key_map, official_config
 
-from . import checkpoint, schedule
 from .errors import VstarError
 from .golden import Case, Golden
-from .sampling import coefficients, sample
-from .schedule import Schedule
-from .step import Call, Given, Step, Texts, take
-from .tar import toeplitz
-from .text import TextTower, anchor_frames, spread, tokenize
-from .unet import ResBlock, TemporalConvBlock, TemporalTransformer, UNet
-from .vae import Vae
 from .video import to_bytes
 
 NO_PROBE, STRICTEST, LOOSEST = 1e-5, 1e-5, 1e-4
@@ -155,7 +160,7 @@ def _block(judge: Judge) -> None:
 def unet_case(judge: Judge) -> tuple[UNet, list[Tensor]]:
     """Gives a case's network and what it is called with."""
     case, config = judge.case, judge.case["config"]
-    spec = checkpoint.spec_from_official(judge.golden.config(case, "unet_params"))
+    spec = official_config.spec_from_official(judge.golden.config(case, "unet_params"))
     tar = config["tar"] if config.get("regularised_layers") else {}
     x, context = judge.tensor("x"), judge.tensor("context")
     rows = _rows(tar, spec.levels, x.shape[-1], x.shape[2]).to(judge.device)
@@ -250,7 +255,7 @@ def _trajectory(judge: Judge, run: dict[str, Any]) -> None:
 def _vae_spec(judge: Judge) -> Any:
     dd = dict(judge.golden.config(judge.case, "ddconfig"))
     scale = judge.case.get("scale_factor") or judge.golden.config(judge.case, "scale_factor")
-    return checkpoint.spec_from_official(
+    return official_config.spec_from_official(
         dd | {"embed_dim": judge.golden.config(judge.case, "embed_dim"), "scale_factor": scale}
     )
 
@@ -270,17 +275,17 @@ def _vae(judge: Judge) -> None:
 def _text_encoder(judge: Judge) -> None:
     tokens = tokenize(judge.case["prompts"])
     judge.exact(tokens.numpy(), "tokens")
-    tower = judge.filled(TextTower(checkpoint.spec_from_official(judge.case["config"])))
+    tower = judge.filled(TextTower(official_config.spec_from_official(judge.case["config"])))
     judge.compare(tower(tokens.to(judge.device)), "embeddings")
 
 
 def _end_to_end(judge: Judge) -> None:
     config, golden, device = judge.case["config"], judge.golden, judge.device
     weights = golden.tensors(judge.case["weights"])
-    text = TextTower(checkpoint.spec_from_official(golden.config(judge.case, "open_clip_cfg")))
-    unet = RecordedUnet(checkpoint.spec_from_official(golden.config(judge.case, "unet_params")))
+    text = TextTower(official_config.spec_from_official(golden.config(judge.case, "open_clip_cfg")))
+    unet = RecordedUnet(official_config.spec_from_official(golden.config(judge.case, "unet_params")))
     vae = Vae(_vae_spec(judge))
-    for module, prefix in ((text, checkpoint.TEXT), (unet, checkpoint.UNET), (vae, checkpoint.VAE)):
+    for module, prefix in ((text, key_map.TEXT), (unet, key_map.UNET), (vae, key_map.VAE)):
         checkpoint.load(module.eval(), weights, prefix, device=device)
     frames = config["frames"]
     context = spread(text(tokenize(config["anchors"]).to(device)), frames)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .artifacts import write_aside
+from vstar_engine.artifacts.files import write_aside
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vstar_engine.artifacts import write_aside
+from vstar_engine.artifacts.files import write_aside
 from vstar_engine.config.models import Spec
 
 STEPS = {"vae": 2500, "text": 1200, "unet": 3200, "decoder": 1200, "probe": 500}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from vstar_engine import analysis
-from vstar_engine.text import anchor_frames
+from vstar_engine.config.timeline import anchor_frames
 
 from . import probe
 from .stories import Shares, Story

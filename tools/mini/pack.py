@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vstar_engine import schedule
-from vstar_engine.artifacts import MANIFEST, WEIGHTS, read_manifest, write_manifest
-from vstar_engine.checkpoint import TEXT, UNET, VAE, official_names, official_shapes
+from vstar_engine.artifacts.manifest import MANIFEST, WEIGHTS, read_manifest, write_manifest
 from vstar_engine.config.models import Spec
-from vstar_engine.convert import convert
+from vstar_engine.sampling import schedule
+from vstar_engine.weights.convert import convert
+from vstar_engine.weights.key_map import TEXT, UNET, VAE, official_names, official_shapes
 
 from .captions import vocabulary
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vstar_engine.vae import Vae
+from vstar_engine.networks.vae import Vae
 
 from .captions import hats, one
 from .loop import Loop, Run

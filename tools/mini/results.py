@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vstar_engine import bundled
-from vstar_engine.artifacts import WEIGHTS, read_manifest, write_aside
+from vstar_engine.artifacts.files import write_aside
+from vstar_engine.artifacts.manifest import WEIGHTS, read_manifest
+from vstar_engine.weights import bundled
 
 Row = dict[str, Any]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vstar_engine.text import anchor_frames
+from vstar_engine.config.timeline import anchor_frames
 
 from .captions import DAY_WORDS, SEASON_WORDS, WEATHER_WORDS, hats, one
 from .scenes import COLOURS, DAYS, MOTIONS, OBJECTS, SEASONS, WEATHERS, Clip

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.text import END, TextTower, tokenize
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.prompting.tokenizer import END, tokenize
 
 from .captions import BLOCKS, caption
 from .loop import Loop, Run

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vstar_engine import schedule
-from vstar_engine.artifacts import write_aside
+from vstar_engine.artifacts.files import write_aside
 from vstar_engine.config.sampling import TRAINING_STEPS
-from vstar_engine.spatial_attention import sdpa
-from vstar_engine.text import TextTower, tokenize
-from vstar_engine.unet import SpatialBlock, TemporalConvBlock, TemporalTransformer, UNet
-from vstar_engine.vae import Vae
+from vstar_engine.networks.blocks import SpatialBlock, TemporalConvBlock, TemporalTransformer
+from vstar_engine.networks.spatial_attention import sdpa
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
+from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.sampling import schedule
 
 from .loop import Loop, Run
 from .train_vae import to_network

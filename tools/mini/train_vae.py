@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vstar_engine.vae import Vae
+from vstar_engine.networks.vae import Vae
 
 from .loop import Loop, Run
 

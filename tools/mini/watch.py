@@ -15,9 +15,10 @@ from torch import nn
 
 from vstar_engine import Engine, Sampling, Tar, analysis
 from vstar_engine.config.models import model_named
-from vstar_engine.text import TextTower
-from vstar_engine.unet import TemporalTransformer, UNet
-from vstar_engine.vae import Vae
+from vstar_engine.networks.blocks import TemporalTransformer
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
 from vstar_engine.video import contact_sheet
 
 from .stories import STORIES

@@ -9,12 +9,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from vstar_engine import checkpoint
 from vstar_engine.config.models import Spec, UNetSpec
-from vstar_engine.layers import CrossAttention, Heard
-from vstar_engine.step import Call, Given, Step, Texts, take
-from vstar_engine.step_cache import Deep
-from vstar_engine.unet import UNet
+from vstar_engine.networks.layers import CrossAttention, Deep, Heard
+from vstar_engine.networks.unet import UNet
+from vstar_engine.sampling.step import Call, Given, Step, Texts, take
+from vstar_engine.weights import checkpoint, key_map
 
 from .graphs import Recent, Recording
 
@@ -34,7 +33,7 @@ def load(
         torch.backends.cudnn.benchmark = True
     with torch.device("meta"):
         unet = kind(device, graphs)(spec.unet, spatial_attention)
-    checkpoint.load(unet, weights, checkpoint.UNET, device=device, dtype=dtype)
+    checkpoint.load(unet, weights, key_map.UNET, device=device, dtype=dtype)
     return unet.eval().requires_grad_(False)
 
 

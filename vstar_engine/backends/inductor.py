@@ -10,12 +10,12 @@ import torch
 import torch._inductor
 from torch import Tensor
 
-from vstar_engine.built import Artifact
-from vstar_engine.device import current, described
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import EngineError, OutputError
 
 # registers the ops that a package calls by name
 from vstar_engine.kernels import groupnorm_silu, linear, native, temporal_attention  # noqa: F401
+from vstar_engine.machine.device import current, described
 
 from . import Denoiser
 from .inputs import shared

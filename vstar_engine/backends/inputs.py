@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vstar_engine.unet import parted
+from vstar_engine.networks.blocks import parted
 
 
 def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.built import Artifact
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 
 from . import Denoiser

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.built import Artifact
-from vstar_engine.device import current, described
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 from vstar_engine.export import tensorrt_plugins
 from vstar_engine.export.tensorrt_build import make_logger
+from vstar_engine.machine.device import current, described
 
 from . import Denoiser
 from .graphs import Recent, Recording

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from vstar_engine.built import Artifact
-from vstar_engine.device import described
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import EngineError
 from vstar_engine.export import tensorrt_plugins
+from vstar_engine.machine.device import described
 
 from . import Denoiser
 from .tensorrt import library, open_plan

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.built import Artifact
-from vstar_engine.bundled import BUNDLED
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.choice import Choice, add_fast_option, add_model_options, fast_from
+from vstar_engine.commands.prompt_options import add_llm_options, llm_from
 from vstar_engine.config.models import model_named, parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary, OutputError
 from vstar_engine.options import add_config_options
-from vstar_engine.prompting import add_llm_options, llm_from
+from vstar_engine.weights.bundled import BUNDLED
 
 from .events import EngineClient
 from .settings import HOUR, MIB, Settings

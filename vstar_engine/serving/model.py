@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vstar_engine import room
-from vstar_engine.batch import Batch, Row
 from vstar_engine.config.request import MAX_FRAMES, Request
-from vstar_engine.embeddings import Embeddings, Encode
 from vstar_engine.engine import Engine, OnPart
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.prompting.embeddings import Embeddings, Encode
+from vstar_engine.sampling.batch import Batch, Row
 from vstar_engine.video import Video
 
 from .job import Job

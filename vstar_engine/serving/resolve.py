@@ -11,21 +11,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vstar_engine.built import Artifact
+from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar, tar_named, until_step
 from vstar_engine.config.timeline import Position, parse_position
 from vstar_engine.errors import CheckpointError, EndpointError
-from vstar_engine.llm import Llm
-from vstar_engine.synopsis import GIVEN, PROMPT, Synopsis, synopsize
+from vstar_engine.prompting.llm import Llm
+from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, synopsize
 
 from .errors import SERVER, ApiError, invalid
 from .job import Job, new_id, tar_from, tar_json
 from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, Wishes
 
 if TYPE_CHECKING:
-    from vstar_engine.embeddings import Embeddings
+    from vstar_engine.prompting.embeddings import Embeddings
 
 SEEDS = random.SystemRandom()
 
@@ -46,7 +46,7 @@ class Resolver:
 
     def __post_init__(self) -> None:
         if self.bundles is not None:  # PyTorch reads them and takes a second to load, which no request shall wait for
-            import_module("vstar_engine.embeddings")
+            import_module("vstar_engine.prompting.embeddings")
 
     def plain(self, body: Wishes, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
         """Gives the job of a body before any language model or file is asked: the prompt stands in for its states."""
@@ -164,7 +164,7 @@ class Resolver:
         path = bundle_path(self.bundles, id)
         if path is None or not path.is_file():
             raise invalid(f"there are no embeddings {id!r} on this server", "embeddings", "embeddings_not_found")
-        from vstar_engine.embeddings import Embeddings
+        from vstar_engine.prompting.embeddings import Embeddings
 
         try:
             return Embeddings.read(path)

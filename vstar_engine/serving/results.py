@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vstar_engine.artifacts import sha256, write_aside
+from vstar_engine.artifacts.files import sha256, write_aside
 from vstar_engine.errors import OutputError
 from vstar_engine.video import Video, contact_sheet
 

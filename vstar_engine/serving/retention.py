@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from vstar_engine.artifacts import PRIVATE
+from vstar_engine.artifacts.files import PRIVATE
 
 from . import clock, results
 from .job import ID

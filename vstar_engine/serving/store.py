@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from vstar_engine.artifacts import PRIVATE
+from vstar_engine.artifacts.files import PRIVATE
 from vstar_engine.errors import VstarError
 
 from . import clock

@@ -1,0 +1,187 @@
+"""How much memory a generation will take, found by running its networks without data, and how much there is."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vstar_engine.config.models import Spec
+from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.errors import MemoryShortage
+from vstar_engine.networks.text_encoder import TextTower
+from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import CHUNK, Vae
+
+# beyond the tensors seen from outside: logits inside temporal attention, convolution scratch, the allocator's slack
+WORKSPACE = 384 * 2**20
+MARGIN = 1.1
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the bytes of the tensors that operators make while they are alive, and their peak; inputs are not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_storage(x)._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor | torch.UntypedStorage)}
+        out = func(*args, **(kwargs or {}))
+        for storage in [_storage(x) for x in tree_leaves(out) if isinstance(x, torch.Tensor)]:
+            if storage._cdata not in given and storage._cdata not in self.live:
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+
+def _storage(x: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
+    return x.untyped_storage() if isinstance(x, torch.Tensor) else x
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What decides a generation's memory: the model, the clip in pixels, the dtype, the rows of a denoising batch, and whether
+    the text tower is there.
+    """
+
+    spec: Spec
+    frames: int
+    height: int
+    width: int
+    dtype: torch.dtype
+    batch: int
+    text: bool = True
+
+    @staticmethod
+    def of(request: Request, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
+        """Reads a request whose size is filled in."""
+        assert request.size is not None
+        return Footprint(spec, request.frames, *request.size, dtype, rows_at_once([request]), text)
+
+
+@contextmanager
+def without_data(dtype: torch.dtype) -> Iterator[None]:
+    """Lets networks of `dtype` be built and run on shapes alone: nothing is allocated or computed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@lru_cache(maxsize=64)
+def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
+    """Counts the bytes of every weight that text-to-video keeps, with the text tower or without it."""
+    with torch.device("meta"):
+        parts = [UNet(spec.unet), Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
+    return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
+
+
+@lru_cache(maxsize=64)
+def activation_bytes(request: Footprint) -> int:
+    """Finds the peak of everything but the weights, over one denoising step and decoding frame by frame, in bytes."""
+    spec, frames = request.spec, request.frames
+    h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
+    with without_data(request.dtype):
+        unet = UNet(spec.unet)
+        with LiveBytes() as denoising:
+            unet(
+                torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
+                torch.empty(request.batch, 1, dtype=torch.int64),
+                unet.hear(torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim)),
+                torch.empty(request.batch, dtype=torch.int64),
+                torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
+            )
+    return int(MARGIN * max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))) + WORKSPACE
+
+
+@lru_cache(maxsize=64)
+def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
+    """Finds what decoding takes at its peak for each frame that is decoded at once, in bytes."""
+    with without_data(dtype):
+        vae = Vae(spec.vae, encoder=False)
+        latents = torch.empty(1, spec.unet.out_channels, 1, height // spec.vae.factor, width // spec.vae.factor)
+        with LiveBytes() as decoding:
+            vae.decode(latents)
+    return decoding.peak
+
+
+def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
+    """Gives how many frames may be decoded at once in `free` bytes; 0 where not even one fits."""
+    return min(CHUNK, max(0, int((free - WORKSPACE) / (MARGIN * frame_bytes(spec, height, width, dtype)))))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Reads the device's free memory, with what PyTorch's allocator holds unused; what CUDA graphs compute in is of that.
+
+    On the CPU it is what can be had within the process's control group.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
+        free = min(free, int(allowed) - int(used.read_text()))
+    return free
+
+
+def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0) -> None:
+    """Raises MemoryShortage, naming the nearest setting that fits, unless the request fits.
+
+    `loaded`: the weights are there; `kept`: bytes that are available, but not to it.
+    """
+    weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
+    needed, free = weights + activation_bytes(request), available_bytes(device) - kept
+    if needed > free:
+        raise MemoryShortage(
+            f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
+            f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
+        )
+
+
+def _nearest(request: Footprint, free: int, loaded: bool) -> str:
+    def fits(candidate: Footprint) -> bool:
+        weights = 0 if loaded else weight_bytes(candidate.spec, candidate.dtype, candidate.text)
+        return weights + activation_bytes(candidate) <= free
+
+    if request.batch > 1:
+        request = replace(request, batch=1)
+        if fits(request):
+            return "it fits with --no-batch-guidance"
+    if request.dtype == torch.float32 and not loaded:
+        half = replace(request, dtype=torch.float16)
+        if fits(half):
+            return "it fits with --no-batch-guidance --dtype float16"
+    shorter = _most_frames(request, free, loaded)
+    while shorter and not fits(replace(request, frames=shorter)):
+        shorter -= max(1, shorter // 16)
+    if shorter:
+        return f"{shorter} frames fit with --no-batch-guidance"
+    small = request.spec.multiple
+    if fits(replace(request, frames=1, height=small, width=small)):
+        return "not even one frame of this size fits: choose a smaller --size"
+    return "the model itself does not fit"
+
+
+def _most_frames(request: Footprint, free: int, loaded: bool) -> int:
+    """Guesses the longest clip that fits, memory being nearly a line in the number of frames."""
+    one, all_ = (activation_bytes(replace(request, frames=n)) for n in (1, request.frames))
+    weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
+    if request.frames == 1 or all_ == one:
+        return 0
+    return max(0, min(request.frames - 1, 1 + int((free - weights - one) * (request.frames - 1) / (all_ - one))))

@@ -1,0 +1,201 @@
+"""The UNet's blocks: residual blocks with temporal convolutions, spatial and temporal transformers."""
+
+import torch
+from torch import Tensor, nn
+
+from vstar_engine.config.models import UNetSpec
+from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_dense
+
+from .layers import (
+    GROUPS,
+    CrossAttention,
+    FeedForward,
+    FrameConv,
+    Heard,
+    Norm,
+    Pointwise,
+    RowNorm,
+    SelfAttention,
+    Timed,
+    normed,
+)
+from .spatial_attention import SPATIAL_ATTENTION
+
+
+class TemporalConvBlock(nn.Module):
+    """Four times (norm over the whole clip, SiLU, convolution over frames), added to its input."""
+
+    def __init__(self, channels: int, groups: int = GROUPS):
+        super().__init__()
+
+        def layer(*between: nn.Module) -> nn.Sequential:
+            return normed(groups, channels, *between, FrameConv(channels))
+
+        # the identity stands where training has its dropout, which numbers the official keys
+        self.conv1 = layer()
+        self.conv2, self.conv3, self.conv4 = (layer(nn.Identity()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) in and out."""
+        h = x.flatten(3)
+        return x + self.conv4(self.conv3(self.conv2(self.conv1(h)))).unflatten(3, x.shape[3:])
+
+
+class ResBlock(nn.Module):
+    """Residual block per frame, then its temporal convolutions over the clip."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, emb_channels: int, temporal_conv: bool = True, groups: int = GROUPS
+    ):
+        super().__init__()
+        self.in_layers = normed(groups, in_channels, nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.out_layers = normed(groups, out_channels, nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.temporal_conv = TemporalConvBlock(out_channels, groups) if temporal_conv else None
+
+    def forward(self, x: Tensor, emb: Tensor | Timed, frames: int) -> Tensor:
+        """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W)."""
+        h = self.in_layers(x)
+        if isinstance(emb, Timed):
+            told = emb.parts[self]  # branches, which follow one another, share it
+            h = (h.unflatten(0, (-1, len(told), frames)) + told[..., None, None]).flatten(0, 2)
+        else:
+            told = self.emb_layers(emb)
+            h = h + told.repeat_interleave(x.shape[0] // told.shape[0], dim=0)[:, :, None, None]
+        h = self.skip_connection(x) + self.out_layers(h)
+        return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
+
+
+def to_clip(x: Tensor, frames: int) -> Tensor:
+    """(B*T, C, H, W) -> (B, C, T, H, W), a view."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def to_frames(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B*T, C, H, W), a view in channels-last memory."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
+    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows.
+
+    `pixels` (N, C, H, W) stay in channels-last memory.
+    """
+    branches = rows // x.shape[0]
+    if branches == 1:
+        return x
+    if isinstance(branches, int):
+        return torch.cat([x] * branches)
+    # a traced graph leaves their number open
+    if pixels:
+        return parted(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
+    return x.expand(branches, *x.shape).flatten(0, 1)
+
+
+def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
+    """Gives every branch the embedding that branches shared until here; what is projected already serves all of them."""
+    return emb if isinstance(emb, Timed) else parted(emb, emb.shape[0] * branches)
+
+
+class SpatialBlock(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int, context_dim: int, attention: str):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (RowNorm(width) for _ in range(3))
+        self.attn1 = SelfAttention(width, heads, head_dim)
+        self.attn2 = CrossAttention(width, context_dim, heads, head_dim)
+        self.ff = FeedForward(width)
+        self.attend = SPATIAL_ATTENTION[attention]()
+
+    def forward(self, x: Tensor, context: Tensor | Heard, rows: int) -> Tensor:
+        x = parted(self.attn1(x, self.norm1.given(), self.attend), rows)
+        x = self.attn2(x, self.norm2.given(), context, self.attend)
+        return self.ff(x, self.norm3.given())
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention within each frame and attention to its text."""
+
+    def __init__(self, channels: int, spec: UNetSpec, attention: str):
+        super().__init__()
+        ones = 0 if spec.use_linear else 2
+        heads = channels // spec.head_dim
+        self.norm = Norm(spec.norm_groups, channels, eps=1e-6)
+        self.proj_in = Pointwise(channels, channels, ones)
+        self.transformer_blocks = nn.ModuleList(
+            SpatialBlock(channels, heads, spec.head_dim, spec.context_dim, attention) for _ in range(spec.transformer_depth)
+        )
+        self.proj_out = Pointwise(channels, channels, ones)
+
+    def forward(self, x: Tensor, context: Tensor | Heard, frames: int) -> Tensor:
+        """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
+        h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        rows = context.shape[0] * frames
+        for block in self.transformer_blocks:
+            h = block(h, context, rows)
+        before = parted(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
+        return self.proj_out(h, before).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class TemporalBlock(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (RowNorm(width) for _ in range(3))
+        self.attn1, self.attn2 = (SelfAttention(width, heads, head_dim) for _ in range(2))
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        """x (B, T, P, width); g (1 or B, T), or dense (1 or B, T, T)."""
+        op = temporal_attention if g.dim() == 2 else temporal_attention_dense
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return op(q, k, v, g)
+
+        x = self.attn1(x, self.norm1.given(), attend)
+        x = self.attn2(x, self.norm2.given(), attend)
+        return self.ff(x, self.norm3.given())
+
+
+class TemporalTransformer(nn.Module):
+    """Two regularised self-attentions over the frames of each position; the group norm spans the whole clip."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, depth: int = 1, use_linear: bool = True, groups: int = GROUPS):
+        super().__init__()
+        ones, inner = 0 if use_linear else 1, heads * head_dim
+        self.norm = Norm(groups, channels, eps=1e-6)
+        self.proj_in = Pointwise(channels, inner, ones)
+        self.transformer_blocks = nn.ModuleList(TemporalBlock(inner, heads, head_dim) for _ in range(depth))
+        self.proj_out = Pointwise(inner, channels, ones)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        """x (B, C, T, H, W), g (1 or B, T) or dense (1 or B, T, T) float32 -> like x."""
+        h = self.proj_in(self.norm(x).permute(0, 2, 3, 4, 1).flatten(2, 3))
+        for block in self.transformer_blocks:
+            h = block(h, g)
+        rows = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+        return self.proj_out(h, rows).unflatten(2, x.shape[3:]).permute(0, 4, 1, 2, 3)
+
+
+class Stage(nn.ModuleList):
+    """The layers of one official block, in order, and the level whose row of `tar` they take."""
+
+    def __init__(self, level: int, *layers: nn.Module):
+        super().__init__(layers)
+        self.level = level
+
+    def forward(
+        self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int
+    ) -> tuple[Tensor, Tensor | Timed]:
+        """Gives x and emb, which part into branches at the first text that is heard."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb, frames)
+            elif isinstance(layer, SpatialTransformer):
+                shared = x.shape[0]
+                x = layer(x, context, frames)
+                emb = apart(emb, x.shape[0] // shared)
+            elif isinstance(layer, TemporalTransformer):
+                x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
+            else:
+                x = layer(x)
+        return x, emb

@@ -1,0 +1,181 @@
+"""The video UNet: spatial residual blocks and transformers, with temporal convolutions and temporal attention.
+
+Hidden states are (B*T, C, H, W). In channels-last memory every reshape here is a view: frames, positions and
+channels are then the same bytes read as (B, T, P, C) by the temporal layers. Parameters keep the official names.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vstar_engine.config.models import UNetSpec
+
+from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, apart, parted, to_clip, to_frames
+from .layers import (
+    CrossAttention,
+    Deep,
+    Downsample,
+    Heard,
+    Timed,
+    Upsample,
+    normed,
+    sinusoid,
+)
+from .spatial_attention import SPATIAL_ATTENTION
+
+INIT_ATTENTION_HEADS = 8
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a video's latents; `spatial_attention` is a key of `SPATIAL_ATTENTION`."""
+
+    def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
+        super().__init__()
+        if spatial_attention not in SPATIAL_ATTENTION:
+            raise ValueError(f"spatial attention must be one of {', '.join(SPATIAL_ATTENTION)}, got {spatial_attention!r}")
+        self.spec = spec
+        width, emb, groups = spec.model_channels, 4 * spec.model_channels, spec.norm_groups
+
+        def res(in_channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(in_channels, out_channels, emb, spec.temporal_conv, groups)
+
+        def transformers(channels: int) -> list[nn.Module]:
+            heads = channels // spec.head_dim
+            return [
+                SpatialTransformer(channels, spec, spatial_attention),
+                TemporalTransformer(channels, heads, spec.head_dim, spec.transformer_depth, spec.use_linear, groups),
+            ]
+
+        self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if spec.fps_condition:
+            self.fps_embedding = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if spec.init_attention:
+            stem = TemporalTransformer(width, INIT_ATTENTION_HEADS, spec.head_dim, spec.transformer_depth, False, groups)
+            self.init_attn = nn.ModuleList([stem])
+
+        self.input_blocks = nn.ModuleList([Stage(0, nn.Conv2d(spec.in_channels, width, 3, padding=1))])
+        channels, skips = width, [width]
+        for level, mult in enumerate(spec.channel_mult):
+            for _ in range(spec.num_res_blocks):
+                layers: list[nn.Module] = [res(channels, width * mult)]
+                channels = width * mult
+                if level in spec.attention_levels:
+                    layers += transformers(channels)
+                self.input_blocks.append(Stage(level, *layers))
+                skips.append(channels)
+            if level < spec.levels - 1:
+                self.input_blocks.append(Stage(level, Downsample(channels)))
+                skips.append(channels)
+
+        self.middle_block = Stage(spec.levels - 1, res(channels, channels), *transformers(channels), res(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(spec.channel_mult))):
+            for i in range(spec.num_res_blocks + 1):
+                layers = [res(channels + skips.pop(), width * mult)]
+                channels = width * mult
+                if level in spec.attention_levels:
+                    layers += transformers(channels)
+                if level and i == spec.num_res_blocks:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(Stage(level, *layers))
+
+        self.out = normed(groups, width, nn.Conv2d(width, spec.out_channels, 3, padding=1))
+
+    def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
+        """timestep (B, 1 or T), fps (B,) -> (B or B*T, E)."""
+        width, dtype = self.spec.model_channels, next(self.out.parameters()).dtype
+        emb = self.time_embed(sinusoid(timestep, width).to(dtype))
+        if self.spec.fps_condition:
+            emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
+        return emb.flatten(0, 1)
+
+    def clock(self, timesteps: Tensor, fps: Tensor) -> "Clock":
+        """Projects timesteps (steps,) and frame rates (B,) for every residual block and step to come."""
+        blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
+        emb = self.embed(timesteps.expand(len(fps), -1), fps)
+        table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
+        return Clock(blocks, table.unflatten(0, (len(fps), -1)).transpose(0, 1)[:, :, None].contiguous())
+
+    def hear(self, *contexts: Tensor) -> Heard:
+        """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
+
+        Of several, one after another, those with one row are projected once, then repeated for as many frames as others have.
+        """
+        return Heard(heard_shape(contexts), dict(self.projected(contexts)))
+
+    def projected(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Gives every cross-attention with its keys and values of texts, as `hear` puts them together."""
+        rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), heard_shape(contexts)[1]
+        counts = [context.shape[0] * context.shape[1] for context in contexts]
+        for part in self.modules():
+            if isinstance(part, CrossAttention):
+                kv = part.to_kv(rows)
+                if any(context.shape[1] != frames for context in contexts):
+                    own = [x.unflatten(0, c.shape[:2]) for x, c in zip(kv.split(counts), contexts, strict=True)]
+                    kv = torch.cat([x.expand(-1, frames, -1, -1).flatten(0, 1) for x in own])
+                yield part, kv
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor | Timed,
+        context: Tensor | Heard,
+        fps: Tensor,
+        tar: Tensor,
+        deep: Deep | None = None,
+    ) -> Tensor:
+        """Predicts the noise, shaped and typed like `latents`.
+
+        latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
+        fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
+        With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
+        comes before the first text is computed once for all k. A row of a `Clock` may take the timestep's place; it knows the
+        fps. `deep` without features gets them; one that has them spares the blocks between those that it names.
+        """
+        frames, rows = latents.shape[2], context.shape[0]
+        if rows % latents.shape[0]:
+            raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
+        tar = tar if tar.shape[0] == 1 else parted(tar, rows)
+        cut = len(self.output_blocks) - deep.stages if deep else 0
+        known = deep.features if deep else None
+        spared = 0 if known is None else cut
+        emb = timestep if isinstance(timestep, Timed) else self.embed(timestep, fps)
+        x = to_frames(latents)
+        skips = []
+        for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
+            x, emb = stage(x, emb, context, tar, frames)
+            if i == 0 and self.spec.init_attention:
+                x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
+            skips.append(x)
+        if known is None:
+            x, emb = self.middle_block(x, emb, context, tar, frames)
+        else:
+            x, emb = known, apart(emb, known.shape[0] // x.shape[0])
+        for i, stage in enumerate(self.output_blocks[spared:], spared):
+            if deep and i == cut:
+                deep.features = x
+            skip = parted(skips.pop(), x.shape[0], pixels=True)
+            x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
+        return to_clip(self.out(x), frames).contiguous()
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What residual blocks add at every step: each block's channels side by side, (steps, B, 1, channels of all)."""
+
+    blocks: tuple[ResBlock, ...]
+    table: Tensor
+
+    def timed(self, row: Tensor) -> Timed:
+        """Gives each block its channels of a step's row (B, 1, channels of all), without copies."""
+        sizes = [block.emb_layers[1].out_features for block in self.blocks]
+        return Timed(dict(zip(self.blocks, row.split(sizes, dim=-1), strict=True)))
+
+
+def heard_shape(contexts: Sequence[Tensor]) -> torch.Size:
+    """Gives the shape of contexts one after another, with a row for each frame where one of them has that."""
+    frames = max(context.shape[1] for context in contexts)
+    return torch.Size((sum(len(context) for context in contexts), frames, *contexts[0].shape[2:]))

@@ -1,0 +1,226 @@
+"""A prompt's states by a language model behind any OpenAI-compatible chat endpoint, validated, and cached on disk."""
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vstar_engine.artifacts.files import write_aside
+from vstar_engine.errors import EndpointError, MissingLibrary
+
+log = logging.getLogger(__name__)
+
+FEWEST, MOST = 2, 16
+LONGEST_STATE = 300  # characters; 75 tokens are read
+LONGEST_ANSWER = 2**20  # bytes
+MOST_STARTS = 64  # brackets in an answer that are tried as the start of its JSON
+
+INSTRUCTION = (
+    "You get the prompt of a video that changes. Describe the states it passes through, in order of time, {how_many}. "
+    "Write one short sentence for each state, as the description of a single picture: say plainly what is seen, do not tell "
+    "a story. Keep the same subject and place in every state, so that neighbouring states follow from each other. "
+    'For example, "a boy is getting old" has the states "a young boy" and "an old man".'
+)
+STATES_SCHEMA = {
+    "type": "object",
+    "properties": {"states": {"type": "array", "items": {"type": "string"}}},
+    "required": ["states"],
+    "additionalProperties": False,
+}
+AS_JSON = 'Answer with JSON only: {"states": ["...", "..."]}.'
+# how an answer is asked for, strictest first: fields of the request, and words for the model
+MODES: tuple[tuple[dict[str, Any], str], ...] = (
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "synopsis", "strict": True, "schema": STATES_SCHEMA},
+            }
+        },
+        AS_JSON,
+    ),
+    ({"response_format": {"type": "json_object"}}, AS_JSON),
+    ({}, "Answer with a numbered list, one state a line, and nothing else."),
+)
+UNAUTHORISED = (401, 403)
+NUMBERED = re.compile(r"^\s*(?:[-*•]|(?:state\s*)?\d+\s*[.):-])\s*(.+)$", re.IGNORECASE)
+THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a chat model is and what it is called; `timeout` is in seconds, for one answer."""
+
+    url: str
+    model: str
+    key: str | None = None
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"the endpoint's address starts with http:// or https://, got {self.url!r}")
+        if not self.model:
+            raise ValueError("an endpoint needs the name of a model; give --llm-model")
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"the endpoint's timeout is a number of seconds above 0, got {self.timeout}")
+
+    @property
+    def chat_url(self) -> str:
+        base = self.url.rstrip("/")
+        return base if base.endswith("/chat/completions") else base + "/chat/completions"
+
+
+class Unsupported(EndpointError):
+    """The endpoint refuses or fails this form of request; another form may do."""
+
+
+class Llm:
+    """A chat model that turns prompts into states; it remembers which form of answer the endpoint can give."""
+
+    def __init__(self, endpoint: Endpoint, cache: Path | None = None):
+        self.endpoint, self.cache = endpoint, cache
+        self._mode = 0
+        try:
+            httpx = import_module("httpx")
+        except ImportError as error:
+            raise MissingLibrary(f"asking a language model needs the httpx package ({error}); install it") from error
+        headers = {"Content-Type": "application/json"}
+        if endpoint.key:
+            headers["Authorization"] = f"Bearer {endpoint.key}"
+        self._failures: tuple[type[Exception], ...] = (httpx.HTTPError, httpx.InvalidURL)
+        self._client = httpx.Client(timeout=endpoint.timeout, headers=headers)
+
+    def states(self, prompt: str, count: int | None = None, most: int = MOST) -> tuple[str, ...]:
+        """Gives the states of a prompt: `count` of them, or 2 to `most`; the same question is asked once.
+
+        Raises EndpointError when the endpoint cannot be reached, refuses, or answers twice with something unusable.
+        """
+        how_many = f"exactly {count} of them" if count else f"at least {FEWEST} and at most {most} of them"
+        instruction = INSTRUCTION.format(how_many=how_many)
+        kept = self._kept(prompt, instruction)
+        if kept is not None and (found := _read(kept)) is not None and not complaint(found, count, most):
+            return found
+        states = self._ask(prompt, instruction, count, most)
+        if kept is not None:
+            content = {"prompt": prompt, "model": self.endpoint.model, "instruction": instruction, "states": states}
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with write_aside(kept) as aside:
+                    aside.write_text(json.dumps(content))
+            except OSError as error:
+                log.warning("the synopsis is not kept: %s", error)
+        return states
+
+    def _kept(self, prompt: str, instruction: str) -> Path | None:
+        key = json.dumps([prompt, self.endpoint.model, instruction]).encode()
+        return None if self.cache is None else self.cache / f"{hashlib.sha256(key).hexdigest()}.json"
+
+    def _ask(self, prompt: str, instruction: str, count: int | None, most: int) -> tuple[str, ...]:
+        while True:
+            fields, form = MODES[self._mode]
+            messages = [{"role": "system", "content": f"{instruction} {form}"}, {"role": "user", "content": prompt}]
+            try:
+                return self._converse(fields, messages, count, most)
+            except Unsupported as error:
+                if self._mode == len(MODES) - 1:
+                    raise
+                log.info("%s; asking in another form", error)
+                self._mode += 1
+
+    def _converse(
+        self, fields: dict[str, Any], messages: list[dict[str, str]], count: int | None, most: int
+    ) -> tuple[str, ...]:
+        """Asks, and asks once more saying what is wrong with the answer."""
+        wrong = ""
+        for _ in range(2):
+            answer, whole = self._post({"model": self.endpoint.model, "messages": messages, **fields})
+            states = parse_states(answer)
+            wrong = complaint(states, count, most) if whole else "it is cut short"
+            if not wrong:
+                return states
+            log.info("the model's answer cannot be used: %s", wrong)
+            again = f"That cannot be used: {wrong}. Answer again, in the form asked for."
+            messages = [*messages, {"role": "assistant", "content": answer[:2000]}, {"role": "user", "content": again}]
+        raise EndpointError(f"{self.endpoint.model} gave no usable synopsis: {wrong}")
+
+    def _post(self, body: dict[str, Any]) -> tuple[str, bool]:
+        """Sends one request; gives the answer's text and whether it is whole."""
+        url, started = self.endpoint.chat_url, time.monotonic()
+        try:
+            with self._client.stream("POST", url, content=json.dumps(body)) as response:
+                content = bytearray()
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > LONGEST_ANSWER:
+                        raise EndpointError(f"{url} answered with more than {LONGEST_ANSWER} bytes")
+                    # the client's own timeout starts anew with every byte
+                    if time.monotonic() - started > self.endpoint.timeout:
+                        raise EndpointError(f"{url} did not finish its answer within {self.endpoint.timeout:g} s")
+        except self._failures as error:
+            raise EndpointError(f"cannot ask {url}: {str(error) or type(error).__name__}") from error
+        if response.status_code in UNAUTHORISED:
+            raise EndpointError(f"{url} refuses the key (HTTP {response.status_code}); name its variable with --llm-key-env")
+        if not response.is_success:
+            # it may repeat the prompt
+            log.debug("%s said: %s", url, " ".join(content[:200].decode(errors="replace").split()))
+            raise Unsupported(f"{url} answered HTTP {response.status_code}")
+        return _content(bytes(content), url)
+
+
+def _content(body: bytes, url: str) -> tuple[str, bool]:
+    try:
+        choice = json.loads(body)["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Unsupported(f"{url} did not answer as a chat endpoint does") from error
+    return text if isinstance(text, str) else "", choice.get("finish_reason") != "length"
+
+
+def _read(kept: Path) -> tuple[str, ...] | None:
+    try:
+        states = json.loads(kept.read_text())["states"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # never asked, or a damaged file: ask again
+    return tuple(states) if isinstance(states, list) and all(isinstance(state, str) for state in states) else None
+
+
+def parse_states(answer: str) -> tuple[str, ...]:
+    """Finds the states in an answer: in JSON, with or without prose around it, else in a numbered or dashed list."""
+    answer = THOUGHT.sub("", answer)
+    found = _in_json(answer) or [match[1] for line in answer.splitlines() if (match := NUMBERED.match(line))]
+    return tuple(" ".join(state.strip().strip('"“”*').split()).encode(errors="replace").decode() for state in found)
+
+
+def _in_json(answer: str) -> list[str]:
+    decoder = json.JSONDecoder()
+    for start in islice(re.finditer(r"[{\[]", answer), MOST_STARTS):
+        try:
+            value, _ = decoder.raw_decode(answer, start.start())
+        except (ValueError, RecursionError):
+            continue
+        lists = list(value.values()) if isinstance(value, dict) else [value]
+        for states in lists:
+            if isinstance(states, list) and states and all(isinstance(state, str) for state in states):
+                return states
+    return []
+
+
+def complaint(states: Sequence[str], count: int | None, most: int) -> str:
+    """Says what makes states unusable, "" for nothing: their number, a length, the same state twice in a row."""
+    if count and len(states) != count:
+        return f"{count} states were asked for, it has {len(states)}"
+    if not count and not FEWEST <= len(states) <= most:
+        return f"{FEWEST} to {most} states were asked for, it has {len(states)}"
+    for i, state in enumerate(states, 1):
+        if not 0 < len(state) <= LONGEST_STATE:
+            return f"a state has 1 to {LONGEST_STATE} characters, number {i} has {len(state)}"
+        if i > 1 and state.lower() == states[i - 2].lower():
+            return f"states {i - 1} and {i} are the same"
+    return ""

@@ -1,0 +1,302 @@
+"""LoRA files (arXiv 2106.09685) for the UNet: read in kohya's and diffusers' layouts and merged into weights as they load.
+
+A pickled list, T2V-Turbo's layout, is made one of these files first (`lora_list.py`).
+
+A layer's weight W becomes W + strength * alpha / rank * up @ down, in float32, then cast once. Nothing is ever subtracted:
+to take a LoRA out, the weights are read again, so that what comes back is exactly what was there.
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vstar_engine.artifacts.files import digest_of, sha256
+from vstar_engine.config.models import UNetSpec
+from vstar_engine.errors import CheckpointError
+from vstar_engine.networks.unet import UNet
+
+from .checkpoint import Weights, check_finite, listing
+from .key_map import UNET, module_shapes
+
+log = logging.getLogger(__name__)
+
+# how a layer's parts are called: kohya, PEFT, and diffusers' two older ways
+PART = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"\.lora_(?P<a>down|up|A|B)(?:\.default)?\.weight|[._]lora(?:_linear_layer)?\.(?P<b>down|up)\.weight|\.(?P<c>alpha))"
+)
+PARTS = {"A": "down", "B": "up"}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
+# where diffusers keeps a LoRA's configuration in a file's metadata, as JSON: {"unet.r": 8, "unet.lora_alpha": 16, ...}
+CONFIGURATION = "lora_adapter_metadata"
+# what a guidance scale that a LoRA's UNet was told adds to the embedded timestep, (model_channels,)
+GUIDED = "guided"
+# parts of a text tower, which stays as it is
+TEXT = re.compile(r"(base_model\.model\.)?(lora_te\d?_|text_encoder(_\d)?\.|text_model\.)")
+RESIDUAL = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_out": "out.2",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's change: up (out, rank, ...) @ down (rank, in, ...) times `scale`, which is alpha / rank."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def delta(self, shape: torch.Size) -> Tensor:
+        """The change of a weight of `shape`, float32."""
+        return (self.scale * (self.up.flatten(1).float() @ self.down.flatten(1).float())).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file read for one UNet: its changes by official layer name."""
+
+    path: Path
+    strength: float
+    layers: Mapping[str, Layer] = field(repr=False)
+    guided: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.strength:g}"
+
+    @staticmethod
+    def parse(text: str, spec: UNetSpec) -> "Lora":
+        """Reads FILE or FILE:STRENGTH; ValueError for a strength that is no finite number."""
+        name, colon, strength = text.rpartition(":")
+        if not colon or Path(text).is_file():
+            return Lora.read(text, spec)
+        try:
+            amount = float(strength)
+        except ValueError:
+            amount = math.nan
+        if not math.isfinite(amount):
+            raise ValueError(f"a LoRA is FILE or FILE:STRENGTH with a finite strength, got {text!r}")
+        return Lora.read(name, spec, amount)
+
+    @staticmethod
+    def read(path: str | Path, spec: UNetSpec, strength: float = 1.0) -> "Lora":
+        """Reads a safetensors file; layers are named as in the official checkpoint or as in diffusers' image UNets.
+
+        Raises CheckpointError for a file that is damaged, of another kind (LoHa, LoKr, DoRA ...) or made for another network.
+        """
+        path = Path(path).absolute()
+        if not path.is_file():
+            raise CheckpointError(f"there is no LoRA at {path}")
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
+        alpha, rooted = _configured(path)
+        guided = tensors.pop(GUIDED, None)
+        if guided is not None:
+            if guided.shape != (spec.model_channels,):
+                raise CheckpointError(f"{path}: {GUIDED} must have {spec.model_channels} values, got {tuple(guided.shape)}")
+            check_values(f"{path}: {GUIDED}", guided)
+        shapes = layer_shapes(spec)
+        known = {name.replace(".", "_"): official for name, official in names(spec, shapes).items()}
+        parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
+        text, strange = [], []
+        for key, tensor in tensors.items():
+            found = PART.fullmatch(key)
+            if TEXT.match(key):
+                text.append(key)
+            elif found is None:
+                strange.append(key)
+            else:
+                part, name = found["a"] or found["b"] or found["c"], bare(found["layer"])
+                layer = known.get(name, name)
+                first, _ = parts.setdefault(layer, {}).setdefault(PARTS.get(part, part), (key, tensor))
+                if first != key:
+                    raise CheckpointError(f"{path} changes layer {layer} twice, by {first} and by {key}; leave one of them in")
+        if strange:
+            raise CheckpointError(
+                f"{path} holds {len(strange)} tensors that no plain LoRA has ({listing(strange)}); LoHa, LoKr and DoRA are not "
+                "read: save it as a LoRA with down, up and alpha"
+            )
+        _check_names(path, [layer for layer in parts if layer not in shapes], len(parts), known)
+        layers = {name: _layer(path, name, layer, shapes[name], alpha, rooted) for name, layer in parts.items()}
+        if not layers:
+            raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
+        if text:
+            log.warning("%s also has %d tensors for a text tower (%s); the text tower stays as it is", path, len(text), text[0])
+        return Lora(path, float(strength), layers, guided)
+
+
+def bare(layer: str) -> str:
+    """A layer's name without the prefixes of the formats and with underscores for dots."""
+    while prefix := next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None):
+        layer = layer.removeprefix(prefix)
+    # diffusers' attention processors say to_out for to_out.0
+    return re.sub(r"\bto_out$", "to_out.0", layer.replace(".processor", "")).replace(".", "_")
+
+
+def layer_shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
+    """The official names of the layers with a matrix or a kernel, and its shape."""
+    with torch.device("meta"):
+        shapes = module_shapes(UNet(spec))
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}
+
+
+def names(spec: UNetSpec, layers: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """All names of layers -> the official one: themselves, and diffusers' for the parts that an image UNet has too."""
+    blocks = {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
+    blocks["middle_block.3"] = "mid_block.resnets.1"
+    row = spec.num_res_blocks + 1
+    for level in range(spec.levels):
+        for i in range(row):
+            down, up = f"input_blocks.{1 + level * row + i}", f"output_blocks.{level * row + i}"
+            if i < spec.num_res_blocks:
+                blocks |= {f"{down}.0": f"down_blocks.{level}.resnets.{i}", f"{down}.1": f"down_blocks.{level}.attentions.{i}"}
+            blocks |= {f"{up}.0": f"up_blocks.{level}.resnets.{i}", f"{up}.1": f"up_blocks.{level}.attentions.{i}"}
+        blocks[f"input_blocks.{(level + 1) * row}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+    found = {layer: layer for layer in layers} | {name: layer for name, layer in ENDS.items() if layer in layers}
+    inner = {official: name for name, official in RESIDUAL.items()}
+    for layer in layers:
+        if layer in blocks:
+            found[blocks[layer]] = layer
+            continue
+        block, rest = ".".join(layer.split(".")[:3]), ".".join(layer.split(".")[3:])
+        if layer.startswith("middle_block"):
+            block, rest = ".".join(layer.split(".")[:2]), ".".join(layer.split(".")[2:])
+        if rest == "conv" and layer.startswith("output_blocks"):
+            found[f"up_blocks.{int(layer.split('.')[1]) // row}.upsamplers.0.conv"] = layer
+        elif block in blocks and (rest in inner or "attentions" in blocks[block]):
+            found[f"{blocks[block]}.{inner.get(rest, rest)}"] = layer
+    return found
+
+
+def _check_names(path: Path, unknown: list[str], count: int, known: Mapping[str, str]) -> None:
+    if unknown:
+        expected = [name for name in known if re.fullmatch(r"(input|down)_blocks_.*_attn1_to_q", name)]
+        raise CheckpointError(
+            f"{path} does not fit this UNet: {len(unknown)} of its {count} layers are unknown ({listing(unknown)}); expected "
+            f"layers such as {expected[0]} or {expected[-1]}"
+        )
+
+
+def _configured(path: Path) -> tuple[float | None, bool]:
+    """Reads the alpha of all layers from a file's metadata, and whether it goes by the rank's root (arXiv 2312.03732)."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(CONFIGURATION, "{}")
+    try:
+        whole = json.loads(text)
+        told = {key.rpartition(".")[2]: value for key, value in whole.items() if not TEXT.match(key)}
+        alpha = None if told.get("lora_alpha") is None else float(told["lora_alpha"])
+        if alpha is not None and not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha is {alpha}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata {CONFIGURATION} is no configuration of a LoRA ({error})") from error
+    own = [key for key in ("alpha_pattern", "use_dora") if told.get(key)]
+    if own:
+        raise CheckpointError(
+            f"{path}: its metadata sets {', '.join(own)}, which is not read: save it with an alpha tensor a layer"
+        )
+    return alpha, bool(told.get("use_rslora"))
+
+
+def check_values(name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError for a tensor that is empty, of a dtype that nothing is computed in, or not finite."""
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(f"{name} is in {tensor.dtype}; save it in float16, bfloat16 or float32")
+    if tensor.numel() == 0:
+        raise CheckpointError(f"{name} is {tuple(tensor.shape)}, which is empty; a LoRA has a rank of 1 or more")
+    check_finite(name, tensor)
+
+
+def _alpha(path: Path, key: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1 or tensor.is_complex() or not math.isfinite(tensor.item()):
+        got = tensor.item() if tensor.numel() == 1 else f"{tensor.numel()} values"
+        raise CheckpointError(f"{path}: {key} must be one finite number, got {got}")
+    return float(tensor)
+
+
+def _layer(
+    path: Path,
+    name: str,
+    parts: Mapping[str, tuple[str, Tensor]],
+    shape: tuple[int, ...],
+    alpha: float | None,
+    rooted: bool,
+) -> Layer:
+    """Makes a layer of its parts, each a key and its tensor; `alpha` counts where it has none of its own."""
+    if not {"down", "up"} <= parts.keys():
+        raise CheckpointError(f"{path} has only {', '.join(sorted(parts))} of layer {name}; down and up are needed")
+    for key, tensor in (parts["down"], parts["up"]):
+        if tensor.dim() < 2:
+            raise CheckpointError(f"{path}: {key} is {tuple(tensor.shape)}; a matrix or a kernel is needed")
+        check_values(f"{path}: {key}", tensor)
+    down, up = parts["down"][1], parts["up"][1]
+    rank, size = down.shape[0], torch.Size(shape).numel()
+    if up.shape[1] != rank or up.shape[0] != shape[0] or up[:, 0].numel() != shape[0]:
+        raise CheckpointError(
+            f"{path}: layer {name} has up {tuple(up.shape)} and down {tuple(down.shape)}, which do not multiply"
+        )
+    if shape[0] * down[0].numel() != size:
+        raise CheckpointError(
+            f"{path}: layer {name} changes {up.shape[0]}x{down[0].numel()} where the weight is {tuple(shape)}"
+        )
+    if "alpha" in parts:
+        alpha = _alpha(path, *parts["alpha"])
+    if rooted and alpha is None:
+        raise CheckpointError(
+            f"{path}: its metadata sets use_rslora, which divides alpha by the rank's root, and layer {name} has no alpha: "
+            f"save it with lora_alpha in {CONFIGURATION} or with an alpha tensor a layer"
+        )
+    return Layer(down, up, 1.0 if alpha is None else alpha / (math.sqrt(rank) if rooted else rank))
+
+
+class Adapted(Weights):
+    """Weights with LoRAs merged in as they are read; a layer that several change gets the sum of their changes."""
+
+    def __init__(self, weights: Weights, loras: Sequence[Lora]):
+        self.weights, self.loras = weights, tuple(loras)
+        self.path, self.manifest = weights.path, weights.manifest
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor, layer = self.weights[name], name.removeprefix(UNET).removesuffix(".weight")
+        for lora in self.loras if name == f"{UNET}{layer}.weight" else ():
+            if layer in lora.layers:
+                tensor = tensor.float() + lora.strength * lora.layers[layer].delta(tensor.shape)
+        if name == f"{UNET}time_embed.0.bias":
+            # what is added before a linear layer adds the layer's product with it behind
+            for added in (lora.strength * lora.guided.float() for lora in self.loras if lora.guided is not None):
+                tensor = tensor.float() + self[f"{UNET}time_embed.0.weight"].float() @ added
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def fingerprint(self) -> str:
+        """Names the merged tensors by the weights', the files' and the strengths."""
+        return digest_of([self.weights.fingerprint(), [[lora.sha256, lora.strength] for lora in self.loras]])

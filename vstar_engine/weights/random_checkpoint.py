@@ -1,0 +1,62 @@
+"""Seeded stand-ins for trained weights: a whole checkpoint in the official format, streamed to disk.
+
+`python -m vstar_engine.weights.random_checkpoint videocrafter2 model.ckpt` writes one of full size (about 4 GB in float16).
+"""
+
+import argparse
+import math
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vstar_engine.artifacts.files import write_aside
+from vstar_engine.config import models
+from vstar_engine.config.models import Spec
+from vstar_engine.sampling import schedule
+
+from .key_map import official_shapes
+
+
+def tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Draws one weight in float32: matrices and convolutions keep their input's scale, norms are near one, biases small."""
+    if not shape:
+        return torch.tensor(math.log(1 / 0.07))  # logit_scale
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    values = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        return values / math.prod(shape[1:]) ** 0.5
+    return 1.0 + 0.1 * values if name.endswith("weight") else 0.02 * values
+
+
+def write(spec: Spec, path: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
+    """Writes {"state_dict": ...} with every official tensor, never holding more than one of them."""
+    shapes, buffers = official_shapes(spec), schedule.buffers()
+    with FakeTensorMode():
+        empty = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    with write_aside(path) as aside:
+        # through an open file, since a file's name would become part of its content
+        with torch.serialization.skip_data(materialize_fake_tensors=True), aside.open("wb") as file:
+            torch.save({"state_dict": empty}, file)
+        with FakeTensorMode():
+            written = torch.load(aside, weights_only=True)["state_dict"]
+        with aside.open("r+b") as holes:
+            for name, shape in shapes.items():
+                values = torch.from_numpy(buffers[name]) if name in buffers else tensor(name, shape, seed)
+                holes.seek(written[name].untyped_storage()._checkpoint_offset)
+                holes.write(values.to(dtype).numpy().tobytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vstar_engine.weights.random_checkpoint", description=__doc__)
+    parser.add_argument("model", choices=models.MODELS)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    write(models.model_named(args.model), args.out, args.seed)
+
+
+if __name__ == "__main__":
+    main()
