@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vstar_engine.commands.option_sources import Parser
 from vstar_engine.errors import VstarError
-from vstar_engine.options import Parser
 
 from . import command
 

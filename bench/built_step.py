@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import EAGER, TENSORRT, Denoiser, backend_named, eager
 from vstar_engine.backends.inputs import shared
-from vstar_engine.engine import Engine, open_weights
+from vstar_engine.engine import Engine
 from vstar_engine.errors import EngineError, MissingLibrary
-from vstar_engine.export import builder_named, silent
-from vstar_engine.export.settings import Settings
+from vstar_engine.export.build_settings import Settings
+from vstar_engine.export.builders import builder_named, silent
+from vstar_engine.loading import open_weights
 from vstar_engine.weights import key_map
 
 from .contest import Contest, NotHere, Provider
@@ -64,7 +65,7 @@ def contest(folders: Sequence[Path], frames: int) -> Contest:
 
 def tensorrt_here(device: torch.device) -> str:
     """Names the back end of the TensorRT that is installed; MissingLibrary where none is, NotHere without a GPU."""
-    from vstar_engine.backends.tensorrt import library
+    from vstar_engine.backends.tensorrt_library import library
 
     missing = []
     for backend in TENSORRT:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vstar_engine.kernels import native
+from vstar_engine.kernels.cpu import library
 from vstar_engine.kernels.linear import linear
 
 from .machine import cache_bytes
@@ -90,7 +90,7 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
             for shape in ((images, channels, edge, edge), (channels, channels, 3, 3))
         )
         calls["a convolution"] = (partial(torch.conv2d, x, weight, padding=1), 18.0 * channels**2 * images * edge**2)
-    if device.type == "cpu" and dtype == torch.float32 and native.status()[0]:
+    if device.type == "cpu" and dtype == torch.float32 and library.status()[0]:
         rows = a[: side // 2, : side // 2].contiguous()
         columns = b[: side // 2, : side // 2].contiguous()
         calls["our product"] = (torch.no_grad()(partial(linear, rows, columns, None)), work / 8)

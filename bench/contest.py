@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vstar_engine.backends.graphs import Recording
+from vstar_engine.backends.cuda_graphs import Recording
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.machine.memory import LiveBytes
 

@@ -18,7 +18,7 @@ import torch
 
 from vstar_engine.config.models import MODELS, Spec, model_named
 from vstar_engine.errors import CheckpointError, MissingLibrary
-from vstar_engine.export import BUILDERS
+from vstar_engine.export.builders import BUILDERS
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
 from vstar_engine.weights import bundled
 

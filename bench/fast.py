@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Sampling, until_step
-from vstar_engine.engine import load_text, open_weights
 from vstar_engine.errors import DeviceError
+from vstar_engine.loading import load_text, open_weights
 from vstar_engine.machine import malloc
 from vstar_engine.networks import fp8
 from vstar_engine.networks.unet import UNet

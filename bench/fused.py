@@ -155,7 +155,7 @@ def by_triton(
 ) -> Tensor:
     """Computes by Triton's product alone, at the tile that is timed to be the fastest."""
     # imported here: Triton is a GPU's
-    from vstar_engine.kernels.linear_gpu import OPERATORS, fastest, name_of, ways
+    from vstar_engine.kernels.gpu.linear_candidates import OPERATORS, fastest, name_of, ways
 
     forms = {name: call for name, call in ways(x, weight, bias, residual, gate, norm).items() if name != OPERATORS}
     return fastest(("Triton", name_of(x, weight, bias, residual, gate, norm is not None)), forms)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vstar_engine.kernels.conv_e4m3 import conv_e4m3
-from vstar_engine.kernels.e4m3 import to_e4m3, to_e4m3_ref
+from vstar_engine.kernels.fp8_conv2d import conv_e4m3
+from vstar_engine.kernels.fp8_layernorm import norm_e4m3, norm_e4m3_ref
+from vstar_engine.kernels.fp8_linear import linear_e4m3
+from vstar_engine.kernels.fp8_quantize import to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.linear import linear_ref
-from vstar_engine.kernels.linear_e4m3 import linear_e4m3
-from vstar_engine.kernels.norm_e4m3 import norm_e4m3, norm_e4m3_ref
 
 from .forms import EPS, ROWS, Call, Form, Place
 

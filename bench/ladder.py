@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.backends.graphs import Recording
+from vstar_engine.backends.cuda_graphs import Recording
 from vstar_engine.machine import malloc
 from vstar_engine.networks.blocks import SpatialBlock
 from vstar_engine.networks.layers import Linear, Norm

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine.kernels import native
+from vstar_engine.kernels.cpu import library
 from vstar_engine.machine import memory
 
 LIBRARIES = ("torch", "triton", "numpy", "xformers")
@@ -36,7 +36,7 @@ def machine() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cpu_kernel": native.status()[0],
+        "cpu_kernel": library.status()[0],
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),

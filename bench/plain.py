@@ -5,9 +5,9 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from vstar_engine.kernels.fp8_linear import by_operators as small_by_operators
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, linear_ref, normed
-from vstar_engine.kernels.linear_e4m3 import by_operators as small_by_operators
 from vstar_engine.machine.malloc import M_MMAP_MAX, M_TRIM_THRESHOLD
 from vstar_engine.networks.blocks import SpatialBlock
 from vstar_engine.networks.fp8 import Fp8Linear, Fp8Pointwise

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.kernels import native
+from vstar_engine.kernels.cpu import library
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_dense, toeplitz_bias
 from vstar_engine.sampling.tar import toeplitz
 
@@ -201,8 +201,8 @@ def xformers_dense(problem: Problem) -> Callable[[], Tensor]:
 
 def check_ours(device: torch.device) -> None:
     """Raises MissingLibrary where the reference in PyTorch would be timed in our name."""
-    if device.type == "cpu" and not native.status()[0]:
-        raise MissingLibrary(f"the CPU kernel is not built: {native.status()[1]}")
+    if device.type == "cpu" and not library.status()[0]:
+        raise MissingLibrary(f"the CPU kernel is not built: {library.status()[1]}")
     if device.type == "cuda":
         try:
             import_module("triton")

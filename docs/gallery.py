@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from vstar_engine import Engine, Sampling, Tar, analysis
+from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.analysis import attention_maps, similarity
 from vstar_engine.video import Video, contact_sheet
 
 FOLDER = Path(__file__).parent / "gallery"
@@ -67,7 +68,7 @@ def beside(panels: dict[str, Image.Image]) -> Image.Image:
 
 def watched(engine: Engine, told: str | list[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
     """Makes a video; gives it and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
-    with analysis.recorded(engine.denoiser, POSITIONS) as recording:
+    with attention_maps.recorded(engine.denoiser, POSITIONS) as recording:
         video = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar)
     seen = [one for one in recording.attentions if one.step == PASS]
     levels = {level: [one.probs[0].mean(0) for one in seen if one.level == level] for level in range(engine.spec.unet.levels)}
@@ -89,7 +90,7 @@ def main() -> None:
             made[VSTAR][0].save(FOLDER / "demo.png")
         sheets = {title: Image.fromarray(contact_sheet(made[title][0].frames)) for title in ("one prompt", VSTAR)}
         beside(sheets).save(FOLDER / f"{name}.png", optimize=True)
-        similarity = {title: analysis.cosine(analysis.pixels(video.frames)) for title, (video, _) in made.items()}
+        similarity = {title: similarity.cosine(similarity.pixels(video.frames)) for title, (video, _) in made.items()}
         beside({title: heat(matrix, 0.0, 1.0) for title, matrix in similarity.items()}).save(
             FOLDER / f"{name}_similarity.png", optimize=True
         )

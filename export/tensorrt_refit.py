@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.backends.tensorrt_library import make_logger
 from vstar_engine.errors import EngineError
-
-from .tensorrt_build import make_logger
 
 
 def refit_plan(trt: Any, plan: Path, onnx: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:

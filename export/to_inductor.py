@@ -25,9 +25,9 @@ from vstar_engine.backends import eager
 from vstar_engine.errors import ExportError, OutputError
 from vstar_engine.kernels.dispatch import kept
 
-from . import Report, alive
-from .network import Network, unet
-from .settings import Estimate, Settings
+from .build_settings import Estimate, Settings
+from .builders import Report, alive
+from .traced_networks import Network, unet
 
 PACKAGE = "unet.pt2"
 # of the mini model's 905 modules, whose package took 90 s on two quiet cores: the C++ compiler takes most of the time

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from vstar_engine.errors import ExportError
 from vstar_engine.weights import checkpoint
 
-from . import PATIENCE, Report, alive, onnx_function, silent
-from .network import Network, decoder, text, unet
-from .settings import OPSET, Estimate, Settings
+from . import onnx_function
+from .build_settings import OPSET, Estimate, Settings
+from .builders import PATIENCE, Report, alive, silent
+from .traced_networks import Network, decoder, text, unet
 
 DTYPES = (torch.float32, torch.float16)
 OPSETS = (18, 21, 23)

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from vstar_engine.artifacts.built_engine import Artifact, engines_root
 from vstar_engine.artifacts.files import check_writable, make_private
-from vstar_engine.backends.tensorrt import PLAN, library
-from vstar_engine.kernels.sources import kernel_hash
-from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
+from vstar_engine.backends import tensorrt_plugins
+from vstar_engine.backends.tensorrt import PLAN
+from vstar_engine.backends.tensorrt_library import library
+from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES
+from vstar_engine.kernels.source_hash import kernel_hash
 
-from . import Report, tensorrt_plugins, tensorrt_refit, to_onnx
-from .network import unet
-from .settings import Estimate, Settings
-from .tensorrt_build import Plan, Ranges, build_plan, frame_profiles
+from . import tensorrt_refit, to_onnx
+from .build_settings import Estimate, Settings
+from .builders import Report
+from .tensorrt_plan import Plan, Ranges, build_plan, frame_profiles
+from .traced_networks import unet
 
 RTX = "tensorrt-rtx"
 TARGETS = ("SM80", "SM86", "SM89", "SM120")

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.artifacts.files import check_writable, write_aside
+from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.errors import EngineError
 from vstar_engine.machine.device import dtype_named
 
-from . import Report, network, tensorrt_plugins, to_onnx
+from . import to_onnx, traced_networks
+from .builders import Report
 
 # the UNet's file of each back end that Triton can serve, and what Triton calls its runtime
 SERVED = {"onnxruntime": ("unet.onnx", 'backend: "onnxruntime"'), "tensorrt": ("unet.plan", 'platform: "tensorrt_plan"')}
@@ -83,7 +85,7 @@ def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: b
             report(f"writing the {part}")
             _part(artifact, weights, spec, part, repository, cuda)
         orchestrator = _version(repository, "vstar", STREAMS)
-        shutil.copyfile(Path(__file__).parent / "triton_model.py", orchestrator / "model.py")
+        shutil.copyfile(Path(__file__).parent / "triton_server_model.py", orchestrator / "model.py")
         shutil.copyfile(artifact.folder / "manifest.json", orchestrator / "engine.json")
     return [f"--backend-config=tensorrt,plugins={out / 'vstar_unet' / '1' / library.name}" for library in plugins[:1]]
 
@@ -119,5 +121,5 @@ def _part(artifact: Artifact, weights: Mapping[str, Tensor], spec: Spec, part: s
         to_onnx.write(described, weights, folder / file)
 
 
-def _described(spec: Spec, part: str, dtype: torch.dtype) -> network.Network:
-    return network.decoder(spec.vae, dtype) if part == "decoder" else network.text(spec.text, dtype)
+def _described(spec: Spec, part: str, dtype: torch.dtype) -> traced_networks.Network:
+    return traced_networks.decoder(spec.vae, dtype) if part == "decoder" else traced_networks.text(spec.text, dtype)

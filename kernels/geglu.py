@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from vstar_engine.kernels.cpu import calls, library
+
 from .dispatch import decomposed, triton_serves
 
 
@@ -25,10 +26,10 @@ def geglu_ref(x: Tensor) -> Tensor:
 def _compute(x: Tensor) -> Tensor:
     if triton_serves(x):
         # imported here: a machine without Triton computes on its CPU
-        from .geglu_triton import geglu_triton
+        from vstar_engine.kernels.gpu.geglu import geglu_triton
 
         return geglu_triton(x.contiguous())
-    return native.geglu(x.contiguous()) if native.serves(x) else geglu_ref(x)
+    return calls.geglu(x.contiguous()) if library.serves(x) else geglu_ref(x)
 
 
 @torch.library.custom_op("vstar::geglu", mutates_args=())

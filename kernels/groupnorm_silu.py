@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from vstar_engine.kernels.cpu import calls, library
+
 from .dispatch import decomposed, triton_serves
 
 
@@ -26,11 +27,11 @@ def _compute(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, s
     rows = x.movedim(1, -1)
     if rows.is_contiguous() and triton_serves(x):
         # imported here: a machine without Triton computes on its CPU
-        from .groupnorm_silu_triton import groupnorm_silu_triton
+        from vstar_engine.kernels.gpu.groupnorm_silu import groupnorm_silu_triton
 
         return groupnorm_silu_triton(rows, groups, weight, bias, eps, silu).movedim(-1, 1)
-    if rows.is_contiguous() and native.serves(x):
-        return native.groupnorm_silu(rows, groups, weight, bias, eps, silu).movedim(-1, 1)
+    if rows.is_contiguous() and library.serves(x):
+        return calls.groupnorm_silu(rows, groups, weight, bias, eps, silu).movedim(-1, 1)
     # whatever the norm makes of the memory's layout, x's stays
     return torch.empty_like(x).copy_(groupnorm_silu_ref(x, groups, weight, bias, eps, silu))
 
@@ -79,5 +80,5 @@ def groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: fl
     """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU; laid out like x."""
     if decomposed():
         return groupnorm_silu_ref(x, groups, weight, bias, eps, silu)
-    compute = _checked if native.unwatched(x) and native.serves(x) else torch.ops.vstar.groupnorm_silu
+    compute = _checked if library.unwatched(x) and library.serves(x) else torch.ops.vstar.groupnorm_silu
     return compute(x, groups, weight, bias, eps, silu)

@@ -40,7 +40,7 @@ def _guided_step(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tens
         raise ValueError(f"noise is {tuple(latents.shape)} {latents.dtype}, got {tuple(noise.shape)} {noise.dtype}")
     if triton_serves(latents):
         # imported here: a machine without Triton computes on its CPU
-        from .guided_step_triton import guided_step_triton
+        from vstar_engine.kernels.gpu.guided_step import guided_step_triton
 
         return guided_step_triton(latents.contiguous(), eps.contiguous(), plain, coefficients.contiguous(), noise.contiguous())
     return guided_step_ref(latents, eps, plain, coefficients, noise)

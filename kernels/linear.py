@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from vstar_engine.kernels.cpu import calls, library
+
 from .dispatch import decomposed
 from .geglu import geglu, geglu_ref
 
@@ -50,7 +51,7 @@ def linear_ref(
 def on_cpu(x: Tensor) -> bool:
     """Says whether the CPU's kernels compute layers over x."""
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    return ours and not decomposed() and native.serves(x)
+    return ours and not decomposed() and library.serves(x)
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -93,7 +94,7 @@ def _compute(
 ) -> Tensor:
     _check(x, weight, gate)
     residual = None if residual is None else residual.contiguous()
-    return native.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
+    return calls.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
 
 
 _linear = torch.library.custom_op("vstar::linear", _compute, mutates_args=(), device_types="cpu")
@@ -112,7 +113,7 @@ def _(
 ) -> Tensor:
     _check(x, weight, gate)
     # imported here: a machine without Triton computes on its CPU
-    from .linear_gpu import linear_gpu
+    from vstar_engine.kernels.gpu.linear_candidates import linear_gpu
 
     return linear_gpu(x, weight, bias, residual, gate, gain, shift, eps)
 
@@ -142,7 +143,7 @@ def linear(
     """Multiplies x (..., in), normed, by weight (out, in); adds bias (out,) and a residual; or gates one half by the other."""
     if on_cpu(x) or on_gpu(x):
         gain, shift, eps = norm or (None, None, 0.0)
-        compute = _compute if x.device.type == "cpu" and native.unwatched(x) else torch.ops.vstar.linear
+        compute = _compute if x.device.type == "cpu" and library.unwatched(x) else torch.ops.vstar.linear
         return compute(x, weight, bias, residual, gate, gain, shift, eps)
     return by_operators(x, weight, bias, residual, gate, norm)
 
@@ -158,7 +159,7 @@ def feed_forward(
     if x.shape[-1] != width or first[0].shape != (2 * inner, width):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, first[0], second[0]))
         raise ValueError(f"x (..., width), weights (2 * inner, width) and (width, inner) are wanted, got {shapes}")
-    if on_cpu(x) and native.unwatched(x):
+    if on_cpu(x) and library.unwatched(x):
         one, two = ((weight.contiguous(), bias) for weight, bias in (first, second))
-        return native.feed_forward(x.contiguous(), one, two, *norm)
+        return calls.feed_forward(x.contiguous(), one, two, *norm)
     return linear(linear(x, *first, gate=True, norm=norm), *second, x)

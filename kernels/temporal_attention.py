@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
+from vstar_engine.kernels.cpu import calls, library
+
 from .dispatch import triton_serves
 
 # a run of positions whose logits fill 64 MiB keeps memory linear in P and stays near the CPU's caches
@@ -89,11 +90,11 @@ def _compute(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Chooses the implementation for checked arguments; `bias` is g (1 or B, T) or the matrix G (1 or B, T, Tk)."""
     if triton_serves(q):
         # imported here: a machine without Triton computes on its CPU
-        from .temporal_attention_triton import temporal_attention_triton
+        from vstar_engine.kernels.gpu.temporal_attention import temporal_attention_triton
 
         return temporal_attention_triton(q, k, v, bias)
-    if native.serves(q):
-        return native.attend(q, k, v, bias)
+    if library.serves(q):
+        return calls.attend(q, k, v, bias)
     return _by_positions(q, k, v, bias if bias.dim() == 3 else toeplitz_bias(bias, q.shape[1], k.shape[1]))
 
 
@@ -149,7 +150,7 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     q (B, T, P, heads, head_dim), k and v (B, Tk, P, heads, head_dim), one floating dtype, last stride 1.
     Returns (B, T, P, heads, head_dim), contiguous, in q's dtype. Raises ValueError for anything else.
     """
-    compute = _with_g if native.unwatched(q) and native.serves(q) else torch.ops.vstar.temporal_attention
+    compute = _with_g if library.unwatched(q) and library.serves(q) else torch.ops.vstar.temporal_attention
     return compute(q, k, v, g[None] if g.dim() == 1 else g)
 
 

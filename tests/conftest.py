@@ -10,9 +10,9 @@ import torch
 
 from vstar_engine import Engine
 from vstar_engine.config.models import MODELS
-from vstar_engine.export import building
-from vstar_engine.export.settings import Settings
-from vstar_engine.golden import Golden
+from vstar_engine.export import build_engine
+from vstar_engine.export.build_settings import Settings
+from vstar_engine.verification.golden import Golden
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
 
@@ -83,7 +83,7 @@ def built(backend, weights, tmp_path_factory):
     """Builds an engine at 32x64 pixels in a folder that all of a run's processes share: the second finds it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{backend}.engine"
-    return building.build(Settings(MODELS["mini"], backend, size=(32, 64)), Weights(weights), folder)
+    return build_engine.build(Settings(MODELS["mini"], backend, size=(32, 64)), Weights(weights), folder)
 
 
 @pytest.fixture

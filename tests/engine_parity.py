@@ -11,7 +11,7 @@ from accuracy import relative_error
 
 from vstar_engine import Engine
 from vstar_engine.backends import eager
-from vstar_engine.engine import open_weights
+from vstar_engine.loading import open_weights
 
 # lengths of both profiles, and the second one again after others
 FRAMES = (1, 3, 16, 17, 32, 3)

@@ -8,7 +8,7 @@ import json
 
 import torch
 
-from vstar_engine.export.tensorrt_python_plugin import tensor_at
+from vstar_engine.kernels.tensorrt.python_plugin import tensor_at
 
 
 class ILogger:

@@ -28,6 +28,6 @@ def load(settings):
 
 
 if __name__ == "__main__":
-    from vstar_engine.cli import main
+    from vstar_engine.commands.main import main
 
     raise SystemExit(main())

@@ -21,7 +21,11 @@ import torch
 
 sys.modules["tensorrt"] = trt
 ROOT = Path(__file__).parent.parent
-CODE = sorted([*(ROOT / "export").glob("*tensorrt*.py"), *(ROOT / "vstar_engine" / "backends").glob("tensorrt*.py")])
+CODE = sorted(
+    path
+    for folder, names in (("export", "*tensorrt*.py"), ("kernels/tensorrt", "*.py"), ("vstar_engine/backends", "tensorrt*.py"))
+    for path in (ROOT / folder).glob(names)
+)
 # what the code asks for first whether it is there
 OPTIONAL = {"trt.ComputeCapability", "trt.SerializationFlag.INCLUDE_REFIT"}
 LAYERS = [{"Name": "first", "LayerType": "PluginV3"}, {"Name": "first [profile 1]", "LayerType": "PluginV3"}, {"Name": "x"}]
@@ -207,7 +211,8 @@ def unexecuted(ran: Lines) -> list[str]:
 
 def plant(fault: str) -> None:
     """Adds a call that the bindings would refuse."""
-    from vstar_engine.export import tensorrt_build, tensorrt_plugins
+    from vstar_engine.backends import tensorrt_plugins
+    from vstar_engine.export import tensorrt_plan
 
     registered = tensorrt_plugins._register
 
@@ -217,7 +222,7 @@ def plant(fault: str) -> None:
         return registered(library, *rest)
 
     tensorrt_plugins._register = register
-    configured = tensorrt_build.configure
+    configured = tensorrt_plan.configure
 
     def configure(library: Any, *rest: Any) -> Any:
         config = configured(library, *rest)
@@ -231,13 +236,14 @@ def plant(fault: str) -> None:
             StandIn(trt.IExecutionContext).execute_async_v3(stream=0)
         return config
 
-    tensorrt_build.configure = configure
+    tensorrt_plan.configure = configure
 
 
 def build(folder: Path) -> list[int]:
     """Builds with every option, and by every way out; gives what each plan weighs."""
+    from vstar_engine.backends.tensorrt_library import make_logger
     from vstar_engine.errors import ExportError
-    from vstar_engine.export import tensorrt_build as under_test
+    from vstar_engine.export import tensorrt_plan as under_test
 
     library, onnx = Library(), folder / "unet.onnx"
     profiles = under_test.frame_profiles((4, 8), {"batch": (1, 2, 2)})
@@ -253,7 +259,7 @@ def build(folder: Path) -> list[int]:
             under_test.build_plan(library, onnx, folder / "unet.plan", plan, 1, lambda line: None)
         except ExportError:
             del VALUES[step]
-    logger = under_test.make_logger(trt, lambda line: None)
+    logger = make_logger(trt, lambda line: None)
     logger.log(trt.ILogger.WARNING, "slow")
     logger.log(trt.ILogger.ERROR, "wrong")
     assert logger.errors == ["wrong"]
@@ -267,8 +273,8 @@ def build(folder: Path) -> list[int]:
 def open_plans(folder: Path) -> list[str]:
     """Opens a plan with each plugin that must be registered to run it, and one that TensorRT refuses; gives the ends."""
     from vstar_engine.backends import tensorrt as under_test
+    from vstar_engine.backends import tensorrt_plugins
     from vstar_engine.errors import EngineError
-    from vstar_engine.export import tensorrt_plugins
 
     # what needs a GPU: its context, and the tensors that are bound
     under_test.torch.cuda.device = lambda device: nullcontext()
@@ -322,8 +328,8 @@ def refit(folder: Path) -> int:
 
 def enqueue() -> float:
     """Runs the Python plugin as TensorRT does, on addresses, in Triton's interpreter; gives the error against the reference."""
-    from vstar_engine.export.tensorrt_python_plugin import classes
     from vstar_engine.kernels.temporal_attention import temporal_attention_ref
+    from vstar_engine.kernels.tensorrt.python_plugin import classes
 
     made, creator = classes(trt)
     plugin = creator().create_plugin("VstarTemporalAttention", trt.PluginFieldCollection([]), trt.TensorRTPhase.RUNTIME)

@@ -123,7 +123,7 @@ def described(kind: Any, dims: list[int], low: list[int], high: list[int]) -> An
 @cache
 def accepted_by_ptxas(ptx: str, arch: int) -> str:
     """Gives what ptxas says of a kernel for an architecture: nothing when it takes it."""
-    from vstar_engine.kernels.aot import TOOLS
+    from vstar_engine.kernels.aot.__main__ import TOOLS
 
     target = next(line.split()[1] for line in ptx.splitlines() if line.startswith(".target"))
     tool = TOOLS / ("ptxas-blackwell" if arch >= 100 else "ptxas")
@@ -141,9 +141,9 @@ def accepted_by_ptxas(ptx: str, arch: int) -> str:
 def walk(request: dict[str, Any]) -> dict[str, Any]:
     """Asks what a builder asks, in its order, of a network of the requested types and shapes."""
     registry = load()
-    from vstar_engine.export import tensorrt_plugin
+    from vstar_engine.kernels.tensorrt import aot_plugin
 
-    tensorrt_plugin.register(trt, request["arch"])
+    aot_plugin.register(trt, request["arch"])
     creator = registry.get_creator("VstarTemporalAttention", "1", "vstar")
     strict = trt.QuickPluginCreationRequest.STRICT_AOT
     none = trt.PluginFieldCollection([])

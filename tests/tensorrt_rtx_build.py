@@ -11,15 +11,17 @@ from typing import Any
 
 import tensorrt_rtx_bindings as trt
 
+from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.errors import VstarError
-from vstar_engine.export import tensorrt_build, tensorrt_plugins, tensorrt_python_plugin
+from vstar_engine.export import tensorrt_plan
+from vstar_engine.kernels.tensorrt import names, python_plugin
 
 
 def plant(fault: str) -> None:
     """Makes the Python plugin wrong in one way."""
-    made = tensorrt_python_plugin.classes
+    made = python_plugin.classes
     if fault == "namespace":
-        tensorrt_plugins.NAMESPACE = tensorrt_python_plugin.NAMESPACE = "elsewhere"
+        names.NAMESPACE = python_plugin.NAMESPACE = "elsewhere"
         return
 
     def classes(library: Any) -> tuple[type, type]:
@@ -36,13 +38,13 @@ def plant(fault: str) -> None:
             creator.__init__ = init  # type: ignore[misc]
         return plugin, creator
 
-    tensorrt_python_plugin.classes = classes
+    python_plugin.classes = classes
 
 
 def watch() -> list[list[Any]]:
     """Notes what TensorRT configures the Python plugin with: types, and the least and largest shape of each input."""
     seen: list[list[Any]] = []
-    made = tensorrt_python_plugin.classes
+    made = python_plugin.classes
 
     def classes(library: Any) -> tuple[type, type]:
         plugin, creator = made(library)
@@ -54,7 +56,7 @@ def watch() -> list[list[Any]]:
         plugin.configure_plugin = configure  # type: ignore[attr-defined]
         return plugin, creator
 
-    tensorrt_python_plugin.classes = classes
+    python_plugin.classes = classes
     return seen
 
 
@@ -65,9 +67,9 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     try:
         tensorrt_plugins.register(trt, job["plugin"])
         ranges = {name: tuple(sizes) for name, sizes in job["ranges"].items()}
-        profiles = tensorrt_build.frame_profiles(tuple(job["frames"]), ranges)
-        plan = tensorrt_build.Plan(profiles, targets=tuple(job.get("targets", ())), **job.get("plan", {}))
-        facts = tensorrt_build.build_plan(trt, Path(job["onnx"]), Path(job["out"]), plan, job["nodes"], said.append)
+        profiles = tensorrt_plan.frame_profiles(tuple(job["frames"]), ranges)
+        plan = tensorrt_plan.Plan(profiles, targets=tuple(job.get("targets", ())), **job.get("plan", {}))
+        facts = tensorrt_plan.build_plan(trt, Path(job["onnx"]), Path(job["out"]), plan, job["nodes"], said.append)
     except (VstarError, ValueError) as error:
         return {"error": str(error), "kind": type(error).__name__, "said": said}
     return {**facts, "said": said, "seconds": time.perf_counter() - start}

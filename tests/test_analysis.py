@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vstar_engine import analysis
+from vstar_engine.analysis import attention_maps, similarity
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_probs
 from vstar_engine.networks.unet import UNet
@@ -20,29 +20,29 @@ def flat(levels, height=32, width=48):
 
 
 def test_cosine_tells_bright_from_dark():
-    similarity = analysis.cosine(analysis.pixels(flat([0, 255, 255, 0])))
-    np.testing.assert_allclose(similarity, [[1, -1, -1, 1], [-1, 1, 1, -1], [-1, 1, 1, -1], [1, -1, -1, 1]], atol=1e-6)
+    matrix = similarity.cosine(similarity.pixels(flat([0, 255, 255, 0])))
+    np.testing.assert_allclose(matrix, [[1, -1, -1, 1], [-1, 1, 1, -1], [-1, 1, 1, -1], [1, -1, -1, 1]], atol=1e-6)
 
 
 def test_pixels_are_means_of_eight_by_eight_cells():
     frames = np.random.default_rng(0).integers(0, 256, (3, 37, 50, 3), dtype=np.uint8)
-    features = analysis.pixels(frames)
+    features = similarity.pixels(frames)
     assert features.shape == (3, 4 * 6 * 3)
     np.testing.assert_allclose(features[1, :3], frames[1, :8, :8].mean((0, 1)) / 127.5 - 1, rtol=1e-5)
 
 
 def test_overlap_is_what_two_frames_share():
     shares = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    np.testing.assert_allclose(analysis.overlap(shares), [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    np.testing.assert_allclose(similarity.overlap(shares), [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("frames", [2, 5, 64])
 def test_similarity_by_interval_neighbours_and_dynamics(frames):
     at = np.arange(frames)
     similarity = 1.0 - 0.01 * np.abs(at[:, None] - at[None])
-    np.testing.assert_allclose(analysis.by_interval(similarity), 1.0 - 0.01 * at)
-    assert analysis.neighbours(similarity) == pytest.approx(0.99)
-    assert analysis.dynamics(similarity) == pytest.approx(0.01 * at[frames // 2 :].mean())
+    np.testing.assert_allclose(similarity.by_interval(similarity), 1.0 - 0.01 * at)
+    assert similarity.neighbours(similarity) == pytest.approx(0.99)
+    assert similarity.dynamics(similarity) == pytest.approx(0.01 * at[frames // 2 :].mean())
 
 
 @pytest.mark.parametrize(
@@ -51,24 +51,24 @@ def test_similarity_by_interval_neighbours_and_dynamics(frames):
     ids=["still", "one cut", "steady change", "there and back"],
 )
 def test_scene_cuts(levels, cuts):
-    assert analysis.scene_cuts(flat(list(levels))) == cuts
+    assert similarity.scene_cuts(flat(list(levels))) == cuts
 
 
 def test_dreamsim_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "dreamsim", None)  # as if missing
     with pytest.raises(ImportError, match="pip install dreamsim"):
-        analysis.dreamsim(flat([0, 1]))
+        similarity.dreamsim(flat([0, 1]))
 
 
 def test_dreamsim_embeds_each_frame_with_its_own_preprocessing(monkeypatch):
     model = SimpleNamespace(embed=lambda picture: picture.mean((2, 3)))
     loaded = (model, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float())
     monkeypatch.setitem(sys.modules, "dreamsim", SimpleNamespace(dreamsim=lambda pretrained, device: loaded))
-    analysis._dreamsim.cache_clear()
+    similarity._dreamsim.cache_clear()
     try:
-        np.testing.assert_allclose(analysis.dreamsim(flat([0, 100, 255])), np.repeat([[0.0], [100.0], [255.0]], 3, 1))
+        np.testing.assert_allclose(similarity.dreamsim(flat([0, 100, 255])), np.repeat([[0.0], [100.0], [255.0]], 3, 1))
     finally:
-        analysis._dreamsim.cache_clear()
+        similarity._dreamsim.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def recording():
     given = (torch.randn(2, 4, frames, 8, 8), torch.tensor([[500], [500]]), torch.randn(2, 1, 77, 64), torch.tensor([28, 28]))
     with torch.inference_mode():
         plain = unet(*given, rows)
-        with analysis.recorded(unet, [0, 70]) as recording:
+        with attention_maps.recorded(unet, [0, 70]) as recording:
             seen = unet(*given, rows)
             unet(*given, tar=rows * 0)
         unet(*given, rows)
@@ -119,5 +119,5 @@ def test_recorded_attention_is_the_kernels_own():
 
 
 def test_entropy_counts_the_frames_attended_to():
-    assert analysis.entropy(torch.full((2, 4, 4), 0.25)) == pytest.approx(4.0)
-    assert analysis.entropy(torch.eye(4)[None]) == pytest.approx(1.0)
+    assert attention_maps.entropy(torch.full((2, 4, 4), 0.25)) == pytest.approx(4.0)
+    assert attention_maps.entropy(torch.eye(4)[None]) == pytest.approx(1.0)

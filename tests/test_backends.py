@@ -19,7 +19,7 @@ from vstar_engine.backends import BACKENDS, backend_named
 from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.rows import read
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
@@ -120,7 +120,7 @@ def test_videos_of_a_batch_are_those_that_eager_makes(engine, mini):
 def test_the_command_line_runs_an_engine_in_a_new_process(artifact, tmp_path):
     words = ["generate", "--states", "snow", "--frames", "4", "--steps", "2", "--engine", str(artifact.folder), "--json"]
     code = (
-        "import sys, torch; from vstar_engine import cli\n"
+        "import sys, torch; from vstar_engine.commands import main as cli\n"
         "torch.export.export = torch.compile = None  # neither may be needed\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )

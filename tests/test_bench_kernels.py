@@ -372,7 +372,7 @@ def test_a_missing_device_is_one_sentence(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_reference_is_never_timed_as_ours(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with mock.patch.object(providers.native, "status", return_value=(False, "no compiler")):
+    with mock.patch.object(providers.library, "status", return_value=(False, "no compiler")):
         assert main(["kernels", "--rehearse", "--out", str(path), "--providers", "ours"]) == 0
     rows = [row for row in read([path]) if row.provider == "ours"]
     assert {(row.status, row.note) for row in rows} == {(ABSENT, "the CPU kernel is not built: no compiler")}

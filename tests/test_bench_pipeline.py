@@ -35,7 +35,7 @@ from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import DeviceError
-from vstar_engine.kernels import native
+from vstar_engine.kernels.cpu import library
 from vstar_engine.networks.layers import CrossAttention
 from vstar_engine.networks.vae import Vae
 from vstar_engine.sampling import fp8_calibration
@@ -159,7 +159,7 @@ def test_stages_sum_to_a_whole_video(tiny: Scene, tmp_path: Path, monkeypatch: p
         assert table["stages", name]["floor"] > 0
 
 
-@pytest.mark.skipif(not native.status()[0], reason=f"needs the CPU kernel: {native.status()[1]}")
+@pytest.mark.skipif(not library.status()[0], reason=f"needs the CPU kernel: {library.status()[1]}")
 @torch.no_grad()
 def test_the_decoder_is_laid_out_as_the_engine_loads_it(tiny: Scene) -> None:
     """So its norms see channels-last memory and are fused; the published path's are PyTorch's, on contiguous memory."""

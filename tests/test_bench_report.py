@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine import cli
 from vstar_engine.bench import layout, machine, plots, tables
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.ceilings import BANDWIDTH
@@ -182,13 +181,15 @@ def test_a_document_is_made_current_between_its_markers(tmp_path: Path, capsys: 
 def test_the_engines_command_line_leads_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "rows.jsonl"
     assert (
-        cli.main(["bench", "kernels", "--rehearse", "--op", "temporal_attention", "--providers", "ours", "--out", str(results)])
+        main.main(
+            ["bench", "kernels", "--rehearse", "--op", "temporal_attention", "--providers", "ours", "--out", str(results)]
+        )
         == 0
     )
     assert read([results])[0].command == "vstar-engine bench kernels --rehearse --op temporal_attention --providers ours"
-    assert cli.main(["bench", "report", str(results), "--tables", "kernels"]) == 0
+    assert main.main(["bench", "report", str(results), "--tables", "kernels"]) == 0
     assert "## kernels" in capsys.readouterr().out
-    assert cli.main(["bench", "compare", str(results)]) == 2
+    assert main.main(["bench", "compare", str(results)]) == 2
     assert "vstar-engine: compare takes two result files" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from vstar_engine.bench.contest import Pace
 from vstar_engine.bench.rows import Row, Rows, read
 from vstar_engine.bench.serve import BURST, POISSON, Outcome, arrivals, judged, measured, percentile
 from vstar_engine.bench.tables import serve as table
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 
 
 def test_arrivals_are_all_at_once_or_at_random_with_the_rate_asked_for():

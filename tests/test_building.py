@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from vstar_engine import Engine
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.artifacts.manifest import write_manifest
-from vstar_engine.build import parse_frames
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import CheckpointError, EngineError, MissingLibrary, OutputError
-from vstar_engine.export import alive, builder_named, building
-from vstar_engine.export.settings import Estimate, Settings
+from vstar_engine.export import build_engine
+from vstar_engine.export.build_settings import Estimate, Settings
+from vstar_engine.export.builders import alive, builder_named
+from vstar_engine.export.commands.build import parse_frames
 from vstar_engine.weights import checkpoint
 
 SETTINGS = Settings(MODELS["mini"], "inductor", size=(32, 64))
@@ -52,8 +53,8 @@ def builder(monkeypatch):
         return {"nodes": 3}
 
     made.build = build
-    monkeypatch.setattr(building, "builder_named", lambda name: made)
-    monkeypatch.setattr("vstar_engine.build.builder_named", lambda name: made)
+    monkeypatch.setattr(build_engine, "builder_named", lambda name: made)
+    monkeypatch.setattr("vstar_engine.export.commands.build.builder_named", lambda name: made)
     return made
 
 
@@ -66,7 +67,7 @@ def silent(line):
 
 
 def test_a_build_is_private_and_says_what_made_it(weights, builder, tmp_path):
-    artifact = building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    artifact = build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert names(tmp_path) == ["e"]
     assert stat.S_IMODE((tmp_path / "e").stat().st_mode) == 0o700
     assert artifact.manifest["facts"] == {"nodes": 3}
@@ -78,12 +79,12 @@ def test_a_build_is_private_and_says_what_made_it(weights, builder, tmp_path):
 def test_the_peak_is_that_of_the_largest_process(weights, builder, tmp_path, monkeypatch):
     peaks = {resource.RUSAGE_SELF: 3, resource.RUSAGE_CHILDREN: 5}
     monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=peaks[who]))
-    assert building.build(SETTINGS, weights, tmp_path / "e", report=silent).manifest["peak_memory"] == 5 * 1024
+    assert build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent).manifest["peak_memory"] == 5 * 1024
 
 
 def test_without_a_folder_it_goes_among_the_engines_under_its_name(weights, builder, tmp_path, monkeypatch):
     monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path / "deep" / "engines"))
-    artifact = building.build(SETTINGS, weights, report=silent)
+    artifact = build_engine.build(SETTINGS, weights, report=silent)
     assert artifact.folder == tmp_path / "deep" / "engines" / artifact.name
     for made in (artifact.folder.parent, tmp_path / "deep"):
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -92,18 +93,18 @@ def test_without_a_folder_it_goes_among_the_engines_under_its_name(weights, buil
 
 def test_what_is_there_already_is_not_built_again(weights, builder, tmp_path):
     for _ in range(2):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert builder.count == 1
-    building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+    build_engine.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
     assert builder.count == 2
 
 
 def test_another_engine_is_replaced_only_by_force(weights, builder, tmp_path):
-    building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     other = Settings(MODELS["mini"], "inductor", size=(32, 32))
     with pytest.raises(OutputError, match="holds another engine, mini-inductor-float32-fany-32x64"):
-        building.build(other, weights, tmp_path / "e", report=silent)
-    assert building.build(other, weights, tmp_path / "e", force=True, report=silent).identity["size"] == [32, 32]
+        build_engine.build(other, weights, tmp_path / "e", report=silent)
+    assert build_engine.build(other, weights, tmp_path / "e", force=True, report=silent).identity["size"] == [32, 32]
 
 
 def holiday(path):
@@ -136,7 +137,7 @@ def test_what_is_no_engine_is_refused_before_the_work_and_kept(weights, builder,
     make(tmp_path / "e")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with pytest.raises(OutputError, match=complaint) as caught:
-        building.build(SETTINGS, weights, tmp_path / "e", force=force, report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", force=force, report=silent)
     assert "--force" not in str(caught.value)
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
     assert builder.count == 0
@@ -145,23 +146,23 @@ def test_what_is_no_engine_is_refused_before_the_work_and_kept(weights, builder,
 def test_an_empty_folder_is_taken_by_force(weights, builder, tmp_path):
     (tmp_path / "e").mkdir()
     with pytest.raises(OutputError, match=r"is taken: .*--force"):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
-    building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    build_engine.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
 
 
 def test_a_damaged_engine_is_not_taken_for_a_built_one(weights, builder, tmp_path):
-    building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     (tmp_path / "e" / "unet.pt2").write_bytes(b"change")
     with pytest.raises(OutputError, match=r"was altered.*--force"):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
-    building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    build_engine.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
 
 
 def test_a_folder_of_engines_that_cannot_be_written(weights, builder, tmp_path, monkeypatch):
     plain = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: plain(path, mode) and path != tmp_path)
     with pytest.raises(OutputError, match=f"cannot write .*e: the folder {tmp_path} is not writable"):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert (builder.count, names(tmp_path)) == (0, [])
 
 
@@ -177,15 +178,15 @@ def test_a_folder_of_engines_that_cannot_be_written(weights, builder, tmp_path, 
 def test_a_build_that_fails_leaves_nothing(weights, builder, tmp_path, fault, error):
     builder.fault = fault
     with pytest.raises(error):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert names(tmp_path) == []
 
 
 def test_a_failed_rebuild_leaves_the_engine_that_was_there(weights, builder, tmp_path):
-    before = building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    before = build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     builder.fault = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OutputError, match="No space left"):
-        building.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
     assert Artifact.open(tmp_path / "e").manifest == before.manifest
 
 
@@ -224,7 +225,7 @@ def test_a_killed_build_leaves_an_engine_and_what_the_next_one_clears(weights, b
     folder, other = tmp_path / "engines" / name, tmp_path / "other"
     folder.parent.mkdir()
     for place in (folder, other):
-        building.build(SETTINGS, weights, place, report=silent)
+        build_engine.build(SETTINGS, weights, place, report=silent)
     # of engines whose names begin alike, which stay
     neighbours = [f".{name}.more.77.before", f".{name}.more.77.partial.more"]
     for neighbour in neighbours:
@@ -236,7 +237,7 @@ def test_a_killed_build_leaves_an_engine_and_what_the_next_one_clears(weights, b
     assert len(names(folder.parent)) > 2, "something is left"
     if moment != "moved away":
         Artifact.open(folder)
-    building.build(SETTINGS, weights, folder, report=silent)
+    build_engine.build(SETTINGS, weights, folder, report=silent)
     assert builder.count == 2, "the engine was there"
     assert names(folder.parent) == sorted([*neighbours, name])
     Artifact.open(folder)
@@ -247,7 +248,7 @@ def test_what_a_killed_build_left_is_no_engine_and_is_cleared(weights, builder, 
         (tmp_path / f".{name}.1.partial{Path(name).suffix}").mkdir()
         with pytest.raises(EngineError, match="no engine at"):
             Artifact.open(tmp_path / name)
-        building.build(SETTINGS, weights, tmp_path / name, report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / name, report=silent)
     assert names(tmp_path) == ["e", "spring.engine"]
 
 
@@ -263,14 +264,14 @@ def test_a_lock_that_another_build_removes_meanwhile_is_taken_anew(weights, buil
         return plain(path, **given)
 
     monkeypatch.setattr(Path, "stat", stat)
-    building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+    build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert names(tmp_path) == ["e"]
 
 
 def test_a_disk_that_is_too_full_is_said_before_the_work(weights, builder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20 - 1))
     with pytest.raises(OutputError, match=r"takes 1 MiB where .* has 0 MiB free"):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert builder.count == 0
     assert names(tmp_path) == []
 
@@ -278,12 +279,12 @@ def test_a_disk_that_is_too_full_is_said_before_the_work(weights, builder, tmp_p
 def test_a_folder_that_cannot_be_locked(weights, builder, tmp_path):
     (tmp_path / ".e.lock").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*\.e\.lock: Is a directory"):
-        building.build(SETTINGS, weights, tmp_path / "e", report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
 
 
 def test_a_folder_that_is_not_there(weights, builder, tmp_path):
     with pytest.raises(OutputError, match="there is no folder"):
-        building.build(SETTINGS, weights, tmp_path / "no" / "e", report=silent)
+        build_engine.build(SETTINGS, weights, tmp_path / "no" / "e", report=silent)
 
 
 def test_two_builds_at_once_are_one(weights, builder, tmp_path):
@@ -300,10 +301,10 @@ def test_two_builds_at_once_are_one(weights, builder, tmp_path):
         waiting.set()
 
     builder.build = slow
-    first = threading.Thread(target=building.build, args=(SETTINGS, weights, tmp_path / "e", False, silent))
+    first = threading.Thread(target=build_engine.build, args=(SETTINGS, weights, tmp_path / "e", False, silent))
     first.start()
     assert begun.wait(30)
-    artifact = building.build(SETTINGS, weights, tmp_path / "e", report=report)
+    artifact = build_engine.build(SETTINGS, weights, tmp_path / "e", report=report)
     first.join()
     assert builder.count == 1
     assert heard == [f"another build of {tmp_path / 'e'} runs; waiting for it"]
@@ -361,7 +362,7 @@ def test_settings_that_make_no_sense(changed, complaint):
 
 def test_weights_that_changed_after_the_build(builder, mini_weights, tmp_path):
     folder = shutil.copytree(mini_weights, tmp_path / "w")
-    artifact = building.build(SETTINGS, checkpoint.Weights(folder), tmp_path / "e", report=silent)
+    artifact = build_engine.build(SETTINGS, checkpoint.Weights(folder), tmp_path / "e", report=silent)
     assert artifact.manifest["weights_path"] == str(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     tensors = load_file(folder / "model.safetensors")
@@ -387,7 +388,7 @@ def test_a_back_end_whose_exporter_is_not_installed(monkeypatch):
     def absent(*args):
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
 
-    monkeypatch.setattr("vstar_engine.export.import_module", absent)
+    monkeypatch.setattr("vstar_engine.export.builders.import_module", absent)
     with pytest.raises(MissingLibrary, match=r"needs the onnx package; .* vstar-engine\[onnx\]"):
         builder_named("onnxruntime")
 

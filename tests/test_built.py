@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts.built_engine import Artifact, engines, name_of, remove
 from vstar_engine.artifacts.files import digest_of
-from vstar_engine.cli import build_parser, main
+from vstar_engine.commands.main import build_parser, main
 from vstar_engine.errors import EngineError, OutputError
 from vstar_engine.weights.checkpoint import Weights
 

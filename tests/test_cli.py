@@ -11,7 +11,7 @@ import time
 import pytest
 
 from vstar_engine.artifacts.files import write_aside
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.errors import OutputError
 
 TINY = ["generate", "--model", "mini", "--frames", "4", "--size", "32x32", "--steps", "2"]

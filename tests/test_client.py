@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from vstar_engine import client as module
-from vstar_engine.cli import main
 from vstar_engine.client import Client
+from vstar_engine.commands.main import main
 from vstar_engine.errors import JobFailed, OutputError, ServerError
 
 ID = "video_" + "0" * 32

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vstar_engine import Engine
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import CheckpointError, OutputError
 from vstar_engine.weights import random_checkpoint
@@ -164,7 +164,7 @@ def test_a_reader_that_takes_too_much_memory_is_stopped(checkpoint, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
-    code = "import resource, sys, vstar_engine.cli as cli; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))"
+    code = "import resource, sys, vstar_engine.commands.main as cli; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))"
     words = ["convert", str(checkpoint), "out", "--model", "mini"]
     run = [sys.executable, "-c", f"{code}; sys.exit(cli.main({words!r}))"]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)

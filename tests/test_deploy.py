@@ -9,7 +9,7 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 import yaml
 
-from vstar_engine.cli import build_parser
+from vstar_engine.commands.main import build_parser
 from vstar_engine.serving import metrics
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vstar_engine import Engine, Sampling
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import CheckpointError
 from vstar_engine.machine import memory

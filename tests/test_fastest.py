@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from vstar_engine.kernels import choices
-from vstar_engine.kernels import fastest as module
-from vstar_engine.kernels.fastest import fastest
+from vstar_engine.kernels.gpu import autotune as module
+from vstar_engine.kernels.gpu import autotune_cache
+from vstar_engine.kernels.gpu.autotune import fastest
 
 
 class Timer:
@@ -104,7 +104,7 @@ def test_determinism_and_a_lone_way_are_not_timed():
 
 PROCESS = """
 import sys
-from vstar_engine.kernels.fastest import fastest
+from vstar_engine.kernels.gpu.autotune import fastest
 
 timed = []
 seconds = {"plain": float(sys.argv[1]), "ours": 1.0}
@@ -137,7 +137,7 @@ def stored_again(monkeypatch):
 def test_other_libraries_choose_anew(monkeypatch):
     fastest("case", ways(), Timer(plain=[2.0], ours=[1.0]))
     assert stored_again(monkeypatch).chosen == {"case": "ours"}
-    monkeypatch.setattr(choices, "kernel_hash", lambda: "other sources")
+    monkeypatch.setattr(autotune_cache, "kernel_hash", lambda: "other sources")
     assert stored_again(monkeypatch).chosen == {}
     assert fastest("case", ways(), Timer(plain=[1.0], ours=[2.0])) == "plain"
     assert len(list(module.stored().path.parent.iterdir())) == 2
@@ -150,11 +150,11 @@ def test_a_way_that_is_no_more_is_not_taken(monkeypatch):
 
 
 def test_what_another_process_chose_meanwhile_is_kept():
-    mine, other = choices.Choices(), choices.Choices()
+    mine, other = autotune_cache.Choices(), autotune_cache.Choices()
     assert other.add("case", "plain", ways()) == "plain"
     assert mine.add("case", "ours", ways()) == "plain"
     assert mine.add("more", "ours", ways()) == "ours"
-    assert choices.Choices().chosen == {"case": "plain", "more": "ours"}
+    assert autotune_cache.Choices().chosen == {"case": "plain", "more": "ours"}
 
 
 @pytest.mark.parametrize(

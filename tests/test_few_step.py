@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vstar_engine import Engine, Sampling
+from vstar_engine.commands.inspect import command_for
 from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Request
-from vstar_engine.provenance import command_for
 from vstar_engine.sampling.ddim import sample
 from vstar_engine.sampling.schedule import Schedule, consistency_timesteps
 

@@ -7,22 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from vstar_engine import Engine, Sampling, cli
+from vstar_engine import Engine, Sampling
 from vstar_engine.bench.plain import by_operators
 from vstar_engine.bench.seeded import step_inputs
+from vstar_engine.commands import main
+from vstar_engine.commands.inspect import command_for
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError
-from vstar_engine.kernels.conv_e4m3 import conv_e4m3
-from vstar_engine.kernels.e4m3 import E4M3, LARGEST
+from vstar_engine.kernels.fp8_conv2d import conv_e4m3
+from vstar_engine.kernels.fp8_quantize import E4M3, LARGEST
 from vstar_engine.kernels.linear import LayerNorm
 from vstar_engine.machine import memory
 from vstar_engine.networks import fp8
 from vstar_engine.networks.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
 from vstar_engine.networks.unet import UNet
-from vstar_engine.provenance import command_for
 from vstar_engine.sampling import fp8_calibration
-from vstar_engine.verify import Judge, relative_error, unet_case
+from vstar_engine.verification.verify import Judge, relative_error, unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
 ROUNDING = 2.0**-4
@@ -369,7 +370,7 @@ def test_a_device_that_does_not_multiply_is_refused_in_a_sentence(monkeypatch, c
     with pytest.raises(DeviceError, match=sentence):
         Engine.load("mini", fp8=True)
     assert (
-        cli.main(["generate", "--model", "mini", "--fast", "step-cache,fp8", "snow", "--frames", "2"]) == DeviceError.exit_code
+        main.main(["generate", "--model", "mini", "--fast", "step-cache,fp8", "snow", "--frames", "2"]) == DeviceError.exit_code
     )
     assert sentence in capsys.readouterr().err
 
@@ -377,7 +378,7 @@ def test_a_device_that_does_not_multiply_is_refused_in_a_sentence(monkeypatch, c
 def test_the_command_line_loads_it(tmp_path, capsys):
     out = tmp_path / "a.mp4"
     flags = ["--model", "mini", "--fast", "fp8,guidance-interval", "--frames", "2", "--size", "32x32", "--steps", "2", "--json"]
-    assert cli.main(["generate", *flags, "--states", "snow", "--out", str(out)]) == 0
+    assert main.main(["generate", *flags, "--states", "snow", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert '"fp8": {"layers": ' in said
     assert '"fast": ["guidance-interval"]' in said

@@ -5,14 +5,14 @@ import torch
 from accuracy import assert_as_accurate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vstar_engine.kernels import native
+from vstar_engine.kernels.cpu import library
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
 from vstar_engine.networks.layers import FeedForward, RowNorm
 
-PRESENT, WHY = native.status()
-ISAS = native._load().isas if PRESENT else ()
+PRESENT, WHY = library.status()
+ISAS = library._load().isas if PRESENT else ()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -3,8 +3,8 @@
 import pytest
 from conftest import GOLDEN
 
-from vstar_engine.golden import Golden
-from vstar_engine.verify import KINDS, NOT_JUDGED, verify
+from vstar_engine.verification.golden import Golden
+from vstar_engine.verification.verify import KINDS, NOT_JUDGED, verify
 
 CASES = Golden(GOLDEN).cases
 

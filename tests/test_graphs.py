@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vstar_engine import analysis
+from vstar_engine.analysis import attention_maps
+from vstar_engine.backends.cuda_graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.backends.eager import RecordedUnet
-from vstar_engine.backends.graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
 from vstar_engine.networks.layers import Deep
@@ -149,7 +149,7 @@ def test_hooks_are_heard(device):
     recorded, _ = networks(device)
     for seed in range(3):
         recorded.replay(step(recorded, seed=seed))
-    with analysis.recorded(recorded, [0]) as recording:
+    with attention_maps.recorded(recorded, [0]) as recording:
         recorded.replay(step(recorded))
     assert recording.passes == 1
     assert recording.attentions

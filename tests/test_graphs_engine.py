@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
+from vstar_engine.backends.cuda_graphs import SHAPES, Recording
 from vstar_engine.backends.eager import RecordedUnet
-from vstar_engine.backends.graphs import SHAPES, Recording
 from vstar_engine.bench.scene import TINY
 from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
@@ -18,7 +18,7 @@ from vstar_engine.machine import memory
 from vstar_engine.networks.unet import UNet
 from vstar_engine.serving.model import Model
 from vstar_engine.serving.warmup import warm
-from vstar_engine.warm import shortened
+from vstar_engine.warmup import shortened
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_warming_takes_every_kind_of_step_twice(sampling, steps):
 
 
 def test_the_command_warms_before_its_first_step(graphs, monkeypatch, tmp_path):
-    from vstar_engine.cli import main  # its libraries may be missing on a GPU machine, where the others run
+    from vstar_engine.commands.main import main  # its libraries may be missing on a GPU machine, where the others run
 
     monkeypatch.setattr(eager, "UNet", RecordedUnet)
     told = []

@@ -1,59 +1,98 @@
-"""Imports point down only, and heavy libraries load when they are used."""
+"""Imports point down only, without circles, and heavy libraries load when they are used."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# a module may import those on lines above it, or on its own line
-ORDER = [
-    ["errors", "version", "config", "kernels"],
-    ["artifacts", "networks", "golden"],
-    ["machine", "client", "prompting", "video"],
-    ["sampling", "weights", "backends", "export", "analysis"],
-    ["choice", "room", "warm"],
-    ["model_choice", "loading", "warmup", "engine", "verify", "verification", "doctor"],
-    ["commands", "options", "plan", "provenance", "generate", "embed", "build", "remote", "bench"],
+PACKAGE = "vstar_engine"
+# a room may import those on the floors below it, and others of its own floor where that makes no circle
+FLOORS = [
+    ["errors", "version"],
+    ["kernels", "config"],
+    ["networks", "artifacts"],
+    ["prompting", "machine", "video", "client"],
+    ["sampling", "weights", "backends"],
+    ["model_choice", "loading", "warmup"],
+    ["engine"],
+    ["analysis", "verification", "export", "integrations"],
     ["serving"],
-    ["cli"],
+    ["commands", "export.commands", "bench"],
 ]
-RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
+@cache
 def modules():
-    for path in sorted((ROOT / "vstar_engine").rglob("*.py")):
-        relative = path.relative_to(ROOT / "vstar_engine")
-        if relative.parts[0] not in ("__init__.py", "__main__.py"):
-            yield relative.parts[0].removesuffix(".py"), path
-    for folder in ("kernels", "export", "bench"):
+    """Maps the dotted name below the package of every module to its file."""
+    found = {}
+    for folder in (PACKAGE, "kernels", "export", "bench"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield folder, path
+            parts = path.relative_to(ROOT / PACKAGE if folder == PACKAGE else ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def imported(path):
-    """Names the engine's modules that a file imports, wherever in it."""
-    inside = path.is_relative_to(ROOT / "vstar_engine")
-    depth = len(path.relative_to(ROOT / "vstar_engine").parts) if inside else 1
+def imported(name, path):
+    """Names the engine's modules that a module imports, wherever in it."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom):
             continue
-        module = (node.module or "").split(".")
-        if node.level == depth and inside:
-            yield from [alias.name for alias in node.names] if module == [""] else [module[0]]
-        elif module[0] == "vstar_engine":
-            yield from [alias.name for alias in node.names] if len(module) == 1 else [module[1]]
+        words = (node.module or "").split(".") if node.module else []
+        if node.level:
+            words = [*package[: len(package) - node.level + 1], *words]
+        elif words[0] == PACKAGE:
+            words = words[1:]
+        else:
+            continue
+        for alias in node.names:
+            inside = ".".join([*words, alias.name])
+            yield inside if inside in modules() else ".".join(words)
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: "" if isinstance(value, str) else str(value.name))
-def test_imports_point_down(name, path):
-    known = [target for target in imported(path) if target in RANK]
-    upward = [target for target in known if RANK[target] > RANK.get(name, len(ORDER))]
-    assert not upward
-    if name == "kernels":
-        assert set(known) <= {"kernels"}
+@cache
+def graph():
+    return {name: set(imported(name, path)) - {name, ""} for name, path in modules().items() if name not in ("", "__main__")}
+
+
+def room_of(name):
+    while name and name not in FLOOR:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@pytest.mark.parametrize("name", list(graph()))
+def test_imports_point_down(name):
+    assert room_of(name), f"{name} is in no room of FLOORS"
+    assert [target for target in graph()[name] if FLOOR[room_of(target)] > FLOOR[room_of(name)]] == []
+    if room_of(name) == "kernels":
+        assert {room_of(target) for target in graph()[name]} <= {"kernels"}
+
+
+def circle(edges):
+    """Returns a circle of a graph, or nothing."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle({name: targets for name, targets in graph().items() if room_of(name) != "kernels"}) == []
+
+
+def test_no_room_imports_itself_by_way_of_others():
+    rooms = {}
+    for name, targets in graph().items():
+        rooms.setdefault(room_of(name), set()).update(map(room_of, targets))
+    assert circle({room: targets - {room} for room, targets in rooms.items()}) == []
 
 
 @pytest.mark.parametrize(
@@ -61,7 +100,7 @@ def test_imports_point_down(name, path):
     [
         ("vstar_engine", ["torch", "numpy"]),
         (
-            "vstar_engine.cli",
+            "vstar_engine.commands.main",
             ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil", "httpx", "matplotlib", "onnx", "onnxruntime"],
         ),
         ("vstar_engine.serving.app", ["torch", "av", "PIL", "ray"]),
@@ -79,6 +118,7 @@ def test_heavy_libraries_wait(module, absent):
 @pytest.mark.parametrize("command", ["serve", "synopsis", "submit", "status", "fetch", "cancel", "inspect", "doctor", "--help"])
 def test_commands_that_compute_nothing_do_not_wait_for_pytorch(command):
     """A server loads it in its worker alone, which halves the time until it answers."""
-    code = f"import sys; from vstar_engine.cli import build_parser; build_parser({command!r}); print('torch' in sys.modules)"
+    build = f"from vstar_engine.commands.main import build_parser; build_parser({command!r})"
+    code = f"import sys; {build}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["False"]

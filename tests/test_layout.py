@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vstar_engine.bench.scene import TINY
 from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
 from vstar_engine.config.models import MODELS
-from vstar_engine.export import network
+from vstar_engine.export import traced_networks
 from vstar_engine.export.to_inductor import hearing_texts
 from vstar_engine.machine.memory import without_data
 from vstar_engine.networks.unet import UNet
@@ -109,7 +109,7 @@ SMALL = replace(
 def exported(spec, make=lambda unet: unet, held=lambda described: described):
     """Exports as for a compiler: weights channels-last, every axis but the size free. Nothing is computed."""
     cells = tuple(side // spec.vae.factor for side in spec.size)
-    described = network.unet(spec.unet, torch.float32, cells)
+    described = traced_networks.unet(spec.unet, torch.float32, cells)
     with without_data(torch.float32):
         unet = make(lay_out(UNet(spec.unet).eval().requires_grad_(False), "channels_last"))
         inputs = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in described.inputs.items()}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from accuracy import relative_error
 
-from vstar_engine.kernels.e4m3 import E4M3
-from vstar_engine.kernels.linear_e4m3 import linear_e4m3, linear_e4m3_ref
-from vstar_engine.kernels.norm_e4m3 import norm_e4m3
+from vstar_engine.kernels.fp8_layernorm import norm_e4m3
+from vstar_engine.kernels.fp8_linear import linear_e4m3, linear_e4m3_ref
+from vstar_engine.kernels.fp8_quantize import E4M3
 
 # half of e4m3's step between two powers of two
 ROUNDING = 2.0**-4

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from vstar_engine import Engine, Sampling
-from vstar_engine.cli import main
+from vstar_engine.commands.inspect import command_for
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import model_named
 from vstar_engine.errors import CheckpointError
-from vstar_engine.provenance import command_for
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
 from vstar_engine.weights.key_map import UNET

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vstar_engine import Engine
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS, UNetSpec
 from vstar_engine.errors import CheckpointError
 from vstar_engine.networks.layers import sinusoid

@@ -8,7 +8,8 @@ import pytest
 from tools.mini import captions, claims, measures, probe
 from tools.mini.render import render
 from tools.mini.stories import STORIES
-from vstar_engine import Sampling, Tar, analysis
+from vstar_engine import Sampling, Tar
+from vstar_engine.analysis import similarity
 from vstar_engine.artifacts.manifest import MANIFEST, WEIGHTS, read_manifest
 from vstar_engine.config import request_warnings
 from vstar_engine.weights import bundled
@@ -68,7 +69,7 @@ def reader():
 def test_vstar_and_real_stories_are_more_dynamic_than_the_base_model(told, prompt):
     story, base, ours = told[prompt]
     real = render(story.clip(64, 0))
-    dynamics = [analysis.dynamics(analysis.cosine(analysis.pixels(frames))) for frames in (base, ours, real)]
+    dynamics = [similarity.dynamics(similarity.cosine(similarity.pixels(frames))) for frames in (base, ours, real)]
     assert dynamics[1] > dynamics[0] + MARGIN
     assert dynamics[2] > dynamics[0] + MARGIN
 
@@ -77,7 +78,7 @@ def test_tar_adds_to_what_the_states_change(mini):
     without, with_tar = (
         mini.generate(WINTER_TO_SPRING.texts, 16, 0, sampling=STEPS, tar=tar).frames for tar in (None, Tar(until_step=3))
     )
-    before, after = (analysis.dynamics(analysis.cosine(analysis.pixels(frames))) for frames in (without, with_tar))
+    before, after = (similarity.dynamics(similarity.cosine(similarity.pixels(frames))) for frames in (without, with_tar))
     assert after > before + TAR_MARGIN
 
 
@@ -94,4 +95,4 @@ def test_vstar_tells_the_states_in_order_and_on_time(told, reader, monkeypatch):
 def test_neighbouring_frames_stay_alike(told):
     for _, base, ours in told.values():
         for frames in (base, ours):
-            assert analysis.neighbours(analysis.cosine(analysis.pixels(frames))) > COHERENT
+            assert similarity.neighbours(similarity.cosine(similarity.pixels(frames))) > COHERENT

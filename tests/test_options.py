@@ -4,8 +4,8 @@ import tomllib
 
 import pytest
 
-from vstar_engine import generate
-from vstar_engine.options import Parser, layered, to_toml
+from vstar_engine.commands import generate
+from vstar_engine.commands.option_sources import Parser, layered, to_toml
 from vstar_engine.sampling.tar import tables
 
 

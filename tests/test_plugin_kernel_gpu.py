@@ -8,9 +8,9 @@ from accuracy import assert_as_accurate
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
-from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES
-from vstar_engine.kernels.temporal_attention_plugin import SHARED_WITHOUT_ASKING, compile_tactic, tactics
+from vstar_engine.kernels.tensorrt.tactics import SHARED_WITHOUT_ASKING, compile_tactic, tactics
 
 DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 FALLBACK = ARCHITECTURES[0]

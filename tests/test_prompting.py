@@ -7,9 +7,9 @@ import shlex
 import pytest
 from chat_server import ChatServer, hang
 
-from vstar_engine import engine
-from vstar_engine.cli import main
-from vstar_engine.embed import INDEX
+from vstar_engine import loading
+from vstar_engine.commands.embed import INDEX
+from vstar_engine.commands.main import main
 from vstar_engine.prompting.embeddings import Embeddings
 
 TINY = ["generate", "--model", "mini", "--frames", "4", "--size", "32x32", "--steps", "1"]
@@ -164,7 +164,7 @@ def test_a_bundle_makes_the_video_without_the_text_tower(here, capsys, monkeypat
     def no_tower(*_):
         raise AssertionError("the text tower was loaded")
 
-    monkeypatch.setattr(engine, "load_text", no_tower)
+    monkeypatch.setattr(loading, "load_text", no_tower)
     assert main([*TINY, "--embeddings", "b.safetensors"]) == 0
     capsys.readouterr()
     assert main(["inspect", "vstar.mp4"]) == 0

@@ -18,9 +18,9 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import tensorrt
-from vstar_engine.build import settings_from
-from vstar_engine.cli import build_parser, main
+from vstar_engine.commands.main import build_parser, main
 from vstar_engine.export import to_tensorrt
+from vstar_engine.export.commands.build import settings_from
 from vstar_engine.weights.checkpoint import Weights
 from vstar_engine.weights.key_map import UNET
 
@@ -41,7 +41,7 @@ def _tensorrt(monkeypatch):
     library = types.SimpleNamespace(__version__="11.4.0.0", **{name: getattr(fake_tensorrt, name) for name in names})
     for module in (tensorrt, to_tensorrt):
         monkeypatch.setattr(module, "library", lambda backend: library)
-    monkeypatch.setattr("vstar_engine.build.device_named", lambda name, dtype: torch.device(name))
+    monkeypatch.setattr("vstar_engine.export.commands.build.device_named", lambda name, dtype: torch.device(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
 

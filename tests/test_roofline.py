@@ -14,7 +14,7 @@ from vstar_engine.bench.report import rendered
 from vstar_engine.bench.rows import OK, WRONG, Rows, read
 from vstar_engine.bench.scene import TINY, Scene
 from vstar_engine.config.models import model_named
-from vstar_engine.kernels import native
+from vstar_engine.kernels.cpu import library
 
 # TFLOP of one branch at 320x512, and shares at 64 frames, counted by hand from the architecture
 PUBLISHED = {16: 12.58, 64: 50.54}
@@ -106,8 +106,8 @@ def test_the_command_prints_a_map(by, capsys):
 
 def test_the_map_of_a_cpu_holds_its_fused_ops(small):
     """In float32 the ops are a CPU's: projections with bias, residual or gate in one, spatial attention by our kernel."""
-    if not native.status()[0]:
-        pytest.skip(f"needs the CPU kernel: {native.status()[1]}")
+    if not library.status()[0]:
+        pytest.skip(f"needs the CPU kernel: {library.status()[1]}")
     half = ops_of(model_named("mini"), 16, (96, 128), torch.float16)
     assert not [op for op in small if op.name in ("gelu", "native_group_norm", "geglu")]
     assert not [op for op in half if op.name in ("gelu", "native_group_norm")]

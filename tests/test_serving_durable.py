@@ -15,7 +15,7 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
 
 from vstar_engine.bench.rows import read
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 
 # generous: other work may share the machine; with --timed none does, and these are the figures wanted
 POST_P99, GET_P99, READY = 10.0, 1.0, 120.0

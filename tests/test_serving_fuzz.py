@@ -14,10 +14,10 @@ from starlette.requests import Request
 from vstar_engine.artifacts.built_engine import CALLED, Artifact
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.artifacts.manifest import MANIFEST
-from vstar_engine.build import _row
-from vstar_engine.cli import build_parser
+from vstar_engine.commands.engines import _row
+from vstar_engine.commands.main import build_parser
+from vstar_engine.commands.option_sources import layered
 from vstar_engine.errors import CheckpointError, EngineError
-from vstar_engine.options import layered
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.forms import read_body
 from vstar_engine.weights.checkpoint import Weights

@@ -18,10 +18,10 @@ import pytest
 import slow_engine
 from slow_engine import job
 
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
+from vstar_engine.commands.serve import parse_clip
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.serving import events, ray_engine, results
-from vstar_engine.serving.command import parse_clip
 from vstar_engine.serving.lanes import Rules
 from vstar_engine.serving.ray_engine import RayEngine, RayLink
 

@@ -3,7 +3,7 @@
 import pytest
 import slow_engine
 
-from vstar_engine import warm as warm_stages
+from vstar_engine import warmup as warm_stages
 from vstar_engine.serving.pace import Pace
 from vstar_engine.serving.warmup import warm
 

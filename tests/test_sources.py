@@ -7,8 +7,8 @@ import torch
 
 from vstar_engine.artifacts.source_hash import ROOMS
 from vstar_engine.config.models import MODELS
-from vstar_engine.export.settings import Settings
-from vstar_engine.kernels.sources import kernel_hash
+from vstar_engine.export.build_settings import Settings
+from vstar_engine.kernels.source_hash import kernel_hash
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -27,7 +27,7 @@ def identity():
         ("layers.py", True, False),
         ("onnx_function.py", True, False),
         ("temporal_attention_triton.py", True, True),
-        ("cli.py", False, False),
+        ("main.py", False, False),
     ],
 )
 def test_an_engine_is_of_every_source_that_shapes_it(monkeypatch, name, shapes, of_kernels):

@@ -15,12 +15,12 @@ from golden.load_golden import Golden
 from pairwise import pairwise
 from torch import Tensor
 
-from vstar_engine.kernels import native
 from vstar_engine.kernels import temporal_attention as module
+from vstar_engine.kernels.cpu import arguments, calls, library
 from vstar_engine.sampling.tar import toeplitz
 
-PRESENT, WHY = native.status()
-ISAS = native._load().isas if PRESENT else ("baseline",)
+PRESENT, WHY = library.status()
+ISAS = library._load().isas if PRESENT else ("baseline",)
 needs_library = pytest.mark.skipif(not PRESENT, reason=WHY)
 GOLDEN = Golden(str(Path(__file__).parent / "golden"))
 GOLDEN_CASES = GOLDEN.cases("tar_attention") + GOLDEN.cases("tar_attention_generated")
@@ -153,8 +153,8 @@ def test_every_output_is_written_and_nothing_else(dtype, monkeypatch):
     q, k, v, g = make(31, 40, dtype, "ordinary", "gaussian", "same", "fused")
     margin = 256
     memory = torch.full((q.numel() + 2 * margin,), float("nan"), dtype=dtype)
-    monkeypatch.setattr(native.torch, "empty", lambda shape, dtype: memory[margin:-margin].view(shape))
-    native.attend(q, k, v, g)
+    monkeypatch.setattr(calls.torch, "empty", lambda shape, dtype: memory[margin:-margin].view(shape))
+    calls.attend(q, k, v, g)
     assert not memory[margin:-margin].isnan().any()
     assert memory[:margin].isnan().all()
     assert memory[-margin:].isnan().all()
@@ -236,8 +236,8 @@ def test_memory_grows_linearly_with_frames():
 
 def test_a_library_of_other_sources_is_said(monkeypatch):
     other = Path(_ctypes.__file__)  # a library, and not ours
-    monkeypatch.setattr(native, "_installed", lambda: [other])
-    reason = native._load.__wrapped__()
+    monkeypatch.setattr(library, "_installed", lambda: [other])
+    reason = library._load.__wrapped__()
     assert "was built from other sources" in reason
     assert "reinstall" in reason
 
@@ -247,15 +247,15 @@ def test_a_library_whose_arguments_are_others_is_said(monkeypatch):
     """It would read one field for another, and write where it should not."""
 
     class Shorter(ctypes.Structure):
-        _fields_ = native.LinearArguments._fields_[:-2]
+        _fields_ = arguments.LinearArguments._fields_[:-2]
 
-    monkeypatch.setitem(native.CALLS, "vstar_linear", Shorter)
-    assert "built from other sources than these: vstar_linear takes other arguments; reinstall" in native._load.__wrapped__()
+    monkeypatch.setitem(arguments.CALLS, "vstar_linear", Shorter)
+    assert "built from other sources than these: vstar_linear takes other arguments; reinstall" in library._load.__wrapped__()
 
 
 def test_missing_library_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(native, "_load", lambda: "no compiler")
-    native._warn.cache_clear()
+    monkeypatch.setattr(library, "_load", lambda: "no compiler")
+    library._warn.cache_clear()
     q, k, v, g = make(5, 8, torch.float32, "ordinary", "gaussian", "same", "fused")
     with pytest.warns(RuntimeWarning, match="no compiler"):
         first = module.temporal_attention(q, k, v, g)
@@ -263,13 +263,13 @@ def test_missing_library_is_said_once(monkeypatch, caplog):
         warnings.simplefilter("error")
         module.temporal_attention(q, k, v, g)
     assert "no compiler" in caplog.text
-    assert native.status() == (False, "no compiler")
+    assert library.status() == (False, "no compiler")
     assert torch.equal(first, module.temporal_attention_ref(q, k, v, g))
-    native._warn.cache_clear()
+    library._warn.cache_clear()
 
 
 @needs_library
 def test_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("VSTAR_CPU_ISA", "altivec")
     with pytest.raises(ValueError, match="VSTAR_CPU_ISA must be one of"):
-        native.status()
+        library.status()

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.kernels.aot import inspect_cubin
-from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES, DTYPES, SHARED_LIMIT
-from vstar_engine.kernels.temporal_attention_plugin import RUNS, Tactic, compile_tactic, tactics
+from vstar_engine.kernels.aot.__main__ import inspect_cubin
+from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES, SHARED_LIMIT
+from vstar_engine.kernels.tensorrt.tactics import RUNS, Tactic, compile_tactic, tactics
 
 ROOT = Path(__file__).parent.parent
 # head widths of the published UNet and of the mini one

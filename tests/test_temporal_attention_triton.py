@@ -11,7 +11,8 @@ import triton_process
 pytest.importorskip("triton", reason="needs Triton")
 import numpy as np
 
-from vstar_engine.kernels.temporal_attention_launch import (
+from vstar_engine.kernels.gpu.temporal_attention import _program
+from vstar_engine.kernels.gpu.temporal_attention_launch import (
     ARCHITECTURES,
     DTYPES,
     GRID_LIMIT,
@@ -22,7 +23,6 @@ from vstar_engine.kernels.temporal_attention_launch import (
     padded,
     plan,
 )
-from vstar_engine.kernels.temporal_attention_triton import _program
 
 
 @pytest.mark.parametrize(("interpret", "selection"), triton_process.PROCESSES)

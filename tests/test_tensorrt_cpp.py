@@ -16,10 +16,10 @@ import tensorrt_wheels
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.artifacts.files import sha256
+from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.errors import EngineError
-from vstar_engine.export import tensorrt_plugins
-from vstar_engine.kernels.sources import kernel_hash
-from vstar_engine.kernels.temporal_attention_plugin import RUNS, tactics
+from vstar_engine.kernels.source_hash import kernel_hash
+from vstar_engine.kernels.tensorrt.tactics import RUNS, tactics
 
 ROOT = Path(__file__).parent.parent
 HEADERS = os.environ.get("VSTAR_TENSORRT_HEADERS", "")

@@ -7,8 +7,8 @@ import tensorrt_wheels
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.export.tensorrt_plugin import TYPES, kernels
-from vstar_engine.kernels.temporal_attention_plugin import INTEGERS, POINTERS, SHARED_WITHOUT_ASKING, strip_hidden, tactics
+from vstar_engine.kernels.tensorrt.aot_plugin import TYPES, kernels
+from vstar_engine.kernels.tensorrt.tactics import INTEGERS, POINTERS, SHARED_WITHOUT_ASKING, strip_hidden, tactics
 
 VERSIONS = [
     pytest.param("10.13"),

@@ -24,7 +24,7 @@ from onnx_blocks import block
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import to_onnx
-from vstar_engine.export.network import unet
+from vstar_engine.export.traced_networks import unet
 from vstar_engine.weights.checkpoint import Weights
 
 

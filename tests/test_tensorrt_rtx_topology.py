@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.config.models import Spec, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.export import to_onnx
-from vstar_engine.export.network import unet
+from vstar_engine.export.traced_networks import unet
 from vstar_engine.weights.key_map import UNET, official_shapes
 
 TOPOLOGY = UNetSpec(model_channels=32, head_dim=8, context_dim=16, norm_groups=8)

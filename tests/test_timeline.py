@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vstar_engine import plan
+from vstar_engine.commands import frame_plan
 from vstar_engine.config.request import Request
 from vstar_engine.config.timeline import parse_position, place
 from vstar_engine.prompting.interpolation import spread
@@ -93,7 +93,7 @@ REQUEST = Request(("snow", "melt", "green"), frames=8, mode="linear", at=(0, 2, 
 
 
 def test_the_plan_is_the_interpolation():
-    rows = plan.shares(REQUEST)
+    rows = frame_plan.shares(REQUEST)
     assert rows[0] == {1: 1.0}
     assert rows[1] == {1: 0.5, 2: 0.5}
     assert rows[2] == {2: 1.0}
@@ -102,7 +102,7 @@ def test_the_plan_is_the_interpolation():
 
 
 def test_the_plan_as_text_and_as_json():
-    assert plan.as_text(REQUEST).splitlines() == [
+    assert frame_plan.as_text(REQUEST).splitlines() == [
         "  1  snow   (not: grass)",
         "  2  melt   (not: )",
         "  3  green   (not: snow)",
@@ -112,7 +112,7 @@ def test_the_plan_as_text_and_as_json():
         "frames 3-6       state 2 to 3, 80% to 20% of 2",
         "frame  7         state 3",
     ]
-    content = json.loads(json.dumps(plan.as_json(REQUEST)))
+    content = json.loads(json.dumps(frame_plan.as_json(REQUEST)))
     assert content["at"] == [0, 2, 7]
     assert content["frames"][3] == {"2": 0.8, "3": 0.2}
 

@@ -22,8 +22,8 @@ from vstar_engine.backends.inputs import shared
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import EngineError, ExportError, OutputError
 from vstar_engine.export import to_inductor
-from vstar_engine.export.settings import Settings
-from vstar_engine.kernels import native
+from vstar_engine.export.build_settings import Settings
+from vstar_engine.kernels.cpu import library
 from vstar_engine.weights import checkpoint, key_map, official_config
 
 
@@ -66,9 +66,9 @@ def test_a_full_disk_under_the_compiler(mini_weights, tmp_path, monkeypatch):
 # PyTorch writes the package itself, of a small network and of a library that is larger than files may be here
 FULL_DISK = """
 import dataclasses, pathlib, resource, sys, torch
-from vstar_engine import cli
-from vstar_engine.export import network, to_inductor
-plain, folder = network.unet, pathlib.Path(sys.argv[1])
+from vstar_engine.commands import main as cli
+from vstar_engine.export import to_inductor, traced_networks
+plain, folder = traced_networks.unet, pathlib.Path(sys.argv[1])
 (folder / "model.so").write_bytes(bytes(4 * 2**20))
 
 def small(*given):
@@ -154,7 +154,7 @@ def test_a_guess_counts_the_weights_of_the_unet_alone():
 
 def test_a_package_is_refused_where_its_ops_have_no_library(tmp_path, monkeypatch):
     engine = Artifact.open(engine_at(tmp_path / "e", facts={"ops": ["vstar.linear.default"]}))
-    monkeypatch.setattr(native, "status", lambda: (False, "no compiler"))
+    monkeypatch.setattr(library, "status", lambda: (False, "no compiler"))
     with pytest.raises(EngineError, match="calls the CPU kernels: no compiler"):
         inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)
 

@@ -16,7 +16,7 @@ from accuracy import assert_as_accurate
 
 from vstar_engine.artifacts.files import write_aside
 from vstar_engine.errors import CheckpointError, ExportError, OutputError
-from vstar_engine.export import network, onnx_function, to_onnx
+from vstar_engine.export import onnx_function, to_onnx, traced_networks
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 from vstar_engine.networks.unet import UNet
 from vstar_engine.prompting.tokenizer import tokenize
@@ -65,7 +65,7 @@ def loaded(spec, weights, dtype):
 def exported(request, tiny, tmp_path_factory):
     (spec, weights), (dtype, opset, size) = tiny, FILES[request.param]
     path = tmp_path_factory.mktemp("onnx") / "unet.onnx"
-    facts = to_onnx.write(dataclasses.replace(network.unet(spec, dtype, size), prefix=""), weights, path, opset)
+    facts = to_onnx.write(dataclasses.replace(traced_networks.unet(spec, dtype, size), prefix=""), weights, path, opset)
     return Exported(path, facts, loaded(spec, weights, dtype), loaded(spec, weights, torch.float64), dtype)
 
 
@@ -98,7 +98,7 @@ def test_golden_networks_of_other_layers_are_as_accurate(golden, name, tmp_path)
     """VideoCrafter2's levels and blocks, narrower (`unet_full_topology_plain` is the same network); groups of two channels."""
     case = golden.case(name)
     spec, weights = official_config.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
-    described = dataclasses.replace(network.unet(spec, torch.float32), prefix="")
+    described = dataclasses.replace(traced_networks.unet(spec, torch.float32), prefix="")
     facts = to_onnx.write(described, weights, tmp_path / "unet.onnx")
     assert facts["temporal_attentions"] == described.attentions
     eager, exact = (loaded(spec, weights, dtype) for dtype in (torch.float32, torch.float64))
@@ -232,7 +232,7 @@ def test_training_leftovers_are_refused():
 def test_weights_of_another_network_are_refused_before_tracing(tiny, tmp_path, monkeypatch):
     spec, weights = tiny
     monkeypatch.setattr(to_onnx, "traced", None)
-    described = dataclasses.replace(network.unet(spec, torch.float32), prefix="")
+    described = dataclasses.replace(traced_networks.unet(spec, torch.float32), prefix="")
     with pytest.raises(CheckpointError, match="1 tensors are missing"):
         to_onnx.write(described, {name: w for name, w in weights.items() if name != "out.0.bias"}, tmp_path / "unet.onnx")
     assert not list(tmp_path.iterdir())
@@ -241,9 +241,9 @@ def test_weights_of_another_network_are_refused_before_tracing(tiny, tmp_path, m
 def test_decoder_and_text_tower_equal_eager(golden, tmp_path):
     case = golden.case("vae_tiny")
     spec = official_config.spec_from_official(golden.config(case, "ddconfig"))
-    vae = network.FrameDecoder(spec)
+    vae = traced_networks.FrameDecoder(spec)
     checkpoint.load(vae, golden.weights(case))
-    described = dataclasses.replace(network.decoder(spec, torch.float32), prefix="")
+    described = dataclasses.replace(traced_networks.decoder(spec, torch.float32), prefix="")
     to_onnx.write(described, golden.weights(case), tmp_path / "decoder.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx", providers=["CPUExecutionProvider"])
     for shape in ((1, 4, 4, 6), (3, 4, 5, 4)):
@@ -256,7 +256,7 @@ def test_decoder_and_text_tower_equal_eager(golden, tmp_path):
 
 @pytest.fixture(scope="module")
 def text_tower(mini):
-    described = network.text(mini.spec.text, torch.float32)
+    described = traced_networks.text(mini.spec.text, torch.float32)
     return described, to_onnx.traced(described, 21)
 
 
@@ -295,7 +295,7 @@ def test_a_file_that_cannot_be_written_whole(text_tower, mini_weights, tmp_path,
 def test_full_size_has_34_nodes():
     from vstar_engine.config.models import MODELS
 
-    described = network.unet(MODELS["videocrafter2"].unet, torch.float16, (40, 64))
+    described = traced_networks.unet(MODELS["videocrafter2"].unet, torch.float16, (40, 64))
     assert described.attentions == 34
     model = to_onnx.traced(described, 21)
     assert sum(node.op_type == onnx_function.NAME for node in model.graph) == 34

@@ -20,15 +20,16 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.artifacts.files import sha256
-from vstar_engine.backends import backend_named, tensorrt, tensorrt_rtx
+from vstar_engine.backends import backend_named, tensorrt, tensorrt_plugins, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import DeviceError, EngineError, ExportError, MissingLibrary, OutputError
-from vstar_engine.export import builder_named, tensorrt_plugins, to_tensorrt
-from vstar_engine.export.settings import TENSORRT_FRAMES, Settings
-from vstar_engine.export.tensorrt_build import check_count, count_in_engine, frame_profiles
-from vstar_engine.kernels.sources import kernel_hash
+from vstar_engine.export import to_tensorrt
+from vstar_engine.export.build_settings import TENSORRT_FRAMES, Settings
+from vstar_engine.export.builders import builder_named
+from vstar_engine.export.tensorrt_plan import check_count, count_in_engine, frame_profiles
+from vstar_engine.kernels.source_hash import kernel_hash
 
 MINI = MODELS["mini"]
 

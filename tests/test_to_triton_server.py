@@ -15,10 +15,11 @@ from engines import engine_at
 
 from vstar_engine import Sampling, Tar
 from vstar_engine.artifacts.built_engine import Artifact
-from vstar_engine.cli import main
+from vstar_engine.backends import tensorrt_plugins
+from vstar_engine.commands.main import main
 from vstar_engine.errors import EngineError, OutputError
-from vstar_engine.export import tensorrt_plugins, to_triton_server
-from vstar_engine.kernels.sources import kernel_hash
+from vstar_engine.export import to_triton_server
+from vstar_engine.kernels.source_hash import kernel_hash
 
 UNET = """name: "vstar_unet"
 backend: "onnxruntime"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from vstar_engine import Sampling
-from vstar_engine.cli import main
+from vstar_engine.commands.main import main
 
 SERVER = "tritonserver"
 START_SECONDS = 120

@@ -10,10 +10,10 @@ import pytest
 from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 
-from vstar_engine.cli import main
-from vstar_engine.golden import Golden
+from vstar_engine.commands.main import main
 from vstar_engine.networks.unet import UNet
-from vstar_engine.verify import verify
+from vstar_engine.verification.golden import Golden
+from vstar_engine.verification.verify import verify
 
 # one case of each kind, and every output of it that is judged
 JUDGED = {

@@ -7,13 +7,14 @@ import torch
 from accuracy import assert_as_accurate, relative_error
 from torch import nn
 
-from vstar_engine.kernels import conv_e4m3_triton, linear_e4m3, linear_e4m3_triton
-from vstar_engine.kernels.conv_e4m3 import conv_e4m3, conv_e4m3_ref
-from vstar_engine.kernels.e4m3 import E4M3, LARGEST, to_e4m3, to_e4m3_ref
-from vstar_engine.kernels.linear_e4m3 import linear_e4m3_ref
-from vstar_engine.kernels.linear_triton import Tile
-from vstar_engine.kernels.norm_e4m3 import norm_e4m3, norm_e4m3_ref
-from vstar_engine.kernels.temporal_attention_triton import Device
+from vstar_engine.kernels import fp8_linear as op
+from vstar_engine.kernels.fp8_conv2d import conv_e4m3, conv_e4m3_ref
+from vstar_engine.kernels.fp8_layernorm import norm_e4m3, norm_e4m3_ref
+from vstar_engine.kernels.fp8_linear import linear_e4m3_ref
+from vstar_engine.kernels.fp8_quantize import E4M3, LARGEST, to_e4m3, to_e4m3_ref
+from vstar_engine.kernels.gpu import fp8_conv2d, fp8_linear
+from vstar_engine.kernels.gpu.device import Device
+from vstar_engine.kernels.gpu.linear import Tile
 from vstar_engine.networks import fp8
 from vstar_engine.networks.layers import FeedForward, RowNorm
 
@@ -80,7 +81,7 @@ MATRIX = [
     for into, made in [(8, 24), (32, 16), (80, 40)]
 ]
 # of the launch table
-TILES = sorted({tile for arch in ARCHITECTURES for tile in conv_e4m3_triton.tiles(arch)})
+TILES = sorted({tile for arch in ARCHITECTURES for tile in fp8_conv2d.tiles(arch)})
 
 
 def convolution(case, dtype):
@@ -103,7 +104,7 @@ def convolution(case, dtype):
 def test_conv_e4m3(case, dtype):
     *given, bias, stride, padding = convolution(case, dtype)
     # 32 channels are what an instruction of FP8 sums
-    got = conv_e4m3_triton.conv_e4m3_triton(*given, bias, stride, padding, Tile(32, 16, 32, 4, 2))
+    got = fp8_conv2d.conv_e4m3_triton(*given, bias, stride, padding, Tile(32, 16, 32, 4, 2))
     eager = conv_e4m3_ref(*given, bias, stride, padding)
     assert_as_accurate(got, eager, conv_e4m3_ref(*given, bias.double(), stride, padding), SLACK.get(dtype, 0.0))
 
@@ -115,7 +116,7 @@ def test_conv_e4m3_tiles_cover_everything_once(tile):
     """More blocks of positions than one group, the last group short, at the launch table's own tiles."""
     *given, bias, stride, padding = convolution(CONVOLUTIONS["3x3"], torch.float16)
     x = torch.cat([given[0]] * 40)
-    got = conv_e4m3_triton.conv_e4m3_triton(x, *given[1:], bias, stride, padding, tile)
+    got = fp8_conv2d.conv_e4m3_triton(x, *given[1:], bias, stride, padding, tile)
     exact = conv_e4m3_ref(x, *given[1:], bias.double(), stride, padding)
     assert_as_accurate(got, conv_e4m3_ref(x, *given[1:], bias, stride, padding), exact)
 
@@ -192,7 +193,7 @@ def wide(given):
 @pytest.mark.parametrize("shape", [(2, 24, 64, 48), (1, 7, 48, 16), (3, 17, 40, 24), (5, 6, 3)], ids=str)
 def test_linear_e4m3(shape, dtype, around):
     given = problem(shape, AROUND[around], dtype)
-    got, eager, exact = linear_e4m3_triton.linear_e4m3_triton(*given, dtype, TILE), linear_e4m3_ref(*given, dtype), wide(given)
+    got, eager, exact = fp8_linear.linear_e4m3_triton(*given, dtype, TILE), linear_e4m3_ref(*given, dtype), wide(given)
     if given[-1] is None:
         assert_as_accurate(got, eager, exact, SLACK.get(dtype, 0.0))
     else:
@@ -205,7 +206,7 @@ def test_linear_e4m3(shape, dtype, around):
 def test_what_e4m3_does_not_hold_is_rounded_on_the_way(dtype):
     _, *behind = problem((50, 96, 32), ("bias", "residual"), dtype)
     x = (6 * torch.randn(50, 96)).to(DEVICE, dtype)
-    got = linear_e4m3_triton.linear_e4m3_triton(x, *behind, dtype, TILE)
+    got = fp8_linear.linear_e4m3_triton(x, *behind, dtype, TILE)
     # as the kernel that rounds alone does, in the interpreter's way too
     apart = linear_e4m3_ref(to_e4m3(x, behind[1]), *behind, dtype)
     exact = wide((to_e4m3(x, behind[1]), *behind))
@@ -213,9 +214,7 @@ def test_what_e4m3_does_not_hold_is_rounded_on_the_way(dtype):
     assert relative_error(got, x.double() @ (behind[0].double() * behind[2]).T + behind[3] + behind[4]) < 2 * ROUNDING
 
 
-SMALL_TILES = sorted(
-    {t for arch in ARCHITECTURES for gate in (0, 1) for t in linear_e4m3_triton.tiles(arch, False, bool(gate))}
-)
+SMALL_TILES = sorted({t for arch in ARCHITECTURES for gate in (0, 1) for t in fp8_linear.tiles(arch, False, bool(gate))})
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ SMALL_TILES = sorted(
 def test_linear_e4m3_tiles_cover_everything_once(tile):
     """More blocks of rows than one group, the last group short, at the launch table's own tiles."""
     given = problem((1300, 80, 72), ("rounding", "bias", "residual"), torch.float16)
-    got = linear_e4m3_triton.linear_e4m3_triton(*given, torch.float16, tile)
+    got = fp8_linear.linear_e4m3_triton(*given, torch.float16, tile)
     assert_as_accurate(got, linear_e4m3_ref(*given, torch.float16), wide(given))
 
 
@@ -240,18 +239,18 @@ def test_the_way_that_a_timer_prefers_computes(best, monkeypatch):
         chosen.append((case, tuple(ways)))
         return ways[best]()
 
-    monkeypatch.setattr(linear_e4m3_triton, "fastest", prefer)
-    monkeypatch.setattr(linear_e4m3_triton, "device", lambda x: Device(90, 1))
-    got = linear_e4m3_triton.linear_e4m3_gpu(*given, torch.float16)
+    monkeypatch.setattr(fp8_linear, "fastest", prefer)
+    monkeypatch.setattr(fp8_linear, "device", lambda x: Device(90, 1))
+    got = fp8_linear.linear_e4m3_gpu(*given, torch.float16)
     assert_as_accurate(got, linear_e4m3_ref(*given, torch.float16), wide(given))
     assert chosen == [(f"linear_e4m3 4x32 by 16, rounding, bias, residual, float16 on {given[0].device}", TRIED)]
 
 
 @pytest.mark.parametrize(("around", "many"), [(("bias",), 1), (("bias", "gate"), 3), (("rounding",), 3)], ids=str)
 def test_where_nothing_is_spared_the_product_is_pytorchs_alone(around, many, monkeypatch):
-    monkeypatch.setattr(linear_e4m3_triton, "fastest", lambda case, ways: tuple(ways))
-    monkeypatch.setattr(linear_e4m3_triton, "device", lambda x: Device(90, 1))
-    found = linear_e4m3_triton.linear_e4m3_gpu(*problem((3, 32, 16), around, torch.float16), torch.float16)
+    monkeypatch.setattr(fp8_linear, "fastest", lambda case, ways: tuple(ways))
+    monkeypatch.setattr(fp8_linear, "device", lambda x: Device(90, 1))
+    found = fp8_linear.linear_e4m3_gpu(*problem((3, 32, 16), around, torch.float16), torch.float16)
     assert found[0] == "PyTorch"
     assert len(found) == many
 
@@ -268,11 +267,11 @@ def test_layers_of_a_network_are_the_same_by_triton_and_by_pytorch(monkeypatch):
     def by_triton(*given):
         calls.append(given[0].dtype)
         x, weight, step, scale, bias, residual, *rest = given
-        return linear_e4m3_triton.linear_e4m3_triton(x.contiguous(), weight, step, scale, bias, residual, *rest, TILE)
+        return fp8_linear.linear_e4m3_triton(x.contiguous(), weight, step, scale, bias, residual, *rest, TILE)
 
     by_pytorch = block(x, norm), pointwise(x.movedim(-1, 1))
-    monkeypatch.setattr(linear_e4m3_triton, "linear_e4m3_gpu", by_triton)
-    monkeypatch.setattr(linear_e4m3, "by_operators", by_triton)
+    monkeypatch.setattr(fp8_linear, "linear_e4m3_gpu", by_triton)
+    monkeypatch.setattr(op, "by_operators", by_triton)
     ours = block(x, norm), pointwise(x.movedim(-1, 1))
     assert calls == [E4M3, E4M3, torch.float16]
     assert ours[1].is_contiguous(memory_format=torch.channels_last)
@@ -284,4 +283,4 @@ def test_layers_of_a_network_are_the_same_by_triton_and_by_pytorch(monkeypatch):
 
 def test_a_gpu_without_e4m3_is_refused():
     with pytest.raises(ValueError, match=r"multiply in FP8 from compute capability 8.9 up, got sm_86"):
-        linear_e4m3_triton.tiles(86, False, False)
+        fp8_linear.tiles(86, False, False)

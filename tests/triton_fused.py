@@ -4,13 +4,13 @@ import pytest
 import torch
 from accuracy import assert_as_accurate
 
-from vstar_engine.kernels import linear_gpu
 from vstar_engine.kernels.geglu import geglu, geglu_ref
+from vstar_engine.kernels.gpu import linear_candidates
+from vstar_engine.kernels.gpu.device import Device
+from vstar_engine.kernels.gpu.linear import Tile, linear_triton
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
 from vstar_engine.kernels.linear import LayerNorm, linear_ref
-from vstar_engine.kernels.linear_triton import Tile, linear_triton
-from vstar_engine.kernels.temporal_attention_triton import Device
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -138,8 +138,8 @@ def test_the_way_that_a_timer_prefers_computes(best, monkeypatch):
         chosen.append((case, tuple(ways)))
         return ways[best]()
 
-    monkeypatch.setattr(linear_gpu, "fastest", prefer)
-    got = linear_gpu.linear_gpu(*tensors, gate, *norm)
+    monkeypatch.setattr(linear_candidates, "fastest", prefer)
+    got = linear_candidates.linear_gpu(*tensors, gate, *norm)
     assert_as_accurate(got, linear_ref(*given), linear_ref(*wide(given)))
     where = f"{tensors[0].device}"
     assert chosen == [
@@ -160,6 +160,6 @@ def test_the_way_that_a_timer_prefers_computes(best, monkeypatch):
 )
 def test_what_the_kernel_is_not_for_is_pytorchs_alone(shape, around, arch, monkeypatch):
     *tensors, gate, norm = problem(shape, around, torch.float16)
-    monkeypatch.setattr(linear_gpu, "device", lambda x: Device(arch, 1))
-    monkeypatch.setattr(linear_gpu, "fastest", lambda case, ways: tuple(ways))
-    assert linear_gpu.linear_gpu(*tensors, gate, *(norm or (None, None, 0.0))) == ("PyTorch",)
+    monkeypatch.setattr(linear_candidates, "device", lambda x: Device(arch, 1))
+    monkeypatch.setattr(linear_candidates, "fastest", lambda case, ways: tuple(ways))
+    assert linear_candidates.linear_gpu(*tensors, gate, *(norm or (None, None, 0.0))) == ("PyTorch",)

@@ -12,6 +12,9 @@ from golden.load_golden import Golden
 from pairwise import pairwise
 from torch import Tensor
 
+from vstar_engine.kernels.gpu.device import Device
+from vstar_engine.kernels.gpu.temporal_attention import temporal_attention_triton
+from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES
 from vstar_engine.kernels.temporal_attention import (
     temporal_attention,
     temporal_attention_dense,
@@ -19,8 +22,6 @@ from vstar_engine.kernels.temporal_attention import (
     temporal_attention_ref,
     toeplitz_bias,
 )
-from vstar_engine.kernels.temporal_attention_launch import ARCHITECTURES
-from vstar_engine.kernels.temporal_attention_triton import Device, temporal_attention_triton
 from vstar_engine.machine.memory import LiveBytes
 from vstar_engine.sampling.tar import toeplitz
 

@@ -5,10 +5,10 @@ import torch
 from accuracy import assert_as_accurate
 from triton_temporal_attention import by_eager, exactly
 
+from vstar_engine.kernels.gpu.temporal_attention import LOG2E
+from vstar_engine.kernels.gpu.temporal_attention_launch import padded
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
-from vstar_engine.kernels.temporal_attention_launch import padded
-from vstar_engine.kernels.temporal_attention_plugin import plugin_kernel, tactics
-from vstar_engine.kernels.temporal_attention_triton import LOG2E
+from vstar_engine.kernels.tensorrt.tactics import plugin_kernel, tactics
 
 
 @pytest.mark.parametrize(("dtype", "frames", "g_rows"), [("fp16", 7, 2), ("fp32", 16, 1), ("fp16", 33, 2)])

@@ -1,5 +1,5 @@
 """Runs the command line as `python -m vstar_engine`."""
 
-from .cli import main
+from vstar_engine.commands.main import main
 
 raise SystemExit(main())

@@ -14,6 +14,7 @@ from torch import Tensor
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.artifacts.source_hash import engine_hash
+from vstar_engine.backends import graph_memory
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request, rows_at_once
@@ -31,15 +32,16 @@ from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, Row
 from vstar_engine.sampling.fp8_calibration import calibrate, check_choice
 from vstar_engine.sampling.step_cache import StepCache
-from vstar_engine.weights import bundled, checkpoint, key_map
+from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import Adapted, Lora
 
-from . import __version__, room
+from . import __version__
 from .backends import EAGER, TENSORRT, Denoiser, backend_named
-from .choice import Choice, check_options
 from .errors import CheckpointError
+from .loading import _under, load_text, open_weights
+from .model_choice import Choice, check_options
 from .video import Video, to_bytes
-from .warm import Clip, warm_up
+from .warmup import Clip, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +154,7 @@ class Engine:
         if fp8:
             made.fp8 = calibrate(denoiser, spec, made.embed)
             convert(denoiser, made.fp8)
-            room.forget_graphs(denoiser)
+            graph_memory.forget_graphs(denoiser)
             if where.type == "cpu":
                 request_warnings.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
         if warm:
@@ -162,7 +164,7 @@ class Engine:
     @property
     def records(self) -> bool:
         """Says whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
-        return room.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
+        return graph_memory.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[Clip]:
         """Gives the clips to warm where none are named: a built engine's own, else usual ones."""
@@ -196,7 +198,7 @@ class Engine:
 
     def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
         """Reads the UNet's weights again, with LoRAs merged in."""
-        room.forget_graphs(unet)
+        graph_memory.forget_graphs(unet)
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
@@ -299,7 +301,7 @@ class Engine:
         if self.artifact is not None:
             self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
-        room.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
+        graph_memory.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
         seconds = {"text": 0.0, "denoise": 0.0}
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
@@ -320,7 +322,7 @@ class Engine:
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
         whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
-            chunk = room.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
+            chunk = graph_memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
                 part = frames[done : done + len(pixels)]
                 part[:] = to_bytes(pixels.transpose(0, 1))
@@ -378,27 +380,6 @@ class Engine:
         if self.fp8 is not None:
             held[FP8] = {"layers": len(self.fp8), "largest_inputs": digest_of(self.fp8)}
         return {**made, "request": asdict(request), **held, **run}
-
-
-def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
-    """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
-    tensors = checkpoint.Weights(weights or bundled.weights(spec))
-    bundled.check_model(tensors.manifest, tensors.path, spec)
-    return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
-
-
-def load_text(
-    spec: Spec, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> tuple[TextTower, list[str]]:
-    """Builds and fills the text tower alone; gives it with the names of the tensors it does not need."""
-    with torch.device("meta"):
-        tower = TextTower(spec.text)
-    unused = checkpoint.load(tower, tensors, key_map.TEXT, device=device, dtype=dtype)
-    return tower.eval().requires_grad_(False), unused
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
-    return [name for name in tensors if name.startswith(prefix)]
 
 
 @contextmanager

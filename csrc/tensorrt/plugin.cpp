@@ -16,7 +16,7 @@ using namespace nvinfer1;
 constexpr char const *kName = "VstarTemporalAttention", *kVersion = "1", *kNamespace = "vstar";
 constexpr int kInputs = 4;
 
-// The table's number of a type: its place in export/tensorrt_cpp_plugin.py.
+// The table's number of a type: its place in kernels/tensorrt/embed_cubins.py.
 int number_of(DataType type) {
     return type == DataType::kHALF ? 0 : type == DataType::kBF16 ? 1 : type == DataType::kFLOAT ? 2 : -1;
 }

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vstar_engine import Engine, Tar, analysis
+from vstar_engine import Engine, Tar
+from vstar_engine.analysis import attention_maps
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling
 
@@ -31,7 +32,7 @@ def measured(engine: Engine, case: dict[str, int], sampling: Sampling, until: in
     """The row of a video: of each attention, in the network's order, what its rows were at every step up to `until`."""
     story, tar = STORIES[case["story"]], Tar(PAPER, until_step=until)
     seed = 1000 * case["story"] + case["seed"]
-    with analysis.recorded(engine.denoiser, POSITIONS) as recording:  # type: ignore[arg-type]
+    with attention_maps.recorded(engine.denoiser, POSITIONS) as recording:  # type: ignore[arg-type]
         batch = engine.begin([Request(tuple(story.texts), case["frames"], seed, sampling=sampling, tar=tar)])
         for _ in range(until + 1):
             batch.step()
@@ -40,7 +41,7 @@ def measured(engine: Engine, case: dict[str, int], sampling: Sampling, until: in
     return {"case": case, "weights": engine.weights, "attentions": [over_steps(layer) for layer in layers]}
 
 
-def over_steps(layer: list[analysis.Attention]) -> dict[str, Any]:
+def over_steps(layer: list[attention_maps.Attention]) -> dict[str, Any]:
     numbers = {name: [round(getattr(one, name), 3) for one in layer] for name in ("row_max", "positive", "spread")}
     return {"level": layer[0].level} | numbers
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vstar_engine import analysis
+from vstar_engine.analysis import similarity
 from vstar_engine.config.timeline import anchor_frames
 
 from . import probe
@@ -55,20 +55,20 @@ def alignment(read: Shares, told: list[Shares], weights: np.ndarray) -> float:
 def similarities(frames: np.ndarray, features: np.ndarray, read: Shares) -> dict[str, np.ndarray]:
     """(T, T) by every measure there is."""
     found = {
-        "pixels": analysis.cosine(analysis.pixels(frames)),
-        "features": analysis.cosine(features),
-        "factors": np.mean([analysis.overlap(shares) for shares in read.values()], axis=0),
+        "pixels": similarity.cosine(similarity.pixels(frames)),
+        "features": similarity.cosine(features),
+        "factors": np.mean([similarity.overlap(shares) for shares in read.values()], axis=0),
     }
     if find_spec("dreamsim"):
-        found["dreamsim"] = analysis.cosine(analysis.dreamsim(frames))
+        found["dreamsim"] = similarity.cosine(similarity.dreamsim(frames))
     return found
 
 
-def over_time(similarity: np.ndarray) -> dict[str, Any]:
-    curve = analysis.by_interval(similarity)
+def over_time(matrix: np.ndarray) -> dict[str, Any]:
+    curve = similarity.by_interval(matrix)
     return {
-        "dynamics": analysis.dynamics(similarity),
-        "neighbours": analysis.neighbours(similarity),
+        "dynamics": similarity.dynamics(matrix),
+        "neighbours": similarity.neighbours(matrix),
         "curve": {str(d): curve[d] for d in INTERVALS if d < len(curve)},
     }
 
@@ -89,7 +89,7 @@ def measure(reader: probe.Probe, story: Story, frames: np.ndarray) -> dict[str, 
         "at_anchors": np.mean(nearest[anchor_frames(len(told), len(frames))] == np.arange(len(told))),
         "alignment": alignment(read, told, weights),
         "stated": alignment(read, [state.shares() | state.kept_shares() for state in story.states], weights),
-        "cuts": len(analysis.scene_cuts(frames)),
+        "cuts": len(similarity.scene_cuts(frames)),
     }
     return rounded(numbers) | {"nearest": "".join(map(str, nearest))}
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vstar_engine import Engine, Sampling, Tar, analysis
+from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.analysis import attention_maps, similarity
 from vstar_engine.config.models import model_named
 from vstar_engine.networks.blocks import TemporalTransformer
 from vstar_engine.networks.text_encoder import TextTower
@@ -68,18 +69,18 @@ def main() -> None:
     videos = {"one prompt, 16 frames": made(story.prompt, 16, None)}
     with without_temporal_attention(engine.denoiser):  # type: ignore[arg-type]
         videos["the same without temporal attention"] = made(story.prompt, 16, None)
-    with analysis.recorded(engine.denoiser, POSITIONS) as recording:  # type: ignore[arg-type]
+    with attention_maps.recorded(engine.denoiser, POSITIONS) as recording:  # type: ignore[arg-type]
         videos["one prompt"] = made(story.prompt, args.frames, None)
     videos["one prompt, TAR"] = made(story.prompt, args.frames, tar)
     videos["states"] = made(story.texts, args.frames, None)
     videos["states, TAR"] = made(story.texts, args.frames, tar)
     for title, frames in videos.items():
-        similarity = analysis.cosine(analysis.pixels(frames))
-        print(f"{title}: neighbours {analysis.neighbours(similarity):.3f}, dynamics {analysis.dynamics(similarity):.3f}")
+        matrix = similarity.cosine(similarity.pixels(frames))
+        print(f"{title}: neighbours {similarity.neighbours(matrix):.3f}, dynamics {similarity.dynamics(matrix):.3f}")
     for level in range(engine.spec.unet.levels):
         seen = [one for one in recording.attentions if one.level == level]
         positive, spread = (np.mean([getattr(one, name) for one in seen]) for name in ("positive", "spread"))
-        attended = np.mean([analysis.entropy(one.probs) for one in seen])
+        attended = np.mean([attention_maps.entropy(one.probs) for one in seen])
         print(f"level {level}: {positive:.0%} of row maxima positive, logit spread {spread:.2f}, {attended:.1f} frames seen")
     rows = [contact_sheet(frames, max(1, len(frames) // 8), 8) for frames in videos.values()]
     Image.fromarray(np.concatenate(rows)).save(args.out / "watch.png")

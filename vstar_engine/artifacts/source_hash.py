@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from vstar_engine.kernels.sources import KERNELS, hash_of, modules
+from vstar_engine.kernels.source_hash import KERNELS, hash_of, modules
 
 PACKAGE = "vstar_engine"
 # hashed in full; of other rooms, what puts the networks together

@@ -15,7 +15,7 @@ from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 from vstar_engine.weights import checkpoint, key_map
 
-from .graphs import Recent, Recording
+from .cuda_graphs import Recent, Recording
 
 
 def load(

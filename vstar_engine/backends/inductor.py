@@ -14,7 +14,10 @@ from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import EngineError, OutputError
 
 # registers the ops that a package calls by name
-from vstar_engine.kernels import groupnorm_silu, linear, native, temporal_attention  # noqa: F401
+from vstar_engine.kernels.cpu import (
+    calls,  # noqa: F401
+    library,
+)
 from vstar_engine.machine.device import current, described
 
 from . import Denoiser
@@ -54,8 +57,8 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
 
     Raises EngineError where PyTorch cannot, or where the ops that it calls have no library; OutputError where it has no room.
     """
-    if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not native.status()[0]:
-        raise EngineError(f"{artifact.folder} calls the CPU kernels: {native.status()[1]}")
+    if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not library.status()[0]:
+        raise EngineError(f"{artifact.folder} calls the CPU kernels: {library.status()[1]}")
     if not hears_texts(artifact):
         raise EngineError(
             f"{artifact.folder} was built before packages took several texts a video; rebuild it: {artifact.command()}"

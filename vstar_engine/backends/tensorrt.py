@@ -10,55 +10,25 @@ import logging
 import mmap
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vstar_engine.artifacts.built_engine import Artifact
-from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
-from vstar_engine.export import tensorrt_plugins
-from vstar_engine.export.tensorrt_build import make_logger
+from vstar_engine.errors import DeviceError, EngineError
 from vstar_engine.machine.device import current, described
 
-from . import Denoiser
-from .graphs import Recent, Recording
+from . import Denoiser, tensorrt_plugins
+from .cuda_graphs import Recent, Recording
 from .inputs import in_full
+from .tensorrt_library import library, make_logger
 
 PLAN = "unet.plan"
-# a back end's modules, in the order they are tried, and how to install one
-LIBRARIES = {
-    "tensorrt": (("tensorrt",), "pip install tensorrt-cu13"),
-    "tensorrt-rtx": (
-        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-        "pip install tensorrt-rtx-cu13",
-    ),
-}
-# TensorRT before this one is not supported, nor TensorRT for RTX, whose parser took no plugins
-OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}
 # bytes; `setTensorAddress` asks for no less
 ALIGNMENT = 256
 
 log = logging.getLogger(__name__)
-
-
-def library(backend: str) -> Any:
-    """Imports the library of a back end; MissingLibrary where it is absent or too old."""
-    names, install = LIBRARIES[backend]
-    for name in names:
-        try:
-            trt = import_module(name)
-        except ModuleNotFoundError as error:
-            missing = error
-            continue
-        except (ImportError, FileNotFoundError) as error:
-            raise MissingLibrary(f"backend {backend} finds {name}, which cannot be loaded: {error}") from error
-        if tuple(map(int, trt.__version__.split(".")[:2])) < OLDEST[backend]:
-            oldest = ".".join(map(str, OLDEST[backend]))
-            raise MissingLibrary(f"backend {backend} needs {name} {oldest} or newer, got {trt.__version__}")
-        return trt
-    raise MissingLibrary(f"backend {backend} needs the {names[0]} package ({missing}); install it with `{install}`")
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:

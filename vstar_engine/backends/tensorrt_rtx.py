@@ -7,11 +7,11 @@ import torch
 
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import EngineError
-from vstar_engine.export import tensorrt_plugins
 from vstar_engine.machine.device import described
 
-from . import Denoiser
-from .tensorrt import library, open_plan
+from . import Denoiser, tensorrt_plugins
+from .tensorrt import open_plan
+from .tensorrt_library import library
 
 
 def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import IO
 
 from vstar_engine.artifacts.files import check_writable, write_aside
 from vstar_engine.config.request import MAX_FRAMES
-from vstar_engine.options import add_config_options
 from vstar_engine.prompting.llm import Endpoint, Llm
 from vstar_engine.prompting.synopsis import PROMPT, Synopsis, read_prompts, read_synopses, synopsize
+
+from .option_sources import add_config_options
 
 
 def add_llm_options(parser: argparse.ArgumentParser) -> None:

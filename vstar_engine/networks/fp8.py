@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.errors import DeviceError
-from vstar_engine.kernels.conv_e4m3 import conv_e4m3
-from vstar_engine.kernels.e4m3 import E4M3, LARGEST, to_e4m3
+from vstar_engine.kernels.fp8_conv2d import conv_e4m3
+from vstar_engine.kernels.fp8_layernorm import norm_e4m3
+from vstar_engine.kernels.fp8_linear import linear_e4m3, product
+from vstar_engine.kernels.fp8_quantize import E4M3, LARGEST, to_e4m3
 from vstar_engine.kernels.linear import LayerNorm, normed
-from vstar_engine.kernels.linear_e4m3 import linear_e4m3, product
-from vstar_engine.kernels.norm_e4m3 import norm_e4m3
 
 from .layers import CrossAttention, FeedForward, FrameConv, Linear
 from .unet import UNet

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vstar_engine.config.models import ATTENTION_NAMES
 from vstar_engine.errors import MissingLibrary
+from vstar_engine.kernels.cpu.library import serves
 from vstar_engine.kernels.dispatch import decomposed
-from vstar_engine.kernels.native import serves
 from vstar_engine.kernels.temporal_attention import MAX_FRAMES, temporal_attention
 
 

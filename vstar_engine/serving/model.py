@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine import room
+from vstar_engine.backends import graph_memory
 from vstar_engine.config.request import MAX_FRAMES, Request
 from vstar_engine.engine import Engine, OnPart
 from vstar_engine.errors import MemoryShortage
@@ -149,7 +149,7 @@ class Model:
 
     def release(self) -> None:
         """Gives back what a batch that did not fit has left, and what was recorded for others."""
-        room.forget_graphs(self.engine.denoiser)
+        graph_memory.forget_graphs(self.engine.denoiser)
         gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()

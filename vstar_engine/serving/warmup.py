@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.config.sampling import GUIDANCE_INTERVAL, Sampling
-from vstar_engine.warm import PROMPT, fastest_step, passage, shortened
+from vstar_engine.warmup import PROMPT, fastest_step, passage, shortened
 
 from . import results
 from .job import Job
@@ -61,7 +61,7 @@ def warm(
 def _record(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) -> None:
     """Takes the steps of every batch that jobs make: up to the limit, and of each number of guided videos in it."""
     # imported here: the worker loads this module before it loads PyTorch
-    from vstar_engine.backends.graphs import growing
+    from vstar_engine.backends.cuda_graphs import growing
 
     guided = shortened(usual if usual.guidance != 1.0 else replace(usual, guidance=Sampling.guidance))
     plain = None if GUIDANCE_INTERVAL in usual.fast else replace(guided, guidance=1.0)

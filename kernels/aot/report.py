@@ -1,0 +1,182 @@
+"""The page of what `vstar_engine.kernels.aot.__main__` found in the kernels that it compiled, from its manifest.
+
+python -m vstar_engine.kernels.aot.report DIR > docs/compiled_kernels.md
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vstar_engine.kernels.gpu.temporal_attention_launch import DTYPES, Config, padded
+
+Record = dict[str, Any]
+
+
+class Multiprocessor(NamedTuple):
+    """What an architecture's multiprocessor holds at once: KiB of shared memory, warps, programs."""
+
+    shared: int
+    warps: int
+    programs: int
+
+
+# from the table of compute capabilities in NVIDIA's CUDA programming guide
+MULTIPROCESSORS = {
+    80: Multiprocessor(164, 64, 32),
+    86: Multiprocessor(100, 48, 16),
+    89: Multiprocessor(100, 48, 24),
+    90: Multiprocessor(228, 64, 32),
+    100: Multiprocessor(228, 64, 32),
+    120: Multiprocessor(100, 48, 24),
+}
+REGISTERS, REGISTERS_AT_ONCE = 65536, 256  # of a multiprocessor, and how many a warp gets at a time
+RESERVED = 1024  # bytes of shared memory that each program takes besides its own
+INTRODUCTION = """# The Triton kernels as compiled
+
+What `python -m vstar_engine.kernels.aot.__main__ --head-dim {widths} --dtype {dtype} --out DIR` found in {count} kernels, with
+Triton {triton} and without a GPU, put down by `python -m vstar_engine.kernels.aot.report DIR`. Faults, which are spills, stack,
+scratch, too much shared memory, sweeps of less than 128 bits at a time and missing tensor-core instructions: {faults}.
+**No speed was measured.**
+"""
+ATTENTION = """## Temporal attention
+
+{count} kernels: even ones have no masks, ragged ones have, dense ones take a matrix for a bias. Registers and shared memory
+come from the compiled code. Programs per multiprocessor and the bytes that their tile loads (q, k, v; of a sweep k, v) have
+in flight at once are computed from those and from each architecture's limits, for the even kernel and one stage.
+"""
+FUSED = """## The fused ops
+
+{count} kernels, for the widths of VideoCrafter2. Registers are by architecture, in the order in which these are named. What
+sweeps a tensor loads and stores 128 bits at a time; `groupnorm_silu_settle` and `linear_moments` make statistics, a few to a
+channel or a row.
+"""
+
+
+def programs(record: Record) -> int:
+    """Computes how many programs a multiprocessor holds at once."""
+    here, warps = MULTIPROCESSORS[record["arch"]], record["warps"]
+    registers = -(-32 * record["registers"] // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE * warps
+    shared = here.shared * 1024 // (record["shared"] + RESERVED)
+    return min(REGISTERS // registers, shared, here.warps // warps, here.programs)
+
+
+def table(head: Sequence[str], words: Sequence[int], body: Iterable[Sequence[object]]) -> str:
+    """Lays out a table; `words` are its columns that are none of numbers."""
+    rule = "|".join("---" if i in words else "--:" for i in range(len(head)))
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in body]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{rule}|", *lines]) + "\n"
+
+
+def grouped(records: Iterable[Record], *names: str) -> list[list[Record]]:
+    """Groups records that are alike in some of what they say."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(json.dumps([record[name] for name in names]), []).append(record)
+    return list(found.values())
+
+
+def attention(records: Sequence[Record]) -> str:
+    """A row for each architecture and row of the launch table."""
+    body = []
+    for group in grouped(records, "arch", "head_dim", "config"):
+        row, first = Config(**group[0]["config"]), group[0]
+        row_bytes = padded(first["head_dim"]) * DTYPES[first["dtype"]].bytes
+        tiles = (2 * row.keys if row.sweep else row.rows + 2 * row.keys) * row_bytes
+        held = programs(first)
+        body.append(
+            (
+                f"sm_{first['arch']}",
+                f"{'sweep' if row.sweep else 'tile'} {row.rows}x{row.keys}",
+                row.warps,
+                row.stages,
+                " / ".join(str(record["registers"]) for record in group),
+                _kib(first["shared"]),
+                held,
+                _kib(held * tiles),
+                ", ".join(first["tensor_core"]),
+            )
+        )
+    kinds = "registers, even / ragged / dense"
+    head = ("", "form", "warps", "stages", kinds, "shared, KiB", "programs", "KiB in flight", "tensor cores")
+    return table(head, (0, 1, 4, 8), body)
+
+
+def fused(records: Sequence[Record]) -> str:
+    """A row for each kernel, and one more where architectures differ in more than registers."""
+    accesses = ("loads_128", "loads_32", "loads_other", "stores_128", "stores_32", "stores_other", "tensor_core", "spills")
+    body = []
+    # ops, then architectures of one kernel beside each other
+    ordered = [record for op in grouped(records, "op") for kernel in grouped(op, "case") for record in kernel]
+    for group in grouped(ordered, "op", "case", "warps", "shared", *accesses):
+        first = group[0]
+        body.append(
+            (
+                f"`{first['op']}`",
+                first["case"].replace("_", " "),
+                ", ".join(str(record["arch"]) for record in group),
+                first["warps"],
+                " / ".join(str(record["registers"]) for record in group),
+                _kib(first["shared"]),
+                _accesses(first, "loads"),
+                _accesses(first, "stores"),
+                first["spills"],
+                ", ".join(first["tensor_core"]),
+            )
+        )
+    words = ("kernel", "form", "sm", "warps", "registers", "shared, KiB")
+    head = (*words, "loads of 128 / 32 bits", "stores", "spills", "tensor cores")
+    return table(head, (0, 1, 2, 4, 6, 7, 9), body)
+
+
+def _kib(count: int) -> str:
+    return f"{count / 1024:.3g}"
+
+
+def _accesses(record: Record, kind: str) -> str:
+    """Counts accesses of 128 and of 32 bits, and names the others by their width."""
+    others = sorted({name.rpartition(".")[2].strip("SU") for name in record[f"{kind}_other"]}, key=int)
+    also = f", and of {', '.join(others)}" if others else ""
+    return f"{record[f'{kind}_128']} / {record[f'{kind}_32']}{also}"
+
+
+def page(manifest: Record) -> str:
+    """Gives the whole page. Raises ValueError for a manifest of several dtypes."""
+    records = manifest["entries"]
+    dtypes = sorted({record["dtype"] for record in records})
+    if len(dtypes) != 1:
+        raise ValueError(
+            f"the page is for one dtype, and the manifest has {', '.join(dtypes) or 'none'}: compile with --dtype fp16"
+        )
+    products = [record for record in records if "op" not in record]
+    others = [record for record in records if "op" in record]
+    introduction = INTRODUCTION.format(
+        widths=",".join(map(str, sorted({record["head_dim"] for record in products}))),
+        dtype=dtypes[0],
+        count=len(records),
+        triton=manifest["triton"],
+        faults="; ".join(manifest["faults"]) or "none",
+    )
+    tables = (ATTENTION.format(count=len(products)), attention(products), FUSED.format(count=len(others)), fused(others))
+    return "\n".join([introduction, *tables])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot.report", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where `vstar_engine.kernels.aot.__main__` put its manifest")
+    chosen = parser.parse_args(arguments)
+    path = chosen.folder / "manifest.json"
+    if not path.is_file():
+        parser.error(f"{path} is not there: make it with `python -m vstar_engine.kernels.aot.__main__ --out {chosen.folder}`")
+    try:
+        sys.stdout.write(page(json.loads(path.read_text())))
+    except ValueError as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""The ops on a CPU by the package's C++ library (csrc/cpu), loaded with ctypes.
+
+The library is looked for in the files of the installed distribution, not beside this module: in a checkout's folder the
+checkout's modules shadow the installed ones. Without it the references take over, with one warning; `status` says why.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .arguments import Arguments, GegluArguments, GroupNormArguments, LinearArguments, LinearPairArguments
+from .library import DTYPES, _isa, _library, _raise_for
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Runs checked arguments of `temporal_attention` (bias = g) or `temporal_attention_dense` (bias = G, three axes)."""
+    library = _library()
+    out = torch.empty(q.shape, dtype=q.dtype)
+    bias = bias.contiguous()
+    batch, frames, positions, heads, head_dim = q.shape
+    arguments = Arguments(
+        *(x.data_ptr() for x in (q, k, v, out, bias)),
+        *(batch, frames, k.shape[1], positions, heads, head_dim, bias.shape[0]),
+        *(x.stride()[:4] for x in (q, k, v, out)),
+        *(DTYPES[q.dtype], bias.dim() == 3, _isa(library), torch.get_num_threads()),
+    )
+    _raise_for(library.handle.vstar_temporal_attention(ctypes.byref(arguments)))
+    return out
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Gates contiguous x (..., 2 * inner) -> (..., inner)."""
+    library, inner = _library(), x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], inner), dtype=x.dtype)
+    sizes = (out.numel() // inner, inner, DTYPES[x.dtype], _isa(library), torch.get_num_threads())
+    _raise_for(library.handle.vstar_geglu(ctypes.byref(GegluArguments(x.data_ptr(), out.data_ptr(), *sizes))))
+    return out
+
+
+def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    """Normalises contiguous rows (N, ..., C) over each item's groups of channels."""
+    library, out = _library(), torch.empty_like(rows)
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    items, channels = rows.shape[0], rows.shape[-1]
+    arguments = GroupNormArguments(
+        *(x.data_ptr() for x in (rows, weight, bias, out)),
+        *(items, rows.numel() // items // channels, channels, groups, eps),
+        *(DTYPES[rows.dtype], silu, _isa(library), torch.get_num_threads()),
+    )
+    _raise_for(library.handle.vstar_groupnorm_silu(ctypes.byref(arguments)))
+    return out
+
+
+def _linear_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    out: Tensor,
+) -> LinearArguments:
+    given = (x, weight, bias, residual, gain, shift, out)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
+    features, width = weight.shape
+    return LinearArguments(
+        *pointers, out.numel() // out.shape[-1], width, features, gate, _isa(_library()), torch.get_num_threads(), eps
+    )
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Norms contiguous float32 x (..., in), multiplies by weight (out, in), adds bias and residual, or gates half by half."""
+    features = weight.shape[0]
+    out = torch.empty((*x.shape[:-1], features // 2 if gate else features), dtype=x.dtype)
+    arguments = _linear_arguments(x, weight, bias, residual, gate, gain, shift, eps, out)
+    _raise_for(_library().handle.vstar_linear(ctypes.byref(arguments)))
+    return out
+
+
+def feed_forward(
+    x: Tensor,
+    first: tuple[Tensor, Tensor | None],
+    second: tuple[Tensor, Tensor | None],
+    gain: Tensor,
+    shift: Tensor,
+    eps: float,
+) -> Tensor:
+    """Adds to contiguous float32 x (..., width) what two layers, each (weight, bias), make of it, normed; the first gates."""
+    out = torch.empty_like(x)
+    arguments = LinearPairArguments(
+        _linear_arguments(x, *first, None, True, gain, shift, eps, out),
+        _linear_arguments(x, *second, x, False, None, None, 0.0, out),
+    )
+    _raise_for(_library().handle.vstar_linear_pair(ctypes.byref(arguments)))
+    return out

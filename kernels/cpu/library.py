@@ -1,0 +1,139 @@
+"""The package's C++ library (csrc/cpu), found, checked and loaded with ctypes."""
+
+import ctypes
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .arguments import CALLS
+
+DISTRIBUTION = "vstar-engine"
+
+
+LIBRARY = "libvstar_cpu.so"
+
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+STATUS = {1: "an argument is out of range", 2: "out of memory", 3: "this machine lacks that instruction set"}
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library and the instruction sets it runs on this machine, plainest first."""
+
+    path: Path
+    handle: ctypes.CDLL
+    isas: tuple[str, ...]
+
+
+def _installed() -> list[Path]:
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return []
+    files = distribution.files or []
+    return [Path(str(distribution.locate_file(file))) for file in files if file.name == LIBRARY]
+
+
+def _missing() -> str:
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return f"{DISTRIBUTION} is not installed, so the checkout has no built library: pip install ."
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}").get("url", "")
+    where = f" from {url2pathname(urlparse(origin).path)}" if origin.startswith("file:") else ""
+    return f"{DISTRIBUTION} was installed{where} without {LIBRARY}: no working C++ compiler; install one and reinstall"
+
+
+@cache
+def _load() -> Library | str:
+    """Gives the library, or the sentence that says why there is none."""
+    paths = [path for path in _installed() if path.exists()]
+    if not paths:
+        return _missing()
+    try:
+        handle = ctypes.CDLL(str(paths[0]))
+        handle.vstar_size_of.restype = ctypes.c_int64
+        for number, (name, arguments) in enumerate(CALLS.items()):
+            getattr(handle, name).argtypes = (ctypes.POINTER(arguments),)
+            if handle.vstar_size_of(number) != ctypes.sizeof(arguments):
+                return f"{paths[0]} was built from other sources than these: {name} takes other arguments; reinstall"
+        handle.vstar_isa_name.restype = ctypes.c_char_p
+    except OSError as error:
+        return f"{paths[0]} does not load: {error}"
+    except AttributeError as error:
+        return f"{paths[0]} was built from other sources than these: {error}; reinstall"
+    names = [handle.vstar_isa_name(i) for i in range(3)]
+    return Library(paths[0], handle, tuple(name.decode() for name in names if name))
+
+
+@cache
+def _warn(reason: str) -> None:
+    message = f"temporal attention runs by the slow PyTorch reference, norms and gates by PyTorch: {reason}"
+    log.warning(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def status() -> tuple[bool, str]:
+    """Says whether the native CPU kernel is there, and which one or why not."""
+    library = _load()
+    if isinstance(library, str):
+        return False, library
+    return True, f"{library.path} ({library.isas[_isa(library)]})"
+
+
+def _isa(library: Library) -> int:
+    chosen = os.environ.get("VSTAR_CPU_ISA", library.isas[-1])
+    if chosen not in library.isas:
+        raise ValueError(f"VSTAR_CPU_ISA must be one of {', '.join(library.isas)} on this machine, got {chosen}")
+    return library.isas.index(chosen)
+
+
+def serves(q: Tensor) -> bool:
+    """Says whether the library takes q: its dtype, its device, and the library being there; warns once if only that fails."""
+    if q.device.type != "cpu" or q.dtype not in DTYPES:
+        return False
+    library = _load()
+    if isinstance(library, str):
+        _warn(library)
+        return False
+    return True
+
+
+def unwatched(x: Tensor) -> bool:
+    """Says whether a call on x may go past torch's dispatcher, which takes longer than some of the ops themselves: nobody asks
+    for gradients, traces, or looks on, and x is no other kind of tensor."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd._profiler_enabled()
+    ) and type(x) in (Tensor, Parameter)
+
+
+def _library() -> Library:
+    library = _load()
+    assert isinstance(library, Library)
+    return library
+
+
+def _raise_for(failure: int) -> None:
+    if failure:
+        raise MemoryError(STATUS[failure]) if failure == 2 else RuntimeError(STATUS[failure])

@@ -1,0 +1,126 @@
+"""A linear layer in FP8 with what is before and behind it: the rounding of its input, bias and residual, or GEGLU.
+
+    out = e4m3(x / step) @ weight.T * step * scale + bias + residual    or    out = value * gelu(gate), (value, gate) = the same
+
+PyTorch multiplies in FP8 what another operator rounded, and writes what the next ones read for the gate and the residual. On a
+GPU in half precision a Triton kernel that rounds, and ends in both, runs where it was timed to be faster. Elsewhere PyTorch's
+product runs, and the GEGLU of `geglu.py`. Rows that are normed are rounded with their norm (`norm_e4m3.py`), and what only
+another FP8 layer reads, as between those of a feed-forward, is rounded where it is made.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fp8_quantize import E4M3, to_e4m3, to_e4m3_ref
+from .geglu import geglu, geglu_ref
+
+
+def linear_e4m3_ref(
+    x: Tensor,
+    weight: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    then: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Computes the definition: the product in float32 or, for float64, in that."""
+    wide = torch.promote_types(dtype, torch.float32)
+    rows = x if x.dtype == E4M3 else to_e4m3_ref(x, step)
+    out = F.linear(rows.to(wide), weight.to(wide)) * (step.to(wide) * scale.to(wide))
+    out = (out if bias is None else out + bias.to(wide)).to(dtype)
+    if gate:
+        out = geglu_ref(out)
+    out = out if residual is None else residual + out
+    return out if then is None else to_e4m3_ref(out, then)
+
+
+def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiplies e4m3 rows (n, in) by an e4m3 weight (out, in), times both scales, and adds the bias."""
+    # cuBLAS adds a bias in half precision only; else in place: a copy of the feed-forward's eight widths would be the peak
+    within = None if dtype == torch.float32 else bias
+    out = torch._scaled_mm(rows, weight.t(), scale_a=step, scale_b=scale, bias=within, out_dtype=dtype)
+    return out if bias is None or within is not None else out.add_(bias)
+
+
+def by_operators(
+    x: Tensor,
+    weight: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    then: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Computes by PyTorch's product, the rounding, the gate and the residual in passes of their own."""
+    rows = (x if x.dtype == E4M3 else to_e4m3(x, step)).reshape(-1, x.shape[-1])
+    out = product(rows, weight, step, scale, bias, dtype).unflatten(0, x.shape[:-1])
+    if gate:
+        out = geglu(out)
+    out = out if residual is None else residual + out
+    return out if then is None else to_e4m3(out, then)
+
+
+def _check(
+    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, residual: Tensor | None, gate: bool, then: Tensor | None
+) -> tuple[int, ...]:
+    """Gives the shape of the result."""
+    if weight.dim() != 2 or weight.dtype != E4M3:
+        raise ValueError(f"a weight (out, in) in e4m3 is wanted, got {weight.dtype} {tuple(weight.shape)}")
+    if x.shape[-1:] != weight.shape[1:] or (gate and weight.shape[0] % 2):
+        raise ValueError(
+            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
+            f"{tuple(x.shape)} and {weight.shape[0]}"
+        )
+    for factor in (step, scale, step if then is None else then):
+        if factor.shape != () or factor.dtype != torch.float32:
+            raise ValueError(f"steps and scale are float32 numbers on x's device, got {factor.dtype} {tuple(factor.shape)}")
+    made = (*x.shape[:-1], weight.shape[0] // 2 if gate else weight.shape[0])
+    if residual is not None and residual.shape != made:
+        raise ValueError(f"a residual {made} is wanted, got {tuple(residual.shape)}")
+    return made
+
+
+@torch.library.custom_op("vstar::linear_e4m3", mutates_args=())
+def linear_e4m3(
+    x: Tensor,
+    weight: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    then: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Multiplies x (..., in), of `dtype` or rounded, by weight (out, in); adds bias (out,) and a residual; or gates by halves.
+
+    The result is of `dtype` or, with the step of an FP8 layer that is next, rounded for it.
+    """
+    _check(x, weight, step, scale, residual, gate, then)
+    if x.is_cuda and dtype in (torch.float16, torch.bfloat16):
+        # imported here: a machine without Triton computes on its CPU
+        from vstar_engine.kernels.gpu.fp8_linear import linear_e4m3_gpu
+
+        return linear_e4m3_gpu(x, weight, step, scale, bias, residual, gate, then, dtype)
+    return by_operators(x, weight, step, scale, bias, residual, gate, then, dtype)
+
+
+@linear_e4m3.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: bool,
+    then: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(_check(x, weight, step, scale, residual, gate, then), dtype=dtype if then is None else E4M3)

@@ -1,0 +1,41 @@
+"""Rounding to FP8 (e4m3): x / step, cut to e4m3's range, rounded to the nearest, in one go.
+
+PyTorch divides, cuts and rounds by three operators, each reading and writing all of x: 11 bytes a half-precision value, here 3.
+A program of the Triton kernel takes a block of neighbouring values. GPUs before compute capability 8.9 have no such numbers.
+"""
+
+import torch
+from torch import Tensor
+
+from .dispatch import triton_serves
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = torch.finfo(E4M3).max
+
+
+def to_e4m3_ref(x: Tensor, step: Tensor) -> Tensor:
+    """Computes the definition; `step`, a power of two, divides without loss in any dtype."""
+    return (x / step.to(x.dtype)).clamp(-LARGEST, LARGEST).to(E4M3)
+
+
+@torch.library.custom_op("vstar::to_e4m3", mutates_args=())
+def _to_e4m3(x: Tensor, step: Tensor) -> Tensor:
+    if step.shape != () or step.dtype != torch.float32:
+        raise ValueError(f"the step is a float32 number on x's device, got {step.dtype} {tuple(step.shape)}")
+    x = x.contiguous()
+    if triton_serves(x):
+        # imported here: a machine without Triton computes on its CPU
+        from vstar_engine.kernels.gpu.fp8_quantize import to_e4m3_triton
+
+        return to_e4m3_triton(x, step)
+    return to_e4m3_ref(x, step)
+
+
+@_to_e4m3.register_fake
+def _(x: Tensor, step: Tensor) -> Tensor:
+    return x.new_empty(x.shape, dtype=E4M3)
+
+
+def to_e4m3(x: Tensor, step: Tensor) -> Tensor:
+    """Rounds x / step to e4m3, contiguous, shaped like x; while a compiler traces, by standard operators."""
+    return to_e4m3_ref(x, step) if torch.compiler.is_compiling() else torch.ops.vstar.to_e4m3(x, step)

@@ -1,0 +1,110 @@
+"""Triton kernel of `vstar::conv_e4m3`: a matrix product whose rows are the windows of an image, read where they lie.
+
+A program makes a tile of positions x channels. Its sum runs over the kernel's taps and, within a tap, over the channels that
+come in; what a tap reads beyond the border is masked to zeros. Programs that share positions or weights run near one another.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vstar_engine.kernels.fp8_conv2d import sides
+
+from .autotune import fastest
+from .device import device
+from .linear import GROUP, Tile, place_of
+from .temporal_attention_launch import nearest
+
+# no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
+_ADA = (Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4))
+_HOPPER = (Tile(128, 128, 128, 8, 4), Tile(128, 128, 64, 8, 6), Tile(128, 64, 128, 4, 4))
+_BLACKWELL = (Tile(128, 256, 128, 8, 3), *_HOPPER)
+TILES: dict[int, tuple[Tile, ...]] = {89: _ADA, 90: _HOPPER, 100: _BLACKWELL, 120: _ADA}
+# Hopper's tensor cores sum e4m3 products in fewer bits than float32 has: after so many a sum goes over into float32
+WITHIN = 128
+
+
+@triton.jit(do_not_specialize=("rows", "height", "width", "tall", "wide", "taps", "aside", "stride", "above", "before"))
+def conv_e4m3_kernel(
+    x, weight, step, scale, bias, out, rows, height, width, into, tall, wide, made, taps, aside, stride, above, before,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
+    WITHIN: tl.constexpr,
+):  # fmt: skip
+    """x (N, height, width, into), weight (made, taps / aside, aside, into), out (rows, made) with rows = N * tall * wide.
+
+    `above` and `before` are the zeros that pad an image's top and left; EVEN: `into` is a multiple of K.
+    """
+    block, part = place_of(rows, made, M, N, GROUP)
+    r, n, k = block * M + tl.arange(0, M), part * N + tl.arange(0, N), tl.arange(0, K)
+    # beyond the end the last row and column are computed again, and not stored
+    row, column = tl.minimum(r, rows - 1), tl.minimum(n, made - 1)
+    image, place = row // (tall * wide), row % (tall * wide)
+    top, left = place // wide * stride - above, place % wide * stride - before
+    windows = x + ((image.to(tl.int64) * height + top) * width + left)[:, None] * into + k[None, :]
+    weights = weight + column.to(tl.int64)[None, :] * taps * into + k[:, None]
+    total = tl.zeros((M, N), tl.float32)
+    # the tap's place in the kernel, and the first of the channels that are summed: counted on, as to divide would cost more
+    y, z, start = 0, 0, 0
+    for _ in tl.range(0, taps * tl.cdiv(into, K), num_stages=STAGES):
+        inside = (start + k < into) | EVEN
+        there = (top + y >= 0) & (top + y < height) & (left + z >= 0) & (left + z < width)
+        a = tl.load(windows + (y * width + z) * into + start, mask=there[:, None] & inside[None, :], other=0.0)
+        b = tl.load(weights + (y * aside + z) * into + start, mask=inside[:, None], other=0.0)
+        total = tl.dot(a, b, total, max_num_imprecise_acc=WITHIN)
+        start += K
+        done = start >= into
+        start, z = tl.where(done, 0, start), tl.where(done, z + 1, z)
+        y, z = tl.where(z == aside, y + 1, y), tl.where(z == aside, 0, z)
+    total *= tl.load(step) * tl.load(scale)
+    total += tl.load(bias + column).to(tl.float32)[None, :]
+    stored = (r < rows)[:, None] & (n < made)[None, :]
+    tl.store(out + r.to(tl.int64)[:, None] * made + n[None, :], total.to(out.dtype.element_ty), mask=stored)
+
+
+def tiles(arch: int) -> tuple[Tile, ...]:
+    """Gives the rows of the launch table for an architecture that has e4m3."""
+    if arch < min(TILES):
+        raise ValueError(f"GPUs multiply in FP8 from compute capability 8.9 up, got sm_{arch}")
+    return TILES[nearest(arch)]
+
+
+def constants(tile: Tile, into: int) -> dict[str, Any]:
+    """Gives the values that `conv_e4m3_kernel` is compiled for."""
+    shape = {"M": tile.rows, "N": tile.columns, "K": tile.depth, "GROUP": GROUP, "STAGES": tile.stages}
+    return {**shape, "EVEN": into % tile.depth == 0, "WITHIN": min(WITHIN, tile.depth)}
+
+
+def conv_e4m3_triton(
+    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int], tile: Tile
+) -> Tensor:
+    """Launches on contiguous x and weight and float32 numbers beside them."""
+    images, height, width, into = x.shape
+    made, *kernel = weight.shape[:3]
+    tall, wide = sides(x, weight, stride, padding)
+    rows, out = images * tall * wide, bias.new_empty((images, tall, wide, made))
+    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(made, tile.columns)
+    with torch.cuda.device_of(x):
+        conv_e4m3_kernel[(programs,)](
+            x, weight, step, scale, bias, out, rows, height, width, into, tall, wide, made,
+            kernel[0] * kernel[1], kernel[1], stride, *padding, **constants(tile, into), num_warps=tile.warps,
+        )  # fmt: skip
+    return out
+
+
+def conv_e4m3_gpu(
+    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]
+) -> Tensor:
+    """Computes at the tile that is the fastest here; the interpreter, which cannot be timed so, at the first."""
+    found = tiles(device(x).arch)
+    given = (x, weight, step, scale, bias, stride, padding)
+    ways = {
+        f"{tile.rows}x{tile.columns}x{tile.depth}": partial(conv_e4m3_triton, *given, tile)
+        for tile in (found if x.is_cuda else found[:1])
+    }
+    shapes = " by ".join("x".join(map(str, tensor.shape)) for tensor in (x, weight))
+    return fastest(f"conv_e4m3 {shapes}, stride {stride}, {str(bias.dtype)[6:]} on {x.device}", ways)

@@ -1,0 +1,289 @@
+"""The `generate` command: options to a request, the request to files, and back from a file to its command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vstar_engine.artifacts.built_engine import Artifact, size_words
+from vstar_engine.artifacts.files import check_writable
+from vstar_engine.config.models import Spec, model_named, parse_size
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import FEW_STEP, TAR_PRESETS, Sampling, Tar, parse_sigma, tar_named, until_step
+from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.engine import Engine
+from vstar_engine.machine import memory
+from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.model_choice import Choice, check_options
+from vstar_engine.prompting.embeddings import Embeddings
+from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synopses
+from vstar_engine.sampling.fp8_calibration import check_choice
+from vstar_engine.video import Video, check_ending, encoding
+
+from . import frame_plan
+from .model_options import add_fast_option, add_model_options, fast_from
+from .option_sources import add_config_options
+from .prompt_options import add_llm_options, printable, synopses
+
+DEFAULT_TAR = "64D1_32D8"
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Makes an option type that checks text but keeps it, so that settings print as they were given."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return check
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `generate`; defaults come from the dataclasses they fill."""
+    parser.add_argument("prompt", nargs="?", help="what the whole video shows; it becomes a synopsis of states")
+    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
+    parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
+    parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
+    parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
+    parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
+    few, least = Sampling.few(), f"with --fast {FEW_STEP}"
+    said = f"denoising steps (default {Sampling.steps}, {least} {few.steps})"
+    parser.add_argument("--steps", type=int, help=said)
+    said = f"guidance scale (default {Sampling.guidance}, {least} {few.guidance})"
+    parser.add_argument("--guidance", type=float, help=said)
+    parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
+    parser.add_argument(
+        "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
+    )
+    parser.add_argument("--fps", type=float, default=Request.fps, help="frame rate of the file (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=Request.seed, help="seed of all noise (default %(default)s)")
+    parser.add_argument("--tar", default=DEFAULT_TAR, help=f"preset: {', '.join(TAR_PRESETS)} (default %(default)s)")
+    parser.add_argument(
+        "--sigma",
+        action="extend",
+        nargs="+",
+        type=_checked(parse_sigma),
+        metavar="LEVEL=VALUE",
+        help="sets a level's sigma; repeatable",
+    )
+    parser.add_argument("--strength", type=float, default=Tar.strength, help="TAR strength (default %(default)s)")
+    parser.add_argument(
+        "--until",
+        type=_checked(until_step),
+        metavar="STEP",
+        help="last regularised step, counted from 0, or a share of the steps such as 56%% "
+        f"(default {Tar.until_step}, {least} {few.until}%)",
+    )
+    parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
+    add_timeline_options(parser)
+    parser.add_argument(
+        "--batch-guidance",
+        action=argparse.BooleanOptionalAction,
+        default=Sampling.batch_guidance,
+        help="both guidance branches in one batch (faster) or in two passes (less memory)",
+    )
+    add_fast_option(parser)
+    add_model_options(parser)
+    parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
+    parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
+    parser.add_argument("--sheet", action="store_true", help="write a contact sheet of every 8th frame (png) beside it")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_llm_options(parser)
+    add_config_options(parser)
+    parser.set_defaults(settle=settle)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on other settings."""
+    own = Sampling.usual(fast_from(args)[0])
+    args.steps = own.steps if args.steps is None else args.steps
+    args.guidance = own.guidance if args.guidance is None else args.guidance
+    args.until = own.until if args.until is None else args.until
+
+
+def add_timeline_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say when each state is heard."""
+    parser.add_argument(
+        "--mode", default=Request.mode, help=f"how states spread: {', '.join(SPREAD_MODES)} (default %(default)s)"
+    )
+    parser.add_argument(
+        "--at",
+        action="extend",
+        nargs="+",
+        type=_checked(parse_position),
+        metavar="PLACE",
+        help="where each state sits: a frame such as 12, or a share of the clip such as 0.5 or 50%%",
+    )
+    parser.add_argument(
+        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="each state's relative length"
+    )
+    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
+    parser.add_argument("--plan", action="store_true", help="print which frame hears what, and stop")
+
+
+def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
+    """Gives the states of each video asked for; a prompt, repeated, stands in until `told` makes its synopsis."""
+    given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
+    if bundle is not None:
+        if given or args.negative or args.negatives:
+            raise ValueError("--embeddings brings states and negative prompts with it; leave out PROMPT, --states and the like")
+        return [bundle.synopsis]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of PROMPT, --states and --synopsis, got {', '.join(given) or 'none'}")
+    if args.synopsis is not None:
+        return read_synopses(args.synopsis)
+    if args.states is not None:
+        return [Synopsis(args.states[0], tuple(args.states))]
+    return [Synopsis(args.prompt, (args.prompt,) * (_count(args) or 1))]
+
+
+def _count(args: argparse.Namespace) -> int | None:
+    """Gives how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
+    if args.no_synopsis:
+        return 1
+    if args.state_count is not None:
+        return args.state_count
+    return len(args.at or args.durations or args.negatives or ()) or None
+
+
+def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
+    """Replaces a prompt by its synopsis."""
+    return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
+
+
+def tar_from(args: argparse.Namespace) -> Tar | None:
+    """Gives the preset with single settings on top of it."""
+    preset = tar_named(args.tar)
+    sigma = {**(preset.sigma if preset else {}), **dict(parse_sigma(text) for text in args.sigma or [])}
+    return Tar(sigma, args.strength, until_step(args.until, args.steps)) if sigma else None
+
+
+def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
+    """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
+    fast, _ = fast_from(args)
+    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
+    size, tar = parse_size(args.size) if args.size else None, tar_from(args)
+    at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
+    if not at and not durations:
+        at, durations = synopsis.at, synopsis.durations
+    negative, negatives = ("", tuple(args.negatives)) if args.negatives else synopsis.unwanted(negative)
+    return Request(
+        synopsis.states,
+        args.frames,
+        args.seed,
+        size,
+        sampling,
+        tar,
+        negative,
+        args.mode,
+        args.fps,
+        at,
+        durations,
+        negatives,
+    ).fitted(spec)
+
+
+def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
+    """Names the files of each video and checks that each can be written."""
+    out = Path(args.out)
+    check_ending(out)
+    named = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
+    beside = [ending for ending, asked in ((".gif", args.gif), (".png", args.sheet)) if asked and out.suffix.lower() != ending]
+    files = [[path, *map(path.with_suffix, beside)] for path in named]
+    for path in (path for group in files for path in group):
+        check_writable(path, args.force)
+    return files
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
+    artifact = None if args.engine is None else Artifact.open(args.engine)
+    choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
+    if artifact is not None:
+        check_options(artifact, args.spatial_attention, args.graphs)
+        if args.size is None and artifact.identity["size"]:
+            args.size = size_words(artifact.identity["size"])
+    spec = model_named(choice.model)
+    bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
+    negative = args.negative if bundle is None else bundle.negative_prompt
+
+    def requests_for(synopses: list[Synopsis]) -> list[Request]:
+        return [request_from(args, spec, synopsis, negative) for synopsis in synopses]
+
+    given = given_synopses(args, bundle)
+    requests = requests_for(given)
+    if args.plan:
+        for request in requests_for(told(args, given)):
+            print(json.dumps(frame_plan.as_json(request)) if args.json else printable(frame_plan.as_text(request)))
+        return 0
+    files = outputs(args, len(requests))
+    dtype = dtype_named(choice.dtype)
+    device = device_named(choice.device, dtype)
+    _, fp8 = fast_from(args)
+    if fp8:
+        check_choice(device, dtype, artifact, bundle is None)
+    for request in requests:
+        if artifact is not None:
+            artifact.check_requests(request)
+        memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
+    found = told(args, given)
+    requests = requests_for(found)
+    text = "weights" if bundle is None else None
+    settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
+    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
+    if engine.records:  # requests of one command differ in nothing that is recorded
+        first = requests[0]
+        assert first.size is not None
+        engine.warm([(first.frames, *first.size)], first.sampling)
+    for synopsis, request, paths in zip(found, requests, files, strict=True):
+        if args.prompt is not None and not args.json:
+            print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)
+        about = {} if synopsis.source in (GIVEN, PROMPT) else {"prompt": synopsis.prompt, "synopsis_source": synopsis.source}
+        video = _made(engine, request, bundle, paths, about)
+        _report(video, paths, args.json)
+    return 0
+
+
+def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: list[Path], about: dict[str, str]) -> Video:
+    """Makes a video and its files; an mp4 is written while the video is decoded. `about` joins the provenance."""
+
+    def told(video: Video) -> Video:
+        return replace(video, provenance={**video.provenance, **about})
+
+    first, beside = paths[0], paths[1:]
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=request.sampling.steps, desc="denoise", unit="step", file=sys.stderr, disable=None)
+        )
+        along = stack.enter_context(encoding(first)) if first.suffix.lower() == ".mp4" else None
+
+        def step(done: int, total: int) -> None:
+            bar.update()
+
+        def heard(part: Video) -> None:
+            if along:
+                along(told(part))
+
+        video = told(engine.run(request, step, bundle, heard))
+    for path in beside if along else paths:
+        video.save(path)
+    return video
+
+
+def _report(video: Video, paths: list[Path], as_json: bool) -> None:
+    frames, height, width, _ = video.frames.shape
+    if as_json:
+        seconds = {stage: round(value, 3) for stage, value in video.seconds.items()}
+        print(json.dumps({"files": [str(path) for path in paths], "seconds": seconds, **video.provenance}))
+        return
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in video.seconds.items())
+    print(f"wrote {', '.join(map(str, paths))}: {frames} frames of {height}x{width}\n{stages}")

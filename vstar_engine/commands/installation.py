@@ -1,0 +1,75 @@
+"""What this machine has: devices, versions, and optional libraries present or missing and why."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import import_module, metadata
+
+import torch
+
+from vstar_engine import __version__
+from vstar_engine.backends import TENSORRT, tensorrt_library
+from vstar_engine.errors import MissingLibrary
+from vstar_engine.kernels.cpu import library
+from vstar_engine.machine import memory
+
+OPTIONAL = {
+    "triton": "the fused kernels on NVIDIA GPUs",
+    "onnxruntime": "--backend onnxruntime",
+    "onnxscript": "building for it",
+    "xformers": "--spatial-attention xformers",
+    "tokenizers": "prompts",
+    "ftfy": "prompts",
+    "httpx": "synopses by a language model",
+    "av": "mp4 files",
+    "PIL": "gif files",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the report; `ok` is None where nothing can be wrong."""
+
+    name: str
+    value: str
+    ok: bool | None = None
+
+
+def examine() -> list[Fact]:
+    """Lists facts about this installation and machine."""
+    free = memory.available_bytes(torch.device("cpu")) / 2**30
+    facts = [
+        Fact("vstar-engine", __version__),
+        Fact("python", f"{platform.python_version()} on {platform.platform()}"),
+        Fact("torch", torch.__version__),
+        Fact("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use, {free:.1f} GiB of memory free"),
+    ]
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        facts.append(Fact("cuda", f"no device: this PyTorch is {built}", False))
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        free = memory.available_bytes(torch.device("cuda", i)) / 2**30
+        size = f"{free:.1f} of {properties.total_memory / 2**30:.1f} GiB free"
+        facts.append(Fact(f"cuda:{i}", f"{properties.name}, sm_{properties.major}{properties.minor}, {size}", True))
+    native_there, native_says = library.status()
+    facts.append(
+        Fact("cpu kernel", native_says if native_there else f"missing, the reference serves: {native_says}", native_there)
+    )
+    return facts + [_library(name, use) for name, use in OPTIONAL.items()] + [_tensorrt(backend) for backend in TENSORRT]
+
+
+def _tensorrt(backend: str) -> Fact:
+    try:
+        return Fact(backend, f"{tensorrt_library.library(backend).__version__}, for --backend {backend}", True)
+    except MissingLibrary as error:
+        return Fact(backend, f"missing: {error}", False)
+
+
+def _library(name: str, use: str) -> Fact:
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        return Fact(name, f"missing ({error}); needed for {use}", False)
+    version = getattr(module, "__version__", None) or metadata.version(name)
+    return Fact(name, f"{version}, for {use}", True)

@@ -1,0 +1,125 @@
+"""The command line: generate, synopsis, embed, build, engines, refit, export, serve, submit, status, fetch, cancel, inspect,
+convert, verify, bench and doctor.
+
+Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
+memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
+damaged, stale or made for something else; 10 a server cannot be reached or refuses; 11 a server's job failed; 130 interrupted,
+143 terminated.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+from vstar_engine import __version__
+from vstar_engine.errors import MemoryShortage, VstarError
+
+from .option_sources import Parser, layered, to_toml
+
+PACKAGE = "vstar_engine"
+BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
+# commands whose settings also come from the environment and a file
+LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does, and where its options and its `run` are; that module loads when the command is chosen."""
+
+    help: str
+    module: str
+    options: str = "add_options"
+    run: str = "run"
+
+
+COMMANDS = {
+    "generate": Command("make a video from a prompt or a sequence of states", "commands.generate"),
+    "synopsis": Command("describe the states that prompts pass through", "commands.prompt_options"),
+    "embed": Command("encode synopses once, for `generate --embeddings`", "commands.embed"),
+    "build": Command("compile the UNet once for this machine, for `generate --engine`", "export.commands.build"),
+    "engines": Command("list the engines that were built, or remove some", "commands.engines"),
+    "refit": Command("swap the weights of a built TensorRT engine", "export.commands.refit"),
+    "export": Command("write a built engine for another server", "export.commands.export"),
+    "submit": Command("have a server make a video", "commands.remote_jobs", "add_submit_options", "run_submit"),
+    "status": Command("say how a server's jobs stand", "commands.remote_jobs", "add_status_options", "run_status"),
+    "fetch": Command("write what a server's job made to a file", "commands.remote_jobs", "add_fetch_options", "run_fetch"),
+    "cancel": Command("stop a server's jobs", "commands.remote_jobs", "add_cancel_options", "run_cancel"),
+    "serve": Command("serve videos over HTTP; jobs outlive the server", "commands.serve"),
+    "inspect": Command("print the settings that made a video, and the command that makes it again", "commands.inspect"),
+    "convert": Command("convert an official checkpoint to safetensors, without running code from it", "commands.convert"),
+    "verify": Command("run golden cases against this installation", "commands.verify"),
+    "bench": Command("measure speed against clean baselines and the machine's limits, report, compare", "bench.command"),
+    "doctor": Command("say what this machine has and what is missing", "commands.doctor"),
+}
+
+
+def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
+    """Builds the parser, and gives those of its subcommands by name; where a word is given, only what it names has options."""
+    assert __doc__ is not None
+    parser = Parser(
+        prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers: dict[str, Parser] = {}
+    for name, command in COMMANDS.items():
+        parsers[name] = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+        parsers[name].add_argument("-v", "--verbose", action="store_true", help="log more, and show where an error arose")
+        if only in (None, name):
+            module = import_module(f"{PACKAGE}.{command.module}")
+            parsers[name].set_defaults(run=getattr(module, command.run))
+            getattr(module, command.options)(parsers[name])
+    return parser, parsers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and gives its exit code; one sentence on stderr says what went wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in words or "--verbose" in words
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    # ours alone: the exporter and its libraries would log hundreds of lines
+    logging.getLogger(PACKAGE).setLevel(logging.INFO if verbose else logging.WARNING)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        parser, parsers = build_parser(words[0] if words else "")
+        if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):
+            args = layered(parsers[words[0]], words[1:])
+            if args.print_config:
+                print(to_toml(args), end="")
+                return 0
+        else:
+            args = parser.parse_args(words, argparse.Namespace(words=words))
+        return args.run(args)
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing half-written is left", INTERRUPTED)
+    except (VstarError, ValueError) as error:
+        if verbose:
+            logging.getLogger(__name__).info("where it arose:", exc_info=error)
+        return _say(str(error), error.exit_code if isinstance(error, VstarError) else BAD_SETTING)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        return _say(f"the device ran out of memory: {str(error).splitlines()[0]}", MemoryShortage.exit_code)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Says whether PyTorch, where it is loaded, means a device's memory."""
+    return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"vstar-engine: {sentence}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""The options that say what is loaded and where it runs; commands share them."""
+
+import argparse
+
+from vstar_engine.backends import BACKENDS
+from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS
+from vstar_engine.config.sampling import FAST, FP8
+from vstar_engine.model_choice import Choice
+
+
+def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
+    """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
+
+    def add(name: str, help: str) -> None:
+        default = getattr(Choice, name)
+        said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
+        parser.add_argument(f"--{name}", default=None if unset else default, help=said)
+
+    add("model", f"one of {', '.join(MODELS)}")
+    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
+    add("device", "cpu, cuda or cuda:N")
+    add("dtype", f"one of {', '.join(DTYPE_NAMES)}")
+    if unset:
+        add("backend", f"one of {', '.join(BACKENDS)}")
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --lora."""
+    said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
+
+
+def add_fast_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --fast."""
+    words = "; ".join(f"{name}: {what}" for name, what in FAST.items())
+    said = f"sooner, but no longer exactly the same video: {words}"
+    parser.add_argument("--fast", action="append", metavar="NAME[,NAME]", help=said)
+
+
+def fast_from(args: argparse.Namespace) -> tuple[tuple[str, ...], bool]:
+    """Reads --fast: what a video is sampled with, each name once, and whether the network is loaded in FP8."""
+    named = tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
+    return tuple(name for name in named if name != FP8), FP8 in named
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all that says what is loaded; a built engine may say it too."""
+    add_text_options(parser, unset=True)
+    add_lora_option(parser)
+    parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
+    parser.add_argument(
+        "--spatial-attention", default="auto", help=f"one of {', '.join(ATTENTION_NAMES)} (default %(default)s)"
+    )
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
+    )

@@ -1,0 +1,258 @@
+"""The commands `submit`, `status`, `fetch` and `cancel`: a video made by a server, `vstar-engine serve`, here or elsewhere."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vstar_engine.artifacts.files import check_writable
+from vstar_engine.config.models import parse_size
+from vstar_engine.config.sampling import TAR_PRESETS, parse_sigma, until_step
+from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.prompting.synopsis import GIVEN, Synopsis, read_synopses
+
+from .option_sources import add_config_options
+from .prompt_options import printable
+
+if TYPE_CHECKING:
+    from vstar_engine.client import Client, Video
+
+LISTED = 20
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Adds where the server is and how to be let in; a key is never an argument, which other users of a machine could read."""
+    parser.add_argument("--server", metavar="URL", help="default: $VSTAR_SERVER, else port 8000 of this machine")
+    parser.add_argument("--key-file", type=Path, help="file whose first line is the API key (default: $VSTAR_API_KEY)")
+    parser.add_argument(
+        "--patience", type=float, default=60.0, metavar="SECONDS", help="wait this long for a busy server (default %(default)g)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what the server says as JSON")
+    add_config_options(parser)
+
+
+def add_submit_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what a video may be asked to be; what is left out is as the server has it."""
+    parser.add_argument("prompt", nargs="?", help="what the whole video shows; the server makes its synopsis")
+    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
+    parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
+    parser.add_argument("--embeddings", metavar="ID", help="states from a bundle that the server holds")
+    parser.add_argument("--model", help="the model, where a server offers several")
+    parser.add_argument("--frames", type=int, help="frames in one pass")
+    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, as for `generate`")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--guidance", type=float, help="guidance scale")
+    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise")
+    parser.add_argument("--fps", type=float, help="frame rate of the file")
+    parser.add_argument("--seed", type=int, help="seed of all noise")
+    parser.add_argument("--tar", help=f"preset: {', '.join(TAR_PRESETS)}")
+    parser.add_argument("--sigma", action="extend", nargs="+", metavar="LEVEL=VALUE", help="sets a level's sigma; repeatable")
+    parser.add_argument("--strength", type=float, help="TAR strength")
+    parser.add_argument("--until", metavar="STEP", help="last regularised step, counted from 0, or a share such as 56%%")
+    parser.add_argument("--negative", help="what the video should not show")
+    parser.add_argument("--mode", help=f"how states spread: {', '.join(SPREAD_MODES)}")
+    parser.add_argument("--at", action="extend", nargs="+", metavar="PLACE", help="where each state sits: 12, 0.5 or 50%%")
+    parser.add_argument(
+        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="states' relative lengths"
+    )
+    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
+    parser.add_argument("--no-synopsis", action="store_true", help="take the prompt as it is, as the only state")
+    parser.add_argument("--priority", type=int, help="higher runs earlier")
+    parser.add_argument("--metadata", action="extend", nargs="+", metavar="NAME=TEXT", help="kept with the job; repeatable")
+    parser.add_argument("--wait", action="store_true", help="wait for the end; interrupting leaves the job running")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="wait, and write the mp4 there; several get numbers")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    add_server_options(parser)
+
+
+def add_status_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", nargs="*", help=f"jobs (default: the newest {LISTED})")
+    add_server_options(parser)
+
+
+def add_fetch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the job")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: the id, with the ending of what is fetched")
+    parser.add_argument("--variant", default="video", help="video, thumbnail or spritesheet (default %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    add_server_options(parser)
+
+
+def add_cancel_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", nargs="+", help="jobs")
+    add_server_options(parser)
+
+
+def client_of(args: argparse.Namespace) -> "Client":
+    """Opens the server that the options name; ValueError for a file without a key."""
+    from vstar_engine.client import Client
+
+    key = None
+    if args.key_file is not None:
+        try:
+            key = args.key_file.read_text().split("\n")[0].strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the key in {args.key_file}: {error}") from error
+        if not key:
+            raise ValueError(f"the first line of {args.key_file} holds no key")
+    return Client(args.server, key, args.patience)
+
+
+def bodies(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Gives the request of each video that the options ask for."""
+    given = [name for name in ("prompt", "states", "synopsis", "embeddings") if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of PROMPT, --states, --synopsis and --embeddings, got {', '.join(given) or 'none'}")
+    common = settings_of(args)
+    if args.synopsis is not None:
+        return [{**common, **timeline(synopsis)} for synopsis in read_synopses(args.synopsis)]
+    if args.states is not None:
+        at = tuple(parse_position(text) for text in args.at or ())
+        apart = tuple(args.durations or ()), tuple(args.negatives or ())
+        return [{**common, **timeline(Synopsis(args.states[0], tuple(args.states), GIVEN, at, *apart))}]
+    if args.at or args.durations or args.negatives:
+        raise ValueError("--at, --durations and --negatives say more of each state: give --states")
+    return [{**common, "embeddings": args.embeddings} if args.prompt is None else {**common, "prompt": args.prompt}]
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Gives the fields that options name, without those left out."""
+    fields = {
+        "model": args.model,
+        "num_frames": args.frames,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance,
+        "eta": args.eta,
+        "fps": args.fps,
+        "seed": args.seed,
+        "negative_prompt": args.negative,
+        "spread": args.mode,
+        "enhance_prompt": False if args.no_synopsis else None,
+        "priority": args.priority,
+        "tar": tar_of(args),
+        "metadata": metadata_of(args.metadata) if args.metadata else None,
+    }
+    if args.size is not None:  # HTTP says the width first
+        height, width = parse_size(args.size)
+        fields["size"] = f"{width}x{height}"
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def tar_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Gives the motion settings that options name, None where there are none."""
+    sigma = {str(level): value for level, value in map(parse_sigma, args.sigma or ())}
+    step = None if args.until is None else until_step(args.until)
+    until = args.until if args.until is not None and args.until.endswith("%") else step
+    named = {"preset": args.tar, "sigma": sigma or None, "strength": args.strength, "until": until}
+    return {name: value for name, value in named.items() if value is not None} or None
+
+
+def metadata_of(words: list[str]) -> dict[str, str]:
+    """Reads NAME=TEXT."""
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise ValueError(f"metadata is NAME=TEXT, got {name!r}")
+    return {name: text for name, _, text in pairs}
+
+
+def timeline(synopsis: Synopsis) -> dict[str, Any]:
+    """Gives the fields that a synopsis fills; ValueError where states are not all placed, or not all told what not to show."""
+    for name in ("at", "negatives"):
+        if len(getattr(synopsis, name)) not in (0, len(synopsis.states)):
+            raise ValueError(
+                f"there are {len(getattr(synopsis, name))} {name} for {len(synopsis.states)} states; give one for each"
+            )
+    if len(synopsis.durations) not in (0, len(synopsis.states) - 1, len(synopsis.states)):
+        raise ValueError(f"there are {len(synopsis.durations)} durations for {len(synopsis.states)} states; give one for each")
+    entry = synopsis.entry()
+    return {"prompt": entry["prompt"], "synopsis": entry["subprompts"]}
+
+
+def run_submit(args: argparse.Namespace) -> int:
+    """Submits; with --wait or --out, waits and fetches."""
+    wanted = bodies(args)
+    paths = named(args.out, len(wanted))
+    for path in paths:
+        if path is not None:
+            check_writable(path, args.force)
+    with client_of(args) as client:
+        videos = [client.submit(**body) for body in wanted]
+        if not args.wait and args.out is None:
+            for video in videos:
+                print(json.dumps(dict(video.content)) if args.json else video.id)
+            return 0
+        try:
+            for video, path in zip(videos, paths, strict=True):
+                finish(client, video, path, args)
+        except KeyboardInterrupt:
+            ids = " ".join(video.id for video in videos)
+            print(f"the server goes on: vstar-engine status {ids}; vstar-engine cancel {ids}", file=sys.stderr)
+            raise
+    return 0
+
+
+def named(out: Path | None, count: int) -> list[Path | None]:
+    """Gives the file of each video."""
+    if out is None:
+        return [None] * count
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"a server sends mp4 files, got {out.name!r}")
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
+
+
+def finish(client: "Client", video: "Video", path: Path | None, args: argparse.Namespace) -> None:
+    """Waits for a job under a bar of its progress, and writes its video."""
+    with tqdm(total=100, desc=video.id[:14], unit="%", file=sys.stderr, disable=None) as bar:
+
+        def progress(now: "Video") -> None:
+            bar.update(now.progress - bar.n)
+
+        done = client.wait(video.id, progress)
+    if path is not None:
+        client.fetch(video.id, path, force=args.force)
+    if args.json:
+        print(json.dumps({**done.content, **({"file": str(path)} if path else {})}))
+    else:
+        print(video.id if path is None else f"wrote {path} ({video.id})")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Prints a line for each job; 1 where one that was named has failed."""
+    with client_of(args) as client:
+        videos = [client.status(id) for id in args.id] or list(client.list(LISTED))
+    for video in videos:
+        print(json.dumps(dict(video.content)) if args.json else printable(line(video)))
+    return int(any(video.error for video in videos if args.id))
+
+
+def line(video: "Video") -> str:
+    """Says in a line how a job stands."""
+    told = {"in_progress": f"{video.progress} %"}.get(video.status, "")
+    if video.error:
+        told = str(video.error.get("code"))
+    return f"{video.id}  {video.status:11} {told:>14}  {str(video.content.get('prompt', ''))[:60]}"
+
+
+def run_fetch(args: argparse.Namespace) -> int:
+    """Writes what a completed job made."""
+    ending = {"video": ".mp4"}.get(args.variant, f".{args.variant}.jpg")
+    path = args.out or Path(args.id + ending)
+    with client_of(args) as client:
+        video = client.status(args.id)
+        if not video.ended or video.error:
+            raise ValueError(f"there is nothing to fetch: {args.id} is {video.status}, {video.progress} %")
+        client.fetch(args.id, path, args.variant, args.force)
+    print(json.dumps({**video.content, "file": str(path)}) if args.json else f"wrote {path}")
+    return 0
+
+
+def run_cancel(args: argparse.Namespace) -> int:
+    """Stops jobs."""
+    with client_of(args) as client:
+        for video in map(client.cancel, args.id):
+            print(json.dumps(dict(video.content)) if args.json else printable(line(video)))
+    return 0

@@ -1,0 +1,90 @@
+"""What is done once for a clip before its first request: kernels are loaded, libraries choose theirs, steps are recorded."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling
+
+from .video import Video
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+# frames, height, width
+Clip = tuple[int, int, int]
+PROMPT = "red and blue flowers on a green meadow, white clouds"
+# how often a step of each kind is taken: the first plain, the second recorded
+RUNS = 2
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A video that went through all stages, and the seconds of each: its fastest step, since the first ones load and record."""
+
+    row: Any
+    video: Video
+    seconds: dict[str, float]
+
+
+def passage(begin: Callable[[], Any], step: Callable[[Any], object], finish: Callable[[Any, Any], Video]) -> Passage:
+    """Makes the video that `begin` prepares."""
+    start = time.perf_counter()
+    batch = begin()
+    begun = time.perf_counter()
+    fastest = fastest_step(batch, step)
+    stepped = time.perf_counter()
+    row = batch.rows[0]
+    video = finish(batch, row)
+    return Passage(row, video, {"begin": begun - start, "step": fastest, "finish": time.perf_counter() - stepped})
+
+
+def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
+    """Takes all steps of a batch, and gives the seconds of the fastest."""
+    taken = []
+    for _ in range(batch.steps):
+        start = time.perf_counter()
+        step(batch)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
+    """Takes each clip through all stages of an engine, and has all of them kept."""
+    # imported here, as what follows: a server's worker loads this module before it loads PyTorch
+    from vstar_engine.backends.cuda_graphs import growing
+
+    def made_up(texts: Sequence[str]) -> "Tensor":
+        import torch
+
+        shape = len(texts), engine.spec.text.context_length, engine.spec.unet.context_dim
+        return torch.zeros(shape, device=engine.device, dtype=engine.dtype)
+
+    encode = made_up if engine.text is None else None
+    with growing():
+        for frames, height, width in clips:
+            request = Request((PROMPT,), frames, size=(height, width), sampling=shortened(sampling))
+            made = passage(partial(engine.begin, [request], encode=encode), lambda batch: batch.step(), engine.finish)
+            stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in made.seconds.items())
+            log.info("warmed %d frames of %dx%d: %s", frames, height, width, stages)
+
+
+def shortened(sampling: Sampling) -> Sampling:
+    """Gives the settings with as few steps as take every kind of step, guided or not and whole or not, `RUNS` times."""
+    wanted = set(kinds(sampling))
+    for steps in range(RUNS, sampling.steps):
+        short = replace(sampling, steps=steps)
+        if all(kinds(short).count(kind) >= RUNS for kind in wanted):
+            return short
+    return sampling
+
+
+def kinds(sampling: Sampling) -> list[tuple[bool, bool]]:
+    """Lists what each step is: guided, and of the whole network."""
+    return [(sampling.guided(index), sampling.whole(index)) for index in range(sampling.steps)]
