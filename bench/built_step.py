@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.artifacts.built_engine import Artifact
-from vstar_engine.backends import EAGER, TENSORRT, Denoiser, backend_named, eager
+from vstar_engine.backends import EAGER, TENSORRT, backend_named, eager
 from vstar_engine.backends.inputs import shared
 from vstar_engine.engine import Engine
 from vstar_engine.errors import EngineError, MissingLibrary
 from vstar_engine.export.build_settings import Settings
 from vstar_engine.export.builders import builder_named, silent
 from vstar_engine.loading import open_weights
+from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.weights import key_map
 
 from .contest import Contest, NotHere, Provider

@@ -22,6 +22,7 @@ from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory
 from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.fp8 import convert
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
@@ -36,7 +37,7 @@ from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import Adapted, Lora
 
 from . import __version__
-from .backends import EAGER, TENSORRT, Denoiser, backend_named
+from .backends import EAGER, TENSORRT, backend_named
 from .errors import CheckpointError
 from .loading import _under, load_text, open_weights
 from .model_choice import Choice, check_options

@@ -5,17 +5,8 @@ was built: `load(artifact, *, device, dtype)`, and TensorRT's `graphs`, with `ma
 an engine built so depends on.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-# (latents (B, 4, T, H, W), timestep (B, 1 or T), context (kB, 1 or T, 77, C), fps (B,), tar (1 or B, levels, T)) -> noise
-# (kB, 4, T, H, W): each video hears k texts, all videos the first, then all the next
-Denoiser = Callable[["Tensor", "Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
 
 EAGER = "eager"
 TENSORRT = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt_rtx"}

@@ -5,8 +5,8 @@ import torch
 from vstar_engine.config.models import Spec
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.machine import memory
+from vstar_engine.networks.denoiser import Denoiser
 
-from . import Denoiser
 from .eager import RecordedUnet
 
 

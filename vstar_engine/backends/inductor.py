@@ -19,8 +19,8 @@ from vstar_engine.kernels.cpu import (
     library,
 )
 from vstar_engine.machine.device import current, described
+from vstar_engine.networks.denoiser import Denoiser
 
-from . import Denoiser
 from .inputs import shared
 
 MIB = 2**20

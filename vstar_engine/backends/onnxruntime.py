@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
+from vstar_engine.networks.denoiser import Denoiser
 
-from . import Denoiser
 from .inputs import full
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -18,8 +18,9 @@ from torch import Tensor
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import DeviceError, EngineError
 from vstar_engine.machine.device import current, described
+from vstar_engine.networks.denoiser import Denoiser
 
-from . import Denoiser, tensorrt_plugins
+from . import tensorrt_plugins
 from .cuda_graphs import Recent, Recording
 from .inputs import in_full
 from .tensorrt_library import library, make_logger

@@ -8,8 +8,9 @@ import torch
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.errors import EngineError
 from vstar_engine.machine.device import described
+from vstar_engine.networks.denoiser import Denoiser
 
-from . import Denoiser, tensorrt_plugins
+from . import tensorrt_plugins
 from .tensorrt import open_plan
 from .tensorrt_library import library
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vstar_engine.backends import Denoiser
-from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
+from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.unet import Clock, UNet
 from vstar_engine.prompting.embeddings import Embeddings
 
@@ -123,7 +122,7 @@ class Batch:
             for (rows, texts), branches in zip(calls, names, strict=True)
         )
         step = Step(self.dtype, *self._given(made, plain))
-        run = self.denoiser.replay if isinstance(self.denoiser, RecordedUnet) else None
+        run = getattr(self.denoiser, "replay", None)  # of a denoiser that records its steps
         latents, clean, *features = run(step) if run else take(self.denoiser, step)
         for row, x, x0 in zip(self.rows, latents.split(1), clean.split(1), strict=True):
             row.latents, row.clean = x, x0
