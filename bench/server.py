@@ -118,6 +118,6 @@ def _is_worker(process: "psutil.Process") -> bool:
     import psutil
 
     try:
-        return "vstar_engine.serving.worker" in process.cmdline()
+        return "vstar_engine.serving.workers.worker" in process.cmdline()
     except psutil.NoSuchProcess:
         return False

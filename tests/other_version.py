@@ -1,6 +1,6 @@
 """`vstar-engine` of another version, whose jobs have another field, and one of ours under another name."""
 
-from vstar_engine.serving import job
+from vstar_engine.serving.jobs import job
 
 job.VERSION = 2
 to_json, from_json = job.Job.to_json, job.Job.from_json

@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from vstar_engine.serving.job import Job, new_id
-from vstar_engine.serving.lanes import Rules
-from vstar_engine.serving.process import ProcessEngine
+from vstar_engine.serving.jobs.job import Job, new_id
+from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.local_process import ProcessEngine
 from vstar_engine.video import Video
 
 HERE = Path(__file__).parent

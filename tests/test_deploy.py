@@ -10,7 +10,7 @@ import serve_packages  # noqa: F401 - skips where they are missing
 import yaml
 
 from vstar_engine.commands.main import build_parser
-from vstar_engine.serving import metrics
+from vstar_engine.serving.telemetry import metrics
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -16,8 +16,8 @@ from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.machine import memory
 from vstar_engine.networks.unet import UNet
-from vstar_engine.serving.model import Model
-from vstar_engine.serving.warmup import warm
+from vstar_engine.serving.workers.engine_renderer import Model
+from vstar_engine.serving.workers.warmup import warm
 from vstar_engine.warmup import shortened
 
 

@@ -3,9 +3,9 @@
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 
-from vstar_engine.serving.admission import SETTLED, Admission
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.job import Job, new_id
+from vstar_engine.serving.jobs.job import Job, new_id
+from vstar_engine.serving.queue.admission import SETTLED, Admission
 from vstar_engine.serving.settings import Settings
 
 
@@ -33,7 +33,7 @@ def test_bounds_are_exact_and_places_come_back():
 
 def test_retry_after_follows_the_pace(monkeypatch):
     admission, now = Admission(Settings(max_queue=100)), 0.0
-    monkeypatch.setattr("vstar_engine.serving.admission.time.monotonic", lambda: now)
+    monkeypatch.setattr("vstar_engine.serving.queue.admission.time.monotonic", lambda: now)
     for number in range(5):
         admission.reserve(str(number), "alice")
     assert admission.retry_after() == 1
@@ -45,7 +45,7 @@ def test_retry_after_follows_the_pace(monkeypatch):
 
 def test_places_of_jobs_that_ended_elsewhere(monkeypatch):
     admission, now = Admission(Settings()), 100.0
-    monkeypatch.setattr("vstar_engine.serving.admission.time.monotonic", lambda: now)
+    monkeypatch.setattr("vstar_engine.serving.queue.admission.time.monotonic", lambda: now)
     admission.restore({"a": "alice", "b": "alice"})
     now += SETTLED + 1
     admission.reserve("c", "alice")
@@ -58,7 +58,7 @@ def test_places_of_jobs_that_ended_elsewhere(monkeypatch):
 def test_a_place_is_held_for_as_long_as_its_job_is_being_written_down(monkeypatch):
     """A language model may think for a minute about its synopsis."""
     admission, now = Admission(Settings(max_queue=1)), 100.0
-    monkeypatch.setattr("vstar_engine.serving.admission.time.monotonic", lambda: now)
+    monkeypatch.setattr("vstar_engine.serving.queue.admission.time.monotonic", lambda: now)
     admission.reserve("a", "alice")
     now += 60
     admission.reconcile({})

@@ -13,8 +13,9 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import Server
 
-from vstar_engine.serving import clock, live, results, retention
-from vstar_engine.serving.job import new_id
+from vstar_engine.serving.jobs import clock, progress, result_files
+from vstar_engine.serving.jobs.job import new_id
+from vstar_engine.serving.queue import retention
 from vstar_engine.serving.settings import Settings
 
 HOUR, DAY = 3600.0, 86400.0
@@ -41,7 +42,7 @@ def test_a_clock_that_is_set_makes_nothing_older(set_clock, jump):
     set_clock(jump)
     assert abs(clock.now() - (before + min(jump, 0))) < TOLD
     assert abs(clock.stamp() - (before + max(jump, 0))) < TOLD
-    assert live.failed("cancelled", "")["at"] == pytest.approx(before + max(jump, 0), abs=TOLD)
+    assert progress.failed("cancelled", "")["at"] == pytest.approx(before + max(jump, 0), abs=TOLD)
 
 
 class Asked:
@@ -69,7 +70,7 @@ def test_a_clock_that_is_set_ahead_deletes_nothing(tmp_path, set_clock):
     begun = time.time()
     set_clock(2 * DAY)
     asyncio.run(retention.sweep(store, settings, list))
-    results.sweep(settings.videos, "own")
+    result_files.sweep(settings.videos, "own")
     assert store.before == [pytest.approx(begun - DAY, abs=TOLD)]
     assert all(path.exists() for path in kept)
 

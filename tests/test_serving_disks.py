@@ -16,8 +16,8 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import START, Server
 
-from vstar_engine.serving import results
-from vstar_engine.serving.keys import LOCAL
+from vstar_engine.serving.http.api_keys import LOCAL
+from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -71,10 +71,10 @@ def id_of(number):
     return "video_" + hashlib.sha256(f"{LOCAL}\0{key(number)}".encode()).hexdigest()[:32]
 
 
-def result_files(server):
+def files_to_come(server):
     """Names what the worker will write for the jobs to come, aside and in place, and their folder."""
-    folder, owner = (server.folder / "data" / "videos").absolute(), results.owner_of(Settings.instance)
-    final = [folder / name for number in range(JOBS) for name in results.names(id_of(number))]
+    folder, owner = (server.folder / "data" / "videos").absolute(), result_files.owner_of(Settings.instance)
+    final = [folder / name for number in range(JOBS) for name in result_files.names(id_of(number))]
     return [folder, *final, *(path.with_name(f".{path.name}.{owner}.partial{path.suffix}") for path in final)]
 
 
@@ -94,7 +94,7 @@ def tracer_of(pid):
 def failing(server, calls, whose, error):
     """Lets some calls on some files fail for a while, in every thread of a running server and its worker."""
     pids = [server.process.pid, worker_of(server)]
-    watched = database_files(server) if whose == DATABASE else result_files(server)
+    watched = database_files(server) if whose == DATABASE else files_to_come(server)
     traced = words(calls, watched, error, EVERY[whose], server.folder / "trace") + [
         word for pid in pids for word in ("-p", str(pid))
     ]

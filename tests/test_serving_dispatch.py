@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from slow_engine import job
 
-from vstar_engine.serving import events
-from vstar_engine.serving.dispatch import Dispatcher
-from vstar_engine.serving.lanes import Rules, WorkerError
+from vstar_engine.serving.jobs import events
+from vstar_engine.serving.workers.dispatch_state import Rules, WorkerError
+from vstar_engine.serving.workers.dispatcher import Dispatcher
 
 LIMIT = 20.0
 MEASURED = {"batch_limits": {"8x32x64": 4}, "paces": {"8x32x64": {"begin": 0.0, "step": 1.0, "finish": 0.0}}}
@@ -128,7 +128,7 @@ def test_a_first_worker_that_cannot_start_ends_the_start(refused, complaint, cod
 
 
 def test_a_worker_that_will_not_start_again_is_tried_until_it_does(monkeypatch):
-    monkeypatch.setattr("vstar_engine.serving.dispatch.RETRY_FIRST", 0.02)
+    monkeypatch.setattr("vstar_engine.serving.workers.dispatcher.RETRY_FIRST", 0.02)
     link = Played("a")
 
     async def act(dispatcher):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vstar_engine.config.sampling import TAR_PRESETS
-from vstar_engine.serving.events import KINDS, Done, Failed, Stage, Started, Step, event_from
-from vstar_engine.serving.job import ID, Job, new_id, tar_from, tar_json
+from vstar_engine.serving.jobs.events import KINDS, Done, Failed, Stage, Started, Step, event_from
+from vstar_engine.serving.jobs.job import ID, Job, new_id, tar_from, tar_json
 
 EVENTS = [
     Started(2),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.forms import parse_json, unflatten
+from vstar_engine.serving.http.request_body import parse_json, unflatten
 
 NAMES = st.text("abc", min_size=1, max_size=3)
 LEAVES = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)

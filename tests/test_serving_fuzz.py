@@ -19,7 +19,7 @@ from vstar_engine.commands.main import build_parser
 from vstar_engine.commands.option_sources import layered
 from vstar_engine.errors import CheckpointError, EngineError
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.forms import read_body
+from vstar_engine.serving.http.request_body import read_body
 from vstar_engine.weights.checkpoint import Weights
 
 COUNTS = pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])

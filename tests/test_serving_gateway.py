@@ -15,14 +15,16 @@ from sqlalchemy.exc import InternalError
 
 from vstar_engine.config.models import model_named
 from vstar_engine.errors import DeviceError, VstarError
-from vstar_engine.serving import app, events, metrics, results, service
-from vstar_engine.serving.job import new_id
-from vstar_engine.serving.keys import Keys
-from vstar_engine.serving.live import failed
-from vstar_engine.serving.resolve import Resolver
-from vstar_engine.serving.schema import CreateVideo
-from vstar_engine.serving.service import Caller
+from vstar_engine.serving.http import app, service
+from vstar_engine.serving.http.api_keys import Keys
+from vstar_engine.serving.http.request_to_job import Resolver
+from vstar_engine.serving.http.schema import CreateVideo
+from vstar_engine.serving.http.service import Caller
+from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.jobs.job import new_id
+from vstar_engine.serving.jobs.progress import failed
 from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.telemetry import metrics
 
 LIMIT = 15.0
 OWNER = "alice"
@@ -55,7 +57,7 @@ class Played:
         self.begun.append(job.id)
         self.ends[job.id] = asyncio.get_running_loop().create_future()
         yield events.Started(1)
-        for name in results.names(job.id):
+        for name in result_files.names(job.id):
             (self.folder / name).write_bytes(b"a video")
         yield await self.ends[job.id]
         del self.ends[job.id]
@@ -173,7 +175,7 @@ def test_a_job_that_fails_leaves_nothing(tmp_path):
 
     async def act(gateway, engine):
         id = await created(gateway, engine)
-        assert left(gateway) == sorted(results.names(id))
+        assert left(gateway) == sorted(result_files.names(id))
         engine.end(id, events.Failed(events.WORKER_CRASHED, "it died"))
         return (await ended(gateway, id))["code"], left(gateway)
 
@@ -190,7 +192,7 @@ def test_what_a_job_left_that_the_database_gave_up_is_swept(tmp_path, monkeypatc
         given_up = await created(gateway, engine)
         await gateway.store.cancel(given_up)
         await service.retention.sweep(gateway.store, gateway.settings, lambda id: None)
-        return left(gateway), sorted(results.names(done))
+        return left(gateway), sorted(result_files.names(done))
 
     found, wanted = scenario(tmp_path, act)
     assert found == wanted
@@ -252,7 +254,7 @@ def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypat
         await asyncio.sleep(1.5)  # both runs are there
         engine.end(id)
         outcome = await ended(gateway, id)
-        return outcome["status"], engine.begun == [id], left(gateway) == sorted(results.names(id))
+        return outcome["status"], engine.begun == [id], left(gateway) == sorted(result_files.names(id))
 
     assert scenario(tmp_path, act) == ("completed", True, True)
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from vstar_engine.serving.keys import Keys, hashed
+from vstar_engine.serving.http.api_keys import Keys, hashed
 from vstar_engine.serving.settings import Settings
 
 KEY, OTHER = "a-key-0123456789abcdef", "another-key-0123456789"

@@ -11,7 +11,7 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from fastapi import FastAPI
 
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.serving import logs, metrics, tracing
+from vstar_engine.serving.telemetry import metrics, request_log, tracing
 
 SECRET = "sk-do-not-log"
 
@@ -22,7 +22,7 @@ def lines():
     stream = io.StringIO()
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    logs.configure(stream=stream)
+    request_log.configure(stream=stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers[:], root.level = before
 
@@ -30,11 +30,11 @@ def lines():
 @pytest.fixture
 def app():
     made = FastAPI()
-    made.add_middleware(logs.Requests)
+    made.add_middleware(request_log.Requests)
 
     @made.get("/v1/videos/{id}")
     async def video(id: str):
-        with logs.about(id):
+        with request_log.about(id):
             logging.getLogger("inside").info("looked up")
         return {"id": id}
 
@@ -93,7 +93,7 @@ def test_a_crash_is_a_line_with_its_trace_and_a_500(app, lines):
 
 
 def test_a_process_that_serves_no_requests_writes_the_same_lines(lines):
-    from vstar_engine.serving.lines import as_json, formatter
+    from vstar_engine.serving.telemetry.json_log import as_json, formatter
 
     assert as_json()
     record = logging.makeLogRecord({"msg": "a %s", "args": ("worker",), "levelno": 20, "levelname": "INFO", "step": 3})

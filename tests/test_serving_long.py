@@ -18,7 +18,7 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import START, Server, Submitter, free_port
 
-from vstar_engine.serving import events
+from vstar_engine.serving.jobs import events
 
 pytestmark = pytest.mark.slow
 

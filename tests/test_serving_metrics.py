@@ -5,9 +5,9 @@ import time
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 
-from vstar_engine.serving import metrics
-from vstar_engine.serving.events import Done, Failed, Started, Step
-from vstar_engine.serving.job import Job, new_id
+from vstar_engine.serving.jobs.events import Done, Failed, Started, Step
+from vstar_engine.serving.jobs.job import Job, new_id
+from vstar_engine.serving.telemetry import metrics
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from vstar_engine import Engine
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.prompting.embeddings import embed
 from vstar_engine.prompting.synopsis import Synopsis
-from vstar_engine.serving import events
-from vstar_engine.serving.lanes import Rules
-from vstar_engine.serving.model import Model, TextCache
-from vstar_engine.serving.process import ProcessEngine
+from vstar_engine.serving.jobs import events
+from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.engine_renderer import Model, TextCache
+from vstar_engine.serving.workers.local_process import ProcessEngine
 
 SIZE = (32, 64)
 

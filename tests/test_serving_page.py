@@ -11,7 +11,7 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from fastapi import FastAPI
 
-from vstar_engine.serving import page
+from vstar_engine.serving.http import page
 
 TEXT = page.INDEX.read_text()
 

@@ -8,7 +8,7 @@ import slow_engine
 from slow_engine import job, of, rules, running, told, until
 
 from vstar_engine.artifacts.files import sha256
-from vstar_engine.serving import events
+from vstar_engine.serving.jobs import events
 
 LONG = {"frames": 16, "steps": 40}
 

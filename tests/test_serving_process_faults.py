@@ -9,10 +9,10 @@ import pytest
 import slow_engine
 from slow_engine import job, of, rules, running, told, until
 
-from vstar_engine.serving import events, results
-from vstar_engine.serving.lanes import WorkerError
-from vstar_engine.serving.process import ProcessEngine
+from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.workers.dispatch_state import WorkerError
+from vstar_engine.serving.workers.local_process import ProcessEngine
 
 # a worker is back after 0.7 s; other work may share the machine
 READY = 30.0
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_may_be_tried_again(tmp_path
 
 
 def test_what_a_dead_worker_left_half_written_is_swept_and_what_another_server_writes_is_not(tmp_path):
-    own, another = (results.owner_of(name) for name in (Settings.instance, "another"))
+    own, another = (result_files.owner_of(name) for name in (Settings.instance, "another"))
     names = {"a": own, "b": another, "c": another}
     halves = {name: tmp_path / f".video_{name}.mp4.{who}.partial.mp4" for name, who in names.items()}
     halves["d"] = tmp_path / f".{halves['a'].name}.77.partial.mp4"  # by who writes aside of what is aside
@@ -145,7 +145,7 @@ def test_what_a_dead_worker_left_half_written_is_swept_and_what_another_server_w
     ("factory", "settings", "complaint"),
     [
         ("slow_engine:absent", {"step": 0.1}, "ended before it was ready"),
-        ("vstar_engine.serving.model:load", {"engine": {"model": "maxi"}}, "unknown model 'maxi'"),
+        ("vstar_engine.serving.workers.engine_renderer:load", {"engine": {"model": "maxi"}}, "unknown model 'maxi'"),
     ],
 )
 def test_an_engine_that_cannot_start_says_so(tmp_path, factory, settings, complaint):

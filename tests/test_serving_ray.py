@@ -21,9 +21,10 @@ from slow_engine import job
 from vstar_engine.commands.main import main
 from vstar_engine.commands.serve import parse_clip
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.serving import events, ray_engine, results
-from vstar_engine.serving.lanes import Rules
-from vstar_engine.serving.ray_engine import RayEngine, RayLink
+from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.workers import ray_cluster
+from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.ray_cluster import RayEngine, RayLink
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray (the `scale` extra)")
 # starting Ray on two busy cores takes a minute
@@ -34,7 +35,7 @@ def arrived(content=b"a video", sha256=None):
     """A message of a replica with the files of a video."""
     sha256 = sha256 or hashlib.sha256(content).hexdigest()
     done = events.Done("video_1.mp4", len(content), sha256, 8, 64, 32)
-    files = dict(zip(results.names("video_1"), (content, b"thumbnail", b"sheet"), strict=True))
+    files = dict(zip(result_files.names("video_1"), (content, b"thumbnail", b"sheet"), strict=True))
     return {"say": "event", "id": "video_1", "event": done.to_json()}, files
 
 
@@ -67,14 +68,14 @@ def test_a_folder_that_is_full_is_said(tmp_path, monkeypatch):
 def test_ray_without_authentication_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ValueError, match="must be token"):
-        ray_engine.library()
+        ray_cluster.library()
 
 
 def test_ray_that_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingLibrary, match=r"vstar-engine\[scale\]"):
-        ray_engine.library()
+        ray_cluster.library()
 
 
 def test_no_replica_is_no_engine(tmp_path):
@@ -105,7 +106,7 @@ def cluster():
     """A head without room for replicas and two nodes with room for one each, behind a token."""
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONPATH")}
     os.environ |= {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, **slow_engine.environment()}
-    ray_engine.library()
+    ray_cluster.library()
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -210,7 +211,7 @@ def test_a_worker_that_is_stopped_on_a_node_is_ended_there(tmp_path, cluster):
 @pytest.mark.slow
 @needs_ray
 def test_who_has_no_token_is_not_let_in(cluster):
-    code = "import sys; from vstar_engine.serving.ray_engine import connect; connect(sys.argv[1])"
+    code = "import sys; from vstar_engine.serving.workers.ray_cluster import connect; connect(sys.argv[1])"
     environment = {**os.environ, "RAY_AUTH_TOKEN": "f" * 64}
     command = [sys.executable, "-c", code, cluster[0].address]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
@@ -246,7 +247,13 @@ def victims():
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             said = " ".join(process.cmdline())
-            kind = "replica" if said.startswith("ray::Replica") else "worker" if "vstar_engine.serving.worker" in said else None
+            kind = (
+                "replica"
+                if said.startswith("ray::Replica")
+                else "worker"
+                if "vstar_engine.serving.workers.worker" in said
+                else None
+            )
             if kind is not None:
                 found[kind].append(process)
     return found

@@ -14,9 +14,9 @@ from vstar_engine.errors import EndpointError
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.job import Job, tar_from
-from vstar_engine.serving.resolve import Resolver, bundle_path, fingerprint, remixed, tar_of
-from vstar_engine.serving.schema import CreateVideo, TarSettings
+from vstar_engine.serving.http.request_to_job import Resolver, bundle_path, fingerprint, remixed, tar_of
+from vstar_engine.serving.http.schema import CreateVideo, TarSettings
+from vstar_engine.serving.jobs.job import Job, tar_from
 
 RESOLVER = Resolver(MODELS["mini"])
 

@@ -8,8 +8,10 @@ import serve_packages  # noqa: F401 - skips where they are missing
 from slow_engine import job
 
 from vstar_engine.config.models import MODELS
-from vstar_engine.serving import events, runner, service
-from vstar_engine.serving.record import Record
+from vstar_engine.serving.http import service
+from vstar_engine.serving.jobs import events
+from vstar_engine.serving.queue import runner
+from vstar_engine.serving.queue.stored_job import Record
 from vstar_engine.serving.settings import Settings
 
 DONE = events.Done("video.mp4", 1, "0" * 64, 8, 64, 32)

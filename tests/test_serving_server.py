@@ -10,8 +10,8 @@ import time
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 
-from vstar_engine.serving import connections
-from vstar_engine.serving.server import Server, bound
+from vstar_engine.serving.http import connections
+from vstar_engine.serving.http.server import Server, bound
 from vstar_engine.serving.settings import Settings
 
 

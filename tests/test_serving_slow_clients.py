@@ -8,7 +8,7 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import Server
 
-from vstar_engine.serving.connections import IDLE
+from vstar_engine.serving.http.connections import IDLE
 
 # what /livez may take, other work sharing the machine, and with --timed
 P99, QUIET_P99 = 2.0, 0.1

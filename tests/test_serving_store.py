@@ -13,12 +13,12 @@ from dbos._sys_db import SystemDatabase
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from vstar_engine.serving import retention, sqlite, store
-from vstar_engine.serving.job import Job, new_id
-from vstar_engine.serving.record import Record
-from vstar_engine.serving.runner import Stopped
+from vstar_engine.serving.jobs.job import Job, new_id
+from vstar_engine.serving.queue import retention, sqlite, store
+from vstar_engine.serving.queue.runner import Stopped
+from vstar_engine.serving.queue.store import DBOS, JobStore, StoreError, _moment, _order, sqlite_path
+from vstar_engine.serving.queue.stored_job import Record
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.store import DBOS, JobStore, StoreError, _moment, _order, sqlite_path
 
 
 def test_a_second_server_is_kept_out(tmp_path):
@@ -104,7 +104,7 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch)
         return sorted(inside, key=lambda record: record.created, reverse=sort_desc)[:limit]
 
     monkeypatch.setattr(DBOS, "list_workflows_async", listed)
-    monkeypatch.setattr("vstar_engine.serving.store.record_of", lambda record: record)
+    monkeypatch.setattr("vstar_engine.serving.queue.store.record_of", lambda record: record)
     store, seen, more = JobStore(Settings(data=tmp_path), "mini"), [], True
     while more:
         page, more = asyncio.run(store.page("me", _order(seen[-1]) if seen else None, 2, newest_first))

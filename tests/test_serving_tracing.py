@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from vstar_engine.serving import tracing
-from vstar_engine.serving.events import Done, Failed, Stage, Started
-from vstar_engine.serving.job import Job, new_id
+from vstar_engine.serving.jobs.events import Done, Failed, Stage, Started
+from vstar_engine.serving.jobs.job import Job, new_id
+from vstar_engine.serving.telemetry import tracing
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

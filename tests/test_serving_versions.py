@@ -12,8 +12,8 @@ from slow_engine import until
 from test_serving_gateway import OWNER, created, ended, scenario
 
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.schema import CreateVideo, RemixVideo
-from vstar_engine.serving.service import LOST, TICK, Caller
+from vstar_engine.serving.http.schema import CreateVideo, RemixVideo
+from vstar_engine.serving.http.service import LOST, TICK, Caller
 
 REMIX = RemixVideo(prompt="a bush")
 

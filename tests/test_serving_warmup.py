@@ -4,8 +4,8 @@ import pytest
 import slow_engine
 
 from vstar_engine import warmup as warm_stages
-from vstar_engine.serving.pace import Pace
-from vstar_engine.serving.warmup import warm
+from vstar_engine.serving.workers.step_times import Pace
+from vstar_engine.serving.workers.warmup import warm
 
 BUCKETS = [(8, 32, 64), (16, 32, 64)]
 

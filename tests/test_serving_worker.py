@@ -14,7 +14,8 @@ import slow_engine
 from slow_engine import job
 
 from vstar_engine.errors import OutputError
-from vstar_engine.serving import events, results, worker
+from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.workers import worker
 from vstar_engine.video import Video
 
 OWNER = "an-owner"
@@ -64,7 +65,7 @@ class Child:
         self.ours, theirs = socket.socketpair()
         self.complaints = folder / "complaints"
         with theirs, self.complaints.open("wb") as log:
-            command = [sys.executable, "-m", "vstar_engine.serving.worker", str(theirs.fileno())]
+            command = [sys.executable, "-m", "vstar_engine.serving.workers.worker", str(theirs.fileno())]
             environment = {**os.environ, **slow_engine.environment()}
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stderr=log)
         self.ours.settimeout(60)
@@ -140,7 +141,7 @@ def test_no_moment_of_being_killed_leaves_a_partial_result(tmp_path, delay):
         child.process.kill()
     for path in tmp_path.glob("video_*"):
         whole(path)
-    results.sweep(tmp_path, OWNER)
+    result_files.sweep(tmp_path, OWNER)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -165,11 +166,11 @@ def video(frames=9):
 def test_results_are_a_video_its_thumbnail_and_a_sheet(tmp_path):
     from PIL import Image
 
-    about = results.write(video(), tmp_path, "video_1", OWNER)
+    about = result_files.write(video(), tmp_path, "video_1", OWNER)
     assert (about["frames"], about["width"], about["height"]) == (9, 64, 32)
     assert Image.open(tmp_path / "video_1.jpg").size == (64, 32)
     assert Image.open(tmp_path / "video_1.sheet.jpg").size == (132, 32)
-    results.remove(tmp_path, "video_1")
+    result_files.remove(tmp_path, "video_1")
     assert not list(tmp_path.iterdir())
 
 
@@ -182,7 +183,7 @@ def test_a_file_that_came_out_short_is_not_taken(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Video, "save", cut)
     with pytest.raises(OutputError, match="8 of 9 frames"):
-        results.write(video(), tmp_path, "video_1", OWNER)
+        result_files.write(video(), tmp_path, "video_1", OWNER)
     assert not (tmp_path / "video_1.mp4").exists()
 
 

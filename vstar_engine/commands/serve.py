@@ -12,7 +12,7 @@ from vstar_engine.config.models import model_named, parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary, OutputError
 from vstar_engine.model_choice import Choice
-from vstar_engine.serving.events import EngineClient
+from vstar_engine.serving.jobs.events import EngineClient
 from vstar_engine.serving.settings import HOUR, MIB, Settings
 from vstar_engine.weights.bundled import BUNDLED
 
@@ -178,23 +178,24 @@ def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Runs `serve` until it is told to end."""
     try:
-        from vstar_engine.serving import app, keys, logs, resolve, server, service, tracing
+        from vstar_engine.serving.http import api_keys, app, request_to_job, server, service
+        from vstar_engine.serving.telemetry import request_log, tracing
     except ImportError as error:
         if (error.name or "").startswith("vstar_engine"):
             raise
         raise MissingLibrary(f"serving needs {error.name}, which is not installed; {EXTRA}") from error
     settings = settings_from(args)
-    known = keys.Keys.read(args.keys)
+    known = api_keys.Keys.read(args.keys)
     settings.check_bind(len(known))
-    logs.configure(args.log_level, not args.log_text)
+    request_log.configure(args.log_level, not args.log_text)
     tracing.configure()
     choice, artifact = choice_of(args)
     if args.renderer is None:
         choice.check_weights()
     llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0])
-    for secret in (keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
+    for secret in (api_keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
         os.environ.pop(secret, None)
-    resolver = resolve.Resolver(
+    resolver = request_to_job.Resolver(
         model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required, usual
     )
     engine = _engine(args, settings, choice)
@@ -213,18 +214,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> EngineClient:
     """Gives the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
-    from vstar_engine.serving import process
+    from vstar_engine.serving.workers import local_process
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())
-    rules = process.Rules(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
-    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or process.MODEL)
+    rules = local_process.Rules(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
+    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or local_process.MODEL)
     if not args.ray:
         if args.replicas is not None or args.address is not None:
             raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")
-        return process.ProcessEngine(*what, instance=settings.instance)
-    from vstar_engine.serving import ray_engine
+        return local_process.ProcessEngine(*what, instance=settings.instance)
+    from vstar_engine.serving.workers import ray_cluster
 
-    ray_engine.library()
+    ray_cluster.library()
     resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
     replicas = 1 if args.replicas is None else args.replicas
-    return ray_engine.RayEngine(*what, replicas=replicas, address=args.address, resources=resources, instance=settings.instance)
+    return ray_cluster.RayEngine(
+        *what, replicas=replicas, address=args.address, resources=resources, instance=settings.instance
+    )

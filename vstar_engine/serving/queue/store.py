@@ -23,15 +23,15 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 
 from vstar_engine.artifacts.files import PRIVATE
 from vstar_engine.errors import VstarError
+from vstar_engine.serving.jobs import clock
+from vstar_engine.serving.jobs.job import Job
+from vstar_engine.serving.jobs.progress import FAILED
+from vstar_engine.serving.jobs.result_files import UNKNOWN
+from vstar_engine.serving.settings import Settings
 
-from . import clock
-from .job import Job
-from .live import FAILED
-from .record import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
-from .results import UNKNOWN
 from .runner import Runner, Stopped
-from .settings import Settings
 from .sqlite import Connection, Disk, DiskError, prepare
+from .stored_job import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 
-from .errors import LIMITED, SERVER, ApiError, invalid
-from .job import Job
-from .settings import MIB, Settings
+from vstar_engine.serving.errors import LIMITED, SERVER, ApiError, invalid
+from vstar_engine.serving.jobs.job import Job
+from vstar_engine.serving.settings import MIB, Settings
 
 # seconds between the ends of the latest jobs say when to come again
 LATEST, SOONEST, LATEST_RETRY = 16, 1, 60

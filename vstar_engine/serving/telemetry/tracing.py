@@ -12,9 +12,8 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from vstar_engine.errors import MissingLibrary
-
-from .events import Done, Event, Failed, Stage, Started
-from .job import Job
+from vstar_engine.serving.jobs.events import Done, Event, Failed, Stage, Started
+from vstar_engine.serving.jobs.job import Job
 
 __all__ = ["Span", "answered", "configure", "event", "request", "trace_id"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.config.sampling import GUIDANCE_INTERVAL, Sampling
+from vstar_engine.serving.jobs import result_files
+from vstar_engine.serving.jobs.job import Job
 from vstar_engine.warmup import PROMPT, fastest_step, passage, shortened
 
-from . import results
-from .job import Job
 from .renderer import Renderer
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _whole(renderer: Renderer, bucket: Bucket, sampling: Sampling) -> dict[str, 
     made = passage(lambda: renderer.begin(_jobs(bucket, [sampling])), renderer.step, renderer.finish)
     renderer.learn_colours(made.row, made.video)
     with tempfile.TemporaryDirectory() as folder:
-        results.write(made.video, Path(folder), "warm-up", "warm-up")
+        result_files.write(made.video, Path(folder), "warm-up", "warm-up")
     return made.seconds
 
 

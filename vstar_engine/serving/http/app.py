@@ -11,16 +11,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from vstar_engine import __version__
+from vstar_engine.serving.errors import SERVER, ApiError, invalid
+from vstar_engine.serving.queue.store import UNAVAILABLE
+from vstar_engine.serving.telemetry import metrics
+from vstar_engine.serving.telemetry.request_log import Requests
 
-from . import metrics, page
-from .errors import SERVER, ApiError, invalid
-from .gate import Gate, count_refusal
-from .keys import Keys
-from .logs import Requests
+from . import page
+from .api_keys import Keys
+from .middleware import Gate, count_refusal
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
 from .service import Service, unwritable
-from .store import UNAVAILABLE
 
 REF = "#/components/schemas/{model}"
 BODIES: dict[str, type[BaseModel]] = {"create_video": CreateVideo, "create_and_wait": CreateVideo, "remix_video": RemixVideo}

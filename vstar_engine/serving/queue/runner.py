@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import logs, metrics, results, tracing
-from .events import CANCELLED, GENERATION_FAILED, Done, EngineClient, Event, Failed
-from .job import Job
-from .live import COMPLETED, RUNNING, Board, Live, completed, failed
-from .settings import Settings
+from vstar_engine.serving.jobs import result_files
+from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, Done, EngineClient, Event, Failed
+from vstar_engine.serving.jobs.job import Job
+from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, Board, Live, completed, failed
+from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.telemetry import metrics, request_log, tracing
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Runner:
         live = self.board.open(job)
         self.running[job.id] = job
         try:
-            with logs.about(job.id):
+            with request_log.about(job.id):
                 if job.id not in self._made:
                     if live.outcome is not None:  # cancelled between the queue and here
                         raise Stopped
@@ -80,7 +81,7 @@ class Runner:
                 raise Stopped
             if job.id in self._cancelled:
                 self._cancelled.discard(job.id)
-                results.discard(self.settings.videos, job.id)
+                result_files.discard(self.settings.videos, job.id)
                 raise Stopped
             if not isinstance(last, Failed) or not last.retry:
                 return last
@@ -118,7 +119,7 @@ class Runner:
             return completed(last)
         log.warning("the job failed: %s", last.code)
         # of a worker that died while it wrote, any of the files may be there
-        results.discard(self.settings.videos, job.id)
+        result_files.discard(self.settings.videos, job.id)
         return failed(last.code, last.message)
 
     def expect(self, job: Job, outcome: dict[str, Any]) -> None:
@@ -139,7 +140,7 @@ class Runner:
         """Forgets a job that the store does not have any more, and what was written of it."""
         self._made.pop(id, None)
         self.board.drop(id)
-        results.discard(self.settings.videos, id)
+        result_files.discard(self.settings.videos, id)
 
     def _finish(self, job: Job, status: str) -> None:
         self._released(job.id)
@@ -156,7 +157,7 @@ class Runner:
             self._cancelled.add(job.id)
             await self.engine.cancel(job.id)
         else:
-            results.remove(self.settings.videos, job.id)
+            result_files.remove(self.settings.videos, job.id)
 
     async def left(self, id: str, timeout: float) -> None:
         """Waits until a cancelled job has left the engine, at most `timeout` seconds."""

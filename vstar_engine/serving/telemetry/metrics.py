@@ -8,8 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from .events import Done, Event, Failed, Started, Step
-from .job import Job
+from vstar_engine.serving.jobs.events import Done, Event, Failed, Started, Step
+from vstar_engine.serving.jobs.job import Job
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 COMPLETED = "completed"

@@ -7,11 +7,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import metrics
-from .errors import FINAL, UNAUTHENTICATED, ApiError
-from .keys import LOCAL, METRICS, Keys
+from vstar_engine.serving.errors import FINAL, UNAUTHENTICATED, ApiError
+from vstar_engine.serving.settings import LOOPBACK_NAMES, Settings
+from vstar_engine.serving.telemetry import metrics
+
+from .api_keys import LOCAL, METRICS, Keys
 from .service import Caller
-from .settings import LOOPBACK_NAMES, Settings
 
 # open without a key: they tell nothing, and machines and browsers ask before they have one
 OPEN = ("/", "/livez", "/readyz", "/health")

@@ -3,9 +3,10 @@
 from itertools import islice, zip_longest
 from typing import Any
 
-from .job import Job
-from .live import COMPLETED, FAILED, QUEUED, RUNNING, Live
-from .record import Record
+from vstar_engine.serving.jobs.job import Job
+from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, Live
+from vstar_engine.serving.queue.stored_job import Record
+
 from .schema import ShownState, Video, VideoError
 
 # milliseconds after which a client should ask again

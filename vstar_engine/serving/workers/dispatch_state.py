@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vstar_engine.errors import VstarError
-
-from . import events
-from .job import Job
+from vstar_engine.serving.jobs import events
+from vstar_engine.serving.jobs.job import Job
 
 Message = dict[str, Any]
 

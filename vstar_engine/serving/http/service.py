@@ -14,21 +14,22 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from vstar_engine.errors import VstarError
+from vstar_engine.serving.errors import FINAL, SERVER, ApiError, not_found
+from vstar_engine.serving.jobs.events import EngineClient
+from vstar_engine.serving.jobs.job import ID, Job
+from vstar_engine.serving.jobs.progress import FAILED, RUNNING
+from vstar_engine.serving.queue import retention
+from vstar_engine.serving.queue.admission import Admission
+from vstar_engine.serving.queue.runner import Runner
+from vstar_engine.serving.queue.sqlite import DiskError
+from vstar_engine.serving.queue.store import UNAVAILABLE, JobStore, Place
+from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.telemetry import metrics
 
-from . import metrics, retention
-from .admission import Admission
-from .errors import FINAL, SERVER, ApiError, not_found
-from .events import EngineClient
-from .job import ID, Job
-from .live import FAILED, RUNNING
-from .record import Record
-from .resolve import Resolver, fingerprint, remixed
-from .runner import Runner
+from .request_to_job import Resolver, fingerprint, remixed
 from .schema import CreateVideo, RemixVideo, Video, Wishes
-from .settings import Settings
-from .sqlite import DiskError
-from .store import UNAVAILABLE, JobStore, Place
-from .view import video
+from .video_object import video
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
-from . import events, lines
-from .job import Job
-from .lanes import Lane, Link, Message, Ride, Rules, Ticket, WorkerError
-from .pace import Pace
+from vstar_engine.serving.jobs import events
+from vstar_engine.serving.jobs.job import Job
+from vstar_engine.serving.telemetry import json_log
+
+from .dispatch_state import Lane, Link, Message, Ride, Rules, Ticket, WorkerError
+from .step_times import Pace
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class Dispatcher:
             "fast": rules.fast,
             "known": known,
             "log": log.getEffectiveLevel(),
-            "log_json": lines.as_json(),
+            "log_json": json_log.as_json(),
         }
         try:
             stream = await lane.link.open({"do": "start", **message})

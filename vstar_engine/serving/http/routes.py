@@ -12,15 +12,16 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from . import results
-from .errors import FINAL, SERVER, ApiError, invalid
-from .events import CANCELLED
-from .forms import read_body
-from .live import COMPLETED, FAILED
-from .record import Record
+from vstar_engine.serving.errors import FINAL, SERVER, ApiError, invalid
+from vstar_engine.serving.jobs import result_files
+from vstar_engine.serving.jobs.events import CANCELLED
+from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
+from vstar_engine.serving.queue.stored_job import Record
+
+from .request_body import read_body
 from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
 from .service import Caller, Service
-from .view import poll_after
+from .video_object import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 Body = TypeVar("Body", bound=Wishes)
@@ -189,7 +190,7 @@ def _file(service: Service, record: Record, variant: str) -> FileResponse:
         raise ApiError(status, shown.error.code, f"the video failed: {shown.error.message}", headers=FINAL)
     if shown.status != COMPLETED:
         raise ApiError(409, "video_not_ready", f"the video is {shown.status}", headers=FINAL)
-    path = service.settings.videos / dict(zip(MEDIA, results.names(shown.id), strict=True))[variant]
+    path = service.settings.videos / dict(zip(MEDIA, result_files.names(shown.id), strict=True))[variant]
     whole = path.is_file() and (variant != "video" or path.stat().st_size == shown.bytes)
     if not whole:
         raise ApiError(404, "content_missing", f"the {variant} is no longer on this server")

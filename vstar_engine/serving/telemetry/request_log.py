@@ -14,7 +14,7 @@ from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import lines, metrics, tracing
+from . import json_log, metrics, tracing
 
 HEADER = b"x-request-id"
 WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -30,7 +30,7 @@ job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 def configure(level: str = "info", as_json: bool = True, stream: TextIO | None = None) -> None:
     """Sends every log to `stream`, stderr if None; uvicorn's own line for each request gives way to ours."""
     held = {"request_id": request_id.get, "job_id": job_id.get, "trace_id": tracing.trace_id}
-    lines.configure(level.upper(), lines.JsonLines(held) if as_json else lines.formatter(False), stream)
+    json_log.configure(level.upper(), json_log.JsonLines(held) if as_json else json_log.formatter(False), stream)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"

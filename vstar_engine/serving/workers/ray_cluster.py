@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.errors import MissingLibrary, OutputError
+from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.settings import Settings
 
-from . import events, results
-from .dispatch import Dispatcher
-from .lanes import Message, Rules, WorkerError
-from .process import MODEL, ProcessLink
-from .settings import Settings
+from .dispatch_state import Message, Rules, WorkerError
+from .dispatcher import Dispatcher
+from .local_process import MODEL, ProcessLink
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Replica:
 
     def __init__(self, environment: Mapping[str, str]):
         self.folder = Path(tempfile.mkdtemp(prefix="vstar-replica-"))
-        self.link = ProcessLink(self.folder, environment, results.owner_of(self.folder.name))
+        self.link = ProcessLink(self.folder, environment, result_files.owner_of(self.folder.name))
 
     async def talk(self, line: str) -> AsyncIterator[tuple[str, dict[str, bytes]]]:
         """Starts a worker and gives what it says, each finished video with its files."""
@@ -84,8 +84,8 @@ class Replica:
 
     def take_files(self, id: str) -> dict[str, bytes]:
         """Reads a finished video's files and removes them here."""
-        found = {name: (self.folder / name).read_bytes() for name in results.names(id)}
-        results.remove(self.folder, id)
+        found = {name: (self.folder / name).read_bytes() for name in result_files.names(id)}
+        result_files.remove(self.folder, id)
         return found
 
     async def tell(self, line: str) -> None:
@@ -135,13 +135,13 @@ class RayLink:
         done = message["event"]
         try:
             for name in sorted(files, key=lambda name: name == done["file"]):
-                results.keep(files[name], self.folder / name, self.owner)
+                result_files.keep(files[name], self.folder / name, self.owner)
         except OutputError as error:
-            code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
-            results.discard(self.folder, message["id"])
+            code = events.STORAGE_FULL if result_files.is_full(error, self.folder) else events.GENERATION_FAILED
+            result_files.discard(self.folder, message["id"])
             return {**message, "event": events.Failed(code, str(error), retry=True).to_json()}
         if hashlib.sha256(files[done["file"]]).hexdigest() != done["sha256"]:
-            results.discard(self.folder, message["id"])
+            result_files.discard(self.folder, message["id"])
             failed = events.Failed(events.GENERATION_FAILED, "the video changed on its way here", retry=True)
             return {**message, "event": failed.to_json()}
         return message
@@ -184,7 +184,7 @@ class RayEngine(Dispatcher):
     ):
         if replicas < 1:
             raise ValueError(f"there must be at least 1 replica, got {replicas}")
-        self.folder, self.address, self.owner = folder.absolute(), address, results.owner_of(instance)
+        self.folder, self.address, self.owner = folder.absolute(), address, result_files.owner_of(instance)
         given = resources or {"num_cpus": 1}
         links = [RayLink(number, self.folder, self.owner, environment or {}, given) for number in range(replicas)]
         super().__init__(links, {"factory": factory, "settings": dict(settings)}, rules)
@@ -192,7 +192,7 @@ class RayEngine(Dispatcher):
     async def start(self) -> None:
         """Joins the cluster and starts the replicas; returns when the first is warm."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        results.sweep(self.folder, self.owner)
+        result_files.sweep(self.folder, self.owner)
         await asyncio.to_thread(connect, self.address)
         keep_sigterm()
         async with contextlib.AsyncExitStack() as undo:

@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 from dbos import WorkflowStatus
 from pydantic import TypeAdapter, ValidationError
 
-from .events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
-from .job import VERSION, Job
-from .live import FAILED, failed
+from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, WORKER_CRASHED
+from vstar_engine.serving.jobs.job import VERSION, Job
+from vstar_engine.serving.jobs.progress import FAILED, failed
 
 # jobs of another version of `Job` are left to a server that understands them
 OURS = f"jobs-{VERSION}"

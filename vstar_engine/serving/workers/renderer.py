@@ -5,9 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vstar_engine.serving.jobs.job import Job
 from vstar_engine.video import Video
-
-from .job import Job
 
 
 class Row(Protocol):

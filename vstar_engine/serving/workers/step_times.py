@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .job import Job
+from vstar_engine.serving.jobs.job import Job
 
 # how much a new measurement counts
 FRESH = 0.3

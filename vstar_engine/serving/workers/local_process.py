@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import results
-from .dispatch import Dispatcher
-from .lanes import Message, Rules
-from .settings import Settings
+from vstar_engine.serving.jobs import result_files
+from vstar_engine.serving.settings import Settings
+
+from .dispatch_state import Message, Rules
+from .dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
 
-MODEL = "vstar_engine.serving.model:load"
+MODEL = "vstar_engine.serving.workers.engine_renderer:load"
 # the longest line: a batch of jobs with all the text that they may hold
 LINE = 64 * 2**20
 DEFAULT_RULES = Rules()
@@ -36,10 +37,10 @@ class ProcessLink:
     async def open(self, message: Message) -> AsyncIterator[Message]:
         """Starts a child and gives what it says."""
         # nobody writes in this name while the child is not there
-        results.sweep(self.folder, self.owner)
+        result_files.sweep(self.folder, self.owner)
         ours, theirs = socket.socketpair()
         with theirs:
-            command = (sys.executable, "-m", "vstar_engine.serving.worker", str(theirs.fileno()))
+            command = (sys.executable, "-m", "vstar_engine.serving.workers.worker", str(theirs.fileno()))
             environment = {**os.environ, **self.environment}
             self.child = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment
@@ -96,7 +97,7 @@ class ProcessEngine(Dispatcher):
         instance: str = Settings.instance,
     ):
         self.folder = folder.absolute()
-        self.link = ProcessLink(self.folder, environment or {}, results.owner_of(instance))
+        self.link = ProcessLink(self.folder, environment or {}, result_files.owner_of(instance))
         super().__init__([self.link], {"factory": factory, "settings": dict(settings)}, rules)
 
     @property

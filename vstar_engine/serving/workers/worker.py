@@ -1,6 +1,6 @@
 """The process that makes videos: reads jobs and writes events as lines of JSON over a socket that its parent gave it.
 
-    python -m vstar_engine.serving.worker DESCRIPTOR
+    python -m vstar_engine.serving.workers.worker DESCRIPTOR
 
 To it: {"do": "start", ...} once, then {"do": "run", "run": number, "jobs": [...]}, {"do": "cancel", "id": ...}.
 From it: {"say": "ready", "facts": ...} or {"say": "refused", "message": ...}; {"say": "event", "id": ..., "event": ...};
@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.errors import VstarError
+from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.jobs.job import Job
+from vstar_engine.serving.telemetry.json_log import configure, formatter
 from vstar_engine.video import Video
 
-from . import events, results
-from .job import Job
-from .lines import configure, formatter
 from .renderer import Batch, Renderer
 from .warmup import bucket_name, warm
 
@@ -194,7 +194,7 @@ class Worker:
         if strip is None:
             return None
         held = io.BytesIO()
-        results.save_jpeg(strip, held, PREVIEW_QUALITY)
+        result_files.save_jpeg(strip, held, PREVIEW_QUALITY)
         return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
 
     def finish(self, run: Run) -> None:
@@ -243,10 +243,10 @@ class Worker:
         start = time.perf_counter()
         self.tell(job.id, events.Stage("encode"))
         try:
-            about = results.write(video, self.folder, job.id, self.owner)
+            about = result_files.write(video, self.folder, job.id, self.owner)
         except OSError as error:
-            code = events.STORAGE_FULL if results.is_full(error, self.folder) else events.GENERATION_FAILED
-            results.discard(self.folder, job.id)
+            code = events.STORAGE_FULL if result_files.is_full(error, self.folder) else events.GENERATION_FAILED
+            result_files.discard(self.folder, job.id)
             self.end(job, events.Failed(code, str(error), retry=True))
             return
         seconds = {**video.seconds, "encode": time.perf_counter() - start}
@@ -258,7 +258,7 @@ class Worker:
         with self.lock:
             cancelled = self.writing.pop(job.id)
         if cancelled:
-            results.discard(self.folder, job.id)
+            result_files.discard(self.folder, job.id)
             event = events.Failed(events.CANCELLED, "the job was cancelled")
         self.tell(job.id, event)
 

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from .errors import ApiError, invalid
+from vstar_engine.serving.errors import ApiError, invalid
 
 DEEPEST = 32
 MOST_FIELDS = 256

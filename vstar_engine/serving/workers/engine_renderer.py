@@ -17,9 +17,8 @@ from vstar_engine.engine import Engine, OnPart
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.serving.jobs.job import Job
 from vstar_engine.video import Video
-
-from .job import Job
 
 CACHE_BYTES = 256 * 2**20
 PREVIEW_FRAMES = 4

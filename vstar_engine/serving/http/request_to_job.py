@@ -19,9 +19,9 @@ from vstar_engine.config.timeline import Position, parse_position
 from vstar_engine.errors import CheckpointError, EndpointError
 from vstar_engine.prompting.llm import Llm
 from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, synopsize
+from vstar_engine.serving.errors import SERVER, ApiError, invalid
+from vstar_engine.serving.jobs.job import Job, new_id, tar_from, tar_json
 
-from .errors import SERVER, ApiError, invalid
-from .job import Job, new_id, tar_from, tar_json
 from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, Wishes
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vstar_engine.artifacts.files import PRIVATE
+from vstar_engine.serving.jobs import clock, result_files
+from vstar_engine.serving.jobs.job import ID
+from vstar_engine.serving.jobs.result_files import UNKNOWN
+from vstar_engine.serving.settings import Settings
 
-from . import clock, results
-from .job import ID
-from .results import UNKNOWN
-from .settings import Settings
 from .store import JobStore
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ async def delete(store: JobStore, folder: Path, ids: list[str]) -> int:
     """Deletes jobs and then their files: files without a job are set aside by a later sweep, a job without files never is."""
     await store.delete(ids)
     for id in ids:
-        results.remove(folder, id)
+        result_files.remove(folder, id)
     return len(ids)
 
 
@@ -81,7 +81,7 @@ async def _strays(store: JobStore, folder: Path) -> None:
             if id not in known:
                 unknown += _set_aside(folder, [path for path in found[id] if path.stat().st_mtime < old])
             elif not known[id]:
-                results.remove(folder, id)
+                result_files.remove(folder, id)
                 removed += 1
     if removed:
         log.info("what %d jobs without a video had left was removed", removed)
