@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vstar_engine.bench.commands import main as commands
 from vstar_engine.commands.option_sources import Parser
 from vstar_engine.errors import VstarError
-
-from . import command
 
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -19,9 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser = Parser(prog="python -m vstar_engine.bench", description=command.__doc__)
-        command.add_options(parser)
-        return command.run(parser.parse_args(words, argparse.Namespace(words=words)))
+        parser = Parser(prog="python -m vstar_engine.bench", description=commands.__doc__)
+        commands.add_options(parser)
+        return commands.run(parser.parse_args(words, argparse.Namespace(words=words)))
     except KeyboardInterrupt:
         print("vstar-engine: interrupted; the rows so far are kept and marked", file=sys.stderr)
         return INTERRUPTED

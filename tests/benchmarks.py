@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from vstar_engine.bench import stages
-from vstar_engine.bench.ladder import ENGINE, Step
-from vstar_engine.bench.providers import Problem, ours
-from vstar_engine.bench.scene import ERROR_BUDGET, Scene
-from vstar_engine.bench.seeded import relative_error
+from vstar_engine.bench.harness.random_networks import relative_error
+from vstar_engine.bench.ops.attention_providers import Problem, ours
+from vstar_engine.bench.step import stages
+from vstar_engine.bench.step.ladder import ENGINE, Step
+from vstar_engine.bench.step.workload import ERROR_BUDGET, Scene
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.backends import BACKENDS, backend_named
 from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
-from vstar_engine.bench.rows import read
+from vstar_engine.bench.harness.rows import read
 from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request

@@ -10,15 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import ceilings, timing
-from vstar_engine.bench import contest as contests
-from vstar_engine.bench.blocks import flop_counter
-from vstar_engine.bench.ceilings import BANDWIDTH, MATRIX, Ceiling
-from vstar_engine.bench.contest import Contest, Pace, Provider, hold
-from vstar_engine.bench.ladder import recorded
-from vstar_engine.bench.machine import cache_bytes, machine
-from vstar_engine.bench.rows import ABSENT, FAILED, INTERRUPTED, OK, SKIPPED, WRONG, Row, Rows, read, seconds, sentence, share
-from vstar_engine.bench.timing import MIN_ROUNDS, interleave, seconds_of_second, seconds_of_short, summarise
+from vstar_engine.bench.harness import ceilings, timing
+from vstar_engine.bench.harness import contest as contests
+from vstar_engine.bench.harness.block_costs import flop_counter
+from vstar_engine.bench.harness.ceilings import BANDWIDTH, MATRIX, Ceiling
+from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
+from vstar_engine.bench.harness.machine import cache_bytes, machine
+from vstar_engine.bench.harness.rows import (
+    ABSENT,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    SKIPPED,
+    WRONG,
+    Row,
+    Rows,
+    read,
+    seconds,
+    sentence,
+    share,
+)
+from vstar_engine.bench.harness.timing import MIN_ROUNDS, interleave, seconds_of_second, seconds_of_short, summarise
+from vstar_engine.bench.step.ladder import recorded
 from vstar_engine.errors import MissingLibrary
 
 EXACT = torch.ones(4)
@@ -76,7 +89,7 @@ def test_interleave_on_a_gpu_reads_events_after_they_happened(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr("vstar_engine.bench.timing.host_clock", lambda: float)
+    monkeypatch.setattr("vstar_engine.bench.harness.timing.host_clock", lambda: float)
     assert interleave({"a": lambda: log.append("call")}, rounds=1, warmup=0)["a"].median == 1.5
     assert log == ["idle", "idle", "record", "call", "record", "wait", "read"]
 

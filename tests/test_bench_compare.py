@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import compare
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.compare import BROKEN, FASTER, GONE, MENDED, NEW, SAME, SLOWER, Span, verdict
-from vstar_engine.bench.contest import Contest, Pace, Provider, hold
-from vstar_engine.bench.rows import OK, SKIPPED, WRONG, Row, Rows
+from vstar_engine.bench.commands import compare
+from vstar_engine.bench.commands.compare import BROKEN, FASTER, GONE, MENDED, NEW, SAME, SLOWER, Span, verdict
+from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
+from vstar_engine.bench.harness.rows import OK, SKIPPED, WRONG, Row, Rows
 
 EXACT = torch.ones(4)
 

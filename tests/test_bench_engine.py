@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import Contest, Provider
-from vstar_engine.bench.report import rendered
-from vstar_engine.bench.rows import read
+from vstar_engine.bench.commands.report import rendered
+from vstar_engine.bench.harness.contest import Contest, Provider
+from vstar_engine.bench.harness.rows import read
 
 
 @pytest.mark.slow
@@ -30,9 +30,9 @@ class Starts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.count = 0.0, 0
-        monkeypatch.setattr("vstar_engine.bench.engine.cold_start", self)
-        monkeypatch.setattr("vstar_engine.bench.engine.time", self)
-        monkeypatch.setattr("vstar_engine.bench.contest.time", self)
+        monkeypatch.setattr("vstar_engine.bench.commands.engine.cold_start", self)
+        monkeypatch.setattr("vstar_engine.bench.commands.engine.time", self)
+        monkeypatch.setattr("vstar_engine.bench.harness.contest.time", self)
 
     def monotonic(self) -> float:
         return self.now
@@ -75,8 +75,8 @@ def test_builds_are_rows_and_who_lacks_a_library_is_one_too(tmp_path: Path, monk
         providers = [Provider("eager", lambda: lambda: torch.ones(()), traced=False)]
         return Contest("engine", case, torch.float32, torch.device("cpu"), providers, lambda _, answer: 0.0, 1e-6)
 
-    monkeypatch.setattr("vstar_engine.bench.engine.subprocess.run", run)
-    monkeypatch.setattr("vstar_engine.bench.engine.built_step.contest", contest)
+    monkeypatch.setattr("vstar_engine.bench.commands.engine.subprocess.run", run)
+    monkeypatch.setattr("vstar_engine.bench.commands.engine.compiled_step.contest", contest)
     flags = ["--no-starts", "--builds", "onnxruntime", "inductor", "--out", str(results)]
     assert main(["engine", *flags]) == 0
     lacking, build, step = read([results])
@@ -94,6 +94,6 @@ def test_builds_are_rows_and_who_lacks_a_library_is_one_too(tmp_path: Path, monk
 def test_a_cold_start_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "rows.jsonl"
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nCheckpointError: damaged\n")
-    monkeypatch.setattr("vstar_engine.bench.engine.subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("vstar_engine.bench.commands.engine.subprocess.run", lambda *_, **__: failed)
     assert main(["engine", "--out", str(results)]) == 1
     assert [(row.status, row.note) for row in read([results])] == [("failed", "RuntimeError: CheckpointError: damaged")]

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import fused, fused_e4m3, kernels, providers, transformer
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import Contest, NotHere, observed
-from vstar_engine.bench.forms import Place
-from vstar_engine.bench.kernels import ERROR_BUDGET, attention_shape, error
-from vstar_engine.bench.providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
-from vstar_engine.bench.report import rendered
-from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, read
-from vstar_engine.bench.seeded import seeded
-from vstar_engine.bench.timing import seconds_of_short
+from vstar_engine.bench.commands import kernels
+from vstar_engine.bench.commands.kernels import ERROR_BUDGET, attention_shape, error
+from vstar_engine.bench.commands.report import rendered
+from vstar_engine.bench.harness.contest import Contest, NotHere, observed
+from vstar_engine.bench.harness.random_networks import seeded
+from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, WRONG, read
+from vstar_engine.bench.harness.timing import seconds_of_short
+from vstar_engine.bench.ops import attention_providers, fp8_providers, op_providers, temporal_transformer
+from vstar_engine.bench.ops.attention_providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
+from vstar_engine.bench.ops.op_cases import Place
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref, temporal_attention_ref
 from vstar_engine.networks.blocks import TemporalTransformer
@@ -43,7 +44,7 @@ FULL = MODELS["videocrafter2"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@pytest.mark.parametrize("layout", attention_providers.LAYOUTS)
 @pytest.mark.parametrize("name", EAGER)
 @torch.no_grad()
 def test_providers_agree_with_float64(name: str, layout: str, dtype: torch.dtype) -> None:
@@ -56,7 +57,7 @@ def test_providers_agree_with_float64(name: str, layout: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@pytest.mark.parametrize("layout", attention_providers.LAYOUTS)
 @torch.no_grad()
 def test_compiled_agrees_with_float64(layout: str, compiler: str) -> None:
     problem = Problem.random((1, 16, 5, 3, 16), torch.float32, CPU, layout, sigma=2.0, compiler=compiler)
@@ -106,7 +107,7 @@ def memory_efficient_attention(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@pytest.mark.parametrize("layout", attention_providers.LAYOUTS)
 @pytest.mark.parametrize("frames", [6, 16])
 @torch.no_grad()
 def test_a_dense_bias_through_xformers_makes_the_regulariser(
@@ -124,18 +125,18 @@ def test_a_dense_bias_through_xformers_makes_the_regulariser(
 def test_split_heads_lie_one_after_another() -> None:
     split = Problem.random((2, 7, 5, 3, 16), torch.float32, CPU, "split", 1.0)
     fused = Problem.random((2, 7, 5, 3, 16), torch.float32, CPU, "fused", 1.0)
-    assert providers.split_heads(split.q).data_ptr() == split.q.data_ptr()
-    assert providers.split_heads(fused.q).data_ptr() != fused.q.data_ptr()
+    assert attention_providers.split_heads(split.q).data_ptr() == split.q.data_ptr()
+    assert attention_providers.split_heads(op_providers.q).data_ptr() != op_providers.q.data_ptr()
     for problem in (split, fused):
-        parts = providers.split_heads(problem.q)
-        assert torch.equal(providers.merge_heads(parts, problem.q.shape, problem.layout), problem.q)
+        parts = attention_providers.split_heads(problem.q)
+        assert torch.equal(attention_providers.merge_heads(parts, problem.q.shape, problem.layout), problem.q)
 
 
 def test_dense_providers_take_any_bias() -> None:
     drawn = Problem.random((1, 6, 3, 2, 8), torch.float32, CPU, "fused", 1.0)
     problem = Problem(drawn.q, drawn.k, drawn.v, drawn.g, torch.randn(6, 6), 1.0, "fused")
     exact = temporal_attention_dense_ref(problem.q, problem.k, problem.v, problem.bias[None])
-    for found in providers.DENSE_PROVIDERS.values():
+    for found in attention_providers.DENSE_PROVIDERS.values():
         torch.testing.assert_close(found.prepare(problem)(), exact)
 
 
@@ -168,13 +169,13 @@ def test_a_planted_fault_is_found(spoil: str) -> None:
 
 def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
-    monkeypatch.setitem(PROVIDERS, "planted", providers.Attention(lambda problem: lambda: problem.v.clone()))
+    monkeypatch.setitem(PROVIDERS, "planted", attention_providers.Attention(lambda problem: lambda: problem.v.clone()))
     names = [*PROVIDERS]
     assert main(["kernels", "--rehearse", "--out", str(path), "--providers", *names]) == 1
     rows = read([path])
     assert {row.case["op"] for row in rows} == set(kernels.OPS)
     table = {(row.case.get("layout"), row.provider): row for row in rows if row.case["op"] == "temporal_attention"}
-    for layout in providers.LAYOUTS:
+    for layout in attention_providers.LAYOUTS:
         assert all(table[layout, name].status == OK for name in EAGER)
         assert table[layout, COMPILED].status == OK
         assert table[layout, XFORMERS].status == ABSENT
@@ -186,7 +187,7 @@ def test_a_rehearsal_writes_a_row_a_provider(tmp_path: Path, monkeypatch: pytest
     assert rows[0].command.startswith("vstar-engine bench kernels --rehearse --providers ours 'ours, g = 0'")
 
 
-@pytest.mark.parametrize("layout", providers.LAYOUTS)
+@pytest.mark.parametrize("layout", attention_providers.LAYOUTS)
 @torch.no_grad()
 def test_computed_peaks_are_the_measured_ones(layout: str, tmp_path: Path) -> None:
     path, shape = tmp_path / "rows.jsonl", (1, 16, 16, 2, 16)
@@ -212,14 +213,14 @@ def place(dtype: torch.dtype = torch.float32, level: int = 1) -> Place:
 
 def level_of(op: str) -> int:
     """The latents are there at the finest level alone."""
-    return 0 if op == fused.UPDATE else 1
+    return 0 if op == op_providers.UPDATE else 1
 
 
 @pytest.fixture(autouse=True)
 def on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets ops that a CPU computes by their definitions be tried there."""
-    monkeypatch.setattr(fused_e4m3, "has_e4m3", lambda place: True)
-    monkeypatch.setattr(fused, "on_cuda", lambda place: True)
+    monkeypatch.setattr(fp8_providers, "has_e4m3", lambda place: True)
+    monkeypatch.setattr(op_providers, "on_cuda", lambda place: True)
 
 
 def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
@@ -231,42 +232,42 @@ def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
     return found
 
 
-@pytest.mark.parametrize("op", fused.OPS)
+@pytest.mark.parametrize("op", op_providers.OPS)
 @torch.no_grad()
 def test_every_way_to_compute_an_op_agrees_with_float64(op: str) -> None:
-    contests = [*fused.contests(op, place(level=level_of(op)), level_of(op), [], "eager")]
+    contests = [*op_providers.contests(op, place(level=level_of(op)), level_of(op), [], "eager")]
     assert contests
     for contest in contests:
         found = held_to(contest)
-        assert {OURS, fused.OPERATORS, COMPILED} <= found.keys()
+        assert {OURS, op_providers.OPERATORS, COMPILED} <= found.keys()
         assert all(error <= contest.budget for *_, error in found.values()), contest.case
         assert contest.bytes is not None
 
 
-@pytest.mark.parametrize("op", fused.OPS)
+@pytest.mark.parametrize("op", op_providers.OPS)
 @torch.no_grad()
 def test_a_fault_in_the_last_item_is_found(op: str) -> None:
-    for contest in fused.contests(op, place(level=level_of(op)), level_of(op), [fused.OPERATORS], "eager"):
+    for contest in op_providers.contests(op, place(level=level_of(op)), level_of(op), [op_providers.OPERATORS], "eager"):
         (_, answer, error), *_ = held_to(contest).values()
         spoiled = answer.float()
         spoiled[-1] *= 1.05
-        assert error <= contest.budget < contest.error(fused.OPERATORS, spoiled)
-        assert contest.error(fused.OPERATORS, answer[:-1]) == math.inf
+        assert error <= contest.budget < contest.error(op_providers.OPERATORS, spoiled)
+        assert contest.error(op_providers.OPERATORS, answer[:-1]) == math.inf
 
 
-@pytest.mark.parametrize("op", fused.OPS)
+@pytest.mark.parametrize("op", op_providers.OPS)
 @torch.no_grad()
 def test_ops_of_half_precision_are_held_to_float64(op: str) -> None:
-    for form in fused.OPS[op](place(torch.bfloat16)):
+    for form in op_providers.OPS[op](place(torch.bfloat16)):
         drawn = form.draw()
         exact = form.definition(*(x.double() for x in drawn))
-        assert fused.error_of(form, drawn)("exact", exact) < 1e-13
+        assert op_providers.error_of(form, drawn)("exact", exact) < 1e-13
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_the_transformer_is_held_to_float64_at_positions_from_first_to_last(dtype: torch.dtype) -> None:
-    made = transformer.transformer_contest(MODELS["mini"], (64, 64), 1, 3, 2, dtype, CPU)
+    made = temporal_transformer.transformer_contest(MODELS["mini"], (64, 64), 1, 3, 2, dtype, CPU)
     answers = {provider.name: provider.prepare()() for provider in made.providers}
     assert all(made.error(name, answer) <= made.budget for name, answer in answers.items())
     spoiled = answers["ours"].clone()
@@ -277,7 +278,7 @@ def test_the_transformer_is_held_to_float64_at_positions_from_first_to_last(dtyp
 
 
 def test_the_transformers_providers_can_be_chosen() -> None:
-    chosen = transformer.transformer_contest(
+    chosen = temporal_transformer.transformer_contest(
         MODELS["mini"], (32, 32), 0, 2, 1, torch.float32, CPU, ["clean passes", "xformers"]
     )
     assert [provider.name for provider in chosen.providers] == ["clean passes"]
@@ -287,23 +288,25 @@ def test_the_transformers_providers_can_be_chosen() -> None:
 @torch.no_grad()
 def test_the_exact_transformer_is_the_published_passes() -> None:
     module = seeded(lambda: TemporalTransformer(16, 2, 8, groups=4), CPU, torch.float64)
-    attend, x = transformer.without_waste(torch.randn(5, 5)), torch.randn(2, 16, 5, 3, 4, dtype=torch.float64)
+    attend, x = temporal_transformer.without_waste(torch.randn(5, 5)), torch.randn(2, 16, 5, 3, 4, dtype=torch.float64)
     here = torch.tensor([0, 7, 23])
-    exact = transformer.exact_at(module, attend, x, here)
-    torch.testing.assert_close(exact, transformer.by_position(transformer.transformer_by_passes(module, attend, x))[here])
+    exact = temporal_transformer.exact_at(module, attend, x, here)
+    torch.testing.assert_close(
+        exact, temporal_transformer.by_position(temporal_transformer.transformer_by_passes(module, attend, x))[here]
+    )
 
 
 def test_the_decoders_norms_have_rows_of_their_own_shapes() -> None:
     shapes = {}
     for level in range(4):
         here = Place.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
-        shapes[level] = next(form.draw()[0].shape for form in fused.norms(here) if form.name.startswith("VAE"))
+        shapes[level] = next(form.draw()[0].shape for form in op_providers.norms(here) if form.name.startswith("VAE"))
     assert shapes == {0: (8, 128, 320, 512), 1: (8, 256, 160, 256), 2: (8, 512, 80, 128), 3: (8, 512, 40, 64)}
-    budgets = {made.case["form"]: made.budget for made in fused.contests("groupnorm_silu", place(), 1, [OURS], "eager")}
-    assert budgets == {"per frame": 1e-5, "whole clips": 1e-5, "VAE, per frame": fused.DECODER_BUDGET}
+    budgets = {made.case["form"]: made.budget for made in op_providers.contests("groupnorm_silu", place(), 1, [OURS], "eager")}
+    assert budgets == {"per frame": 1e-5, "whole clips": 1e-5, "VAE, per frame": op_providers.DECODER_BUDGET}
 
 
-@pytest.mark.parametrize("op", ["temporal_attention", "temporal_transformer", *fused.OPS])
+@pytest.mark.parametrize("op", ["temporal_attention", "temporal_transformer", *op_providers.OPS])
 def test_every_kernel_goes_by_the_clock_of_short_calls(op: str) -> None:
     asked = ["--op", op, "--model", "mini", "--size", "32x32", "--frames", "3", "--batch", "1"]
     parser = argparse.ArgumentParser()
@@ -322,7 +325,9 @@ def test_pages_are_kept_as_the_engine_keeps_them(monkeypatch: pytest.MonkeyPatch
 
 @torch.no_grad()
 def test_what_the_engine_does_not_use_is_not_timed_as_ours() -> None:
-    for contest in fused.contests("spatial_attention", place(torch.bfloat16), 1, [OURS, fused.OPERATORS], "eager"):
+    for contest in op_providers.contests(
+        "spatial_attention", place(torch.bfloat16), 1, [OURS, op_providers.OPERATORS], "eager"
+    ):
         ours, theirs = contest.providers
         with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
             ours.prepare()
@@ -332,7 +337,7 @@ def test_what_the_engine_does_not_use_is_not_timed_as_ours() -> None:
 @torch.no_grad()
 def test_a_sampling_step_is_ours_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    (contest,) = fused.contests(fused.UPDATE, place(level=0), 0, [OURS], "eager")
+    (contest,) = op_providers.contests(op_providers.UPDATE, place(level=0), 0, [OURS], "eager")
     with pytest.raises(NotHere, match="here the engine runs PyTorch's operators"):
         contest.providers[0].prepare()
 
@@ -351,7 +356,7 @@ def test_three_products_are_the_convolution(frames: int) -> None:
     x = torch.randn(2, frames, 3, 8).movedim(-1, 1)
     weight, bias = torch.randn(8, 8, 3, 1, 1), torch.randn(8)
     exact = torch.nn.functional.conv2d(x, weight.flatten(3), bias, padding=(1, 0))
-    torch.testing.assert_close(fused.by_products(x, weight, bias), exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(op_providers.by_products(x, weight, bias), exact, atol=1e-5, rtol=1e-5)
 
 
 def test_a_level_that_is_not_there_is_refused_for_every_op(capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,7 +377,7 @@ def test_a_missing_device_is_one_sentence(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_reference_is_never_timed_as_ours(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with mock.patch.object(providers.library, "status", return_value=(False, "no compiler")):
+    with mock.patch.object(attention_providers.library, "status", return_value=(False, "no compiler")):
         assert main(["kernels", "--rehearse", "--out", str(path), "--providers", "ours"]) == 0
     rows = [row for row in read([path]) if row.provider == "ours"]
     assert {(row.status, row.note) for row in rows} == {(ABSENT, "the CPU kernel is not built: no compiler")}

@@ -10,11 +10,14 @@ import torch
 from torch.profiler import profile as profiler
 
 from vstar_engine.backends import eager
-from vstar_engine.bench import fast, ladder, profile, scene, stages, tables, trajectory
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.blocks import count_flops
-from vstar_engine.bench.contest import NotHere, Pace, hold
-from vstar_engine.bench.ladder import (
+from vstar_engine.bench.harness.block_costs import count_flops
+from vstar_engine.bench.harness.contest import NotHere, Pace, hold
+from vstar_engine.bench.harness.random_networks import relative_error, seeded_unet, step_inputs
+from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
+from vstar_engine.bench.report import tables
+from vstar_engine.bench.step import fast_modes, ladder, precision_drift, profile, stages, workload
+from vstar_engine.bench.step.ladder import (
     AOTI,
     BASELINE,
     CLEAN,
@@ -28,10 +31,8 @@ from vstar_engine.bench.ladder import (
     TENSORRT,
     Step,
 )
-from vstar_engine.bench.profile import PAGE, TRACE
-from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
-from vstar_engine.bench.scene import ERROR_BUDGET, TINY, Scene
-from vstar_engine.bench.seeded import relative_error, seeded_unet, step_inputs
+from vstar_engine.bench.step.profile import PAGE, TRACE
+from vstar_engine.bench.step.workload import ERROR_BUDGET, TINY, Scene
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import DeviceError
@@ -188,7 +189,7 @@ def test_a_missing_mp4_library_is_a_row(tiny: Scene, tmp_path: Path, monkeypatch
 
 def test_the_trajectory_follows_float64_and_sees_a_missing_regulariser(tiny: Scene, tmp_path: Path) -> None:
     with Rows(tmp_path / "rows.jsonl", "test") as rows:
-        trajectory.measure(tiny, 3, rows, PACE)
+        precision_drift.measure(tiny, 3, rows, PACE)
     (row,) = read([tmp_path / "rows.jsonl"])
     assert len(row.numbers["cosine"]) == len(row.numbers["psnr"]) == 3
     assert row.numbers["last_cosine"] > 0.99999
@@ -198,14 +199,14 @@ def test_the_trajectory_follows_float64_and_sees_a_missing_regulariser(tiny: Sce
 
 def test_cosine_and_psnr() -> None:
     x = torch.tensor([0.0, 3.0, 4.0])
-    assert trajectory.cosine(2 * x, x) == pytest.approx(1)
-    assert trajectory.psnr(x, x) == 200
-    assert trajectory.psnr(x + 0.4, x) == pytest.approx(20)
+    assert precision_drift.cosine(2 * x, x) == pytest.approx(1)
+    assert precision_drift.psnr(x, x) == 200
+    assert precision_drift.psnr(x + 0.4, x) == pytest.approx(20)
 
 
 def test_weights_are_trained_where_they_come_with_the_package() -> None:
     spec = MODELS["mini"]
-    trained, seeded = scene.trained_unet(spec, CPU, torch.float32), seeded_unet(spec.unet, CPU, torch.float32)
+    trained, seeded = workload.trained_unet(spec, CPU, torch.float32), seeded_unet(spec.unet, CPU, torch.float32)
     assert not torch.equal(trained.out[2].weight, seeded.out[2].weight)
 
 
@@ -236,11 +237,11 @@ def test_what_fast_saves_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(device: torch.device, dtype: torch.dtype) -> None:
         raise DeviceError("no FP8 here")
 
-    monkeypatch.setattr(fast.fp8, "check", refuse)
+    monkeypatch.setattr(fast_modes.fp8, "check", refuse)
     path = tmp_path / "rows.jsonl"
     assert main(["pipeline", "--rehearse", "--parts", "fast", "--out", str(path)]) == 0
     found = {row.provider: row for row in read([path])}
-    assert list(found) == list(fast.OPTIONS)
+    assert list(found) == list(fast_modes.OPTIONS)
     assert found.pop("fp8").note == "no FP8 here"
     assert {name: row.numbers["steps"] for name, row in found.items()} == {
         name: 4 if name == "few-step" else 2 for name in found
@@ -268,12 +269,12 @@ def test_every_option_replays_its_steps_as_a_video_on_a_gpu_does(
     tiny = replace(tiny, frames=2)
     # calibration makes no step
     monkeypatch.setattr(fp8_calibration, "STEPS", 1)
-    plain = fast.walks(tiny, 8)
+    plain = fast_modes.walks(tiny, 8)
     monkeypatch.setattr(eager, "kind", lambda device: eager.RecordedUnet)
-    recorded = fast.walks(tiny, 8)
+    recorded = fast_modes.walks(tiny, 8)
     replays = {}
     with torch.inference_mode():
-        for option in fast.OPTIONS:
+        for option in fast_modes.OPTIONS:
             before = graphs.replays
             plain[option]()
             assert graphs.replays == before
@@ -294,17 +295,17 @@ def test_every_option_replays_its_steps_as_a_video_on_a_gpu_does(
 def test_a_walk_strays_by_its_mean_over_seeds() -> None:
     ones = torch.ones(1, 4)
     both = [[ones, ones], [ones, ones]], [[ones, 2 * ones], [ones, ones]]
-    exact, ours = (fast.Walk(None, None, None, Sampling(2), runs) for runs in both)
+    exact, ours = (fast_modes.Walk(None, None, None, Sampling(2), runs) for runs in both)
     assert ours.against(exact)["errors"] == [0, 0.5]
     assert ours.against(exact)["last_cosine"] == pytest.approx(1)
-    few = fast.Walk(None, None, None, Sampling.few(), [[ones, 2 * ones, 3 * ones], [ones, ones, -ones]])
+    few = fast_modes.Walk(None, None, None, Sampling.few(), [[ones, 2 * ones, 3 * ones], [ones, ones, -ones]])
     assert few.against(exact)["errors"] == [0, 0.5, 2]
     assert few.against(exact)["last_cosine"] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("option", fast.OPTIONS)
+@pytest.mark.parametrize("option", fast_modes.OPTIONS)
 def test_every_option_is_sampled_as_it_is_named(option: str) -> None:
-    named = set(fast.sampling(option, 25).fast)
+    named = set(fast_modes.sampling(option, 25).fast)
     assert named == set() if option in ("exact", "fp8") else named == set(option.split(", "))
 
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vstar_engine.bench import layout, machine, plots, tables
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.ceilings import BANDWIDTH
-from vstar_engine.bench.command import command_line
-from vstar_engine.bench.contest import Contest, Pace, Provider, hold
-from vstar_engine.bench.ladder import ENGINE
-from vstar_engine.bench.report import RESULTS, rendered, renewed
-from vstar_engine.bench.rows import ABSENT, WRONG, Row, Rows, read
+from vstar_engine.bench.commands.main import command_line
+from vstar_engine.bench.commands.report import RESULTS, rendered, renewed
+from vstar_engine.bench.harness import machine
+from vstar_engine.bench.harness.ceilings import BANDWIDTH
+from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
+from vstar_engine.bench.harness.rows import ABSENT, WRONG, Row, Rows, read
+from vstar_engine.bench.report import plots, table_cells, tables
+from vstar_engine.bench.step.ladder import ENGINE
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {"cpu": "a processor", "threads": 2, "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
@@ -70,7 +71,7 @@ def test_a_kernel_table_sets_providers_against_ours() -> None:
     assert head == "| frames | ours | SDPA without TAR | floor | ours: of bandwidth | peak memory |"
     assert body[0] == "| 16 | **10 ms** | 25 ms (2.50x) | 250 us | 50% | 16 MiB |"
     assert body[1] == "| 64 | **10 ms** | WRONG | 250 us | 144% † | 64 MiB |"
-    assert body[2:] == ["", f"† {layout.REMARK}"]
+    assert body[2:] == ["", f"† {table_cells.REMARK}"]
     assert "**10 ms [9 ms, 11 ms]**" in rendered("kernels", rows, spread=True)
 
 

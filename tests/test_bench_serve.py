@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 
-from vstar_engine.bench import serve
-from vstar_engine.bench.contest import Pace
-from vstar_engine.bench.rows import Row, Rows, read
-from vstar_engine.bench.serve import BURST, POISSON, Outcome, arrivals, judged, measured, percentile
-from vstar_engine.bench.tables import serve as table
+from vstar_engine.bench.commands import serve
+from vstar_engine.bench.commands.serve import BURST, POISSON, Outcome, arrivals, judged, measured, percentile
+from vstar_engine.bench.harness.contest import Pace
+from vstar_engine.bench.harness.rows import Row, Rows, read
+from vstar_engine.bench.report.tables import serve as table
 from vstar_engine.commands.main import main
 
 

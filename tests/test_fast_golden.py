@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vstar_engine import Sampling, Tar
-from vstar_engine.bench.trajectory import cosine
+from vstar_engine.bench.step.precision_drift import cosine
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FEW_STEP, GUIDANCE_INTERVAL, STEP_CACHE

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vstar_engine import Engine, Sampling
-from vstar_engine.bench.plain import by_operators
-from vstar_engine.bench.seeded import step_inputs
+from vstar_engine.bench.harness.random_networks import step_inputs
+from vstar_engine.bench.ops.pytorch_layers import by_operators
 from vstar_engine.commands import main
 from vstar_engine.commands.inspect import command_for
 from vstar_engine.config.models import MODELS

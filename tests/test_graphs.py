@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vstar_engine.analysis import attention_maps
 from vstar_engine.backends.cuda_graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.backends.eager import RecordedUnet
-from vstar_engine.bench.scene import TINY
-from vstar_engine.bench.seeded import lay_out, seeded, step_inputs
+from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
+from vstar_engine.bench.step.workload import TINY
 from vstar_engine.networks.layers import Deep
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients

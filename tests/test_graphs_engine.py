@@ -11,7 +11,7 @@ from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
 from vstar_engine.backends.cuda_graphs import SHAPES, Recording
 from vstar_engine.backends.eager import RecordedUnet
-from vstar_engine.bench.scene import TINY
+from vstar_engine.bench.step.workload import TINY
 from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.machine import memory

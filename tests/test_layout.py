@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vstar_engine.bench.scene import TINY
-from vstar_engine.bench.seeded import lay_out, seeded_unet, step_inputs
+from vstar_engine.bench.harness.random_networks import lay_out, seeded_unet, step_inputs
+from vstar_engine.bench.step.workload import TINY
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import traced_networks
 from vstar_engine.export.to_inductor import hearing_texts

@@ -5,9 +5,11 @@ import logging
 
 import pytest
 
-from tools.mini import captions, claims, measures, probe
-from tools.mini.render import render
-from tools.mini.stories import STORIES
+from tools.mini.claims import measures, study
+from tools.mini.claims.stories import STORIES
+from tools.mini.data import captions
+from tools.mini.data.render import render
+from tools.mini.training import probe
 from vstar_engine import Sampling, Tar
 from vstar_engine.analysis import similarity
 from vstar_engine.artifacts.manifest import MANIFEST, WEIGHTS, read_manifest
@@ -62,7 +64,7 @@ def told(mini):
 
 @pytest.fixture(scope="module")
 def reader():
-    return probe.load(claims.PROBE)
+    return probe.load(study.PROBE)
 
 
 @pytest.mark.parametrize("prompt", [WINTER_TO_SPRING.prompt, DAY_TO_NIGHT.prompt], ids=["winter to spring", "day to night"])

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from tools.mini import captions, probe, stories
-from tools.mini.render import render
-from tools.mini.scenes import SEASONS, sample
+from tools.mini.claims import stories
+from tools.mini.data import captions
+from tools.mini.data.render import render
+from tools.mini.data.scenes import SEASONS, sample
+from tools.mini.training import probe
 from vstar_engine.config.timeline import anchor_frames
 
 

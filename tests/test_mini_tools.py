@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tools.mini import captions, claims, logits, loop, measures, probe, results, stories, tables, train, train_vae
-from tools.mini.pack import pack
-from tools.mini.render import render
-from tools.mini.scenes import sample
+from tools.mini import train
+from tools.mini.claims import logits, measures, results, stories, study, tables
+from tools.mini.data import captions
+from tools.mini.data.render import render
+from tools.mini.data.scenes import sample
+from tools.mini.training import loop, probe, vae
+from tools.mini.training.pack import pack
 from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts.manifest import WEIGHTS, read_manifest
 from vstar_engine.config.models import VaeSpec, model_named
@@ -26,7 +29,7 @@ from vstar_engine.networks.vae import Vae
 @pytest.fixture(autouse=True)
 def _without_dreamsim(monkeypatch):
     """DreamSim, where it is installed, would fetch its weights."""
-    for module in (measures, claims):
+    for module in (measures, study):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
 
 
@@ -88,16 +91,16 @@ def test_alignment_with_all_that_is_stated_counts_what_stays_too():
 
 
 def test_dreamsim_is_measured_and_missed_only_where_it_is_installed(monkeypatch):
-    frames, reader = render(sample(3, 4)), probe.load(claims.PROBE)
+    frames, reader = render(sample(3, 4)), probe.load(study.PROBE)
     row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
-    assert claims.lacks(row) == []
-    for module in (measures, claims):
+    assert study.lacks(row) == []
+    for module in (measures, study):
         monkeypatch.setattr(module, "find_spec", lambda name: name == "dreamsim")
-    assert claims.lacks(row) == ["dreamsim"]
+    assert study.lacks(row) == ["dreamsim"]
     monkeypatch.setattr(measures.analysis, "dreamsim", lambda frames: np.eye(len(frames)))
     row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
     assert row["numbers"]["dreamsim"]["dynamics"] == 1.0
-    assert claims.lacks(row) == []
+    assert study.lacks(row) == []
 
 
 @pytest.mark.parametrize("story", stories.STORIES, ids=lambda story: story.prompt[:40].replace(" ", "_"))
@@ -110,14 +113,14 @@ def test_what_a_story_states_is_in_its_words(story):
 
 
 def test_a_still_and_a_shuffled_story_are_made_of_its_frames():
-    story, still, shuffled = (claims.make(None, claims.Case(arm, 3, 1, 16)) for arm in ("story", "still", "shuffled"))
+    story, still, shuffled = (study.make(None, study.Case(arm, 3, 1, 16)) for arm in ("story", "still", "shuffled"))
     assert (still == story[0]).all()
     assert (shuffled != story).any()
     assert sorted(frame.tobytes() for frame in shuffled) == sorted(frame.tobytes() for frame in story)
 
 
 def test_every_story_is_told_in_every_arm():
-    cases = list(dict.fromkeys(claims.cases()))
+    cases = list(dict.fromkeys(study.cases()))
     at_64 = [case for case in cases if case.frames == 64 and case.sigma in ((), ((0, 1.0), (1, 8.0))) and not case.fast]
     assert len(cases) == len({case.key for case in cases})
     assert len([c for c in at_64 if c.arm == "base"]) == 60
@@ -125,8 +128,8 @@ def test_every_story_is_told_in_every_arm():
 
 
 def test_every_option_of_fast_has_its_exact_videos():
-    cases = {case.key for case in claims.cases()}
-    lossy = [case for case in claims.cases() if case.fast]
+    cases = {case.key for case in study.cases()}
+    lossy = [case for case in study.cases() if case.fast]
     assert {name for case in lossy for name in case.fast.split(",")} == set(FAST)
     assert len(lossy) == len(tables.FASTER) * 2 * 5
     assert all(replace(case, fast="").key in cases for case in lossy)
@@ -135,10 +138,10 @@ def test_every_option_of_fast_has_its_exact_videos():
 
 @pytest.mark.parametrize(("fast", "steps"), [(fast, 4 if fast == "few-step" else 10) for fast in ("", *tables.FASTER)])
 def test_an_option_is_sampled_as_it_is_named_and_regularised_as_long(fast, steps):
-    case = claims.Case("both", 0, 0, 16, (), fast)
+    case = study.Case("both", 0, 0, 16, (), fast)
     assert case.sampling.steps == steps
     assert set(case.sampling.fast) == {name for name in fast.split(",") if name not in ("", "fp8")}
-    assert claims.until(steps) == {10: 5, 4: 1}[steps]
+    assert study.until(steps) == {10: 5, 4: 1}[steps]
 
 
 def test_what_fast_costs_is_told_beside_the_exact_videos_of_the_same_stories():
@@ -225,15 +228,15 @@ def test_a_setting_is_told_by_what_it_changes_story_by_story():
     ]
 
 
-@pytest.mark.parametrize("path", claims.DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", study.DOCUMENTS, ids=lambda path: path.name)
 def test_the_claims_in_documents_are_those_measured(path, committed):
     document = path.read_text()
     assert "<!-- claims:" in document
-    assert claims.renewed(document, committed) == document
+    assert study.renewed(document, committed) == document
 
 
 def test_the_gallery_makes_the_picture_of_make_demo():
-    gallery, make = runpy.run_path(str(claims.ROOT / "docs" / "gallery.py")), (claims.ROOT / "Makefile").read_text()
+    gallery, make = runpy.run_path(str(study.ROOT / "docs" / "gallery.py")), (study.ROOT / "Makefile").read_text()
     (states,) = re.findall(r"^DEMO_STATES = ((?:.*\\\n)*.*)", make, re.MULTILINE)
     assert gallery["STORIES"][gallery["DEMO"]][1] == re.findall(r'"(.*?)"', states)
     assert f"$(DEMO_STATES) --frames {gallery['FRAMES']} --guidance {gallery['SAMPLING'].guidance:g} --out" in make
@@ -241,10 +244,10 @@ def test_the_gallery_makes_the_picture_of_make_demo():
 
 @pytest.fixture(scope="module")
 def committed():
-    return claims.every_table()
+    return study.every_table()
 
 
-@pytest.mark.parametrize("path", [claims.RESULTS, claims.LOGITS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [study.RESULTS, study.LOGITS], ids=lambda path: path.name)
 def test_committed_rows_are_of_the_bundled_weights(path):
     assert results.rows(path)
 
@@ -269,29 +272,29 @@ def test_the_newest_row_of_a_video_counts(tmp_path):
 
 
 def test_a_run_makes_what_is_missing_and_backfills_when_told(tmp_path, monkeypatch, capsys, mini):
-    monkeypatch.setattr(claims, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
-    monkeypatch.setattr(claims, "engine_for", lambda fp8: mini)
-    wanted = [claims.Case("still", story, 0, 4) for story in range(3)]
-    monkeypatch.setattr(claims, "cases", lambda: iter(wanted))
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(study, "engine_for", lambda fp8: mini)
+    wanted = [study.Case("still", story, 0, 4) for story in range(3)]
+    monkeypatch.setattr(study, "cases", lambda: iter(wanted))
     path = tmp_path / "rows.jsonl"
-    claims.run(path, 1, False)
+    study.run(path, 1, False)
     (whole,) = results.rows(path)
-    assert claims.lacks(whole) == []
+    assert study.lacks(whole) == []
     old = {
         "case": whole["case"] | {"story": 1},
         "weights": whole["weights"],
         "numbers": {"pixels": {}, "features": {}, "factors": {}},
     }
     path.write_text(f"{json.dumps(whole)}\n{json.dumps(old)}\n")
-    claims.run(path, None, False)
+    study.run(path, None, False)
     found = {row["case"]["story"]: row for row in results.rows(path)}
     assert found[1] == old
     assert found[2]["numbers"]["held"] > 0
     assert (
         "1 videos were measured without alignment, at_anchors, cuts, held, nearest, stated, visited" in capsys.readouterr().out
     )
-    claims.run(path, None, True)
-    assert [claims.lacks(row) for row in results.rows(path)] == [[], [], []]
+    study.run(path, None, True)
+    assert [study.lacks(row) for row in results.rows(path)] == [[], [], []]
     assert "measured without" not in capsys.readouterr().out
 
 
@@ -314,7 +317,7 @@ def test_whitening_leaves_pixels_and_makes_latents_plain():
     images = torch.rand(24, 3, 16, 16) * 2 - 1
     with torch.inference_mode():
         before = vae.decoder(vae.post_quant_conv(vae.posterior(images)[0]))
-    train_vae.whiten(vae, images)
+    vae.whiten(vae, images)
     with torch.inference_mode():
         after = vae.decode(vae.encode(images).transpose(0, 1)[None])[0].transpose(0, 1)
         codes = vae.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
@@ -337,7 +340,7 @@ def test_packed_weights_are_read_as_any_converted_ones(tmp_path):
 @pytest.mark.slow
 def test_training_makes_weights_that_the_engine_loads_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "HELD_OUT", range(10_000_000, 10_000_004))
-    monkeypatch.setattr(train_vae, "WHITEN_FRAMES", 64)
+    monkeypatch.setattr(vae, "WHITEN_FRAMES", 64)
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "--clips", "16", "--scale", "0.001"])
     train.main()
     losses = [json.loads(line)["loss"] for part in loop.STEPS for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vstar_engine.bench import command
-from vstar_engine.bench.rows import ABSENT, OK, SKIPPED, read
+from vstar_engine.bench.commands import main
+from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, read
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "bench/on_gpu.sh")
@@ -79,7 +79,7 @@ def test_every_part_is_a_command_that_is_understood(tmp_path: Path, stub: str) -
     done = call(str(tmp_path / "out"), "--parts", *REHEARSED, *OTHERS, PYTHON=stub)
     assert set(re.findall(r"\[(\w+)\]=\d", Path(SCRIPT).read_text())) == {*REHEARSED, *OTHERS}
     parser = argparse.ArgumentParser()
-    command.add_options(parser)
+    main.add_options(parser)
     asked = [line.split("vstar_engine.bench ")[1] for line in done.stdout.splitlines() if "vstar_engine.bench" in line]
     assert len(asked) == len([*REHEARSED, *OTHERS]) - 2
     for words in asked:

@@ -6,13 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vstar_engine.bench import floors, fusion, roofline
 from vstar_engine.bench.__main__ import main
-from vstar_engine.bench.contest import Pace
-from vstar_engine.bench.ops import KEYS, Machine, Op, ops_of
-from vstar_engine.bench.report import rendered
-from vstar_engine.bench.rows import OK, WRONG, Rows, read
-from vstar_engine.bench.scene import TINY, Scene
+from vstar_engine.bench.commands import roofline
+from vstar_engine.bench.commands.report import rendered
+from vstar_engine.bench.harness.contest import Pace
+from vstar_engine.bench.harness.rows import OK, WRONG, Rows, read
+from vstar_engine.bench.roofline import floors, fused_costs
+from vstar_engine.bench.roofline.op_costs import KEYS, Machine, Op, ops_of
+from vstar_engine.bench.step.workload import TINY, Scene
 from vstar_engine.config.models import model_named
 from vstar_engine.kernels.cpu import library
 
@@ -121,8 +122,10 @@ def count(ops, name):
 
 
 def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
-    stages = {stage: fusion.ops_at(model_named("mini"), stage, 16, (96, 128), torch.float16) for stage in fusion.STAGES}
-    found = [fusion.totals(ops, MACHINE) for ops in stages.values()]
+    stages = {
+        stage: fused_costs.ops_at(model_named("mini"), stage, 16, (96, 128), torch.float16) for stage in fused_costs.STAGES
+    }
+    found = [fused_costs.totals(ops, MACHINE) for ops in stages.values()]
     operators, attention, fused, stem, whole, products, apart, linear, convolved, small = found
     for before, after in pairwise(found[:-4]):
         assert after["bytes"] < before["bytes"]
@@ -132,42 +135,46 @@ def test_fusing_takes_operators_and_bytes_away_and_sharing_arithmetic_too():
     assert whole["flops"] < stem["flops"] < fused["flops"]
     assert whole["ops"] < stem["ops"]
     # what is left of embeddings, texts and the sampler is one operator
-    assert [op.name for op in stages[fusion.ENGINE] if op.kind == "embeddings" or "to_kv" in op.module] == []
-    assert [op.name for op in stages[fusion.ENGINE]].count("guided_step") == 1
-    left = {op.name.removeprefix("native_") for op in stages[fusion.PRODUCTS]}
+    assert [op.name for op in stages[fused_costs.ENGINE] if op.kind == "embeddings" or "to_kv" in op.module] == []
+    assert [op.name for op in stages[fused_costs.ENGINE]].count("guided_step") == 1
+    left = {op.name.removeprefix("native_") for op in stages[fused_costs.PRODUCTS]}
     assert not left & {"layer_norm", "geglu"}
-    assert len([op for op in stages[fusion.PRODUCTS] if op.name == "var_mean"]) == len(
-        [op for op in stages[fusion.ENGINE] if op.name.endswith("layer_norm")]
+    assert len([op for op in stages[fused_costs.PRODUCTS] if op.name == "var_mean"]) == len(
+        [op for op in stages[fused_costs.ENGINE] if op.name.endswith("layer_norm")]
     )
-    assert {"group_norm", "gelu"} & {op.name.removeprefix("native_") for op in stages[fusion.ATTENTION]} == {
+    assert {"group_norm", "gelu"} & {op.name.removeprefix("native_") for op in stages[fused_costs.ATTENTION]} == {
         "group_norm",
         "gelu",
     }
-    assert "bmm" not in {op.name for op in stages[fusion.ATTENTION] if op.kind == "temporal attention"}
+    assert "bmm" not in {op.name for op in stages[fused_costs.ATTENTION] if op.kind == "temporal attention"}
     # the same arithmetic is done sooner
-    speedy = {fusion.SMALL_LINEAR: {"linear_e4m3"}, fusion.SMALL_CONVOLUTIONS: {"conv_e4m3"}}
-    speedy |= {fusion.SMALL: {"linear_e4m3", "conv_e4m3"}, fusion.SMALL_OPERATORS: {"scaled_mm", "conv_e4m3"}}
+    speedy = {fused_costs.SMALL_LINEAR: {"linear_e4m3"}, fused_costs.SMALL_CONVOLUTIONS: {"conv_e4m3"}}
+    speedy |= {fused_costs.SMALL: {"linear_e4m3", "conv_e4m3"}, fused_costs.SMALL_OPERATORS: {"scaled_mm", "conv_e4m3"}}
     for stage, names in speedy.items():
         assert {op.name for op in stages[stage] if op.speed == 2} == names
-        assert fusion.totals(stages[stage], MACHINE)["flops"] == whole["flops"]
+        assert fused_costs.totals(stages[stage], MACHINE)["flops"] == whole["flops"]
     # as operators every layer's rounding is one and bytes more; in one go linear layers take as many as exact ones, and less
-    assert count(stages[fusion.SMALL_OPERATORS], "to_e4m3") == apart["ops"] - whole["ops"] > 0
+    assert count(stages[fused_costs.SMALL_OPERATORS], "to_e4m3") == apart["ops"] - whole["ops"] > 0
     assert apart["bytes"] > whole["bytes"]
     assert linear["ops"] == products["ops"]
     assert linear["bytes"] < products["bytes"]
-    assert count(stages[fusion.SMALL], "to_e4m3") == count(stages[fusion.SMALL], "conv_e4m3") == small["ops"] - linear["ops"]
+    assert (
+        count(stages[fused_costs.SMALL], "to_e4m3")
+        == count(stages[fused_costs.SMALL], "conv_e4m3")
+        == small["ops"] - linear["ops"]
+    )
     assert convolved["ops"] == small["ops"]
     assert max(small["floor"], linear["floor"], convolved["floor"]) < products["floor"]
     assert small["floor"] < min(linear["floor"], convolved["floor"])
-    assert len([op for op in stages[fusion.SMALL] if op.name == "convolution"]) == 2
+    assert len([op for op in stages[fused_costs.SMALL] if op.name == "convolution"]) == 2
 
 
 def test_no_layer_takes_longer_in_fp8():
     """At an H200's rates: what is converted pays, layer by layer."""
     spec, machine, floors = model_named("videocrafter2"), Machine(790e12, 4.8e12), {}
-    for stage in (fusion.PRODUCTS, fusion.SMALL):
+    for stage in (fused_costs.PRODUCTS, fused_costs.SMALL):
         here = floors.setdefault(stage, Counter())
-        for op in fusion.ops_at(spec, stage, 16, spec.size, torch.float16):
+        for op in fused_costs.ops_at(spec, stage, 16, spec.size, torch.float16):
             here[op.module] += op.floor(machine)
     exact, small = floors.values()
     assert [name for name in small if small[name] > exact[name] * (1 + 1e-9)] == []
@@ -265,7 +272,7 @@ def test_computed_counts_are_rows_of_a_table(tmp_path, capsys):
         "One guided step, computed, not measured, `tiny` at 32x32, float16; floors at 790 TFLOP/s, 4.8 TB/s"
     )
     assert [line.split("|")[1].strip() for line in said[4:]] == [
-        f"{frames} frames, {stage}" for frames in (3, 5) for stage in fusion.STAGES
+        f"{frames} frames, {stage}" for frames in (3, 5) for stage in fused_costs.STAGES
     ]
     assert rendered("roofline", rows) == ""
 

@@ -14,7 +14,7 @@ import pytest
 import serve_packages  # noqa: F401 - skips where they are missing
 from servers import SMALL, Server
 
-from vstar_engine.bench.rows import read
+from vstar_engine.bench.harness.rows import read
 from vstar_engine.commands.main import main
 
 # generous: other work may share the machine; with --timed none does, and these are the figures wanted

@@ -8,7 +8,7 @@ import torch
 
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.artifacts.built_engine import Artifact
-from vstar_engine.bench.seeded import seeded_unet
+from vstar_engine.bench.harness.random_networks import seeded_unet
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.machine import memory

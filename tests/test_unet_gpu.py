@@ -9,7 +9,7 @@ import torch
 from golden.load_golden import Golden
 from torch import Tensor
 
-from vstar_engine.bench.seeded import LAYOUTS, lay_out, relative_error
+from vstar_engine.bench.harness.random_networks import LAYOUTS, lay_out, relative_error
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_ref
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling import tar

@@ -1,7 +1,7 @@
 """Trains the mini model from nothing: `python -m tools.mini.train OUT`. Run again after a stop, it goes on where it was.
 
 OUT gets the rendered clips (2.4 GB), checkpoints, logs as JSON lines, and at the end what the project carries copies of:
-`OUT/mini` (vstar_engine/data/mini), the probe that judges videos and its accuracy (beside this file).
+`OUT/mini` (vstar_engine/data/mini), the probe that judges videos and its accuracy (beside `training/probe.py`).
 """
 
 import argparse
@@ -9,12 +9,11 @@ import json
 import logging
 from pathlib import Path
 
+from tools.mini.data.clips import rendered
+from tools.mini.training import probe, text_tower, unet, vae
+from tools.mini.training.loop import Run
+from tools.mini.training.pack import pack
 from vstar_engine.config.models import model_named
-
-from . import probe, train_text, train_unet, train_vae
-from .clips import rendered
-from .loop import Run
-from .pack import pack
 
 CLIPS = 4000
 
@@ -29,16 +28,19 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     run, seeds = Run(model_named("mini"), args.out, args.scale), range(args.clips)
     clips = rendered(args.out, seeds)
-    text = train_text.train(run, seeds)
-    vae = train_vae.train(run, clips)
-    tokens, _ = train_text.kept_captions(args.out, seeds)
-    unet = train_unet.train(run, train_unet.encoded(args.out, vae, clips), tokens, text)
-    vae = train_vae.refine(run, clips, vae)
-    pack(run.spec, unet, vae, text, args.out / "mini")
-    reader = probe.train(run, clips, vae)
+    text = text_tower.train(run, seeds)
+    autoencoder = vae.train(run, clips)
+    tokens, _ = text_tower.kept_captions(args.out, seeds)
+    denoiser = unet.train(run, unet.encoded(args.out, autoencoder, clips), tokens, text)
+    autoencoder = vae.refine(run, clips, autoencoder)
+    pack(run.spec, denoiser, autoencoder, text, args.out / "mini")
+    reader = probe.train(run, clips, autoencoder)
     probe.save(reader, args.out / "probe.safetensors")
     held_out, truths = rendered(args.out, probe.HELD_OUT), probe.labelled(probe.HELD_OUT)
-    right = {"rendered": probe.accuracy(reader, held_out, truths), "decoded": probe.accuracy(reader, held_out, truths, vae)}
+    right = {
+        "rendered": probe.accuracy(reader, held_out, truths),
+        "decoded": probe.accuracy(reader, held_out, truths, autoencoder),
+    }
     (args.out / "probe.json").write_text(json.dumps(right, indent=1) + "\n")
 
 

@@ -53,7 +53,7 @@ COMMANDS = {
     "inspect": Command("print the settings that made a video, and the command that makes it again", "commands.inspect"),
     "convert": Command("convert an official checkpoint to safetensors, without running code from it", "commands.convert"),
     "verify": Command("run golden cases against this installation", "commands.verify"),
-    "bench": Command("measure speed against clean baselines and the machine's limits, report, compare", "bench.command"),
+    "bench": Command("measure speed against clean baselines and the machine's limits, report, compare", "bench.commands.main"),
     "doctor": Command("say what this machine has and what is missing", "commands.doctor"),
 }
 

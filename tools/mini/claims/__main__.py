@@ -1,0 +1,5 @@
+"""Runs `python -m tools.mini.claims`."""
+
+from .study import main
+
+main()
