@@ -19,7 +19,8 @@ from vstar_engine.sampling import coefficients
 from vstar_engine.schedule import Schedule
 from vstar_engine.step_cache import StepCache
 from vstar_engine.unet import UNet
-from vstar_engine.verify import Judge, relative_error, unet_case
+from vstar_engine.verify_case import Judge, relative_error
+from vstar_engine.verify_judges import unet_case
 
 # timesteps between two of 25 steps
 STEP = 40

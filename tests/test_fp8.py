@@ -18,7 +18,8 @@ from vstar_engine.kernels.linear import LayerNorm
 from vstar_engine.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
 from vstar_engine.provenance import command_for
 from vstar_engine.unet import UNet
-from vstar_engine.verify import Judge, relative_error, unet_case
+from vstar_engine.verify_case import Judge, relative_error
+from vstar_engine.verify_judges import unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
 ROUNDING = 2.0**-4

@@ -4,7 +4,8 @@ import pytest
 from conftest import GOLDEN
 
 from vstar_engine.golden import Golden
-from vstar_engine.verify import KINDS, NOT_JUDGED, verify
+from vstar_engine.verify import NOT_JUDGED, verify
+from vstar_engine.verify_judges import KINDS
 
 CASES = Golden(GOLDEN).cases
 
