@@ -21,7 +21,8 @@ from vstar_engine.sampling.batch import Batch, Row
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
 from vstar_engine.sampling.step_cache import StepCache
-from vstar_engine.verification.verify import Judge, relative_error, unet_case
+from vstar_engine.verification.case import Judge, relative_error
+from vstar_engine.verification.judges import unet_case
 from vstar_engine.weights import checkpoint, key_map, official_config
 
 # timesteps between two of 25 steps

@@ -23,7 +23,8 @@ from vstar_engine.networks import fp8
 from vstar_engine.networks.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling import fp8_calibration
-from vstar_engine.verification.verify import Judge, relative_error, unet_case
+from vstar_engine.verification.case import Judge, relative_error
+from vstar_engine.verification.judges import unet_case
 
 # e4m3 keeps three bits after the leading one, so half a step is 1/16 of a value, and less of a sum
 ROUNDING = 2.0**-4

@@ -4,7 +4,8 @@ import pytest
 from conftest import GOLDEN
 
 from vstar_engine.verification.golden import Golden
-from vstar_engine.verification.verify import KINDS, NOT_JUDGED, verify
+from vstar_engine.verification.judges import KINDS
+from vstar_engine.verification.verify import NOT_JUDGED, verify
 
 CASES = Golden(GOLDEN).cases
 

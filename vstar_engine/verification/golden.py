@@ -36,6 +36,10 @@ def normalish(seed: int, name: str, shape: list[int], std: float = 1.0, mean: fl
     return (mean + std * unit).astype(np.float32).reshape(shape)
 
 
+def _is_case(case: object) -> bool:
+    return isinstance(case, dict) and all(isinstance(case.get(name), str) for name in ("name", "kind", "file", "sha256"))
+
+
 class Golden:
     """A folder of golden cases. Raises ValueError when the folder or its manifest cannot be read."""
 
@@ -48,6 +52,10 @@ class Golden:
             raise ValueError(f"{self.folder} is no golden folder: it holds no manifest.json") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder / 'manifest.json'} is no golden manifest ({error})") from error
+        if not isinstance(self.cases, list) or not all(map(_is_case, self.cases)):
+            raise ValueError(
+                f"{self.folder / 'manifest.json'} is no golden manifest (a case has a name, kind, file and sha256)"
+            )
         self._by_name = {case["name"]: case for case in self.cases}
 
     def case(self, name: str) -> Case:
