@@ -38,7 +38,7 @@ build/openai-2.24.0: .venv/torch
 # on a machine that does nothing else. Rows that need Debian's gcc, strace, postgresql, chromium and chromium-driver are skipped
 # where these are missing
 test-reliability: .venv/reliability build/openai-2.24.0
-	.venv/bin/python -m pytest -q -s -rs tests/test_serving_*.py tests/test_deploy.py --kills $(KILLS) --soak $(SOAK) $(if $(TIMED),--timed)
+	.venv/bin/python -m pytest -q -s -rs tests/serving --kills $(KILLS) --soak $(SOAK) $(if $(TIMED),--timed)
 
 check: $(TESTED)
 	.venv/bin/ruff check .
@@ -48,7 +48,7 @@ check: $(TESTED)
 # FULL=1 adds the step and the stages of VideoCrafter2
 bench: .venv/bench
 	rm -rf $(BENCH) && mkdir -p $(BENCH)
-	.venv/bin/python -m pytest -q tests/benchmarks.py --benchmark-only --benchmark-json $(BENCH)/regression.json
+	.venv/bin/python -m pytest -q tests/bench/benchmarks.py --benchmark-only --benchmark-json $(BENCH)/regression.json
 	$(MEASURE) kernels --frames 16 32 64 --limit 6 --out $(BENCH)/rows.jsonl
 	$(MEASURE) kernels --frames 96 128 --rounds 3 --providers ours 'SDPA without TAR' 'SDPA, dense bias' --out $(BENCH)/rows.jsonl
 	$(MEASURE) kernels --frames 256 --rounds 3 --providers ours --out $(BENCH)/rows.jsonl

@@ -122,7 +122,7 @@ run() {
     # only these files: others import libraries that such a machine may lack. A line a test, as it ends
     # shellcheck disable=SC2046
     tests) part "$python" -m pytest -m "gpu and not slow" -v -rs --durations=5 -p no:cacheprovider \
-        $(grep -lE 'mark\.gpu\b' tests/test_*.py) ;;
+        $(grep -lE 'mark\.gpu\b' tests/*/test_*.py) ;;
     aoti) step --frames 64 --parts headline --providers ours "ours, AOTInductor" ;;
     trajectory) step --frames 64 --parts trajectory ;;
     long) step --frames 128 --parts headline --providers ours "clean eager" ;;

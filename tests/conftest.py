@@ -4,10 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-import fake_graphs
 import pytest
 import torch
 
+from support import fake_graphs
 from vstar_engine import Engine
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import build_engine
@@ -66,7 +66,7 @@ def mini(mini_weights):
 @pytest.fixture(scope="session")
 def onnx_engine(mini_weights, tmp_path_factory):
     """The mini model built for ONNX Runtime."""
-    import onnx_packages  # noqa: F401 - skips where they are missing
+    import support.onnx_packages  # noqa: F401 - skips where they are missing
 
     return built("onnxruntime", mini_weights, tmp_path_factory)
 

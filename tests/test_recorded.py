@@ -55,8 +55,8 @@ def half_ended(database):
 
 
 def test_a_server_takes_up_recorded_jobs(tmp_path):
-    import serve_packages  # noqa: F401 - skips where they are missing
-    from servers import Server
+    import support.serve_packages  # noqa: F401 - skips where they are missing
+    from support.servers import Server
 
     data = tmp_path / "data"
     data.mkdir(mode=0o700)

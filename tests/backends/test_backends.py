@@ -1,0 +1,230 @@
+"""Built back ends against eager: the network's numbers at several lengths, and whole videos through the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from functools import partial
+
+import pytest
+import torch
+
+from support.accuracy import assert_as_accurate, relative_error
+from support.engines import engine_at
+from vstar_engine import Engine, Sampling, Tar
+from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.backends import BACKENDS, backend_named
+from vstar_engine.backends.inputs import full
+from vstar_engine.backends.onnxruntime import library
+from vstar_engine.bench.harness.rows import read
+from vstar_engine.commands.main import main
+from vstar_engine.config.models import MODELS
+from vstar_engine.config.request import Request
+from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
+from vstar_engine.weights import checkpoint
+
+SPEC = MODELS["mini"]
+SIZE = (32, 64)
+
+
+@pytest.fixture(scope="module", params=["onnx_engine", "inductor_engine"])
+def artifact(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(artifact):
+    return Engine.load(engine=artifact)
+
+
+@pytest.fixture(scope="module")
+def exact(mini_weights):
+    return backend_named("eager").load(SPEC, checkpoint.Weights(mini_weights), device=torch.device("cpu"), dtype=torch.float64)
+
+
+def inputs(batch, frames, tar):
+    """Every item of the batch has its own timestep, context, frame rate and rows of tar."""
+    generator = torch.Generator().manual_seed(batch + 10 * frames)
+    rows = torch.rand(batch, SPEC.unet.levels, frames, generator=generator)
+    return (
+        torch.randn(batch, 4, frames, SIZE[0] // 8, SIZE[1] // 8, generator=generator),
+        torch.randint(0, 1000, (batch, 1), generator=generator),
+        torch.randn(batch, frames, 77, SPEC.unet.context_dim, generator=generator),
+        torch.randint(8, 30, (batch,), generator=generator),
+        rows if tar else torch.zeros_like(rows),
+    )
+
+
+@pytest.mark.parametrize("tar", [True, False], ids=["tar", "plain"])
+@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 16), (2, 3), (2, 17)], ids=str)
+def test_one_engine_is_as_accurate_as_eager_at_every_length(engine, mini, exact, batch, frames, tar):
+    given = inputs(batch, frames, tar)
+    with torch.inference_mode():
+        ours, eager = engine.denoiser(*given), mini.denoiser(*given)
+        wide = exact(given[0].double(), given[1], given[2].double(), *given[3:])
+    assert_as_accurate(ours, eager, wide)
+
+
+def test_shared_rows_are_repeated(engine, mini):
+    latents, timestep, context, fps, tar = inputs(2, 5, tar=True)
+    given = (latents, timestep, context[:, :1], fps, tar[:1])
+    with torch.inference_mode():
+        assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
+
+
+def test_both_branches_of_a_video_are_rows_of_their_own(engine, mini):
+    latents, timestep, context, fps, tar = inputs(2, 5, tar=True)
+    given = (latents[:1], timestep[:1], context, fps[:1], tar[:1])
+    with torch.inference_mode():
+        assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
+
+
+@pytest.mark.parametrize(("texts", "videos"), [(2, 1), (2, 2), (3, 1)], ids=str)
+def test_every_text_of_a_video_is_heard_as_eager_hears_it(engine, mini, exact, texts, videos):
+    latents, timestep, context, fps, tar = inputs(texts * videos, 5, tar=True)
+    given = (latents[:videos], timestep[:videos], context, fps[:videos], tar[:videos])
+    with torch.inference_mode():
+        ours, eager = engine.denoiser(*given), mini.denoiser(*given)
+        wide = exact(given[0].double(), given[1], context.double(), *given[3:])
+    assert_as_accurate(ours, eager, wide)
+
+
+def test_a_dense_tar_is_for_eager():
+    latents, timestep, context, fps, tar = inputs(1, 3, tar=True)
+    with pytest.raises(ValueError, match="dense one runs in eager"):
+        full(latents, timestep, context, fps, tar[..., None].expand(-1, -1, -1, 3))
+
+
+def test_a_video_is_the_one_that_eager_makes(engine, mini):
+    settings = {"frames": 5, "seed": 4, "sampling": Sampling(steps=3), "tar": Tar(until_step=1)}
+    ours, eager = engine.generate(["snow", "flowers"], **settings), mini.generate(["snow", "flowers"], size=SIZE, **settings)
+    assert ours.frames.shape == eager.frames.shape == (5, *SIZE, 3)
+    off = abs(ours.frames.astype(int) - eager.frames.astype(int))
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.01
+    assert ours.provenance["backend"] == engine.artifact.identity["backend"]
+
+
+def test_videos_of_a_batch_are_those_that_eager_makes(engine, mini):
+    """One of them has no second branch, and its own TAR."""
+    plain = Request(("snow", "flowers"), 5, 4, SIZE, Sampling(steps=3, guidance=1.0), None)
+    requests = [plain, Request(("a red ball",), 5, 7, SIZE, Sampling(steps=3), Tar({0: 2.0}, until_step=1))]
+    for ours, request in zip(engine.run_batch(requests), requests, strict=True):
+        off = abs(ours.frames.astype(int) - mini.run(request).frames.astype(int))
+        assert off.max() <= 1
+        assert (off > 0).mean() < 0.01
+
+
+def test_the_command_line_runs_an_engine_in_a_new_process(artifact, tmp_path):
+    words = ["generate", "--states", "snow", "--frames", "4", "--steps", "2", "--engine", str(artifact.folder), "--json"]
+    code = (
+        "import sys, torch; from vstar_engine.commands import main as cli\n"
+        "torch.export.export = torch.compile = None  # neither may be needed\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    environment = {**os.environ, "PATH": "", "CXX": "none"}  # nor a compiler
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--out", str(tmp_path / "a.mp4")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["model"], made["backend"], made["built"]) == ("mini", artifact.identity["backend"], artifact.name)
+    assert made["request"]["size"] == list(SIZE)
+
+
+def test_a_step_is_measured_against_eager(artifact, tmp_path):
+    words = ["--engines", str(artifact.folder), "--frames", "2", "--rounds", "1", "--out", str(tmp_path / "rows.jsonl")]
+    assert main(["bench", "engine", *words]) == 0
+    rows = read([tmp_path / "rows.jsonl"])
+    assert [row.provider for row in rows] == ["eager", artifact.identity["backend"]]
+    assert all(row.numbers["median"] > 0 for row in rows)
+
+
+def test_the_manifest_says_what_goes_in_and_out(artifact):
+    facts = artifact.manifest["facts"]["unet"]
+    assert [entry["name"] for entry in facts["inputs"]] == ["latents", "timestep", "context", "fps", "tar"]
+    assert facts["inputs"][0] == {"name": "latents", "dtype": "float32", "shape": ["batch", 4, "frames", 4, 8]}
+    assert facts["inputs"][4] == {"name": "tar", "dtype": "float32", "shape": ["batch", SPEC.unet.levels, "frames"]}
+    # a package computes once what the texts of a video share
+    texts = ["texts"] if artifact.identity["backend"] == "inductor" else []
+    assert facts["inputs"][2]["shape"] == [*texts, "batch", "frames", 77, SPEC.unet.context_dim]
+    rows = "*".join([*texts, "batch"])
+    assert facts["outputs"] == [{"name": "eps", "dtype": "float32", "shape": [rows, 4, "frames", 4, 8]}]
+
+
+def test_wrong_clips_end_in_one_sentence(artifact, capsys):
+    words = ["generate", "x", "--no-synopsis", "--engine", str(artifact.folder)]
+    assert main([*words, "--size", "32x32"]) == 9
+    assert "--size 32x32" in capsys.readouterr().err
+    assert main([*words, "--dtype", "float16"]) == 9
+    assert "for dtype float32, not float16; rebuild it" in capsys.readouterr().err
+
+
+def test_a_file_that_onnx_runtime_cannot_open(tmp_path):
+    import support.onnx_packages  # noqa: F401 - skips where they are missing
+
+    here = backend_named("onnxruntime").machine(torch.device("cpu"), {})
+    folder = engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime", **here)
+    with pytest.raises(EngineError, match="cannot be opened by ONNX Runtime"):
+        Engine.load(engine=folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "cut", "complaint"),
+    [
+        ("unet.onnx", 100, r"unet.onnx has \d+ bytes where manifest.json says"),
+        ("unet.onnx.data", None, "unet.onnx.data is missing, though manifest.json lists it"),
+    ],
+)
+def test_damaged_onnx_files_are_refused(onnx_engine, tmp_path, file, cut, complaint):
+    folder = shutil.copytree(onnx_engine.folder, tmp_path / "e")
+    if cut is None:
+        (folder / file).unlink()
+    else:
+        os.truncate(folder / file, cut)
+    with pytest.raises(EngineError, match=complaint):
+        Engine.load(engine=folder)
+
+
+def test_a_device_without_a_provider(tmp_path):
+    import support.onnx_packages  # noqa: F401 - skips where they are missing
+
+    if "CUDAExecutionProvider" in library().get_available_providers():
+        pytest.skip("this onnxruntime has its CUDA provider")
+    with pytest.raises(DeviceError, match="no CUDAExecutionProvider for device cuda:0; install onnxruntime-gpu"):
+        backend_named("onnxruntime").load(None, device=torch.device("cuda", 0), dtype=torch.float32)
+
+
+def test_a_provider_that_does_not_start_is_not_swapped_for_the_cpus(tmp_path, monkeypatch):
+    import support.onnx_packages  # noqa: F401 - skips where they are missing
+
+    runtime, calls = library(), []
+    started = ["CPUExecutionProvider"]
+    session = types.SimpleNamespace(get_providers=lambda: started, disable_fallback=lambda: calls.append("no fallback"))
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "InferenceSession", lambda *given, **named: session)
+    artifact = Artifact.open(engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime"))
+    load = partial(backend_named("onnxruntime").load, artifact, device=torch.device("cuda", 0), dtype=torch.float32)
+    with pytest.raises(DeviceError, match="CUDAExecutionProvider, but it does not start on device cuda:0"):
+        load()
+    started.insert(0, "CUDAExecutionProvider")
+    load()
+    assert calls == ["no fallback"]
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingLibrary, match=r"pip install vstar-engine\[onnx\]"):
+        library()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_back_end_is_there(name):
+    assert callable(backend_named(name).load)
+
+
+def test_a_package_calls_the_fused_ops(inductor_engine):
+    called = inductor_engine.manifest["facts"]["ops"]
+    assert called == [f"vstar.{op}.default" for op in ("groupnorm_silu", "linear", "temporal_attention")]

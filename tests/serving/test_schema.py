@@ -1,0 +1,44 @@
+"""B1: the OpenAPI document against the server; whatever it allows is answered as it says, and nothing makes a 500."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import support.serve_packages  # noqa: F401 - skips where they are missing
+from support.servers import Server
+
+if os.environ.get("VSTAR_SERVE") != "1":
+    pytest.importorskip("schemathesis", reason="needs schemathesis: make test")
+
+CHECKS = (
+    *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"),
+    *("negative_data_rejection", "use_after_free", "ensure_resource_availability"),
+)
+
+
+@pytest.mark.parametrize(
+    ("phases", "examples", "cases"),
+    [("fuzzing,stateful", 24, 300), pytest.param("examples,coverage,fuzzing,stateful", 60, 2000, marks=pytest.mark.slow)],
+    ids=["short", "long"],
+)
+def test_schema_holds(tmp_path, phases, examples, cases):
+    with Server(tmp_path, "--max-queue", "100000", slow={"step": 0.0}) as server:
+        words = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--seed", "1", "--no-color"]
+        words += ["--phases", phases, "--max-examples", str(examples), "--checks", ",".join(CHECKS)]
+        words += ["--continue-on-failure", "--request-timeout", "60", "--suppress-health-check", "all"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=3000)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+        assert found is not None, done.stdout[-2000:]
+        generated, passed = map(int, found.groups())
+        print(f"{generated} cases, {passed} passed")
+        assert generated == passed >= cases
+        assert "Traceback" not in server.log()
+        answered = re.findall(r'"status": (\d+)', server.log())
+        assert answered
+        assert not [status for status in answered if status >= "500"]
+        server.cancel_all()
+        server.ledger(within=300)
