@@ -28,14 +28,14 @@ MIB = 2**20
 
 
 def identity(settings: Settings, weights: Weights) -> dict[str, object]:
-    """Gives what will be in the manifest; MissingLibrary where the back end's library is absent."""
+    """Returns what will be in the manifest; MissingLibrary where the back end's library is absent."""
     options = builder_named(settings.backend).options(settings)
     machine = backend_named(settings.backend).machine(settings.device, options)
     return settings.identity(weights.fingerprint(), machine, options)
 
 
 def place(settings: Settings, weights: Weights, out: Path | None) -> Path:
-    """Gives the folder an engine goes to: `out`, else one named by its identity among the user's engines."""
+    """Returns the folder an engine goes to: `out`, else one named by its identity among the user's engines."""
     return out or engines_root() / name_of(identity(settings, weights))
 
 
@@ -89,7 +89,7 @@ def build(
 
 
 def _peak_memory() -> int:
-    """Gives the bytes of the largest process so far: this one since it began, or a child such as a compiler."""
+    """Returns the bytes of the largest process so far: this one since it began, or a child such as a compiler."""
     return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 

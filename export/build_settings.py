@@ -97,7 +97,7 @@ class Settings:
 
     @staticmethod
     def of(identity: Mapping[str, Any], device: torch.device) -> "Settings":
-        """Gives the settings that an engine was built with."""
+        """Returns the settings that an engine was built with."""
         options = {name: value for name, value in identity["options"].items() if name != "targets"}
         return Settings(
             model_named(identity["model"]),
@@ -112,7 +112,7 @@ class Settings:
         )
 
     def identity(self, weights: str, machine: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Gives all that shapes the engine: the weights' hash and what the back end and the builder say."""
+        """Returns all that shapes the engine: the weights' hash and what the back end and the builder say."""
         return {
             "model": self.spec.name,
             "backend": self.backend,

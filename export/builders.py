@@ -49,14 +49,14 @@ def alive(report: Report, step: str, patience: float = PATIENCE) -> Iterator[Non
 
 
 def builder_named(backend: str) -> ModuleType:
-    """Gives the module that builds for a back end; ValueError lists those that can be, MissingLibrary says what to install."""
+    """Returns the module that builds for a back end; ValueError lists the known ones, MissingLibrary says what to install."""
     if backend not in BUILDERS:
         raise ValueError(f"there is nothing to build for backend {backend!r}; engines are built for {', '.join(BUILDERS)}")
     return _imported(BUILDERS[backend], f"building for backend {backend}")
 
 
 def exporter_named(kind: str) -> ModuleType:
-    """Gives the module that writes engines for another server; MissingLibrary says what to install."""
+    """Returns the module that writes engines for another server; MissingLibrary says what to install."""
     return _imported(EXPORTERS[kind], f"export for {kind}")
 
 

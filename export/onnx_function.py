@@ -61,13 +61,13 @@ BODY = """
 
 
 def body(opset: int) -> ir.Function:
-    """Gives the model-local function; its opset must be the model's, or checkers and inliners pass it over."""
+    """Returns the model-local function; its opset must be the model's, or checkers and inliners pass it over."""
     function: Any = ir.from_proto(onnx.parser.parse_function(BODY.format(opset=opset, domain=DOMAIN, name=NAME)))
     return function
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Gives the table by which `torch.onnx.export` turns the op into one node, and tells onnx the node's schema once."""
+    """Returns the table by which `torch.onnx.export` turns the op into one node, and tells onnx the node's schema once."""
     if not onnx.defs.has(NAME, DOMAIN):
         types = ("T", ["tensor(float)", "tensor(float16)"], "the network's dtype")
         onnx.defs.register_schema(

@@ -39,13 +39,13 @@ class Plan:
 
 
 def frame_profiles(frames: tuple[int, ...], others: Ranges) -> tuple[Ranges, ...]:
-    """Gives a profile for each bucket of frames, which begins where the one before it ends; `others` are the same in all."""
+    """Returns a profile for each bucket of frames, which begins where the one before it ends; `others` are the same in all."""
     starts = (1, *(count + 1 for count in frames))
     return tuple({**others, "frames": (low, high, high)} for low, high in zip(starts, frames, strict=False))
 
 
 def make_monitor(trt: Any, report: Callable[[str], None]) -> Any:
-    """Gives a monitor that reports a build's outermost phases as they go, in tenths."""
+    """Returns a monitor that reports a build's outermost phases as they go, in tenths."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -52,7 +52,7 @@ class Texts(nn.Module):
 
 
 def hearing_texts(network: Network) -> Network:
-    """Gives the UNet as a package holds it."""
+    """Returns the UNet as a package holds it."""
     context, dims = network.inputs["context"], network.dims["context"]
     return replace(
         network,
@@ -64,7 +64,7 @@ def hearing_texts(network: Network) -> Network:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Gives what else shapes a package: nothing."""
+    """Returns what else shapes a package: nothing."""
     return {}
 
 
@@ -77,7 +77,7 @@ def estimate(settings: Settings) -> Estimate:
 
 
 def traced(settings: Settings, weights: Mapping[str, Tensor], report: Report) -> tuple[Network, ExportedProgram]:
-    """Gives the UNet, on its device, as a graph for any number of frames."""
+    """Returns the UNet, on its device, as a graph for any number of frames."""
     report("loading the weights")
     module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
     network = hearing_texts(unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device))

@@ -62,7 +62,7 @@ REFUSED = {
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Gives what else shapes an engine for ONNX Runtime."""
+    """Returns what else shapes an engine for ONNX Runtime."""
     check_format(settings.dtype, settings.opset)
     return {"opset": settings.opset}
 
@@ -132,7 +132,7 @@ def write(
 
 
 def _progress(path: Path, report: Report) -> Callable[[ir.TensorProtocol, Any], None]:
-    """Gives what is called for each tensor, and reports every few seconds."""
+    """Returns what is called for each tensor, and reports every few seconds."""
     said = time.monotonic()
 
     def callback(tensor: ir.TensorProtocol, place: Any) -> None:

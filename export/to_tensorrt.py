@@ -37,14 +37,14 @@ BASIS = {
 
 
 def architecture(settings: Settings) -> int:
-    """Gives the architecture whose PTX the engine carries: the GPU's own, else sm_80's, which all later ones run."""
+    """Returns the architecture whose PTX the engine carries: the GPU's own, else sm_80's, which all later ones run."""
     major, minor = torch.cuda.get_device_capability(settings.device)
     own = 10 * major + minor
     return own if own in ARCHITECTURES and settings.compatibility != "ampere" else ARCHITECTURES[0]
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Gives what else shapes a plan; ValueError for what does not go together."""
+    """Returns what else shapes a plan; ValueError for what does not go together."""
     to_onnx.check_format(settings.dtype, settings.opset)
     rtx = settings.backend == RTX
     chosen = {"plugin": tensorrt_plugins.choose(settings.plugin, rtx)}
@@ -63,7 +63,7 @@ def estimate(settings: Settings) -> Estimate:
 
 
 def free_axes(settings: Settings) -> Ranges:
-    """Gives the ranges of the axes but for frames: rows of a batch, and the size where it is free, up to the model's own."""
+    """Returns the ranges of the axes but for frames: rows of a batch, and the size where it is free, up to the model's own."""
     batch = (1, min(2, settings.batch), settings.batch)
     if settings.size is not None:
         return {"batch": batch}
@@ -74,7 +74,7 @@ def free_axes(settings: Settings) -> Ranges:
 
 
 def profiles(settings: Settings) -> tuple[Ranges, ...]:
-    """Gives the ranges of a plan's profiles."""
+    """Returns the ranges of a plan's profiles."""
     return frame_profiles(settings.frames, free_axes(settings))
 
 

@@ -91,7 +91,7 @@ def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: b
 
 
 def _plugins(artifact: Artifact) -> list[Path]:
-    """Gives the libraries that a plan needs in the server, the one to be told first; refuses a plan that cannot run there."""
+    """Returns the libraries that a plan needs in the server, the one to be told first; refuses a plan that cannot run there."""
     options = artifact.identity["options"]
     if options["refit"] == "stripped":
         raise EngineError(f"{artifact.folder} holds no weights; fill it: vstar-engine refit {artifact.folder} --weights DIR")

@@ -54,7 +54,7 @@ class Network:
         return written
 
     def described(self) -> dict[str, Any]:
-        """Gives names, types and axes of the inputs and of the output, for a manifest."""
+        """Returns names, types and axes of the inputs and of the output, for a manifest."""
         dtype = next(self.module.parameters()).dtype
         inputs = [
             {"name": name, "dtype": str(tensor.dtype)[6:], "shape": shape}
@@ -63,7 +63,7 @@ class Network:
         return {"inputs": inputs, "outputs": [{"name": self.output, "dtype": str(dtype)[6:], "shape": list(self.axes)}]}
 
     def on(self, module: nn.Module, device: torch.device) -> "Network":
-        """Gives the same with another module, whose inputs lie where it does."""
+        """Returns the same with another module, whose inputs lie where it does."""
         inputs = {name: torch.zeros_like(value, device=device) for name, value in self.inputs.items()}
         return replace(self, module=module, inputs=inputs)
 

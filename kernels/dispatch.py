@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def triton_serves(x: Tensor) -> bool:
-    """Says whether Triton computes on x: on a GPU, and to be tested also on the CPU, in Triton's interpreter."""
+    """Returns whether Triton computes on x: on a GPU, and to be tested also on the CPU, in Triton's interpreter."""
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     return x.dtype != torch.float64 and (x.is_cuda or interpreting)
 
@@ -29,5 +29,5 @@ def kept() -> Iterator[None]:
 
 
 def decomposed() -> bool:
-    """Says that a graph is being traced which shall hold PyTorch's own operators alone."""
+    """Returns whether a graph is being traced which shall hold PyTorch's own operators alone."""
     return torch.compiler.is_compiling() and not _kept

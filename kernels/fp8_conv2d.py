@@ -28,7 +28,7 @@ def conv_e4m3_ref(
 
 
 def sides(x: Tensor, weight: Tensor, stride: int, padding: Sequence[int]) -> tuple[int, int]:
-    """Gives the height and width of what is made."""
+    """Returns the height and width of what is made."""
     height, width = (
         (side + 2 * beyond - kernel) // stride + 1
         for side, beyond, kernel in zip(x.shape[1:3], padding, weight.shape[1:3], strict=True)
@@ -39,7 +39,7 @@ def sides(x: Tensor, weight: Tensor, stride: int, padding: Sequence[int]) -> tup
 def _check(
     x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]
 ) -> tuple[int, ...]:
-    """Gives the shape of the result."""
+    """Returns the shape of the result."""
     if x.dim() != 4 or weight.dim() != 4 or x.shape[-1] != weight.shape[-1] or bias.shape != weight.shape[:1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias))
         raise ValueError(f"x (N, H, W, C), weight (O, kh, kw, C) and bias (O,) are wanted, got {shapes}")

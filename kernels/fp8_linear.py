@@ -69,7 +69,7 @@ def by_operators(
 def _check(
     x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, residual: Tensor | None, gate: bool, then: Tensor | None
 ) -> tuple[int, ...]:
-    """Gives the shape of the result."""
+    """Returns the shape of the result."""
     if weight.dim() != 2 or weight.dtype != E4M3:
         raise ValueError(f"a weight (out, in) in e4m3 is wanted, got {weight.dtype} {tuple(weight.shape)}")
     if x.shape[-1:] != weight.shape[1:] or (gate and weight.shape[0] % 2):

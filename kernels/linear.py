@@ -49,13 +49,13 @@ def linear_ref(
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Says whether the CPU's kernels compute layers over x."""
+    """Returns whether the CPU's kernels compute layers over x."""
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
     return ours and not decomposed() and library.serves(x)
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Says whether layers over x are computed by the faster of PyTorch's and Triton's products."""
+    """Returns whether layers over x are computed by the faster of PyTorch's and Triton's products."""
     return x.dtype in (torch.float16, torch.bfloat16) and x.is_cuda and not torch.is_grad_enabled() and not decomposed()
 
 

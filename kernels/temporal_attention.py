@@ -125,7 +125,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
 
 
 def _register_backward(op: Any, reference: Callable[..., Tensor]) -> None:
-    """Gives `op` gradients for q, k and v by recomputing `reference`, N x N only here."""
+    """Returns `op` gradients for q, k and v by recomputing `reference`, N x N only here."""
 
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
@@ -160,7 +160,7 @@ def temporal_attention_dense(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tens
 
 
 def temporal_attention_probs(q: Tensor, k: Tensor, g: Tensor, positions: list[int] | Tensor) -> Tensor:
-    """Gives the regularised attention probabilities at chosen positions, averaged over heads.
+    """Returns the regularised attention probabilities at chosen positions, averaged over heads.
 
     q (B, T, P, heads, head_dim), k (B, Tk, P, ...), g as in `temporal_attention`; returns (B, len(positions), T, Tk) float32.
     """

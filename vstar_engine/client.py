@@ -88,7 +88,7 @@ class Client:
         return Video.of(self._json("POST", "/v1/videos", json=body, headers=headers))
 
     def status(self, id: str) -> Video:
-        """Gives a job as it is now."""
+        """Returns a job as it is now."""
         return Video.of(self._json("GET", _path(id)))
 
     def wait(self, id: str, progress: Callable[[Video], None] | None = None, timeout: float | None = None) -> Video:
@@ -179,7 +179,7 @@ class Client:
         return content
 
     def _send(self, method: str, path: str, stream: bool = False, **request: Any) -> httpx.Response:
-        """Gives an answer of status 2xx, read unless `stream`, trying again while that may help; ServerError otherwise."""
+        """Returns an answer of status 2xx, read unless `stream`, trying again while that may help; ServerError otherwise."""
         end, tries = time.monotonic() + self.patience, 0
         while True:
             asked = self._http.build_request(method, path, **request)
@@ -241,6 +241,6 @@ def _path(id: str) -> str:
 
 
 def _poll_after(answer: httpx.Response) -> float:
-    """Gives how long the server asks a client to wait, in seconds."""
+    """Returns how long the server asks a client to wait, in seconds."""
     said = answer.headers.get("openai-poll-after-ms", "")
     return min(int(said) / 1000, LONGEST_POLL) if said.isdecimal() else 1.0

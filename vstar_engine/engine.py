@@ -164,11 +164,11 @@ class Engine:
 
     @property
     def records(self) -> bool:
-        """Says whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
+        """Returns whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
         return graph_memory.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[Clip]:
-        """Gives the clips to warm where none are named: a built engine's own, else usual ones."""
+        """Returns the clips to warm where none are named: a built engine's own, else usual ones."""
         frames, size = USUAL[self.device.type], self.spec.size
         if self.artifact is not None:
             frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
@@ -335,7 +335,7 @@ class Engine:
         return whole
 
     def _fitted(self, request: Request) -> Request:
-        """Gives a request with the size filled in, and says what the model was not trained for."""
+        """Returns a request with the size filled in, and says what the model was not trained for."""
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
@@ -343,7 +343,7 @@ class Engine:
         return request
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Gives what the frames hear, (1, T, 77, C), and what they should not show, (1, 1 or T, 77, C)."""
+        """Returns what the frames hear, (1, T, 77, C), and what they should not show, (1, 1 or T, 77, C)."""
         anchors, negative = self._encoded(request, embeddings, encode)
         where = request.anchors()
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
@@ -359,7 +359,7 @@ class Engine:
         return self.text(tokenize(prompts).to(self.device))
 
     def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Gives the states (K, 77, C) and the negative prompt (1, 77, C), or those of each state (K, 77, C)."""
+        """Returns the states (K, 77, C) and the negative prompt (1, 77, C), or those of each state (K, 77, C)."""
         if embeddings is None:
             return encode(request.states), encode(request.negatives or [request.negative])
         held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)

@@ -139,7 +139,7 @@ WRITERS = {".mp4": _save_mp4, ".gif": _save_gif, ".png": _save_png}
 
 
 def check_ending(path: Path) -> Any:
-    """Gives the writer for a file name's ending; ValueError names the endings there are."""
+    """Returns the writer for a file name's ending; ValueError names the endings there are."""
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"a video file ends in {', '.join(WRITERS)}, got {path.name!r}")
     return WRITERS[path.suffix.lower()]

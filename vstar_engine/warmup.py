@@ -76,7 +76,7 @@ def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
 
 
 def shortened(sampling: Sampling) -> Sampling:
-    """Gives the settings with as few steps as take every kind of step, guided or not and whole or not, `RUNS` times."""
+    """Returns the settings with as few steps as take every kind of step, guided or not and whole or not, `RUNS` times."""
     wanted = set(kinds(sampling))
     for steps in range(RUNS, sampling.steps):
         short = replace(sampling, steps=steps)

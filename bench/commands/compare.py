@@ -100,7 +100,7 @@ def verdict(before: Span | None, after: Span | None, threshold: float = THRESHOL
 
 
 def compared(first: Path, second: Path, threshold: float) -> tuple[str, list[str]]:
-    """Gives the table of two result files with what to know of it, and the titles of what got slower, broke or disappeared."""
+    """Returns the table of two result files, its remarks, and the titles of what got slower, broke or disappeared."""
     before, after = pooled(first), pooled(second)
     common = before.keys() & after.keys()
     if not common:

@@ -62,7 +62,7 @@ def cold_start(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def said_last(done: subprocess.CompletedProcess[str]) -> str:
-    """Gives the last line that a process which failed wrote."""
+    """Returns the last line that a process which failed wrote."""
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 

@@ -37,7 +37,7 @@ INIT = "init"
 
 
 def attention_shape(spec: Spec, size: tuple[int, ...], level: int | str, frames: int, batch: int) -> tuple[int, ...]:
-    """Gives the (B, T, P, heads, head_dim) of a level's temporal attention; `init` is the stem's."""
+    """Returns the (B, T, P, heads, head_dim) of a level's temporal attention; `init` is the stem's."""
     unet, depth = spec.unet, 0 if level == INIT else int(level)
     if depth >= unet.levels:
         raise ValueError(f"model {spec.name} has levels 0 to {unet.levels - 1} and {INIT}, got {level}")

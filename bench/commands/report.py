@@ -33,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rendered(name: str, rows: Sequence[Row], spread: bool = False) -> str:
-    """Gives the Markdown of one kind of table."""
+    """Returns the Markdown of one kind of table."""
     return "\n\n".join(BLOCKS[name](rows, spread))
 
 
 def renewed(text: str, rows: Sequence[Row]) -> str:
-    """Gives a document with the tables between its markers made anew; ValueError for a marker that names no table."""
+    """Returns a document with the tables between its markers made anew; ValueError for a marker that names no table."""
     return between_markers(text, "bench", BLOCKS, lambda name: rendered(name, rows))
 
 
 def between_markers(text: str, kind: str, names: Collection[str], made: Callable[[str], str]) -> str:
-    """Gives a document with `made(NAME)` between each pair of markers `<!-- kind:NAME -->`; ValueError for an unknown name."""
+    """Returns a document with `made(NAME)` between each pair of markers `<!-- kind:NAME -->`; raises ValueError for a bad name."""
 
     def block(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()

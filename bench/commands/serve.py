@@ -70,14 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def body_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Gives the request for one video."""
+    """Returns the request for one video."""
     height, width = parse_size(args.size) if args.size else model_named(args.model).size
     fields = {"num_frames": args.frames, "num_inference_steps": args.steps, "size": f"{width}x{height}", "seed": seed}
     return {"prompt": "a landscape from winter to spring", "synopsis": STATES, **fields}
 
 
 def arrivals(part: str, jobs: int, rate: float, seed: int) -> list[float]:
-    """Gives the seconds at which requests come: at random with a mean rate, or all at once."""
+    """Returns the seconds at which requests come: at random with a mean rate, or all at once."""
     if part == BURST:
         return [0.0] * jobs
     chance = random.Random(seed)
@@ -137,12 +137,12 @@ def measured(outcomes: Sequence[Outcome], whole: float, slo: float) -> dict[str,
 
 
 def spread(timing: Timing) -> dict[str, float]:
-    """Gives what every row says of a time."""
+    """Returns what every row says of a time."""
     return {"median": timing.median, "p20": timing.p20, "p80": timing.p80, "rounds": timing.rounds}
 
 
 def percentile(values: Sequence[float], p: float) -> float:
-    """Gives the smallest value that is at least as large as `p` percent of them."""
+    """Returns the smallest value that is at least as large as `p` percent of them."""
     return sorted(values)[max(math.ceil(p / 100 * len(values)) - 1, 0)]
 
 
@@ -198,7 +198,7 @@ def overhead(args: argparse.Namespace, server: Server, folder: Path, pace: Pace)
 
 
 def judged(row: Row, numbers: dict[str, Any]) -> Row:
-    """Gives the overhead's row; failed where four rounds of five took more than is allowed."""
+    """Returns the overhead's row; failed where four rounds of five took more than is allowed."""
     row = replace(row, numbers=numbers)
     if numbers["overhead_p20"] <= numbers["allowed"]:
         return row
@@ -209,7 +209,7 @@ def judged(row: Row, numbers: dict[str, Any]) -> Row:
 
 
 def alone_of(args: argparse.Namespace, url: str) -> float:
-    """Gives the seconds from request to video of one video alone, after another that warms up."""
+    """Returns the seconds from request to video of one video alone, after another that warms up."""
     for seed in (1, 2):
         (outcome,), _ = asyncio.run(drive(url, [body_of(args, seed)], [0.0]))
         if outcome.status != "completed":
@@ -218,7 +218,7 @@ def alone_of(args: argparse.Namespace, url: str) -> float:
 
 
 def words_of(args: argparse.Namespace) -> list[str]:
-    """Gives the options of the server."""
+    """Returns the options of the server."""
     named = ["--model", args.model, "--device", args.device, "--dtype", args.dtype, "--max-batch", str(args.max_batch)]
     return [*named, *(["--weights", str(args.weights)] if args.weights else []), "--max-queue", str(max(2 * args.jobs, 64))]
 

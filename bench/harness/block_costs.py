@@ -50,7 +50,7 @@ def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: object, **__: obj
 
 
 def flop_counter() -> Any:
-    """Gives PyTorch's counter of FLOPs, which also knows our ops; loaded when needed, since with it comes Triton."""
+    """Returns PyTorch's counter of FLOPs, which also knows our ops; loaded when needed, since with it comes Triton."""
     from torch.utils.flop_counter import FlopCounterMode
 
     formulas: dict[Any, Callable[..., int]] = {
@@ -61,7 +61,7 @@ def flop_counter() -> Any:
 
 
 def count_flops(spec: UNetSpec, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """Gives the FLOPs (two a multiply-add) of one forward by kind of block, and under "whole" their sum."""
+    """Returns the FLOPs (two a multiply-add) of one forward by kind of block, and under "whole" their sum."""
     with torch.device("meta"):
         unet = UNet(spec).to(inputs[0].dtype)
     counter = flop_counter()
@@ -74,7 +74,7 @@ def count_flops(spec: UNetSpec, inputs: Sequence[Tensor]) -> dict[str, float]:
 
 
 def profile(unet: UNet, call: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Gives the median seconds of a call by kind of block, and under "whole" their sum; the marks cost a little themselves."""
+    """Returns the median seconds of a call by kind of block, and under "whole" their sum; marks cost a little."""
     started: dict[str, Mark] = {}
     spans: list[tuple[str, Mark, Mark]] = []
 

@@ -98,17 +98,17 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, like: Sequence[Sequence[Tensor]] | None = None) -> dict[str, Ceiling]:
-    """Gives both ceilings; `like` are triples of the contest's tensors."""
+    """Returns both ceilings; `like` are triples of the contest's tensors."""
     return {BANDWIDTH: bandwidth_ceiling(device, dtype, like), MATRIX: matrix_ceiling(device, dtype)}
 
 
 def trials(ceilings: Mapping[str, Ceiling]) -> dict[str, Callable[[], object]]:
-    """Gives the calls of all ceilings, as a contest's rounds take them."""
+    """Returns the calls of all ceilings, as a contest's rounds take them."""
     return {f"{name}: {by}": call for name, ceiling in ceilings.items() for by, (call, _) in ceiling.calls.items()}
 
 
 def reached(ceilings: Mapping[str, Ceiling], timings: Mapping[str, Timing]) -> dict[str, Reached]:
-    """Gives the highest rate of each ceiling's calls, by the shortest time of each."""
+    """Returns the highest rate of each ceiling's calls, by the shortest time of each."""
     return {name: max(_rates(name, ceiling, timings), key=lambda rate: rate.per_second) for name, ceiling in ceilings.items()}
 
 

@@ -76,7 +76,7 @@ class Pace:
 
     @staticmethod
     def within(budget: float, **pace: Any) -> "Pace":
-        """Gives a pace whose deadline is `budget` seconds from now."""
+        """Returns a pace whose deadline is `budget` seconds from now."""
         return Pace(deadline=time.monotonic() + budget, **pace)
 
     @property
@@ -157,7 +157,7 @@ def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] 
 
 
 def observed(call: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
-    """Gives a call's answer and what it allocates at most: on a CPU the tensors that operators make, without their scratch."""
+    """Returns a call's answer and its peak allocation: on a CPU the operators' tensors, without their scratch."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -170,7 +170,7 @@ def observed(call: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
 
 
 def shares(contest: Contest, seconds: float, most: Mapping[str, float]) -> dict[str, float | None]:
-    """Gives what was reached per second, its shares of the ceilings, and what bytes and FLOPs take at these: the floor."""
+    """Returns what was reached per second, its shares of the ceilings, and what bytes and FLOPs take at these: the floor."""
     found: dict[str, float | None] = {}
     floors = []
     for name, amount, ceiling in (("bandwidth", contest.bytes, BANDWIDTH), ("matrix", contest.flops, MATRIX)):

@@ -46,7 +46,7 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> dict[str, object]:
-    """Gives the checkout's commit, whether it was changed, and who says so: VSTAR_COMMIT, else git; None where neither does.
+    """Returns the checkout's commit, whether it was changed, and who says so: VSTAR_COMMIT, else git; None where neither does.
 
     Raises ValueError for a VSTAR_COMMIT that is no commit.
     """
@@ -64,7 +64,7 @@ def _git(*words: str) -> str | None:
 
 @functools.cache
 def cache_bytes(device: torch.device) -> int:
-    """Gives the size of the device's last cache."""
+    """Returns the size of the device's last cache."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = [size.read_text().strip() for size in SYSTEM_CPUS.glob("index*/size")] if SYSTEM_CPUS.is_dir() else []
@@ -72,7 +72,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Gives the memory a variant may take; without psutil a CPU's is not known, and then nothing limits it."""
+    """Returns the memory a variant may take; without psutil a CPU's is not known, and then nothing limits it."""
     try:
         return memory.available_bytes(device)
     except ImportError:

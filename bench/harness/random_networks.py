@@ -66,5 +66,5 @@ def step_inputs(spec: Spec, size: tuple[int, ...], frames: int, device: torch.de
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Gives ||got - wanted|| / ||wanted||, in `wanted`'s dtype; not a number where `got` is none."""
+    """Returns ||got - wanted|| / ||wanted||, in `wanted`'s dtype; not a number where `got` is none."""
     return float(torch.linalg.vector_norm(got.to(wanted.dtype) - wanted) / torch.linalg.vector_norm(wanted))

@@ -182,6 +182,6 @@ def seconds(value: float) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """Gives an exception's type and the first line that says something, for a row."""
+    """Returns an exception's type and the first line that says something, for a row."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

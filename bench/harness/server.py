@@ -96,21 +96,21 @@ class Server:
         return self.process.wait(seconds)
 
     def workers(self) -> "list[psutil.Process]":
-        """Gives the processes in which its engine runs."""
+        """Returns the processes in which its engine runs."""
         import psutil
 
         assert self.process is not None
         return [child for child in psutil.Process(self.process.pid).children() if _is_worker(child)]
 
     def memory(self) -> int:
-        """Gives the resident bytes of the server without its workers."""
+        """Returns the resident bytes of the server without its workers."""
         import psutil
 
         assert self.process is not None
         return psutil.Process(self.process.pid).memory_info().rss
 
     def tail(self, lines: int = 5) -> str:
-        """Gives the end of the log."""
+        """Returns the end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 

@@ -30,7 +30,7 @@ class Timing:
 
 @cache
 def host_clock() -> Callable[[], float]:
-    """Gives PyTorch's own benchmark clock; loaded when first needed, since with it come its compilers."""
+    """Returns PyTorch's own benchmark clock; loaded when first needed, since with it come its compilers."""
     from torch.utils.benchmark import timer
 
     return timer

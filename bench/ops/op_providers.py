@@ -270,7 +270,7 @@ def contests(op: str, place: Place, level: int, chosen: Sequence[str], compiler:
 
 
 def error_of(form: Form, drawn: tuple[Tensor, ...]) -> Callable[[str, Tensor], float]:
-    """Gives what holds an answer to the definition in float64, at items from the first to the last."""
+    """Returns what holds an answer to the definition in float64, at items from the first to the last."""
     count = len(drawn[0])
     here = torch.linspace(0, count - 1, min(form.compared, count), device=drawn[0].device).long()
     exact = form.definition(*((x[here] if i in form.items else x).double() for i, x in enumerate(drawn))).double()
@@ -286,7 +286,7 @@ def error_of(form: Form, drawn: tuple[Tensor, ...]) -> Callable[[str, Tensor], f
 def prepare(
     name: str, form: Form, call: Call, drawn: Sequence[tuple[Tensor, ...]], place: Place, compiler: str
 ) -> Callable[[], Tensor]:
-    """Gives a call that takes the problems in turn, the first one first."""
+    """Returns a call that takes the problems in turn, the first one first."""
     if name == OURS:
         if not form.serves(place):
             raise NotHere("here the engine runs PyTorch's operators")

@@ -18,7 +18,7 @@ SALT = "vstar-engine"
 
 
 def pyplot() -> Any:
-    """Gives matplotlib without a display."""
+    """Returns matplotlib without a display."""
     try:
         import matplotlib
     except ImportError as error:
@@ -85,7 +85,7 @@ def draw(rows: Sequence[Row], folder: Path, ending: str) -> list[Path]:
 def links(
     rows: Sequence[Row], spread: bool = False, kinds: tuple[str, ...] = ("time", "ladder"), folder: str = "docs/bench"
 ) -> list[str]:
-    """Gives a document's links to plots of some kinds, which lie in `folder` from where it lies."""
+    """Returns a document's links to plots of some kinds, which lie in `folder` from where it lies."""
     return [f"![{plot.words}]({folder}/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kinds)]
 
 

@@ -57,7 +57,7 @@ class ByOps:
         return out
 
     def seconds(self, rounds: int) -> list[list[float]]:
-        """Gives the seconds of each op in each of the last rounds."""
+        """Returns the seconds of each op in each of the last rounds."""
         return [[seconds_between(*span) for span in run.spans] for run in self.runs[-rounds:]]
 
 
@@ -78,7 +78,7 @@ def contest(scene: Scene, by_ops: ByOps) -> Contest:
 
 
 def sums(ops: Sequence[Op], seconds: Sequence[Sequence[float]], machine: Machine, key: Callable[[Op], str]) -> dict[str, dict]:
-    """Gives the numbers of each group of ops: work, floor, time (the median round), and shares of the time and of the floor."""
+    """Returns the numbers of each group of ops: work, floor, median time, and shares of the time and of the floor."""
     groups: dict[str, list[int]] = {}
     for i, op in enumerate(ops):
         groups.setdefault(key(op), []).append(i)

@@ -68,7 +68,7 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
 
 
 def flat(layer: fp8.Layer) -> bool:
-    """Says whether a layer is a matrix product."""
+    """Returns whether a layer is a matrix product."""
     return layer.weight[0, 0].numel() == 1
 
 

@@ -127,7 +127,7 @@ def traced(unet: UNet, inputs: Sequence[Tensor]) -> list[Op]:
 
 
 def traced_call(call: Callable[[], object]) -> list[Op]:
-    """Gives the ops of a call that runs a network which holds no data."""
+    """Returns the ops of a call that runs a network which holds no data."""
     tracker = ModuleTracker()
     with tracker, Recorder(tracker) as recorder:
         call()

@@ -118,7 +118,7 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
 
 
 def official(unet: nn.Module) -> Mapping[str, Tensor]:
-    """Gives a network's parameters by their official names, as a checkpoint has them."""
+    """Returns a network's parameters by their official names, as a checkpoint has them."""
     found: dict[str, Tensor] = {}
     for name, parameter in unet.named_parameters():
         names = key_map.official_names(name)

@@ -40,7 +40,7 @@ GUIDANCE = 6.0
 
 
 def sampling(option: str, steps: int) -> Sampling:
-    """Gives the settings of an option; FP8 is in the network."""
+    """Returns the settings of an option; FP8 is in the network."""
     if option == FEW_STEP:
         return Sampling.few()
     return Sampling(steps, guidance=GUIDANCE, fast=() if option in (EXACT, FP8) else tuple(option.split(", ")))
@@ -92,7 +92,7 @@ class Walk:
         self.runs.append([latents.cpu() for latents in run])
 
     def against(self, exact: "Walk") -> dict[str, object]:
-        """Gives the relative difference after every step, the mean over seeds; in few, from the exact run's last latents.
+        """Returns the relative difference after every step, the mean over seeds; in few, from the exact run's last latents.
 
         The exact run goes first: it has a video more where the time was spent on the way.
         """
@@ -110,7 +110,7 @@ class Walk:
 
 
 def walks(scene: Scene, steps: int) -> dict[str, Walk | str]:
-    """Gives every option's walk, or why there is none here."""
+    """Returns every option's walk, or why there is none here."""
     if scene.device.type == "cpu":
         malloc.keep_pages()  # as the engine does
     encode, unet = encoder(scene), lay_out(trained_unet(scene.spec, scene.device, scene.dtype), "channels_last")
@@ -126,7 +126,7 @@ def walks(scene: Scene, steps: int) -> dict[str, Walk | str]:
 
 
 def small(scene: Scene, unet: UNet, encode: Encode) -> UNet:
-    """Gives a network that multiplies in FP8 and shares all else with another."""
+    """Returns a network that multiplies in FP8 and shares all else with another."""
     fp8.check(scene.device, scene.dtype)
     unet = sharing(unet)
     fp8.convert(unet, fp8_calibration.calibrate(unet, scene.spec, encode))

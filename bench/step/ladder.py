@@ -75,7 +75,7 @@ class Step:
         self.kept: dict[str, Tensor] = {}
 
     def call(self, features: frozenset[str]) -> Callable[[], Tensor]:
-        """Gives the step as a call; built once."""
+        """Returns the step as a call; built once."""
         if features not in self.built:
             self.built[features] = self._build(features)
         return self.built[features]
@@ -104,7 +104,7 @@ class Step:
         return [partial(denoiser, *self.scene.inputs_as(self.scene.dtype))]
 
     def _branches(self, features: frozenset[str]) -> list[Callable[[], Tensor]]:
-        """Gives a call for both guidance branches, or one for each."""
+        """Returns a call for both guidance branches, or one for each."""
         inputs = self.scene.inputs_as(self.scene.dtype if DTYPE in features else torch.float32)
         if BATCHED not in features:
             return [self._forward(features, _branch(inputs, i)) for i in range(2)]
@@ -121,7 +121,7 @@ class Step:
         return partial(unet, *inputs)
 
     def network(self, features: frozenset[str]) -> UNet:
-        """Gives the network that a set of improvements leads to, sharing its parameters with others."""
+        """Returns the network that a set of improvements leads to, sharing its parameters with others."""
         scene = self.scene
         dtype = scene.dtype if DTYPE in features else torch.float32
         unet = scene.unet(dtype, "channels_last" if LAST in features else "contiguous")
@@ -210,13 +210,13 @@ class Step:
 
 
 def _branch(inputs: list[Tensor], i: int) -> list[Tensor]:
-    """Gives one guidance branch."""
+    """Returns one guidance branch."""
     latents, timestep, context, *rest = inputs
     return [latents, timestep, context[i : i + 1], *rest]
 
 
 def batched(inputs: list[Tensor]) -> list[Tensor]:
-    """Gives both branches as two videos of a batch, which share nothing but the regulariser."""
+    """Returns both branches as two videos of a batch, which share nothing but the regulariser."""
     latents, timestep, context, fps, tar = inputs
     return [latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2, 1), context, fps.repeat(2), tar]
 

@@ -26,12 +26,12 @@ LEAST_COSINE = 0.98
 
 
 def cosine(got: Tensor, wanted: Tensor) -> float:
-    """Gives the cosine of the angle between two tensors."""
+    """Returns the cosine of the angle between two tensors."""
     return float(torch.nn.functional.cosine_similarity(got.double().flatten(), wanted.double().flatten(), dim=0))
 
 
 def psnr(got: Tensor, wanted: Tensor) -> float:
-    """Gives the peak signal-to-noise ratio in dB, the peak being the range of `wanted`; 200 where they are equal."""
+    """Returns the peak signal-to-noise ratio in dB, the peak being the range of `wanted`; 200 where they are equal."""
     wanted = wanted.double()
     error = float((got.double() - wanted).square().mean())
     return 10 * math.log10(float(wanted.max() - wanted.min()) ** 2 / error) if error else 200.0

@@ -33,7 +33,7 @@ def operators(call: Callable[[], object], device: torch.device, trace: Path) -> 
 
 
 def block_rows(scene: Scene, step: Step, rounds: int, peak: float) -> dict[str, dict[str, float]]:
-    """Gives seconds, share of the step, floor by FLOPs, and share of the matrix ceiling, `peak`, for each kind of block."""
+    """Returns seconds, share of the step, floor by FLOPs, and share of the matrix ceiling, `peak`, for each kind of block."""
     unet = step.network(ENGINE)
     inputs = scene.inputs_as(scene.dtype)
     seconds = profile_blocks(unet, lambda: unet(*inputs), rounds)

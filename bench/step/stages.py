@@ -131,7 +131,7 @@ def sampler(scene: Scene, steps: int) -> Contest:
 
 
 def decoder(scene: Scene, path: str = OURS) -> Vae:
-    """Gives a path's autoencoder: laid out as the engine loads it, or as published; its weights are of the run's dtype."""
+    """Returns a path's autoencoder: laid out as the engine loads it, or as published; its weights are of the run's dtype."""
     vae = seeded(lambda: Vae(scene.spec.vae, encoder=False), scene.device, scene.dtype)
     if path == OURS:
         return lay_out(vae, "channels_last")

@@ -108,7 +108,7 @@ class Scene:
         return {}
 
     def unet(self, dtype: torch.dtype, layout: str) -> UNet:
-        """Gives the network in one dtype and layout; in each dtype the weights are those of the run's, exactly."""
+        """Returns the network in one dtype and layout; in each dtype the weights are those of the run's, exactly."""
         if (dtype, layout) not in self.base:
             unet = seeded_unet(self.spec.unet, self.device, self.dtype).to(dtype)
             self.base[dtype, layout] = lay_out(unet, layout)
@@ -124,7 +124,7 @@ class Scene:
         return [latents.to(dtype), timestep, context.to(dtype), *rest]
 
     def bias(self, level: int | None) -> Tensor | None:
-        """Gives the (T, T) matrix of a level's regulariser, None where it has none."""
+        """Returns the (T, T) matrix of a level's regulariser, None where it has none."""
         sigma = self.sigma(level)
         if sigma is None:
             return None
@@ -135,7 +135,7 @@ class Scene:
         return None if level is None else TAR.sigma.get(level)
 
     def by_passes(self, unet: UNet, attend: Callable[[int | None], Attend] | None) -> UNet:
-        """Gives the network, sharing its parameters, with `attend(level)` in place of the op where there is one."""
+        """Returns the network, sharing its parameters, with `attend(level)` in place of the op where there is one."""
         unet = sharing(unet)
         if attend is None:
             return unet
@@ -159,7 +159,7 @@ class Scene:
 
 
 def trained_unet(spec: Spec, device: torch.device, dtype: torch.dtype) -> UNet:
-    """Gives a model's UNet as the engine runs it, with its own weights where they come with the package, else seeded ones."""
+    """Returns a model's UNet as the engine runs it, with its own weights where they come with the package, else seeded ones."""
     unet = seeded(lambda: eager.kind(device)(spec.unet), device, dtype)
     if spec.name in bundled.BUNDLED:
         checkpoint.load(unet, checkpoint.Weights(bundled.weights(spec)), key_map.UNET, device=device, dtype=dtype)

@@ -71,13 +71,13 @@ class Entry:
         return self.config.warps
 
     def argument(self, name: str) -> tuple[str, bool]:
-        """Gives an argument's type, and whether it is known to be a multiple of 16."""
+        """Returns an argument's type, and whether it is known to be a multiple of 16."""
         if name in POINTERS:
             return "*fp32" if name == "bias" else f"*{self.dtype}", True
         return ("fp32" if name == "scale" else "i32"), False
 
     def constants(self) -> dict[str, Any]:
-        """Gives the constexprs, for strides that are multiples of 16 bytes."""
+        """Returns the constexprs, for strides that are multiples of 16 bytes."""
         unit = 16 // DTYPES[self.dtype].bytes
         return kernels.constants(self.config, self.head_dim, unit, self.dense, self.even, widen=False)
 
@@ -205,7 +205,7 @@ def _tile_faults(entry: Entry, record: dict[str, Any]) -> list[str]:
 
 
 def build(entry: Entry | FusedEntry, out: Path) -> dict[str, Any]:
-    """Gives the record of one entry, compiled now or found whole in `out`."""
+    """Returns the record of one entry, compiled now or found whole in `out`."""
     key = key_of(entry)
     stem = out / f"{entry.name}_{key[:12]}"
     record_path = stem.with_suffix(".json")

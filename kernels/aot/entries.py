@@ -84,14 +84,14 @@ class FusedEntry:
         return dict(self.values)
 
     def small(self, name: str) -> bool:
-        """Says whether a tensor is of e4m3: what goes into a product that rounds is not, and may be what comes out."""
+        """Returns whether a tensor is of e4m3: what goes into a product that rounds is not, and may be what comes out."""
         values = self.constants()
         if name == "x" and values.get("ROUND"):
             return False
         return name in E4M3.get(self.op, ()) or (name == "out" and values.get("THEN", False))
 
     def argument(self, name: str) -> tuple[str, bool]:
-        """Gives an argument's type, and whether it is known to be a multiple of 16."""
+        """Returns an argument's type, and whether it is known to be a multiple of 16."""
         if self.small(name):
             return "*fp8e4nv", True
         if name in TENSORS:
@@ -110,7 +110,7 @@ class FusedEntry:
         return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(self.arch, "HMMA") if self.op == "linear" else None
 
     def sweeps(self) -> tuple[int, int]:
-        """Gives the elements that a program at least loads and stores, statistics left out, which are too few to matter."""
+        """Returns the elements that a program at least loads and stores, statistics left out, which are too few to matter."""
         sizes = self.constants()
         if self.op == "linear":
             tile = sizes["M"] * sizes["N"]
@@ -152,7 +152,7 @@ class FusedEntry:
 
 
 def _products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
-    """Gives op, constants, warps and case of every product that VideoCrafter2's transformers take."""
+    """Returns op, constants, warps and case of every product that VideoCrafter2's transformers take."""
     for case, around in AROUND.items():
         absent = {
             name: None
@@ -167,7 +167,7 @@ def _products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int
 
 
 def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
-    """Gives the same of FP8 convolutions: one kernel takes those over images and over frames."""
+    """Returns the same of FP8 convolutions: one kernel takes those over images and over frames."""
     for tile in fp8_conv2d.tiles(arch) if arch >= E4M3_SINCE else ():
         for values in sorted({tuple(fp8_conv2d.constants(tile, into).items()) for into in CONVOLVED}):
             name = f"{tile.rows}x{tile.columns}x{tile.depth}" + ("" if dict(values)["EVEN"] else "_ragged")
@@ -175,7 +175,7 @@ def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...],
 
 
 def _small_products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
-    """Gives the same of FP8 linear layers that have more around them than a bias."""
+    """Returns the same of FP8 linear layers that have more around them than a bias."""
     for case, around in AROUND_E4M3.items() if arch >= E4M3_SINCE else ():
         bias, residual, gate, then = around[1:]
         absent = {name: None for name, there in (("bias", bias), ("residual", residual), ("then", then)) if not there}

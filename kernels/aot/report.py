@@ -143,7 +143,7 @@ def _accesses(record: Record, kind: str) -> str:
 
 
 def page(manifest: Record) -> str:
-    """Gives the whole page. Raises ValueError for a manifest of several dtypes."""
+    """Returns the whole page. Raises ValueError for a manifest of several dtypes."""
     records = manifest["entries"]
     dtypes = sorted({record["dtype"] for record in records})
     if len(dtypes) != 1:

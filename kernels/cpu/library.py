@@ -63,7 +63,7 @@ def _missing() -> str:
 
 @cache
 def _load() -> Library | str:
-    """Gives the library, or the sentence that says why there is none."""
+    """Returns the library, or the sentence that says why there is none."""
     paths = [path for path in _installed() if path.exists()]
     if not paths:
         return _missing()
@@ -91,7 +91,7 @@ def _warn(reason: str) -> None:
 
 
 def status() -> tuple[bool, str]:
-    """Says whether the native CPU kernel is there, and which one or why not."""
+    """Returns whether the native CPU kernel is there, and which one or why not."""
     library = _load()
     if isinstance(library, str):
         return False, library
@@ -106,7 +106,7 @@ def _isa(library: Library) -> int:
 
 
 def serves(q: Tensor) -> bool:
-    """Says whether the library takes q: its dtype, its device, and the library being there; warns once if only that fails."""
+    """Returns whether the library takes q, by its dtype and device; warns once where only the library is missing."""
     if q.device.type != "cpu" or q.dtype not in DTYPES:
         return False
     library = _load()
@@ -117,8 +117,7 @@ def serves(q: Tensor) -> bool:
 
 
 def unwatched(x: Tensor) -> bool:
-    """Says whether a call on x may go past torch's dispatcher, which takes longer than some of the ops themselves: nobody asks
-    for gradients, traces, or looks on, and x is no other kind of tensor."""
+    """Returns whether the dispatcher can be skipped: no autograd, tracing, profiler or dispatch mode is active."""
     return not (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()

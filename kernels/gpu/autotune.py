@@ -26,7 +26,7 @@ stored = cache(Choices)
 
 
 def gpu_seconds(call: Callable[[], object]) -> float:
-    """Gives the time that a call takes the current GPU's stream."""
+    """Returns the time that a call takes the current GPU's stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()
@@ -36,7 +36,7 @@ def gpu_seconds(call: Callable[[], object]) -> float:
 
 
 def capturing() -> bool:
-    """Says whether operators are being recorded instead of run."""
+    """Returns whether operators are being recorded instead of run."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

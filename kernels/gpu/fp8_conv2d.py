@@ -67,14 +67,14 @@ def conv_e4m3_kernel(
 
 
 def tiles(arch: int) -> tuple[Tile, ...]:
-    """Gives the rows of the launch table for an architecture that has e4m3."""
+    """Returns the rows of the launch table for an architecture that has e4m3."""
     if arch < min(TILES):
         raise ValueError(f"GPUs multiply in FP8 from compute capability 8.9 up, got sm_{arch}")
     return TILES[nearest(arch)]
 
 
 def constants(tile: Tile, into: int) -> dict[str, Any]:
-    """Gives the values that `conv_e4m3_kernel` is compiled for."""
+    """Returns the values that `conv_e4m3_kernel` is compiled for."""
     shape = {"M": tile.rows, "N": tile.columns, "K": tile.depth, "GROUP": GROUP, "STAGES": tile.stages}
     return {**shape, "EVEN": into % tile.depth == 0, "WITHIN": min(WITHIN, tile.depth)}
 

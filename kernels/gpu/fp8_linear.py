@@ -76,7 +76,7 @@ def linear_e4m3_kernel(
 
 
 def tiles(arch: int, residual: bool, gate: bool) -> tuple[Tile, ...]:
-    """Gives the tiles to try on an architecture that has e4m3; a gated one's columns are half values, half gates."""
+    """Returns the tiles to try on an architecture that has e4m3; a gated one's columns are half values, half gates."""
     if arch < min(TILES):
         raise ValueError(f"GPUs multiply in FP8 from compute capability 8.9 up, got sm_{arch}")
     found = [tile for tile in TILES[nearest(arch)] if tile.columns <= BESIDE or not residual]
@@ -84,7 +84,7 @@ def tiles(arch: int, residual: bool, gate: bool) -> tuple[Tile, ...]:
 
 
 def constants(tile: Tile, into: int, rounds: bool, bias: bool, residual: bool, gate: bool, then: bool) -> dict[str, Any]:
-    """Gives the values that `linear_e4m3_kernel` is compiled for."""
+    """Returns the values that `linear_e4m3_kernel` is compiled for."""
     shape = {"M": tile.rows, "N": tile.columns, "K": tile.depth, "GROUP": GROUP, "STAGES": tile.stages}
     around = {"ROUND": rounds, "BIAS": bias, "RESIDUAL": residual, "GATE": gate, "THEN": then}
     return {**shape, "EVEN": into % tile.depth == 0, **around, "WITHIN": min(WITHIN, tile.depth)}
@@ -148,7 +148,7 @@ def ways(
     then: Tensor | None,
     dtype: torch.dtype,
 ) -> dict[str, Callable[[], Tensor]]:
-    """Gives the ways to compute here by name, PyTorch's first."""
+    """Returns the ways to compute here by name, PyTorch's first."""
     behind = (weight.contiguous(), step, scale, bias)
     found: dict[str, Callable[[], Tensor]] = {OPERATORS: lambda: by_operators(x, *behind, residual, gate, then, dtype)}
     # PyTorch's alone is a product with nothing around it but what cuBLAS does itself

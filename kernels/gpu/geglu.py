@@ -32,7 +32,7 @@ def warps(block: int) -> int:
 
 
 def constants(inner: int) -> dict[str, Any]:
-    """Gives the values that the kernel is compiled for."""
+    """Returns the values that the kernel is compiled for."""
     block = min(BLOCK, triton.next_power_of_2(inner))
     # the largest power of two that divides a row wastes no lane, where it is not too small to be worth a program
     exact = inner & -inner

@@ -21,7 +21,7 @@ BLOCKS = 32
 
 @triton.jit
 def _tile(item, block, part, rows, channels, R: tl.constexpr, C: tl.constexpr):
-    """Gives a tile's places in x, which of them are inside, its rows and its channels."""
+    """Returns a tile's places in x, which of them are inside, its rows and its channels."""
     r = block * R + tl.arange(0, R)
     c = part * C + tl.arange(0, C)
     place = (item.to(tl.int64) * rows + r.to(tl.int64))[:, None] * channels + c[None, :]
@@ -89,7 +89,7 @@ def normalise_kernel(x, settled, bias, out, rows, channels, blocks, R: tl.conste
 
 
 def settle_constants(channels: int, groups: int) -> dict[str, Any]:
-    """Gives the values that `settle_kernel` is compiled for."""
+    """Returns the values that `settle_kernel` is compiled for."""
     size = channels // groups
     return {"R": ROWS, "SIZE": size, "PADDED": triton.next_power_of_2(size), "BLOCKS": BLOCKS}
 

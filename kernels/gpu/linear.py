@@ -47,7 +47,7 @@ GATED: dict[int, tuple[Tile, ...]] = {**dict.fromkeys((80, 86, 89, 120), _GATED)
 
 @triton.jit
 def moments_of(tile, c, into, eps):
-    """Gives the means of rows, what is off them, zero beyond their ends, and 1 / sqrt(variance + eps)."""
+    """Returns the means of rows, what is off them, zero beyond their ends, and 1 / sqrt(variance + eps)."""
     mean = tl.sum(tile, 1) / into
     off = tl.where((c < into)[None, :], tile - mean[:, None], 0.0)
     return mean, off, 1.0 / tl.sqrt(tl.sum(off * off, 1) / into + eps)
@@ -67,7 +67,7 @@ def moments_kernel(x, moments, rows, into, eps, R: tl.constexpr, PADDED: tl.cons
 
 @triton.jit
 def place_of(rows, made, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
-    """Gives a program's place: GROUP blocks of rows go through all columns before the next ones do."""
+    """Returns a program's place: GROUP blocks of rows go through all columns before the next ones do."""
     blocks, parts = tl.cdiv(rows, M), tl.cdiv(made, N)
     first = tl.program_id(0) // (GROUP * parts) * GROUP
     within = tl.program_id(0) % (GROUP * parts)
@@ -136,18 +136,18 @@ def linear_kernel(
 
 
 def tiles(arch: int, gate: bool) -> tuple[Tile, ...]:
-    """Gives the rows of the launch table for an architecture of any number from 80 up."""
+    """Returns the rows of the launch table for an architecture of any number from 80 up."""
     return (GATED if gate else TILES)[nearest(arch)]
 
 
 def moments_constants(into: int) -> dict[str, Any]:
-    """Gives the values that `moments_kernel` is compiled for."""
+    """Returns the values that `moments_kernel` is compiled for."""
     padded = triton.next_power_of_2(into)
     return {"R": max(1, HELD // padded), "PADDED": padded}
 
 
 def constants(tile: Tile, into: int, norm: bool, bias: bool, residual: bool, gate: bool, widen: bool) -> dict[str, Any]:
-    """Gives the values that `linear_kernel` is compiled for."""
+    """Returns the values that `linear_kernel` is compiled for."""
     shape = {"M": tile.rows, "N": tile.columns, "K": tile.depth, "GROUP": GROUP, "STAGES": tile.stages}
     around = {"NORM": norm, "BIAS": bias, "RESIDUAL": residual, "GATE": gate}
     return {**shape, "EVEN": into % tile.depth == 0, **around, "WIDEN": widen}

@@ -37,7 +37,7 @@ def ways(
     gate: bool,
     norm: LayerNorm | None,
 ) -> dict[str, Callable[[], Tensor]]:
-    """Gives the ways to compute here by name, PyTorch's first."""
+    """Returns the ways to compute here by name, PyTorch's first."""
     found: dict[str, Callable[[], Tensor]] = {OPERATORS: lambda: by_operators(x, weight, bias, residual, gate, norm)}
     made, into = weight.shape[0] // 2 if gate else weight.shape[0], weight.shape[1]
     arch = device(x).arch

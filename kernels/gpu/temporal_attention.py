@@ -169,12 +169,12 @@ def sweep_kernel(
 
 
 def kernel(row: Config) -> Any:
-    """Gives the kernel of a launch-table row."""
+    """Returns the kernel of a launch-table row."""
     return sweep_kernel if row.sweep else tile_kernel
 
 
 def constants(row: Config, head_dim: int, unit: int, dense: bool, even: bool, widen: bool) -> dict[str, Any]:
-    """Gives the values that the kernel of a row is compiled for."""
+    """Returns the values that the kernel of a row is compiled for."""
     tile = {"M": row.rows, "N": row.keys} if row.sweep else {"N": row.rows}
     shape = {"D": head_dim, "BD": padded(head_dim), "UNIT": unit}
     return {**tile, **shape, "DENSE": dense, "EVEN": even, "STAGES": row.stages, "WIDEN": widen}

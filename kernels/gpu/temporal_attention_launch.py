@@ -56,7 +56,7 @@ def padded(head_dim: int) -> int:
 
 
 def nearest(arch: int) -> int:
-    """Gives the newest architecture of the table that is no newer than `arch`."""
+    """Returns the newest architecture of the table that is no newer than `arch`."""
     if arch < ARCHITECTURES[0]:
         raise ValueError(f"the Triton kernels need compute capability {ARCHITECTURES[0] / 10} or newer, got {arch / 10}")
     return max(known for known in ARCHITECTURES if known <= arch)
@@ -131,7 +131,7 @@ def _rows(head_dim: int, dtype: str, arch: int) -> Rows:
 
 
 def configs(head_dim: int, dtype: str, arch: int) -> Iterator[Config]:
-    """Gives each row that `plan` can choose, once."""
+    """Returns each row that `plan` can choose, once."""
     yield from dict.fromkeys(_rows(head_dim, dtype, arch).values())
 
 

@@ -27,7 +27,7 @@ class _Memory:
 
 
 def tensor_at(address: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Gives the contiguous tensor that lies at an address, without copying it; it does not own the memory."""
+    """Returns the contiguous tensor that lies at an address, without copying it; it does not own the memory."""
     size = dtype.itemsize
     for axis in shape:
         size *= axis
@@ -49,7 +49,7 @@ def attend(inputs: list[Tensor], out: Tensor, stream: int) -> None:
 
 
 def classes(trt: Any) -> tuple[type, type]:
-    """Gives the plugin's class and its creator's, derived from the library's own."""
+    """Returns the plugin's class and its creator's, derived from the library's own."""
 
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
         def __init__(self) -> None:

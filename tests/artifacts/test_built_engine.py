@@ -73,7 +73,7 @@ def manifest_edited(folder, close=False):
 
 
 def stated(change):
-    """Gives what changes a manifest and has it state the sha256 of what it then is."""
+    """Returns what changes a manifest and has it state the sha256 of what it then is."""
 
     def edit(folder):
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -224,7 +224,7 @@ def on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def held_to(contest: Contest) -> dict[str, tuple[str, Tensor, float]]:
-    """Gives each provider's answer and error."""
+    """Returns each provider's answer and error."""
     found = {}
     for provider in contest.providers:
         answer = provider.prepare()()

@@ -38,7 +38,7 @@ def test_a_video_is_the_plain_ones_to_the_byte(engine, mini, graphs):
 
 
 def walked(engine: Engine, requests: Sequence[Request], drop: Sequence[int] = ()) -> dict[int, Tensor]:
-    """Gives the last latents of videos made together, less those of `drop`, which leave one by one after each step."""
+    """Returns the last latents of videos made together, less those of `drop`, which leave one by one after each step."""
     batch, leaving = engine.begin(requests), list(drop)
     while batch.done < batch.steps:
         batch.step()

@@ -115,7 +115,7 @@ print(way, len(timed))
 
 
 def in_a_new_process(plain):
-    """Gives the way that a new process chooses, where the plain one takes so many seconds and ours one, and what it timed."""
+    """Returns the way that a new process chooses, where the plain one takes so many seconds and ours one, and what it timed."""
     done = subprocess.run([sys.executable, "-c", PROCESS, str(plain)], capture_output=True, text=True, check=True)
     way, timed = done.stdout.split()
     return way, int(timed)

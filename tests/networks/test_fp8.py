@@ -292,7 +292,7 @@ def test_a_video_is_near_the_exact_one_and_says_how_it_was_made(small, mini):
 
 
 def peak(spec, small):
-    """Gives the bytes that a forward of half precision makes at its peak, found without data."""
+    """Returns the bytes that a forward of half precision makes at its peak, found without data."""
     with memory.without_data(torch.float16):
         unet = UNet(spec.unet)
         if small:

@@ -35,7 +35,7 @@ SIZE, FRAMES = (80, 112), 3
 
 
 def copied(net, inputs, monkeypatch):
-    """Gives the shapes of hidden states that a forward copies, apart from the latents' own as they come and go."""
+    """Returns the shapes of hidden states that a forward copies, apart from the latents' own as they come and go."""
     inside, contiguous = [], torch.Tensor.contiguous
 
     def noted(x, *args, **kwargs):

@@ -38,7 +38,7 @@ def _exact_float32() -> Iterator[None]:
 
 
 def load_case(name: str, device: str, dtype: torch.dtype = torch.float32) -> tuple[UNet, list[Tensor], dict[str, Tensor]]:
-    """Gives a golden case's network, the network's inputs and all its tensors."""
+    """Returns a golden case's network, the network's inputs and all its tensors."""
     case = GOLDEN.case(name)
     config = case["config"]
     spec = official_config.spec_from_official(case.get("unet_params") or GOLDEN.case("tiny_model")["config"]["unet_params"])
@@ -56,7 +56,7 @@ def load_case(name: str, device: str, dtype: torch.dtype = torch.float32) -> tup
 
 
 def error_to_golden(out: Tensor, tensors: dict[str, Tensor]) -> float:
-    """Gives the worst relative L2 error over what the case stored: the output, or some frames and every frame's square."""
+    """Returns the worst relative L2 error over what the case stored: the output, or some frames and every frame's square."""
     out = out.cpu().double()
     if "out" in tensors:
         return relative_error(out, tensors["out"].double())

@@ -50,7 +50,7 @@ CLIPS = "return asked.filter(path => path.includes('variant=video')).length"
 
 
 def complaints(page):
-    """Gives what the console holds but for the refusals that asking without a key brings."""
+    """Returns what the console holds but for the refusals that asking without a key brings."""
     return [line for line in page.complaints() if "401" not in line]
 
 
@@ -297,7 +297,7 @@ def test_states_stand_where_the_engine_puts_them(quick, tmp_path):
 
 
 def right(frames, mode, where):
-    """Says whether the engine takes it, and JSON can tell it."""
+    """Returns whether the engine takes it, and JSON can tell it."""
     try:
         place(len(next(iter(where.values()))), frames, mode, **where)
     except ValueError:

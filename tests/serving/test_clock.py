@@ -77,7 +77,7 @@ def test_a_clock_that_is_set_ahead_deletes_nothing(tmp_path, set_clock):
 
 @pytest.fixture
 def set_clock_of(tmp_path):
-    """Gives the words that start a server whose clock can be set, and a function that sets it."""
+    """Returns the words that start a server whose clock can be set, and a function that sets it."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
     library, offset = tmp_path / "set_clock.so", tmp_path / "offset"

@@ -21,7 +21,7 @@ OTHERS = {"VSTAR_API_KEYS"}
 
 
 def instructions():
-    """Gives the Dockerfile's instructions, continued lines joined."""
+    """Returns the Dockerfile's instructions, continued lines joined."""
     joined = re.sub(r"\\\n", " ", (DEPLOY / "Dockerfile").read_text())
     lines = [line for line in joined.splitlines() if line and not line.startswith("#")]
     return [tuple(line.split(maxsplit=1)) for line in lines]
@@ -163,7 +163,7 @@ def test_kubernetes_takes_its_objects():
 
 
 def exposed():
-    """Gives the names of every series that the server may show."""
+    """Returns the names of every series that the server may show."""
     names = set()
     for family in metrics.REGISTRY.collect():
         names |= {family.name, f"{family.name}_total", f"{family.name}_bucket", f"{family.name}_sum", f"{family.name}_count"}

@@ -67,7 +67,7 @@ def key(number):
 
 
 def id_of(number):
-    """Gives the id that a server without keys derives from `key`, so that the files of a job are known before it is sent."""
+    """Returns the id that a server without keys derives from `key`, so that the files of a job are known before it is sent."""
     return "video_" + hashlib.sha256(f"{LOCAL}\0{key(number)}".encode()).hexdigest()[:32]
 
 

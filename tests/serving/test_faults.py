@@ -35,7 +35,7 @@ MINI = {"size": "64x32", "num_frames": 4, "num_inference_steps": 12, "synopsis":
 
 
 def worker(server):
-    """Gives the process in which the server's engine runs."""
+    """Returns the process in which the server's engine runs."""
     (found,) = [child for child in psutil.Process(server.process.pid).children() if "worker" in " ".join(child.cmdline())]
     return found
 

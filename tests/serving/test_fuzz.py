@@ -39,7 +39,7 @@ def try_all(count, strategy, check):
 
 @st.composite
 def changed(draw, whole):
-    """Gives bytes with a few places overwritten, taken out or put in."""
+    """Returns bytes with a few places overwritten, taken out or put in."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         at, length = draw(st.integers(0, len(content))), draw(st.integers(0, 8))
@@ -98,7 +98,7 @@ def test_any_configuration(count, tmp_path):
 
 @st.composite
 def altered(draw, whole):
-    """Gives a JSON object, some of whose values, at any depth, are others."""
+    """Returns a JSON object, some of whose values, at any depth, are others."""
     content = json.loads(json.dumps(whole))
     for _ in range(draw(st.integers(1, 3))):
         at, key = content, draw(st.sampled_from(sorted(content)))

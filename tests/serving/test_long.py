@@ -28,7 +28,7 @@ GROWTH = 100 * 2**20
 
 
 def processes(server):
-    """Gives the server's process and its workers', as far as they are there."""
+    """Returns the server's process and its workers', as far as they are there."""
     try:
         here = psutil.Process(server.process.pid)
         return here, [child for child in here.children() if "worker" in " ".join(child.cmdline())]

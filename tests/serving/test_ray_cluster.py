@@ -242,7 +242,7 @@ def test_the_server_with_replicas_loses_nothing_when_it_is_killed(tmp_path):
 
 
 def victims():
-    """Gives what there is to kill of the cluster that this process started: replicas, and the workers that they own."""
+    """Returns what there is to kill of the cluster that this process started: replicas, and the workers that they own."""
     found = {"replica": [], "worker": []}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -20,7 +20,7 @@ OBJECTS = st.recursive(
 
 
 def taken(read):
-    """Gives what is read, or the body of the refusal; any other error is a fault."""
+    """Returns what is read, or the body of the refusal; any other error is a fault."""
     try:
         return read()
     except ApiError as error:

@@ -18,7 +18,7 @@ SECRET = "sk-do-not-log"
 
 @pytest.fixture
 def lines():
-    """Gives a function that reads what was logged since."""
+    """Returns a function that reads what was logged since."""
     stream = io.StringIO()
     root = logging.getLogger()
     before = root.handlers[:], root.level

@@ -82,7 +82,7 @@ def test_a_run_beside_another_of_the_same_job_takes_its_outcome_over(tmp_path):
 
 
 class Store:
-    """Says that no job is claimed here, and what became of the one it has."""
+    """Returns whether no job is claimed here, and what became of the one it has."""
 
     def __init__(self, record):
         self.record = record

@@ -73,7 +73,7 @@ def test_what_is_known_is_not_measured_again(clock):
 
 
 class OnGpu(slow_engine.Slow):
-    """Says that it runs on a GPU, and notes of each batch which of its videos are guided."""
+    """Returns whether it runs on a GPU, and notes of each batch which of its videos are guided."""
 
     def __init__(self, short_at=99):
         super().__init__(0.0)

@@ -34,7 +34,7 @@ asyncio.run(main())
 
 
 def alive(pid):
-    """Says whether a process runs; one that ended and was not waited for does not."""
+    """Returns whether a process runs; one that ended and was not waited for does not."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] != "Z"

@@ -49,12 +49,12 @@ class Browser:
         return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)})
 
     def find(self, css: str, seconds: float = 20.0) -> str:
-        """Gives the first visible element."""
+        """Returns the first visible element."""
         script = "return [...document.querySelectorAll(arguments[0])].find(e => e.getClientRects().length) ?? null"
         return self.until(script, css, seconds=seconds)[ELEMENT]
 
     def until(self, script: str, *arguments: Any, seconds: float = 20.0) -> Any:
-        """Gives what a script returns once that is neither null nor false."""
+        """Returns what a script returns once that is neither null nor false."""
         end = time.monotonic() + seconds
         while (value := self.run(script, *arguments)) in (None, False):
             if time.monotonic() > end:
@@ -100,7 +100,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("GET", f"{self.session}/screenshot")))
 
     def complaints(self) -> list[str]:
-        """Gives what the page's console holds of errors, refused sources among them."""
+        """Returns what the page's console holds of errors, refused sources among them."""
         found = self.call("POST", f"{self.session}/se/log", {"type": "browser"})
         return [line["message"] for line in found if line["level"] in SERIOUS]
 

@@ -56,7 +56,7 @@ def broken(handler: BaseHTTPRequestHandler) -> None:
 
 
 class ChatServer:
-    """Gives the answers in order, the last for ever; `forms` are the response formats it knows, others get HTTP 400."""
+    """Returns the answers in order, the last for ever; `forms` are the response formats it knows, others get HTTP 400."""
 
     def __init__(self, *answers: Answer, forms: tuple[str, ...] = ALL):
         self.answers, self.forms = list(answers), forms

@@ -87,13 +87,13 @@ def scenario(folder, act, kind=Played, model="mini", **settings):
 
 
 def connected(gateway):
-    """Gives a client of the application, within this process."""
+    """Returns a client of the application, within this process."""
     application = httpx.ASGITransport(app.build(gateway, Keys({})), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=application, base_url="http://127.0.0.1")
 
 
 async def created(gateway, engine):
-    """Gives a job that runs."""
+    """Returns a job that runs."""
     body = CreateVideo(prompt="a tree", num_frames=8, size="64x32", num_inference_steps=2)
     id = (await gateway.create(Caller(OWNER), body)).job.id
     await until(lambda: id in engine.ends)

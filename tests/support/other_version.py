@@ -21,7 +21,7 @@ job.Job.to_json, job.Job.from_json = to_other, staticmethod(from_other)
 
 
 def load(settings):
-    """Gives the slow engine, in a worker of this version."""
+    """Returns the slow engine, in a worker of this version."""
     from support import slow_engine
 
     return slow_engine.load(settings)

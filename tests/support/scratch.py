@@ -27,12 +27,12 @@ def lack(reason: str) -> NoReturn:
 
 
 def installed(name: str, *wheels: str) -> Path:
-    """Gives a folder with the wheels in it, installed once, without what they depend on; `lack` where they cannot be had."""
+    """Returns a folder with the wheels in it, installed once, without what they depend on; `lack` where they cannot be had."""
     return _made(name, wheels, lambda folder: _pip(sys.executable, "--no-deps", "--target", str(folder), *wheels))
 
 
 def environment(name: str, *wheels: str) -> Path:
-    """Gives the `bin` folder of a virtual environment with the wheels and what they depend on, made once; `lack` as above."""
+    """Returns the `bin` folder of a virtual environment with the wheels and what they depend on, made once; `lack` as above."""
 
     def make(folder: Path) -> "subprocess.CompletedProcess[str]":
         venv.create(folder, with_pip=True)

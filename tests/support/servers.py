@@ -82,7 +82,7 @@ class Server:
         raise AssertionError(f"{path} did not answer {status}:\n{self.log()[-3000:]}")
 
     def answers(self, path="/livez", status=200):
-        """Says whether a path answers, and so."""
+        """Returns whether a path answers, and so."""
         try:
             return self.http.get(path).status_code == status
         except httpx.TransportError:

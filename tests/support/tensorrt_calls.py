@@ -179,7 +179,7 @@ Lines = set[tuple[str, int]]
 
 
 def watch() -> Lines:
-    """Gives the set of the project's lines that run from now on, by file and number; it grows."""
+    """Returns the set of the project's lines that run from now on, by file and number; it grows."""
     ran: Lines = set()
     names = {str(path): path.name for path in CODE}
 

@@ -40,7 +40,7 @@ _Bool initLibNvInferPlugins(void *a, char const *b) { return 0; }
 
 
 def bindings(version: str) -> dict[str, str]:
-    """Gives the environment in which a child process imports the bindings of a version over the nine symbols."""
+    """Returns the environment in which a child process imports the bindings of a version over the nine symbols."""
     if shutil.which("gcc") is None:
         scratch.lack("needs gcc, to compile the nine symbols that the bindings want")
     folder = scratch.installed(f"tensorrt-{version}", BINDINGS[version])
@@ -57,7 +57,7 @@ def bindings(version: str) -> dict[str, str]:
 
 
 def rtx() -> dict[str, str]:
-    """Gives the environment in which a child process imports TensorRT for RTX: NVIDIA's parser and builder, 96 MB of wheels."""
+    """Returns the environment in which a child process imports TensorRT for RTX, which is 96 MB of wheels."""
     if os.environ.get("VSTAR_RTX") != "1":
         pytest.skip("set VSTAR_RTX=1 to install the proprietary wheels of TensorRT for RTX (96 MB) into a scratch folder")
     folder = scratch.installed(f"tensorrt-rtx-{RTX}", f"tensorrt_rtx_cu13_bindings=={RTX}", f"tensorrt_rtx_cu13_libs=={RTX}")

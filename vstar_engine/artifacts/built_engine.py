@@ -65,7 +65,7 @@ SHAPED = {
 
 
 def engines_root() -> Path:
-    """Gives the folder that engines are built in: VSTAR_ENGINES, else one in the user's cache."""
+    """Returns the folder that engines are built in: VSTAR_ENGINES, else one in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("VSTAR_ENGINES") or cache / "vstar-engine" / "engines")
 
@@ -130,19 +130,19 @@ class Artifact:
 
     @property
     def most_side(self) -> int:
-        """Gives the longest side, in pixels, of a clip whose size is free."""
+        """Returns the longest side, in pixels, of a clip whose size is free."""
         profiles = self.manifest["facts"].get("plan", {}).get("profiles", ())
         cells = [ranges[side][-1] for ranges in profiles for side in ("height", "width") if side in ranges]
         return min(cells) * model_named(self.identity["model"]).vae.factor if cells else MAX_SIDE
 
     def file(self, name: str) -> Path:
-        """Gives the path of a file that the manifest lists; EngineError where it lists none."""
+        """Returns the path of a file that the manifest lists; EngineError where it lists none."""
         if name not in (entry["name"] for entry in self.manifest["files"]):
             raise EngineError(f"{self.folder} holds no {name}; rebuild it: {self.command()}")
         return self.folder / name
 
     def command(self, **changed: Any) -> str:
-        """Gives the command that builds this engine again, with `changed` parts of its identity, `weights_path` or `loras`.
+        """Returns the command that builds this engine again, with `changed` parts of its identity, `weights_path` or `loras`.
 
         One that would be for something else leaves this one where it is.
         """

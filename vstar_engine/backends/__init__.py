@@ -14,7 +14,7 @@ BACKENDS = {EAGER: ".eager", "onnxruntime": ".onnxruntime", "inductor": ".induct
 
 
 def backend_named(name: str) -> ModuleType:
-    """Gives a back end's module; ValueError lists the known ones."""
+    """Returns a back end's module; ValueError lists the known ones."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; known backends: {', '.join(BACKENDS)}")
     return import_module(BACKENDS[name], __name__)

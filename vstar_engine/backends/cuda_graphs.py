@@ -80,7 +80,7 @@ class Recent(OrderedDict[K, V]):
     most = SHAPES
 
     def take(self, key: K, make: Callable[[], V]) -> V:
-        """Gives what is kept under a key, made now where there is nothing; what was not used for longest makes room first."""
+        """Returns what is kept under a key, made now where there is nothing; what was not used for longest makes room first."""
         if key not in self:
             if _growing:
                 self.most = max(self.most, len(self) + 1)

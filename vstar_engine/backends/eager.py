@@ -38,7 +38,7 @@ def load(
 
 
 def kind(device: torch.device, graphs: bool = True) -> type[UNet]:
-    """Gives what runs on a device: on a GPU, where `graphs`, the UNet whose steps are recorded."""
+    """Returns what runs on a device: on a GPU, where `graphs`, the UNet whose steps are recorded."""
     return RecordedUnet if graphs and device.type == "cuda" else UNet
 
 
@@ -113,7 +113,7 @@ class RecordedUnet(UNet):
         return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
 
     def blank(self, place: int, call: Call) -> Call:
-        """Gives a call like the one at a place of a step, on memory of its own."""
+        """Returns a call like the one at a place of a step, on memory of its own."""
         key, deep = (place, call.texts.shape, call.texts.contexts[0].dtype), call.deep
         # kept here until the call holds it
         texts = self.heard.get(key) or self._silent(call.texts)

@@ -11,17 +11,17 @@ from .eager import RecordedUnet
 
 
 def graph_bytes(denoiser: Denoiser) -> int:
-    """Gives the memory that only a denoiser's graphs can use."""
+    """Returns the memory that only a denoiser's graphs can use."""
     return denoiser.nbytes if isinstance(denoiser, RecordedUnet) else 0
 
 
 def records(denoiser: Denoiser) -> bool:
-    """Says whether a denoiser's steps are recorded."""
+    """Returns whether a denoiser's steps are recorded."""
     return isinstance(denoiser, RecordedUnet)
 
 
 def forget_graphs(denoiser: Denoiser) -> bool:
-    """Gives the memory of a denoiser's graphs back; says whether there were any."""
+    """Returns the memory of a denoiser's graphs back; says whether there were any."""
     return isinstance(denoiser, RecordedUnet) and denoiser.forget()
 
 
@@ -36,7 +36,7 @@ def check(footprint: memory.Footprint, denoiser: Denoiser, device: torch.device)
 
 
 def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, denoiser: Denoiser, device: torch.device) -> int:
-    """Gives how many frames to decode at once, at least one: as many as pay and fit, without graphs where none would."""
+    """Returns how many frames to decode at once, at least one: as many as pay and fit, without graphs where none would."""
 
     def fitting() -> int:
         free = memory.available_bytes(device) - graph_bytes(denoiser)

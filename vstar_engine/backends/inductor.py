@@ -35,7 +35,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hears_texts(artifact: Artifact) -> bool:
-    """Says whether a package takes context as (texts, batch, frames, 77, C)."""
+    """Returns whether a package takes context as (texts, batch, frames, 77, C)."""
     inputs = artifact.manifest["facts"].get("unet", {}).get("inputs", ())
     return any(given["name"] == "context" and given["shape"][0] == "texts" for given in inputs)
 

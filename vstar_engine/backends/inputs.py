@@ -11,7 +11,7 @@ def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: T
 
 
 def in_full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
-    """Gives each argument of `UNet.forward` by name, shared rows repeated; ValueError for a `tar` that is no rows.
+    """Returns each argument of `UNet.forward` by name, shared rows repeated; ValueError for a `tar` that is no rows.
 
     latents (B, C, T, H, W), timestep (B, T) int64, context (B, T, L, C), fps (B,) int64, tar (B, levels, T) float32. Where
     videos hear several texts each, B counts the texts.
@@ -28,7 +28,7 @@ def shared(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar:
 
 
 def _in_frames(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
-    """Gives a row for each video, for each text in context, and all that frames share for each of them."""
+    """Returns a row for each video, for each text in context, and all that frames share for each of them."""
     videos, frames = latents.shape[0], latents.shape[2]
     if tar.dim() != 3:
         raise ValueError(f"a built engine takes tar as (1 or B, levels, T), got {tuple(tar.shape)}; a dense one runs in eager")

@@ -124,7 +124,7 @@ class BoundShape:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Gives a tensor as TensorRT reads it, contiguous and at a multiple of ALIGNMENT: a copy where it is not."""
+    """Returns a tensor as TensorRT reads it, contiguous and at a multiple of ALIGNMENT: a copy where it is not."""
     plain = tensor.contiguous()
     return plain.clone() if plain.data_ptr() % ALIGNMENT else plain
 
@@ -137,7 +137,7 @@ def enqueue(context: Any, eps: Tensor) -> Tensor:
 
 
 def stream_of(device: torch.device) -> int:
-    """Gives the handle of PyTorch's current stream."""
+    """Returns the handle of PyTorch's current stream."""
     return torch.cuda.current_stream(device).cuda_stream
 
 

@@ -39,7 +39,7 @@ def library(backend: str) -> Any:
 
 
 def make_logger(trt: Any, report: Callable[[str], None]) -> Any:
-    """Gives a logger that reports warnings and keeps errors in `.errors`, to be said when a step fails."""
+    """Returns a logger that reports warnings and keeps errors in `.errors`, to be said when a step fails."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:

@@ -22,7 +22,7 @@ _registered: dict[str, tuple[str, Any]] = {}
 
 
 def library() -> Path | None:
-    """Gives the C++ plugin's library, if VSTAR_TENSORRT_PLUGIN names one; ValueError where it is not there."""
+    """Returns the C++ plugin's library, if VSTAR_TENSORRT_PLUGIN names one; ValueError where it is not there."""
     named = os.environ.get(LIBRARY)
     if not named:
         return None
@@ -32,7 +32,7 @@ def library() -> Path | None:
 
 
 def needed_library() -> Path:
-    """Gives the C++ plugin's library; ValueError where none is named."""
+    """Returns the C++ plugin's library; ValueError where none is named."""
     path = library()
     if path is None:
         raise ValueError(f"the cpp plugin needs {LIBRARY} to name the library built from csrc/tensorrt")
@@ -40,7 +40,7 @@ def needed_library() -> Path:
 
 
 def versions(kind: str) -> dict[str, str]:
-    """Gives what an engine depends on of its plugin's own files: the hash of the library that `cpp` runs, none of others.
+    """Returns what an engine depends on of its plugin's own files: the hash of the library that `cpp` runs, none of others.
 
     Raises EngineError for a library of other kernels than those here.
     """
@@ -54,7 +54,7 @@ def versions(kind: str) -> dict[str, str]:
 
 
 def autoloaded() -> list[Path]:
-    """Gives the library that registers the C++ plugin when a program opens it, and the plugin's own, which it opens itself."""
+    """Returns the library that registers the C++ plugin when it is opened, and the plugin's own, which it opens itself."""
     path = needed_library()
     opener = path.with_name(f"{path.stem}_autoload{path.suffix}")
     if not opener.is_file():

@@ -106,7 +106,7 @@ class Index:
         self._file.close()
 
     def _read(self) -> set[bytes]:
-        """Gives the names that are listed, and cuts off a line that was left unfinished."""
+        """Returns the names that are listed, and cuts off a line that was left unfinished."""
         listed = set()
         self._file.seek(0)
         end = 0
@@ -129,7 +129,7 @@ class Index:
         return f"{digest[:2]}/{digest}{SUFFIX}"
 
     def missing(self, synopses: Iterator[Synopsis]) -> Iterator[Synopsis]:
-        """Gives the synopses that have no bundle yet, each once."""
+        """Returns the synopses that have no bundle yet, each once."""
         for given in synopses:
             synopsis = replace(given, negatives=given.unwanted(self.shared[-1])[1])
             name = self.name(synopsis)

@@ -131,7 +131,7 @@ def add_timeline_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
-    """Gives the states of each video asked for; a prompt, repeated, stands in until `told` makes its synopsis."""
+    """Returns the states of each video asked for; a prompt, repeated, stands in until `told` makes its synopsis."""
     given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
     if bundle is not None:
         if given or args.negative or args.negatives:
@@ -147,7 +147,7 @@ def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[
 
 
 def _count(args: argparse.Namespace) -> int | None:
-    """Gives how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
+    """Returns how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
     if args.no_synopsis:
         return 1
     if args.state_count is not None:
@@ -161,7 +161,7 @@ def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
 
 
 def tar_from(args: argparse.Namespace) -> Tar | None:
-    """Gives the preset with single settings on top of it."""
+    """Returns the preset with single settings on top of it."""
     preset = tar_named(args.tar)
     sigma = {**(preset.sigma if preset else {}), **dict(parse_sigma(text) for text in args.sigma or [])}
     return Tar(sigma, args.strength, until_step(args.until, args.steps)) if sigma else None

@@ -11,7 +11,7 @@ from vstar_engine.weights.bundled import BUNDLED
 
 
 def command_for(provenance: dict[str, Any]) -> str:
-    """Gives the shell command that makes a video again; DIR stands for the weights whose source has the stated sha256."""
+    """Returns the shell command that makes a video again; DIR stands for the weights whose source has the stated sha256."""
     request, words = provenance["request"], ["vstar-engine", "generate"]
     words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
     if provenance["model"] not in BUNDLED:
@@ -34,7 +34,7 @@ def command_for(provenance: dict[str, Any]) -> str:
 
 
 def _heard(provenance: dict[str, Any]) -> list[str]:
-    """Gives the options that say what the video hears, and when."""
+    """Returns the options that say what the video hears, and when."""
     request = provenance["request"]
     if "embeddings" in provenance:
         words = ["--embeddings", provenance["embeddings"]]

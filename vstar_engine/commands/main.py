@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """Says whether PyTorch, where it is loaded, means a device's memory."""
+    """Returns whether PyTorch, where it is loaded, means a device's memory."""
     return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
 
 

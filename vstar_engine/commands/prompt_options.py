@@ -41,13 +41,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def cache_folder() -> Path:
-    """Gives the folder for what can be made again: $VSTAR_CACHE, or vstar-engine under the user's cache folder."""
+    """Returns the folder for what can be made again: $VSTAR_CACHE, or vstar-engine under the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("VSTAR_CACHE") or Path(base) / "vstar-engine")
 
 
 def llm_from(args: argparse.Namespace) -> Llm | None:
-    """Gives the language model asked for; None where there is none to ask."""
+    """Returns the language model asked for; None where there is none to ask."""
     if args.llm_url is None:
         if args.llm_required:
             raise ValueError("--llm-required needs an endpoint: give --llm-url and --llm-model")
@@ -61,7 +61,7 @@ def llm_from(args: argparse.Namespace) -> Llm | None:
 def synopses(
     args: argparse.Namespace, prompts: Iterable[str | Synopsis], count: int | None, most: int = MAX_FRAMES
 ) -> Iterator[Synopsis]:
-    """Gives a synopsis of each prompt, as the options say; a synopsis stays what it is."""
+    """Returns a synopsis of each prompt, as the options say; a synopsis stays what it is."""
     llm = None if args.no_synopsis else llm_from(args)
     if count is not None and not 1 <= count <= most:
         raise ValueError(f"a prompt can become 1 to {most} states here, got {count}")
@@ -75,7 +75,7 @@ def synopses(
 
 
 def prompts_given(args: argparse.Namespace) -> Iterator[str | Synopsis]:
-    """Gives the prompts of a command that takes many: words of the command line, --states, and lines of files."""
+    """Returns the prompts of a command that takes many: words of the command line, --states, and lines of files."""
     states, file = getattr(args, "states", None), getattr(args, "synopsis", None)
     if not (args.prompt or args.prompts or states or file):
         raise ValueError("there is nothing to do; give prompts, or --prompts FILE with one a line")

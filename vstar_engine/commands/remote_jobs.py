@@ -102,7 +102,7 @@ def client_of(args: argparse.Namespace) -> "Client":
 
 
 def bodies(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Gives the request of each video that the options ask for."""
+    """Returns the request of each video that the options ask for."""
     given = [name for name in ("prompt", "states", "synopsis", "embeddings") if getattr(args, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give exactly one of PROMPT, --states, --synopsis and --embeddings, got {', '.join(given) or 'none'}")
@@ -119,7 +119,7 @@ def bodies(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Gives the fields that options name, without those left out."""
+    """Returns the fields that options name, without those left out."""
     fields = {
         "model": args.model,
         "num_frames": args.frames,
@@ -142,7 +142,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tar_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Gives the motion settings that options name, None where there are none."""
+    """Returns the motion settings that options name, None where there are none."""
     sigma = {str(level): value for level, value in map(parse_sigma, args.sigma or ())}
     step = None if args.until is None else until_step(args.until)
     until = args.until if args.until is not None and args.until.endswith("%") else step
@@ -160,7 +160,7 @@ def metadata_of(words: list[str]) -> dict[str, str]:
 
 
 def timeline(synopsis: Synopsis) -> dict[str, Any]:
-    """Gives the fields that a synopsis fills; ValueError where states are not all placed, or not all told what not to show."""
+    """Returns the fields that a synopsis fills; ValueError where only some states have a place or a negative prompt."""
     for name in ("at", "negatives"):
         if len(getattr(synopsis, name)) not in (0, len(synopsis.states)):
             raise ValueError(
@@ -196,7 +196,7 @@ def run_submit(args: argparse.Namespace) -> int:
 
 
 def named(out: Path | None, count: int) -> list[Path | None]:
-    """Gives the file of each video."""
+    """Returns the file of each video."""
     if out is None:
         return [None] * count
     if out.suffix.lower() != ".mp4":

@@ -124,7 +124,7 @@ def parse_clip(text: str) -> tuple[int, int, int]:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Gives the settings that options say; ValueError where one makes no sense."""
+    """Returns the settings that options say; ValueError where one makes no sense."""
     same = (
         *("data", "database", "instance", "host", "port", "insecure", "embeddings", "grace", "sync_timeout"),
         *(
@@ -148,7 +148,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
-    """Gives the model that is asked for; the bundled one where nothing is."""
+    """Returns the model that is asked for; the bundled one where nothing is."""
     if args.model is None and args.weights is None and args.engine is None:
         args.model = BUNDLED[0]
         log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
@@ -157,7 +157,7 @@ def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
 
 
 def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
-    """Gives what the worker loads, as plain values: `Engine.load`'s arguments and where bundles lie, or a renderer's own."""
+    """Returns what the worker loads, as plain values: `Engine.load`'s arguments and where bundles lie, or a renderer's own."""
     if args.renderer is not None:
         return json.loads(args.renderer_settings)
     engine = {
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> EngineClient:
-    """Gives the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
+    """Returns the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
     from vstar_engine.serving.workers import local_process
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())

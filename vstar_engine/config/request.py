@@ -53,11 +53,11 @@ class Request:
         self.anchors()
 
     def anchors(self) -> list[int]:
-        """Gives the frame each state sits at; ValueError where its position or duration makes no sense."""
+        """Returns the frame each state sits at; ValueError where its position or duration makes no sense."""
         return place(len(self.states), self.frames, self.mode, self.at, self.durations)
 
     def fitted(self, spec: Spec) -> "Request":
-        """Gives the request with its size filled in; ValueError when `spec` has no such size or TAR level."""
+        """Returns the request with its size filled in; ValueError when `spec` has no such size or TAR level."""
         size = self.size or spec.size
         spec.check_size(*size)
         if self.tar is not None:

@@ -106,32 +106,32 @@ class Sampling:
 
     @staticmethod
     def few(**given: Any) -> "Sampling":
-        """Gives the settings of few-step sampling: 4 steps without guidance, and what is given."""
+        """Returns the settings of few-step sampling: 4 steps without guidance, and what is given."""
         fast = tuple(dict.fromkeys((FEW_STEP, *given.pop("fast", ()))))
         return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
 
     @staticmethod
     def usual(fast: tuple[str, ...] = ()) -> "Sampling":
-        """Gives the settings that go with `fast` where nothing else is said."""
+        """Returns the settings that go with `fast` where nothing else is said."""
         return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(fast=fast)
 
     @property
     def until(self) -> str:
-        """Gives TAR's usual last step: the published one or, of few steps, the published share of them."""
+        """Returns TAR's usual last step: the published one or, of few steps, the published share of them."""
         return f"{(Tar.until_step + 1) / Sampling.steps:.0%}" if FEW_STEP in self.fast else str(Tar.until_step)
 
     def guided(self, index: int) -> bool:
-        """Says whether the step of an index, counted from 0, takes the unconditional branch too."""
+        """Returns whether the step of an index, counted from 0, takes the unconditional branch too."""
         within = GUIDANCE_INTERVAL not in self.fast or 10 * index < GUIDED_TENTHS * self.steps
         return self.guidance != 1.0 and within
 
     def whole(self, index: int) -> bool:
-        """Says whether the step of an index, counted from 0, runs the whole network."""
+        """Returns whether the step of an index, counted from 0, runs the whole network."""
         return STEP_CACHE not in self.fast or index % WHOLE_EVERY == 0
 
     @property
     def walk(self) -> tuple[str, ...]:
-        """Gives what of `fast` decides what each call of the network is; videos of one batch share it."""
+        """Returns what of `fast` decides what each call of the network is; videos of one batch share it."""
         return tuple(name for name in (STEP_CACHE, FEW_STEP) if name in self.fast)
 
 
@@ -158,7 +158,7 @@ def parse_sigma(text: str) -> tuple[int, float]:
 
 
 def until_step(until: int | str, steps: int = 1) -> int:
-    """Gives TAR's last step, counted from 0: `13` is one, `56%` says how many of the steps it takes part in."""
+    """Returns TAR's last step, counted from 0: `13` is one, `56%` says how many of the steps it takes part in."""
     try:
         if isinstance(until, int) or not until.endswith("%"):
             return int(until)

@@ -21,7 +21,7 @@ def parse_position(text: str) -> Position:
 
 
 def anchor_frames(anchors: int, frames: int) -> list[int]:
-    """Gives the frame each anchor sits at: trunc(linspace(0, frames-1, anchors)), counted from the nearer end."""
+    """Returns the frame each anchor sits at: trunc(linspace(0, frames-1, anchors)), counted from the nearer end."""
     if anchors == 1:
         return [0]
     step = (frames - 1) / (anchors - 1)
@@ -43,7 +43,7 @@ def check_anchors(where: Sequence[int], count: int, frames: int, mode: str) -> N
 def place(
     count: int, frames: int, mode: str = "linear", at: Sequence[Position] = (), durations: Sequence[float] = ()
 ) -> list[int]:
-    """Gives the frame each of `count` states sits at: evenly spread, or by its position, or by durations.
+    """Returns the frame each of `count` states sits at: evenly spread, or by its position, or by durations.
 
     A position is a frame (int) or a share of the clip (float). Durations are relative: with hold how long each state stays;
     else the way from each state to the next, so that the last one's does not count and may be left out.

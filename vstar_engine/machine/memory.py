@@ -119,7 +119,7 @@ def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
 
 
 def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
-    """Gives how many frames may be decoded at once in `free` bytes; 0 where not even one fits."""
+    """Returns how many frames may be decoded at once in `free` bytes; 0 where not even one fits."""
     return min(CHUNK, max(0, int((free - WORKSPACE) / (MARGIN * frame_bytes(spec, height, width, dtype)))))
 
 

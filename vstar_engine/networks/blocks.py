@@ -78,7 +78,7 @@ def to_frames(x: Tensor) -> Tensor:
 
 
 def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
-    """Gives every branch a copy of what branches shared until here, one after another, until there are so many rows.
+    """Returns every branch a copy of what branches shared until here, one after another, until there are so many rows.
 
     `pixels` (N, C, H, W) stay in channels-last memory.
     """
@@ -94,7 +94,7 @@ def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
 
 
 def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
-    """Gives every branch the embedding that branches shared until here; what is projected already serves all of them."""
+    """Returns every branch the embedding that branches shared until here; what is projected already serves all of them."""
     return emb if isinstance(emb, Timed) else parted(emb, emb.shape[0] * branches)
 
 
@@ -186,7 +186,7 @@ class Stage(nn.ModuleList):
     def forward(
         self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int
     ) -> tuple[Tensor, Tensor | Timed]:
-        """Gives x and emb, which part into branches at the first text that is heard."""
+        """Returns x and emb, which part into branches at the first text that is heard."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, frames)

@@ -29,7 +29,7 @@ Layer = Linear | nn.Conv2d | FrameConv
 
 
 def step_for(largest: float) -> float:
-    """Gives the power of two that takes values up to `largest`, and up to twice that with luck, into e4m3's range.
+    """Returns the power of two that takes values up to `largest`, and up to twice that with luck, into e4m3's range.
 
     Powers of two are exact in every dtype, and what is divided by one loses no digit.
     """
@@ -112,7 +112,7 @@ def layers(unet: UNet) -> dict[str, Layer]:
 
 @contextmanager
 def watched(unet: UNet) -> Iterator[dict[str, float]]:
-    """Gives the largest input that each layer has met so far."""
+    """Returns the largest input that each layer has met so far."""
     largest: dict[str, float] = {}
 
     def note(name: str, x: Tensor, norm: LayerNorm | None = None, **_: object) -> None:
@@ -130,7 +130,7 @@ def watched(unet: UNet) -> Iterator[dict[str, float]]:
 
 
 def small(layer: Layer, largest: float) -> Fp8Layer:
-    """Gives what computes a layer in FP8."""
+    """Returns what computes a layer in FP8."""
     if isinstance(layer, Linear):
         return Fp8Linear(layer, largest)
     if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):

@@ -49,7 +49,7 @@ class Linear(nn.Linear):
         return self.weight.flatten(1), self.bias
 
     def replaced(self) -> bool:
-        """Says whether something computes in this layer's place, or listens to what it is given or makes."""
+        """Returns whether something computes in this layer's place, or listens to what it is given or makes."""
         return type(self).forward is not Linear.forward or bool(self._forward_hooks or self._forward_pre_hooks)
 
 

@@ -33,7 +33,7 @@ def best_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Gives xformers' memory-efficient attention, which has `sdpa`'s layout."""
+    """Returns xformers' memory-efficient attention, which has `sdpa`'s layout."""
     try:
         return import_module("xformers.ops").memory_efficient_attention
     except ImportError as error:

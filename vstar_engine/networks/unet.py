@@ -107,7 +107,7 @@ class UNet(nn.Module):
         return Heard(heard_shape(contexts), dict(self.projected(contexts)))
 
     def projected(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
-        """Gives every cross-attention with its keys and values of texts, as `hear` puts them together."""
+        """Returns every cross-attention with its keys and values of texts, as `hear` puts them together."""
         rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), heard_shape(contexts)[1]
         counts = [context.shape[0] * context.shape[1] for context in contexts]
         for part in self.modules():
@@ -170,12 +170,12 @@ class Clock:
     table: Tensor
 
     def timed(self, row: Tensor) -> Timed:
-        """Gives each block its channels of a step's row (B, 1, channels of all), without copies."""
+        """Returns each block its channels of a step's row (B, 1, channels of all), without copies."""
         sizes = [block.emb_layers[1].out_features for block in self.blocks]
         return Timed(dict(zip(self.blocks, row.split(sizes, dim=-1), strict=True)))
 
 
 def heard_shape(contexts: Sequence[Tensor]) -> torch.Size:
-    """Gives the shape of contexts one after another, with a row for each frame where one of them has that."""
+    """Returns the shape of contexts one after another, with a row for each frame where one of them has that."""
     frames = max(context.shape[1] for context in contexts)
     return torch.Size((sum(len(context) for context in contexts), frames, *contexts[0].shape[2:]))

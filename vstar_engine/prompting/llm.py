@@ -98,7 +98,7 @@ class Llm:
         self._client = httpx.Client(timeout=endpoint.timeout, headers=headers)
 
     def states(self, prompt: str, count: int | None = None, most: int = MOST) -> tuple[str, ...]:
-        """Gives the states of a prompt: `count` of them, or 2 to `most`; the same question is asked once.
+        """Returns the states of a prompt: `count` of them, or 2 to `most`; the same question is asked once.
 
         Raises EndpointError when the endpoint cannot be reached, refuses, or answers twice with something unusable.
         """

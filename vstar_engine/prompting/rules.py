@@ -74,7 +74,7 @@ YOUNG = re.compile(r"^(?:young|little|small|tiny|baby) ")
 
 
 def states(prompt: str) -> tuple[str, ...]:
-    """Gives the states of a prompt in order; the prompt alone where no rule fits."""
+    """Returns the states of a prompt in order; the prompt alone where no rule fits."""
     text = " ".join(prompt.split())
     if len(text) > LONGEST:
         return (prompt,)
@@ -138,7 +138,7 @@ def _along(line: Sequence[Stage], a: int, b: int) -> list[Stage]:
 
 
 def _subject(before: str, after: str) -> str:
-    """Gives whom the change befalls, from the words around it."""
+    """Returns whom the change befalls, from the words around it."""
     before = re.sub(
         rf"(?:(?:^|\s)(?:{SLOWLY}{CHANGING}|as|when|while|during|in|at|through)|[\s,])*$", "", before, flags=re.IGNORECASE
     )

@@ -34,11 +34,11 @@ class Synopsis:
     negatives: tuple[str, ...] = ()
 
     def unwanted(self, negative: str) -> tuple[str, tuple[str, ...]]:
-        """Gives the negative prompt of the whole video, or each state's, where `negative` stands in for those without one."""
+        """Returns the negative prompt of the whole video, or each state's, where `negative` stands in for those without one."""
         return ("", tuple(own or negative for own in self.negatives)) if self.negatives else (negative, ())
 
     def entry(self) -> dict[str, Any]:
-        """Gives what a synopsis file holds of it."""
+        """Returns what a synopsis file holds of it."""
         states: list[Any] = list(self.states)
         for name, values in (("at", self.at), ("duration", self.durations), ("negative", self.negatives)):
             if values:
@@ -159,7 +159,7 @@ def _not_one(entry: object, where: str) -> ValueError:
 
 
 def _column(states: list[dict[str, Any]], name: str, where: str) -> list[Any]:
-    """Gives every state's value of a name; the last state may lack its duration."""
+    """Returns every state's value of a name; the last state may lack its duration."""
     values = [state[name] for state in states if name in state]
     whole = len(values) in (0, len(states))
     if not whole and not (name == "duration" and len(values) == len(states) - 1 and name not in states[-1]):

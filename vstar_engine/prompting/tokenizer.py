@@ -76,7 +76,7 @@ def clean(prompt: str) -> str:
 
 
 def tokenize(prompts: Sequence[str]) -> Tensor:
-    """Gives CLIP's byte-pair tokens, (n, 77) int64: 49406, the words, 49407, zeros; a long prompt keeps its end token."""
+    """Returns CLIP's byte-pair tokens, (n, 77) int64: 49406, the words, 49407, zeros; a long prompt keeps its end token."""
     tokens = torch.zeros(len(prompts), CONTEXT_LENGTH, dtype=torch.int64)
     for number, (row, prompt) in enumerate(zip(tokens, prompts, strict=True), 1):
         words = _tokenizer().encode(clean(prompt)).ids

@@ -144,7 +144,7 @@ class Batch:
         return known.clock, calls, given
 
     def _noise(self, latents: Tensor) -> Tensor:
-        """Gives the noise of this step on the device, zeros for rows that take none."""
+        """Returns the noise of this step on the device, zeros for rows that take none."""
         noise = torch.zeros_like(latents)
         for place, row in zip(noise.split(1), self.rows, strict=True):
             row.draw(self.done)
@@ -154,7 +154,7 @@ class Batch:
         return noise
 
     def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Texts]], Tensor]:
-        """Gives each call's rows and texts, and which prediction each row has for what it hears nothing in."""
+        """Returns each call's rows and texts, and which prediction each row has for what it hears nothing in."""
         every = tuple(range(len(self.rows)))
         heard, unheard = [row.context for row in self.rows], [self.rows[i].unconditional for i in guided]
         if not all(row.request.sampling.batch_guidance for row in self.rows):

@@ -16,7 +16,7 @@ Denoise = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
 
 
 def coefficients(schedule: Schedule, guidance: float | Tensor) -> Tensor:
-    """Gives what `guided_step` takes at each step, the noisiest first: (steps, 8) float64; guidance (B,): (steps, B, 8).
+    """Returns what `guided_step` takes at each step, the noisiest first: (steps, 8) float64; guidance (B,): (steps, B, 8).
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).

@@ -34,7 +34,7 @@ def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | 
 
 @torch.inference_mode()
 def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
-    """Gives the largest input of each layer while a short clip is sampled, the same one every time."""
+    """Returns the largest input of each layer while a short clip is sampled, the same one every time."""
     states, negative = spread(encode(PROMPTS), FRAMES)[None], encode([""])[None]
     device, dtype = states.device, states.dtype
     cells = (side // spec.vae.factor for side in spec.size)

@@ -14,22 +14,22 @@ SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 
 
 def betas() -> np.ndarray:
-    """Gives the 1000 training betas: linear in their square roots, float64."""
+    """Returns the 1000 training betas: linear in their square roots, float64."""
     return np.linspace(BETA_START**0.5, BETA_END**0.5, TRAINING_STEPS) ** 2
 
 
 def alpha_bar() -> np.ndarray:
-    """Gives the cumulative products of 1 - beta, (1000,) float64."""
+    """Returns the cumulative products of 1 - beta, (1000,) float64."""
     return np.cumprod(1.0 - betas())
 
 
 def scale_arr() -> np.ndarray:
-    """Gives the dynamic rescale: 1 falling to 0.7 over 400 entries, then 0.7; (1400,) float64."""
+    """Returns the dynamic rescale: 1 falling to 0.7 over 400 entries, then 0.7; (1400,) float64."""
     return np.concatenate([np.linspace(1.0, SCALE_END, SCALE_STEPS), np.full(SCALE_ENTRIES - SCALE_STEPS, SCALE_END)])
 
 
 def buffers() -> dict[str, np.ndarray]:
-    """Gives the thirteen schedule arrays that an official checkpoint carries, under their names there."""
+    """Returns the thirteen schedule arrays that an official checkpoint carries, under their names there."""
     beta, alpha = betas(), alpha_bar()
     previous = np.append(1.0, alpha[:-1])
     variance = beta * (1 - previous) / (1 - alpha)
@@ -51,7 +51,7 @@ def buffers() -> dict[str, np.ndarray]:
 
 
 def ddim_timesteps(steps: int) -> np.ndarray:
-    """Gives exactly `steps` ascending timesteps in 0..999; for divisors of 1000 the published 1, 1 + 1000/steps, ..."""
+    """Returns exactly `steps` ascending timesteps in 0..999; for divisors of 1000 the published 1, 1 + 1000/steps, ..."""
     if not 1 <= steps <= TRAINING_STEPS:
         raise ValueError(f"steps must be 1 to {TRAINING_STEPS}, got {steps}")
     offset = min(1, TRAINING_STEPS - steps)  # all thousand only fit without the published shift by one
@@ -59,7 +59,7 @@ def ddim_timesteps(steps: int) -> np.ndarray:
 
 
 def consistency_timesteps(steps: int) -> np.ndarray:
-    """Gives `steps` ascending timesteps, spread over a teacher's 50 (19, 39, ..., 999), always with the noisiest."""
+    """Returns `steps` ascending timesteps, spread over a teacher's 50 (19, 39, ..., 999), always with the noisiest."""
     if not 1 <= steps <= CONSISTENCY_STEPS:
         raise ValueError(f"a consistency model takes 1 to {CONSISTENCY_STEPS} steps, got {steps}")
     apart = TRAINING_STEPS // CONSISTENCY_STEPS

@@ -40,7 +40,7 @@ class Texts:
         return heard_shape(self.contexts)
 
     def as_heard(self, denoiser: Callable[..., Tensor]) -> Any:
-        """Gives them as a denoiser takes them."""
+        """Returns them as a denoiser takes them."""
         if self.ready is None:
             if isinstance(denoiser, UNet):
                 self.ready = denoiser.hear(*self.contexts)
@@ -70,7 +70,7 @@ class Step:
 
 
 def take(denoiser: Callable[..., Tensor], step: Step) -> tuple[Tensor, ...]:
-    """Gives the next latents, what they are on the way to, and the deep features of each call that shall keep some."""
+    """Returns the next latents, what they are on the way to, and the deep features of each call that shall keep some."""
     latents, eps, kept = step.given.latents.to(step.dtype), [], []
     for call in step.calls:
         x, told, fps, tar = (of(value, call.rows) for value in (latents, *step.given[1:4]))
@@ -91,5 +91,5 @@ def take(denoiser: Callable[..., Tensor], step: Step) -> tuple[Tensor, ...]:
 
 
 def of(value: Tensor, rows: Sequence[int]) -> Tensor:
-    """Gives some rows of a tensor, itself where these are all; by slices, since a list of places would come from the host."""
+    """Returns some rows of a tensor, itself where these are all; by slices, since a list of places would come from the host."""
     return value if tuple(rows) == tuple(range(len(value))) else torch.cat([value[i : i + 1] for i in rows])

@@ -24,7 +24,7 @@ class StepCache:
         self.held: dict[tuple[Hashable, ...], Tensor] = {}
 
     def deep(self, branches: Sequence[Hashable], whole: bool) -> Deep:
-        """Gives what a forward of rows that go by the names in `branches` takes: with their features unless it runs whole."""
+        """Returns what a forward of rows that go by the names in `branches` takes: with their features unless it runs whole."""
         names = tuple(branches)
         if not whole:
             return Deep(self.stages, self._features(names))
@@ -37,7 +37,7 @@ class StepCache:
         self.held[tuple(branches)] = features
 
     def _features(self, names: tuple[Hashable, ...]) -> Tensor:
-        """Gives the features of branches, put together anew where they did not run together."""
+        """Returns the features of branches, put together anew where they did not run together."""
         if names in self.held:
             return self.held[names]
         single = {name: part for ran, held in self.held.items() for name, part in zip(ran, held.chunk(len(ran)), strict=True)}

@@ -7,7 +7,7 @@ from vstar_engine.config.sampling import Tar
 
 
 def toeplitz(frames: int, sigma: float, strength: float = 1.0) -> Tensor:
-    """Gives g[d] = strength * exp(-d^2 / (2 sigma^2)) for frame distances d = 0 .. frames-1.
+    """Returns g[d] = strength * exp(-d^2 / (2 sigma^2)) for frame distances d = 0 .. frames-1.
 
     (frames,) float32, computed in float64 (arXiv 2403.13501, eq. 4). Raises ValueError for a bad length or sigma.
     """
@@ -19,7 +19,7 @@ def toeplitz(frames: int, sigma: float, strength: float = 1.0) -> Tensor:
 
 
 def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
-    """Gives the (1, levels, frames) float32 rows of one sampling step; zeros are plain attention.
+    """Returns the (1, levels, frames) float32 rows of one sampling step; zeros are plain attention.
 
     Raises ValueError when `tar` names a level the network does not have.
     """
@@ -34,7 +34,7 @@ def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
 
 
 def tables(tar: Tar | None, levels: int, frames: int, steps: int) -> Tensor:
-    """Gives the rows of every step, (steps, levels, frames) float32; raises as `table` does."""
+    """Returns the rows of every step, (steps, levels, frames) float32; raises as `table` does."""
     rows = torch.zeros(steps, levels, frames)
     if tar is not None:
         rows[: max(0, tar.until_step + 1)] = table(tar, levels, frames, tar.until_step)

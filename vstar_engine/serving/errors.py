@@ -34,10 +34,10 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """Says that a field's value cannot be served."""
+    """Returns whether a field's value cannot be served."""
     return ApiError(400, code, message, param)
 
 
 def not_found(id: str) -> ApiError:
-    """Says that a video does not exist; also said of another key's video."""
+    """Returns whether a video does not exist; also said of another key's video."""
     return ApiError(404, "video_not_found", f"there is no video {id[:100]!r}", "video_id")

@@ -75,7 +75,7 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Says whether only this machine can reach the server."""
+        """Returns whether only this machine can reach the server."""
         if self.host in LOOPBACK_NAMES:
             return True
         try:

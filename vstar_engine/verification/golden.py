@@ -84,13 +84,13 @@ class Golden:
         return {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in stored.items()}
 
     def inputs(self, case: Case) -> dict[str, np.ndarray]:
-        """Gives the case's tensors together with its generated inputs."""
+        """Returns the case's tensors together with its generated inputs."""
         generated = (case.get("generated_inputs") or {}).items()
         made = {key: normalish(g["seed"], g["name"], g["shape"], g["std"], g["mean"]) for key, g in generated}
         return {**self.tensors(case["name"]), **made}
 
     def weights(self, case: Case) -> Mapping[str, np.ndarray]:
-        """Gives the case's weights under official names: from a weights case, generated, or stored under `w.`."""
+        """Returns the case's weights under official names: from a weights case, generated, or stored under `w.`."""
         if case.get("weights"):
             prefix = case.get("weights_prefix", "")
             stored = self.tensors(case["weights"])

@@ -12,7 +12,7 @@ BUNDLED = ("mini",)
 
 
 def weights(spec: Spec) -> Path:
-    """Gives the folder of a model's own weights; CheckpointError for models that have none."""
+    """Returns the folder of a model's own weights; CheckpointError for models that have none."""
     if spec.name not in BUNDLED:
         raise CheckpointError(
             f"model {spec.name} comes without weights; convert its checkpoint (`vstar-engine convert model.ckpt DIR`) "

@@ -110,7 +110,7 @@ def load(
 
 
 def check(module: nn.Module, tensors: Mapping[str, Any], prefix: str = "", where: str = "") -> list[str]:
-    """Gives the official names that a module does not need; CheckpointError where one is missing or unknown."""
+    """Returns the official names that a module does not need; CheckpointError where one is missing or unknown."""
     where = where or f"the mapping under {prefix!r}"
     wanted = {prefix + name: shape for name, shape in module_shapes(module).items()}
     unneeded = tuple(prefix + name for name in getattr(module, "unused", ()))
@@ -143,7 +143,7 @@ def parameter(tensors: Mapping[str, Any], prefix: str, name: str, shape: tuple[i
 
 
 def memory_format(dims: int) -> torch.memory_format:
-    """Gives the layout that parameters of so many dimensions are held in: convolutions' channels-last."""
+    """Returns the layout that parameters of so many dimensions are held in: convolutions' channels-last."""
     return {4: torch.channels_last, 5: torch.channels_last_3d}.get(dims, torch.contiguous_format)
 
 

@@ -119,7 +119,7 @@ def sniff(source: Path) -> None:
 
 
 def child_limit(source: Path) -> int:
-    """Gives the child's memory limit in bytes: a zip or safetensors file is mapped, an old-style pickle is held whole."""
+    """Returns the child's memory limit in bytes: a zip or safetensors file is mapped, an old-style pickle is held whole."""
     mapped = zipfile.is_zipfile(source) or source.suffix == ".safetensors"
     return CHILD_BYTES + (0 if mapped else source.stat().st_size)
 

@@ -21,7 +21,7 @@ TABLE = {
 
 
 def official_names(name: str) -> list[str]:
-    """Gives the official names whose tensors make up our parameter `name`."""
+    """Returns the official names whose tensors make up our parameter `name`."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part in TABLE:

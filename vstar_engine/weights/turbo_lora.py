@@ -39,7 +39,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def embedded(guidance: float) -> Tensor:
-    """Gives (SCALES,) sines, then cosines, of a guidance scale."""
+    """Returns (SCALES,) sines, then cosines, of a guidance scale."""
     half = SCALES // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64) / (half - 1))
     angles = 1000.0 * guidance * frequencies
@@ -67,7 +67,7 @@ def parts_of(spec: models.UNetSpec) -> dict[str, list[tuple[str, tuple[int, ...]
 
 
 def fits(pair: Pair, shape: Sequence[int]) -> bool:
-    """Says whether a pair changes a weight of this shape."""
+    """Returns whether a pair changes a weight of this shape."""
     up, down = pair
     ones = [1] * (len(shape) - 2)
     return [*up.shape] == [shape[0], len(down), *ones] and [*down.shape[1:]] == [*shape[1:]]
@@ -78,7 +78,7 @@ def _begin_with(pairs: Sequence[Pair], layers: Sequence[tuple[str, Sequence[int]
 
 
 def placed(pairs: Sequence[Pair], spec: models.UNetSpec, source: str) -> dict[str, Pair]:
-    """Gives each pair the name of its layer. CheckpointError where they are not those of this UNet.
+    """Returns each pair the name of its layer. CheckpointError where they are not those of this UNet.
 
     Which part comes when is read off the shapes: of those that would fit, the first in the order of PARTS.
     """
@@ -110,7 +110,7 @@ def pairs_in(content: object, source: str) -> list[Pair]:
 
 
 def named(content: object, spec: models.UNetSpec, guidance: float, source: str) -> dict[str, Tensor]:
-    """Gives the tensors of such a file names that `Lora.read` knows; what the guidance scale adds is one of them."""
+    """Returns the tensors of such a file names that `Lora.read` knows; what the guidance scale adds is one of them."""
     tensors: dict[str, Tensor] = {}
     for layer, (up, down) in placed(pairs_in(content, source), spec, source).items():
         for part in (up, down):

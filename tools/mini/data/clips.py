@@ -17,7 +17,7 @@ def pixels(seed: int) -> np.ndarray:
 
 
 def rendered(folder: Path, seeds: range) -> np.ndarray:
-    """Gives uint8 (clips, 16, 96, 128, 3), read from `folder` or rendered into it first."""
+    """Returns uint8 (clips, 16, 96, 128, 3), read from `folder` or rendered into it first."""
     path = folder / f"clips-{seeds.start}-{seeds.stop}.npy"
     if not path.is_file():
         aside = path.with_suffix(".part")

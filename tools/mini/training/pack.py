@@ -14,7 +14,7 @@ from vstar_engine.weights.key_map import TEXT, UNET, VAE, official_names, offici
 
 
 def official(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Gives a module's weights under their official names."""
+    """Returns a module's weights under their official names."""
     tensors: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
         names = official_names(name)

@@ -43,7 +43,7 @@ def told(seeds: range, wordings: int = WORDINGS) -> tuple[Tensor, Tensor]:
 
 
 def kept_captions(folder: Path, seeds: range) -> tuple[Tensor, Tensor]:
-    """Gives `told(seeds)`, kept in `folder`."""
+    """Returns `told(seeds)`, kept in `folder`."""
     path = folder / f"captions-{seeds.start}-{seeds.stop}.pt"
     if not path.is_file():
         torch.save(told(seeds), path)

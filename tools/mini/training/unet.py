@@ -54,7 +54,7 @@ class UNetLoop(Loop):
 
 
 def encoded(folder: Path, vae: Vae, clips: np.ndarray) -> Tensor:
-    """Gives every frame's latents, (clips, 16, 4, 12, 16) float16, kept in `folder`."""
+    """Returns every frame's latents, (clips, 16, 4, 12, 16) float16, kept in `folder`."""
     path = folder / f"latents-{len(clips)}.pt"
     if not path.is_file():
         with torch.inference_mode():

@@ -56,7 +56,7 @@ class Keys:
         return Keys(owners)
 
     def owner(self, header: str | None) -> str | None:
-        """Gives whose key an Authorization header carries; None for nobody's."""
+        """Returns whose key an Authorization header carries; None for nobody's."""
         scheme, _, key = (header or "").partition(" ")
         digest = hashed(key.strip()) if scheme.lower() == "bearer" else ""
         found = None

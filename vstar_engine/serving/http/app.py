@@ -51,13 +51,13 @@ def build(service: Service, keys: Keys) -> ASGIApp:
 def _add_system_routes(app: FastAPI) -> None:
     @app.get("/livez", tags=["system"])
     async def livez() -> dict[str, str]:
-        """Says that the process answers."""
+        """Returns whether the process answers."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["system"], responses={503: {"description": "starting, restarting its engine, or draining"}})
     @app.get("/health", tags=["system"], responses={503: {"description": "as /readyz"}})
     async def readyz(request: Request) -> JSONResponse:
-        """Says whether the engine is warm and takes jobs."""
+        """Returns whether the engine is warm and takes jobs."""
         service = service_of(request)
         if service.ready:
             return JSONResponse({"status": "ready"})
@@ -65,7 +65,7 @@ def _add_system_routes(app: FastAPI) -> None:
 
     @app.get("/metrics", tags=["system"], response_class=Response)
     async def prometheus() -> Response:
-        """Gives metrics in Prometheus's text format."""
+        """Returns metrics in Prometheus's text format."""
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/v1/models", tags=["models"], response_model=Models)

@@ -58,11 +58,11 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Says that it is the client who has to go on: to ask, to send the rest, or to read."""
+        """Returns whether it is the client who has to go on: to ask, to send the rest, or to read."""
         return self._stuck or self.conn.their_state in UNHEARD
 
     def _longest_waiting(self) -> "Connection":
-        """Gives the connection to part with."""
+        """Returns the connection to part with."""
         waiting = [each for each in self.connections if isinstance(each, Connection) and each.waits and each is not self]
         return min(waiting, key=lambda each: each._since, default=self)
 

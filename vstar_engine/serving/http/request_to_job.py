@@ -49,7 +49,7 @@ class Resolver:
             import_module("vstar_engine.prompting.embeddings")
 
     def plain(self, body: Wishes, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
-        """Gives the job of a body before any language model or file is asked: the prompt stands in for its states."""
+        """Returns the job of a body before any language model or file is asked: the prompt stands in for its states."""
         if body.model not in (None, self.spec.name):
             raise ApiError(404, "model_not_found", f"this server has the model {self.spec.name!r} alone", "model")
         states, at, durations, negatives = self._given(body, prompt)
@@ -124,7 +124,7 @@ class Resolver:
         return int(height), int(width)
 
     async def told(self, job: Job, body: Wishes) -> Job:
-        """Gives the job with the states of its prompt or its bundle, checked as the engine will."""
+        """Returns the job with the states of its prompt or its bundle, checked as the engine will."""
         if job.embeddings is not None:
             job = await asyncio.to_thread(self._from_bundle, job)
         elif not body.states and (self.enhance if body.enhance_prompt is None else body.enhance_prompt):
@@ -187,14 +187,14 @@ def bundle_path(folder: Path | None, id: str) -> Path | None:
 
 
 def frames_of(body: Wishes, fps: float) -> int:
-    """Gives the number of frames: as said, else as long as `seconds`, else the engine's default."""
+    """Returns the number of frames: as said, else as long as `seconds`, else the engine's default."""
     if body.num_frames is not None:
         return body.num_frames
     return max(1, round(int(body.seconds) * fps)) if body.seconds is not None else Request.frames
 
 
 def tar_of(given: str | TarSettings | None, steps: int, until: str = Sampling().until) -> Tar | None:
-    """Gives a preset with single settings on top of it, as on the command line; of the preset `none` only what is given."""
+    """Returns a preset with single settings on top of it, as on the command line; of the preset `none` only what is given."""
     given = TarSettings(preset=given) if isinstance(given, str) else given or TarSettings()
     try:
         tar = Tar() if given.preset is None else tar_named(given.preset)
@@ -217,7 +217,7 @@ def fingerprint(kind: str, body: Wishes) -> str:
 
 
 def remixed(job: Job, body: Wishes, prompt: str) -> CreateVideo:
-    """Gives the body that makes a job again with another prompt and what else is said anew."""
+    """Returns the body that makes a job again with another prompt and what else is said anew."""
     height, width = job.size
     before: dict[str, Any] = {
         "num_frames": job.frames,

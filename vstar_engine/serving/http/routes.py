@@ -173,7 +173,7 @@ class KeptFile(FileResponse):
 async def download_content(
     request: Request, video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
 ) -> Response:
-    """Gives a finished video's file."""
+    """Returns a finished video's file."""
     service = service_of(request)
     file = _file(service, await service.get(caller_of(request).owner, video_id), variant)
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]

@@ -212,7 +212,7 @@ class Service:
         return f"video_{digest[:32]}"
 
     async def _repeated(self, caller: Caller, said: str) -> str | None:
-        """Gives the id that the first try of a request got, where its client says that this is another."""
+        """Returns the id that the first try of a request got, where its client says that this is another."""
         if not caller.retries:
             return None
         id, since = self._recent.get((caller.owner, said), ("", 0.0))
@@ -232,21 +232,21 @@ class Service:
         return record
 
     async def get(self, owner: str, id: str) -> Record:
-        """Gives an owner's job; ApiError where there is none, or it is another's."""
+        """Returns an owner's job; ApiError where there is none, or it is another's."""
         record = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
         if record is None or record.job.key_id != owner:
             raise not_found(id)
         return record
 
     async def edge(self, owner: str, id: str) -> Place:
-        """Gives where an owner's job stands in the list."""
+        """Returns where an owner's job stands in the list."""
         place = await self.store.place(owner, id) if ID.fullmatch(id) else None
         if place is None:
             raise not_found(id)
         return place
 
     def _at_hand(self, id: str) -> Record | None:
-        """Gives a job that is on the board, where no other server could know more of it."""
+        """Returns a job that is on the board, where no other server could know more of it."""
         live = self.runner.board[id] if self.store.alone else None
         return Record(live.job, 0, live.outcome) if live else None
 

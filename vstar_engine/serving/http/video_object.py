@@ -14,7 +14,7 @@ SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
 def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: bool = False) -> Video:
-    """Gives what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
+    """Returns what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
     job = record.job
     outcome = record.outcome or (live.outcome if live else None)
     shown = Video(
@@ -72,7 +72,7 @@ def _progress(ended: str | None, live: Live | None) -> int:
 
 
 def states_of(job: Job) -> list[ShownState]:
-    """Gives a job's states with what is said of each; one that shares the whole clip's negative prompt has none of its own."""
+    """Returns a job's states with their settings; one that shares the clip's negative prompt has none of its own."""
     said = zip_longest(job.states, job.at, job.durations, job.negatives)
     each = islice(said, len(job.states))
     return [ShownState(text=text, at=at, duration=duration, negative=negative) for text, at, duration, negative in each]
@@ -90,7 +90,7 @@ def size_of(job: Job) -> str:
 
 
 def poll_after(shown: Video) -> int:
-    """Gives the milliseconds after which asking again is worth it."""
+    """Returns the milliseconds after which asking again is worth it."""
     if shown.seconds_left is None:
         return QUEUED_POLL if shown.status == "queued" else SOONEST_POLL
     return max(SOONEST_POLL, min(LATEST_POLL, int(shown.seconds_left * 100)))

@@ -8,15 +8,15 @@ _STARTED = time.time() - time.clock_gettime(_GOES_ON)
 
 
 def _undisturbed() -> float:
-    """Gives the time that the clock would show if nobody had set it since the start."""
+    """Returns the time that the clock would show if nobody had set it since the start."""
     return _STARTED + time.clock_gettime(_GOES_ON)
 
 
 def now() -> float:
-    """Gives the time to hold an end or a file against: not the clock's where that was set ahead."""
+    """Returns the time to hold an end or a file against: not the clock's where that was set ahead."""
     return min(time.time(), _undisturbed())
 
 
 def stamp() -> float:
-    """Gives the time to note of an end: not the clock's where that was set back."""
+    """Returns the time to note of an end: not the clock's where that was set back."""
     return max(time.time(), _undisturbed())

@@ -55,7 +55,7 @@ class Job:
     fast: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Gives plain JSON values that `from_json` reads back."""
+        """Returns plain JSON values that `from_json` reads back."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @staticmethod
@@ -76,7 +76,7 @@ class Job:
         return self.frames * self.size[0] * self.size[1] * self.steps
 
     def request(self) -> Request:
-        """Gives the engine's request; ValueError where a setting makes no sense."""
+        """Returns the engine's request; ValueError where a setting makes no sense."""
         sampling = Sampling(steps=self.steps, eta=self.eta, guidance=self.guidance, fast=self.fast)
         return Request(
             self.states,
@@ -95,7 +95,7 @@ class Job:
 
 
 def tar_json(tar: Tar | None) -> dict[str, Any] | None:
-    """Gives TAR as JSON, its levels as words."""
+    """Returns TAR as JSON, its levels as words."""
     if tar is None:
         return None
     sigma = {str(level): value for level, value in tar.sigma.items()}

@@ -15,13 +15,13 @@ REMEMBERED = 60.0
 
 
 def completed(done: Done) -> dict[str, Any]:
-    """Gives what the store keeps of a job that has its video."""
+    """Returns what the store keeps of a job that has its video."""
     kept = {name: value for name, value in done.to_json().items() if name != "kind"}
     return {"status": COMPLETED, "at": clock.stamp(), **kept}
 
 
 def failed(code: str, message: str) -> dict[str, Any]:
-    """Gives what the store keeps of a job that has none."""
+    """Returns what the store keeps of a job that has none."""
     return {"status": FAILED, "at": clock.stamp(), "code": code, "message": message}
 
 
@@ -43,7 +43,7 @@ class Live:
 
     @property
     def progress(self) -> int:
-        """Gives the share of steps done in percent, 99 at most before the end."""
+        """Returns the share of steps done in percent, 99 at most before the end."""
         return min(99, 100 * self.step // self.job.steps)
 
     def hear(self, event: Event) -> None:
@@ -96,7 +96,7 @@ class Board:
         return self._lives.get(id)
 
     def open(self, job: Job) -> Live:
-        """Gives a job's entry, made if need be."""
+        """Returns a job's entry, made if need be."""
         return self._lives.setdefault(job.id, Live(job))
 
     def drop(self, id: str) -> None:

@@ -37,7 +37,7 @@ def names(id: str) -> tuple[str, str, str]:
 
 
 def owner_of(instance: str) -> str:
-    """Gives the mark that a server's half-written files carry: others may write into the same folder."""
+    """Returns the mark that a server's half-written files carry: others may write into the same folder."""
     return hashlib.sha256(instance.encode()).hexdigest()[:12]
 
 
@@ -102,7 +102,7 @@ def _check_whole(path: Path, frames: int) -> None:
 
 
 def is_full(error: BaseException | None, folder: Path) -> bool:
-    """Says whether a failure to write came from a full disk."""
+    """Returns whether a failure to write came from a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True

@@ -80,17 +80,17 @@ class Admission:
         self._per_owner[owner] += 1
 
     def settle(self, id: str) -> None:
-        """Says that the store has a job: its place is the job's from now on."""
+        """Returns whether the store has a job: its place is the job's from now on."""
         if id in self._owners:
             self._owners[id] = (self._owners[id][0], time.monotonic())
 
     def release(self, id: str) -> None:
-        """Gives a job's place back; the end of a job also tells how fast they go."""
+        """Returns a job's place back; the end of a job also tells how fast they go."""
         if self.give_back(id):
             self._ends.append(time.monotonic())
 
     def give_back(self, id: str) -> bool:
-        """Gives a place back that was not used; False where there was none."""
+        """Returns a place back that was not used; False where there was none."""
         owner, _ = self._owners.pop(id, (None, 0.0))
         if owner is None:
             return False
@@ -107,7 +107,7 @@ class Admission:
                 self.give_back(id)
 
     def retry_after(self) -> int:
-        """Gives the seconds after which a place may be free, by how fast the latest jobs ended."""
+        """Returns the seconds after which a place may be free, by how fast the latest jobs ended."""
         if len(self._ends) < 2:
             return SOONEST
         each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)

@@ -31,7 +31,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _aside(folder: Path) -> list[Path]:
-    """Gives the files that were set aside, the oldest first."""
+    """Returns the files that were set aside, the oldest first."""
     aside = folder / UNKNOWN
     return sorted(_files(aside), key=lambda path: path.stat().st_mtime) if aside.is_dir() else []
 

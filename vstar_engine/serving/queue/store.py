@@ -121,12 +121,12 @@ class JobStore:
 
     @property
     def at_work(self) -> int:
-        """Gives how many jobs are with the engine at most, so that it can choose what rides together and goes between."""
+        """Returns how many jobs are with the engine at most, so that it can choose what rides together and goes between."""
         return 2 * self.settings.max_batch
 
     @property
     def alone(self) -> bool:
-        """Says that no other server can write to this database."""
+        """Returns whether no other server can write to this database."""
         return self._disk is not None
 
     def open(self) -> None:
@@ -262,13 +262,13 @@ class JobStore:
         return record_of(found[0]) if found else None
 
     async def place(self, owner: str, id: str) -> Place | None:
-        """Gives where an owner's job stands in the list, or stood before it was deleted."""
+        """Returns where an owner's job stands in the list, or stood before it was deleted."""
         record = await self.get(id)
         whose, place = self._gone.get(id, ("", None)) if record is None else (record.job.key_id, _order(record))
         return place if whose == owner else None
 
     async def page(self, owner: str, after: Place | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
-        """Gives up to `limit` jobs of an owner that come after a place, and whether there are more."""
+        """Returns up to `limit` jobs of an owner that come after a place, and whether there are more."""
         edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
         wanted, fetched = limit + 1, limit + 17
         while True:
@@ -285,13 +285,13 @@ class JobStore:
             fetched *= 2
 
     async def since(self, owner: str, seconds: float) -> list[Record]:
-        """Gives an owner's jobs of the last seconds."""
+        """Returns an owner's jobs of the last seconds."""
         begin = clock.now() - seconds
         found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
         return [record_of(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
-        """Gives the owner of every job without an outcome that this server may run, by id."""
+        """Returns the owner of every job without an outcome that this server may run, by id."""
         found = await self._unfinished(app_version=self.takes)
         return {status.workflow_id: status.authenticated_user or "" for status in found}
 
@@ -300,7 +300,7 @@ class JobStore:
         return Counter(status.app_version or "" for status in await self._unfinished() if status.app_version != self.takes)
 
     async def claimed(self) -> set[str]:
-        """Gives the ids of the jobs that the database says run here."""
+        """Returns the ids of the jobs that the database says run here."""
         found = await self._unfinished(status="PENDING", app_version=self.takes, executor_id=self.settings.instance)
         return {status.workflow_id for status in found}
 
@@ -328,13 +328,13 @@ class JobStore:
         await self._sync()
 
     async def known(self, ids: Sequence[str]) -> dict[str, bool]:
-        """Gives those ids that the store has, and whether each has its video or may still get it."""
+        """Returns those ids that the store has, and whether each has its video or may still get it."""
         found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False)
         outcomes = {status.workflow_id: outcome_of(status) for status in found}
         return {id: outcome is None or outcome["status"] != FAILED for id, outcome in outcomes.items()}
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
-        """Gives the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
+        """Returns the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
         edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
         passed = 0
         while True:
@@ -355,7 +355,7 @@ class JobStore:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Gives the file of an SQLite URL; None for another database. StoreError for no URL."""
+    """Returns the file of an SQLite URL; None for another database. StoreError for no URL."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:

@@ -75,14 +75,14 @@ def _field_types() -> dict[str, TypeAdapter[Any]]:
 
 
 def end_of(status: WorkflowStatus) -> float:
-    """Gives when a job ended, as was told."""
+    """Returns when a job ended, as was told."""
     outcome = outcome_of(status)
     assert outcome is not None
     return outcome["at"]
 
 
 def outcome_of(status: WorkflowStatus) -> dict[str, Any] | None:
-    """Gives how a job ended, as `live.completed` and `live.failed` put it; None before."""
+    """Returns how a job ended, as `live.completed` and `live.failed` put it; None before."""
     if status.status in UNFINISHED:
         return None
     if status.status == "SUCCESS":

@@ -43,10 +43,10 @@ def configure(level: int | str, formatter: logging.Formatter, stream: TextIO | N
 
 
 def formatter(as_json: bool) -> logging.Formatter:
-    """Gives the format of a process that serves no requests."""
+    """Returns the format of a process that serves no requests."""
     return JsonLines() if as_json else logging.Formatter(PLAIN)
 
 
 def as_json() -> bool:
-    """Says whether this process writes JSON, so that the processes it starts may do the same."""
+    """Returns whether this process writes JSON, so that the processes it starts may do the same."""
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)

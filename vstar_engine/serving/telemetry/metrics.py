@@ -134,5 +134,5 @@ def answered(method: str, route: str, status: int, seconds: float) -> None:
 
 
 def render() -> bytes:
-    """Gives everything in Prometheus's text format, of the type CONTENT_TYPE."""
+    """Returns everything in Prometheus's text format, of the type CONTENT_TYPE."""
     return generate_latest(REGISTRY)

@@ -103,6 +103,6 @@ def _end(id: str) -> None:
 
 
 def trace_id() -> str | None:
-    """Gives the id of the trace being recorded, None where there is none."""
+    """Returns the id of the trace being recorded, None where there is none."""
     found = trace.get_current_span().get_span_context()
     return f"{found.trace_id:032x}" if found.is_valid else None

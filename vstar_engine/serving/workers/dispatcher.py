@@ -331,7 +331,7 @@ class Dispatcher:
         return found, None
 
     def _like(self, lane: Lane, first: Ticket, lanes: int = 1) -> list[Ticket]:
-        """Gives the jobs that ride with one, that one first; such jobs are spread over so many lanes."""
+        """Returns the jobs that ride with one, that one first; such jobs are spread over so many lanes."""
         if first.alone:
             return [first]
         alike = [ticket for ticket in self.waiting if ticket.job.shape == first.job.shape and not ticket.alone]

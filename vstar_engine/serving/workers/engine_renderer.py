@@ -84,7 +84,7 @@ class Model:
         return self.engine.clips()
 
     def most_at_once(self) -> int:
-        """Gives how many guided videos fit a call of the network by how it was built."""
+        """Returns how many guided videos fit a call of the network by how it was built."""
         return 2**16 if self.engine.artifact is None else max(1, self.engine.artifact.identity["batch"] // 2)
 
     def begin(self, jobs: Sequence[Job]) -> Batch:
@@ -93,7 +93,7 @@ class Model:
         return self.engine.begin([self._request(job) for job in jobs], held, self.texts)
 
     def _request(self, job: Job) -> Request:
-        """Gives a job's request; its guidance branches take two passes where the engine was built for one row."""
+        """Returns a job's request; its guidance branches take two passes where the engine was built for one row."""
         request, artifact = job.request(), self.engine.artifact
         if artifact is None or artifact.identity["batch"] > 1:
             return request
@@ -138,16 +138,16 @@ class Model:
         return {"cache_hits": self.texts.hits, "cache_misses": self.texts.misses, "cache_bytes": self.texts.bytes}
 
     def is_shortage(self, error: BaseException) -> bool:
-        """Says whether an error means that something did not fit into memory."""
+        """Returns whether an error means that something did not fit into memory."""
         known = isinstance(error, MemoryError | MemoryShortage | torch.OutOfMemoryError)
         return known or any(words in str(error) for words in NO_MEMORY)
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Says whether an error leaves the device unusable for this process."""
+        """Returns whether an error leaves the device unusable for this process."""
         return isinstance(error, torch.AcceleratorError)
 
     def release(self) -> None:
-        """Gives back what a batch that did not fit has left, and what was recorded for others."""
+        """Returns back what a batch that did not fit has left, and what was recorded for others."""
         graph_memory.forget_graphs(self.engine.denoiser)
         gc.collect()
         if self.engine.device.type == "cuda":

@@ -36,10 +36,10 @@ class Renderer(Protocol):
         """Describes the model as `events.FACTS` says, but for what warming up measures."""
 
     def buckets(self) -> list[tuple[int, int, int]]:
-        """Gives the clips (frames, height, width) to warm where none are named."""
+        """Returns the clips (frames, height, width) to warm where none are named."""
 
     def most_at_once(self) -> int:
-        """Gives how many videos can ride together by how the engine was built."""
+        """Returns how many videos can ride together by how the engine was built."""
 
     def begin(self, jobs: Sequence[Job]) -> Batch:
         """Prepares jobs of one shape. Raises ValueError for a job that makes no sense."""
@@ -60,10 +60,10 @@ class Renderer(Protocol):
         """Counts what its caches did since the start."""
 
     def is_shortage(self, error: BaseException) -> bool:
-        """Says whether an error means that something did not fit into memory."""
+        """Returns whether an error means that something did not fit into memory."""
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Says whether after an error only a new process helps."""
+        """Returns whether after an error only a new process helps."""
 
     def release(self) -> None:
-        """Gives back memory after a shortage."""
+        """Returns back memory after a shortage."""

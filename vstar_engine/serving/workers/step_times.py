@@ -47,11 +47,11 @@ class Pace:
         return {stage: seconds * ratio for stage, seconds in self.known[nearest].items()}
 
     def longest(self, job: Job, batch: int) -> float:
-        """Gives the longest that a batch works without a word."""
+        """Returns the longest that a batch works without a word."""
         stages = self._stages(job)
         return max(stages["begin"] * batch, stages["step"] * batch, stages["finish"])
 
     def whole(self, job: Job, batch: int) -> float:
-        """Gives the seconds from a batch's begin to its last decoded frame."""
+        """Returns the seconds from a batch's begin to its last decoded frame."""
         stages = self._stages(job)
         return batch * (stages["begin"] + job.steps * stages["step"] + stages["finish"])

@@ -83,7 +83,7 @@ def _jobs(bucket: Bucket, samplings: Sequence[Sampling]) -> list[Job]:
 
 
 def _together(renderer: Renderer, bucket: Bucket, samplings: Sequence[Sampling]) -> float:
-    """Gives the seconds of a step of videos together; infinite where they do not fit."""
+    """Returns the seconds of a step of videos together; infinite where they do not fit."""
     try:
         return fastest_step(renderer.begin(_jobs(bucket, samplings)), renderer.step)
     except (RuntimeError, MemoryError) as error:

@@ -19,7 +19,7 @@ router = APIRouter(include_in_schema=False)
 
 @cache
 def page() -> tuple[bytes, str]:
-    """Gives the page and its content security policy, which names its script and style by their hashes."""
+    """Returns the page and its content security policy, which names its script and style by their hashes."""
     text = INDEX.read_text(encoding="utf-8")
     allowed = [f"{kind}-src 'sha256-{_digest(content)}'" for kind, content in INLINE.findall(text)]
     return text.encode(), "; ".join([SELF, *allowed, NOWHERE])
