@@ -43,7 +43,7 @@ def renewed(text: str, rows: Sequence[Row]) -> str:
 
 
 def between_markers(text: str, kind: str, names: Collection[str], made: Callable[[str], str]) -> str:
-    """Returns a document with `made(NAME)` between each pair of markers `<!-- kind:NAME -->`; raises ValueError for a bad name."""
+    """Returns a document with `made(NAME)` between markers `<!-- kind:NAME -->`; raises ValueError for a bad name."""
 
     def block(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()
