@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vstar_engine import threads
 from vstar_engine.errors import VstarError
 from vstar_engine.options import Parser
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command and gives its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
+    threads.prepare()
     try:
         parser = Parser(prog="python -m vstar_engine.bench", description=command.__doc__)
         command.add_options(parser)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine import memory
+from vstar_engine import memory, threads
 from vstar_engine.kernels import native
 
 LIBRARIES = ("torch", "triton", "numpy", "xformers")
@@ -36,6 +36,7 @@ def machine() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "waiting": threads.waiting(),
         "cpu_kernel": native.status()[0],
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),

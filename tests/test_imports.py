@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # a module may import those on lines above it, or on its own line
 ORDER = [
-    ["errors", "timeline", "config", "kernels"],
+    ["errors", "timeline", "config", "kernels", "threads"],
     ["artifacts", "device", "golden", "allocator", "layers", "sources"],
     ["built", "client"],
     ["offline", "llm", "synopsis", "text", "schedule", "tar", "spatial_attention", "step_cache", "unet", "vae", "video"],
@@ -67,6 +67,7 @@ def test_imports_point_down(name, path):
             "vstar_engine.cli",
             ["av", "PIL", "tokenizers", "ftfy", "xformers", "triton", "psutil", "httpx", "matplotlib", "onnx", "onnxruntime"],
         ),
+        ("vstar_engine.threads", ["torch", "numpy"]),
         ("vstar_engine.serving.app", ["torch", "av", "PIL", "ray"]),
         ("vstar_engine.serving.worker", ["torch", "av", "PIL", "dbos", "fastapi"]),
         ("vstar_engine.bench.__main__", ["av", "PIL", "tokenizers", "ftfy", "psutil", "tqdm", "httpx", "matplotlib"]),

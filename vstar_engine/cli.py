@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from . import __version__
+from . import __version__, threads
 from .config import DTYPE_NAMES, MODELS
 from .errors import MemoryShortage, VstarError
 from .options import Parser, layered, to_toml
@@ -202,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ours alone: the exporter and its libraries would log hundreds of lines
     logging.getLogger(__package__).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
+    if words[:1] != ["serve"]:  # which computes in its workers alone: each of them is given what it needs when it starts
+        threads.prepare()
     try:
         parser, parsers = build_parser(words[0] if words else "")
         if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import config, schedule
+from . import config, schedule, threads
 from .artifacts import MANIFEST, WEIGHTS, check_writable, sha256, write_aside, write_manifest
 from .checkpoint import check_finite, check_keys, official_shapes
 from .device import dtype_named
@@ -129,7 +129,12 @@ def _watch(command: list[str], source: Path, limit: int, on_progress: Callable[[
     import psutil
 
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=threads.environment(),
     )
     assert child.stdout is not None
     assert child.stderr is not None

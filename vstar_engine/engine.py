@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__, allocator, bundled, checkpoint, memory, remarks, room
+from . import __version__, allocator, bundled, checkpoint, memory, remarks, room, threads
 from .artifacts import digest_of
 from .backends import EAGER, TENSORRT, Denoiser, backend_named
 from .batch import Batch, Row
@@ -120,6 +120,7 @@ class Engine:
             artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
         if where.type == "cpu":
             allocator.keep_pages()
+            threads.warn(torch.get_num_threads())
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, checkpoint.TEXT))

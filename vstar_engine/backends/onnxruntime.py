@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import threads
 from ..built import Artifact
 from ..errors import DeviceError, EngineError, MissingLibrary
 from . import Denoiser
@@ -44,6 +45,8 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
         raise DeviceError(f"this onnxruntime has no {provider} for device {device}; install onnxruntime-gpu, or use cpu")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # its pool is its own, and spins unless it is told not to
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spins())))
     options.log_severity_level = QUIET
     where = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}
     try:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import threads
 from . import results
 from .dispatch import Dispatcher
 from .lanes import Message, Rules
@@ -40,7 +41,7 @@ class ProcessLink:
         ours, theirs = socket.socketpair()
         with theirs:
             command = (sys.executable, "-m", "vstar_engine.serving.worker", str(theirs.fileno()))
-            environment = {**os.environ, **self.environment}
+            environment = threads.environment({**os.environ, **self.environment})
             self.child = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment
             )
