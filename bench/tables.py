@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .busy_tables import busy
 from .ceilings import BANDWIDTH, MATRIX
 from .fast_tables import fast, strays
 from .fused import CONVOLUTION, NAMES
@@ -374,4 +375,5 @@ TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "fusion": fusion,
     "engine": engine,
     "serve": serve,
+    "busy": busy,
 }
