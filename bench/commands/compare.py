@@ -29,7 +29,7 @@ BROKEN, MENDED, NEW, GONE = "broken", "mended", "only in the second", "only in t
 ELSEWHERE = "another machine"
 # of a row's machine: what makes it another, and what may explain a difference
 HARDWARE = ("gpu", "gpu_memory", "cpu", "cores", "threads")
-SOFTWARE = ("driver", "cuda", "cudnn", "cpu_kernel", "system", "python", "torch", "triton", "numpy", "xformers")
+SOFTWARE = ("driver", "cuda", "cudnn", "cpu_kernel", "waiting", "system", "python", "torch", "triton", "numpy", "xformers")
 
 
 @dataclass(frozen=True)

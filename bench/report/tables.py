@@ -9,6 +9,7 @@ from vstar_engine.bench.ops.attention_providers import OURS, PROVIDERS
 from vstar_engine.bench.ops.op_providers import CONVOLUTION, NAMES
 from vstar_engine.bench.step.ladder import BUILT, ENGINE, IMPROVEMENTS
 
+from .busy_tables import busy
 from .fast_tables import fast, strays
 from .growth_tables import growth
 from .table_cells import cell, conditions, grouped, machine_words, markdown, part_of, titled
@@ -381,4 +382,5 @@ TABLES: dict[str, Callable[[Sequence[ResultRow], bool], list[str]]] = {
     "fusion": fusion,
     "engine": engine,
     "serve": serve,
+    "busy": busy,
 }
