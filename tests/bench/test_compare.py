@@ -159,7 +159,7 @@ def test_against_measures_both_in_turn_and_cleans_up(tmp_path: Path, monkeypatch
     def measure(command: list[str], out: Path, library: Path | None) -> None:
         turns.append("REF" if library else "here")
         if library:
-            assert (library / "vstar_engine" / "bench" / "contest.py").is_file()
+            assert (library / "vstar_engine" / "bench" / "harness" / "contest.py").is_file()
             head = compare.git("-C", str(library), "rev-parse", "HEAD")
             assert head == compare.git("rev-parse", "HEAD")
             assert compare.git("-C", str(library), "status", "--porcelain") == ""
