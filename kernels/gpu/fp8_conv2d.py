@@ -4,8 +4,6 @@ A program makes a tile of positions x channels. Its sum runs over the kernel's t
 come in; what a tap reads beyond the border is masked to zeros. Programs that share positions or weights run near one another.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vstar_engine.kernels.fp8_conv2d import sides
+from vstar_engine.kernels.problems import Fp8ConvProblem
 
-from .autotune import fastest
-from .device import device
 from .linear import GROUP, Tile, place_of
 from .temporal_attention_launch import nearest
 
@@ -79,14 +75,12 @@ def constants(tile: Tile, into: int) -> dict[str, Any]:
     return {**shape, "EVEN": into % tile.depth == 0, "WITHIN": min(WITHIN, tile.depth)}
 
 
-def conv_e4m3_triton(
-    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int], tile: Tile
-) -> Tensor:
-    """Launches on contiguous x and weight and float32 numbers beside them."""
-    images, height, width, into = x.shape
-    made, *kernel = weight.shape[:3]
-    tall, wide = sides(x, weight, stride, padding)
-    rows, out = images * tall * wide, bias.new_empty((images, tall, wide, made))
+def conv_e4m3_triton(problem: Fp8ConvProblem, tile: Tile) -> Tensor:
+    """Launches on images and a kernel made contiguous."""
+    x, weight, step, scale, bias, stride, padding = problem.contiguous()
+    (images, height, width, into), (made, *kernel) = x.shape, weight.shape[:3]
+    tall, wide = problem.out_shape[1:3]
+    rows, out = images * tall * wide, bias.new_empty(problem.out_shape)
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(made, tile.columns)
     with torch.cuda.device_of(x):
         conv_e4m3_kernel[(programs,)](
@@ -94,17 +88,3 @@ def conv_e4m3_triton(
             kernel[0] * kernel[1], kernel[1], stride, *padding, **constants(tile, into), num_warps=tile.warps,
         )  # fmt: skip
     return out
-
-
-def conv_e4m3_gpu(
-    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]
-) -> Tensor:
-    """Computes at the tile that is the fastest here; the interpreter, which cannot be timed so, at the first."""
-    found = tiles(device(x).arch)
-    given = (x, weight, step, scale, bias, stride, padding)
-    ways = {
-        f"{tile.rows}x{tile.columns}x{tile.depth}": partial(conv_e4m3_triton, *given, tile)
-        for tile in (found if x.is_cuda else found[:1])
-    }
-    shapes = " by ".join("x".join(map(str, tensor.shape)) for tensor in (x, weight))
-    return fastest(f"conv_e4m3 {shapes}, stride {stride}, {str(bias.dtype)[6:]} on {x.device}", ways)

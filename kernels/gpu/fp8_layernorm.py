@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vstar_engine.kernels.fp8_quantize import E4M3
+from vstar_engine.kernels.problems import E4M3
 
 from .fp8_quantize import rounded
 from .linear import MOMENTS_WARPS, moments_constants, moments_of

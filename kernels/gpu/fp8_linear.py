@@ -1,10 +1,9 @@
-"""Triton kernel of `vstar::linear_e4m3`, and the choice between it and PyTorch's product.
+"""Triton kernel of `vstar::linear_e4m3`.
 
-A program makes a tile of the result, as in `linear_triton.py`. Rows that come in the network's dtype are rounded on the way to
+A program makes a tile of the result, as in `linear.py`. Rows that come in the network's dtype are rounded on the way to
 the tensor cores: they are read once, and what is rounded is never written. Scales, bias, gate and residual follow in float32.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,17 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vstar_engine.kernels.fp8_linear import by_operators
-from vstar_engine.kernels.fp8_quantize import E4M3
+from vstar_engine.kernels.problems import Fp8LinearProblem
 
-from .autotune import fastest
-from .device import device
 from .fp8_conv2d import WITHIN
 from .fp8_quantize import rounded
 from .linear import GROUP, Tile, biased, load, place_of
 from .temporal_attention_launch import nearest
 
-OPERATORS = "PyTorch"
 # no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
 _ADA = (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3))
 _HOPPER = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 128, 8, 3))
@@ -90,22 +85,12 @@ def constants(tile: Tile, into: int, rounds: bool, bias: bool, residual: bool, g
     return {**shape, "EVEN": into % tile.depth == 0, **around, "WITHIN": min(WITHIN, tile.depth)}
 
 
-def linear_e4m3_triton(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-    tile: Tile,
-) -> Tensor:
-    """Launches on contiguous x (..., in), weight (out, in) and residual, and float32 numbers beside them."""
-    into, made = x.shape[-1], weight.shape[0] // 2 if gate else weight.shape[0]
-    rows, out = x.numel() // into, x.new_empty((*x.shape[:-1], made), dtype=dtype if then is None else E4M3)
-    around = (x.dtype != E4M3, bias is not None, residual is not None, gate, then is not None)
+def linear_e4m3_triton(problem: Fp8LinearProblem, tile: Tile) -> Tensor:
+    """Launches on tensors made contiguous."""
+    x, weight, step, scale, bias, residual, gate, then, _ = problem.contiguous()
+    into, made = x.shape[-1], problem.out_shape[-1]
+    rows, out = x.numel() // into, x.new_empty(problem.out_shape, dtype=problem.out_dtype)
+    around = (problem.rounds, bias is not None, residual is not None, gate, then is not None)
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(made, tile.columns)
     with torch.cuda.device_of(x):
         linear_e4m3_kernel[(programs,)](
@@ -113,67 +98,3 @@ def linear_e4m3_triton(
             **constants(tile, into, *around), num_warps=tile.warps,
         )  # fmt: skip
     return out
-
-
-def name_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> str:
-    """Names a case by all that its time depends on."""
-    around = {
-        "rounding": x.dtype != E4M3,
-        "bias": bias is not None,
-        "residual": residual is not None,
-        "gate": gate,
-        "rounding then": then is not None,
-    }
-    behind = "".join(f", {word}" for word, there in around.items() if there)
-    rows, (made, into) = x.numel() // x.shape[-1], weight.shape
-    return f"linear_e4m3 {rows}x{into} by {made}{behind}, {str(dtype)[6:]} on {x.device}"
-
-
-def ways(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> dict[str, Callable[[], Tensor]]:
-    """Returns the ways to compute here by name, PyTorch's first."""
-    behind = (weight.contiguous(), step, scale, bias)
-    found: dict[str, Callable[[], Tensor]] = {OPERATORS: lambda: by_operators(x, *behind, residual, gate, then, dtype)}
-    # PyTorch's alone is a product with nothing around it but what cuBLAS does itself
-    if x.numel() and (x.dtype != E4M3 or residual is not None or gate or then is not None):
-        for tile in tiles(device(x).arch, residual is not None, gate):
-
-            def by_triton(tile: Tile = tile) -> Tensor:
-                beside = None if residual is None else residual.contiguous()
-                return linear_e4m3_triton(x.contiguous(), *behind, beside, gate, then, dtype, tile)
-
-            found[f"Triton, {tile.rows}x{tile.columns}x{tile.depth}"] = by_triton
-    return found
-
-
-def linear_e4m3_gpu(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Computes by whichever is the fastest here."""
-    name = name_of(x, weight, bias, residual, gate, then, dtype)
-    return fastest(name, ways(x, weight, step, scale, bias, residual, gate, then, dtype))

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vstar_engine.kernels.problems import LinearProblem
+
 from .temporal_attention_launch import nearest
 
 # tiles of rows that share the weights in cache
@@ -153,20 +155,11 @@ def constants(tile: Tile, into: int, norm: bool, bias: bool, residual: bool, gat
     return {**shape, "EVEN": into % tile.depth == 0, **around, "WIDEN": widen}
 
 
-def linear_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    gain: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    tile: Tile,
-) -> Tensor:
-    """Launches on contiguous x (..., in), weight (out, in) and residual, all of float16 or bfloat16."""
-    into, made = x.shape[-1], weight.shape[0] // 2 if gate else weight.shape[0]
-    rows, out = x.numel() // into, x.new_empty((*x.shape[:-1], made))
+def linear_triton(problem: LinearProblem, tile: Tile) -> Tensor:
+    """Launches on tensors of float16 or bfloat16, made contiguous."""
+    x, weight, bias, residual, gate, gain, shift, eps = problem.contiguous()
+    into, made = x.shape[-1], problem.out_shape[-1]
+    rows, out = x.numel() // into, x.new_empty(problem.out_shape)
     moments = None if gain is None else x.new_empty((2, rows), dtype=torch.float32)
     widen = x.dtype == torch.bfloat16 and not x.is_cuda
     around = (moments is not None, bias is not None, residual is not None, gate)
