@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vstar_engine.kernels.gpu.autotune import fastest
+from vstar_engine.kernels.gpu.autotune import autotune
 from vstar_engine.kernels.gpu.device import device
 
 from .fp8_quantize import to_e4m3, to_e4m3_ref
@@ -92,7 +92,7 @@ def candidates(problem: Fp8LinearProblem, arch: int) -> dict[str, Callable[[], T
 def _compute(*given: Any) -> Tensor:
     problem = _checked(Fp8LinearProblem(*given))
     if problem.x.is_cuda and problem.dtype in (torch.float16, torch.bfloat16):
-        return fastest(problem.case, candidates(problem, device(problem.x).arch))
+        return autotune(problem.case, candidates(problem, device(problem.x).arch))
     return by_operators(problem)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vstar_engine.kernels.cpu import calls, library
-from vstar_engine.kernels.gpu.autotune import fastest
+from vstar_engine.kernels.gpu.autotune import autotune
 from vstar_engine.kernels.gpu.device import device
 from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES
 
@@ -102,7 +102,7 @@ _linear = torch.library.custom_op("vstar::linear", _on_cpu, mutates_args=(), dev
 @_linear.register_kernel("cuda")
 def _on_gpu(*given: Any) -> Tensor:
     problem = _checked(LinearProblem(*given))
-    return fastest(problem.case, candidates(problem, device(problem.x).arch))
+    return autotune(problem.case, candidates(problem, device(problem.x).arch))
 
 
 @_linear.register_fake

@@ -18,7 +18,7 @@ from vstar_engine.bench.harness.machine import cache_bytes
 from vstar_engine.bench.harness.random_networks import lay_out, relative_error, seeded
 from vstar_engine.bench.harness.timing import seconds_of_short
 from vstar_engine.kernels.geglu import geglu, geglu_ref
-from vstar_engine.kernels.gpu.autotune import fastest
+from vstar_engine.kernels.gpu.autotune import autotune
 from vstar_engine.kernels.gpu.device import device
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
@@ -156,7 +156,7 @@ def feed_forwards(place: Place) -> Iterator[Form]:
 def by_triton(problem: LinearProblem) -> Tensor:
     """Computes by Triton's product alone, at the tile that is timed to be the fastest."""
     found = candidates(problem, device(problem.x).arch)
-    return fastest(("Triton", problem.case), {name: call for name, call in found.items() if name != PYTORCH})
+    return autotune(("Triton", problem.case), {name: call for name, call in found.items() if name != PYTORCH})
 
 
 def attentions(place: Place) -> Iterator[Form]:

@@ -16,7 +16,7 @@ from vstar_engine.kernels.problems import Fp8ConvProblem
 from .linear import GROUP, Tile, place_of
 from .temporal_attention_launch import nearest
 
-# no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
+# no row was timed on a GPU: they fit the registers and the shared memory, and `autotune` tries them out where they run
 _ADA = (Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4))
 _HOPPER = (Tile(128, 128, 128, 8, 4), Tile(128, 128, 64, 8, 6), Tile(128, 64, 128, 4, 4))
 _BLACKWELL = (Tile(128, 256, 128, 8, 3), *_HOPPER)

@@ -18,7 +18,7 @@ from .fp8_quantize import rounded
 from .linear import GROUP, Tile, biased, load, place_of
 from .temporal_attention_launch import nearest
 
-# no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
+# no row was timed on a GPU: they fit the registers and the shared memory, and `autotune` tries them out where they run
 _ADA = (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3))
 _HOPPER = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 128, 8, 3))
 TILES: dict[int, tuple[Tile, ...]] = {89: _ADA, 90: _HOPPER, 100: _HOPPER, 120: _ADA}

@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-# no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
+# no row was timed on a GPU: they fit the registers and the shared memory, and `autotune` tries them out where they run
 _SMALL = Tile(128, 64, 32, 4, 4)
 _AMPERE = (Tile(128, 128, 32, 8, 4), _SMALL)
 _HOPPER = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4))

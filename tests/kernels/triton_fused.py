@@ -143,7 +143,7 @@ def test_the_op_computes_by_what_is_chosen(monkeypatch):
         cases.append(case)
         return list(found.values())[-1]()
 
-    monkeypatch.setattr(op, "fastest", last)
+    monkeypatch.setattr(op, "autotune", last)
     chosen = candidates(given, device(given.x).arch)[TRIED[-1]]()
     assert torch.equal(op._on_gpu(*given), chosen)
     assert cases == [f"linear 4x32 by 16, norm, bias, residual, float16 on {given.x.device}"]
