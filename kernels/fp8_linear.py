@@ -47,7 +47,7 @@ def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Ten
     return out if bias is None or within is not None else out.add_(bias)
 
 
-def by_operators(problem: Fp8LinearProblem) -> Tensor:
+def unfused(problem: Fp8LinearProblem) -> Tensor:
     """Computes by PyTorch's product, the rounding, the gate and the residual in passes of their own."""
     x, weight, step, scale, bias, residual, gate, then, dtype = problem
     rows = (to_e4m3(x, step) if problem.rounds else x).reshape(-1, x.shape[-1])
@@ -78,7 +78,7 @@ def _checked(problem: Fp8LinearProblem) -> Fp8LinearProblem:
 def candidates(problem: Fp8LinearProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
     """Returns the implementations for a GPU by name, PyTorch's first; alone where cuBLAS does itself what is around."""
     problem = problem._replace(weight=problem.weight.contiguous())
-    found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(by_operators, problem)}
+    found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(unfused, problem)}
     spared = problem.rounds or problem.residual is not None or problem.gate or problem.then is not None
     if spared and problem.x.numel():
         # imported here: a machine without Triton computes on its CPU
@@ -93,7 +93,7 @@ def _compute(*given: Any) -> Tensor:
     problem = _checked(Fp8LinearProblem(*given))
     if problem.x.is_cuda and problem.dtype in (torch.float16, torch.bfloat16):
         return autotune(problem.case, candidates(problem, device(problem.x).arch))
-    return by_operators(problem)
+    return unfused(problem)
 
 
 _linear_e4m3 = torch.library.custom_op("vstar::linear_e4m3", _compute, mutates_args=(), schema=schema(Fp8LinearProblem))

@@ -40,7 +40,7 @@ def linear_ref(problem: LinearProblem) -> Tensor:
     return _in_passes(problem, geglu_ref)
 
 
-def by_operators(problem: LinearProblem) -> Tensor:
+def unfused(problem: LinearProblem) -> Tensor:
     """Computes by PyTorch's product, the norm, the gate and the residual in passes of their own."""
     return _in_passes(problem, geglu)
 
@@ -79,7 +79,7 @@ def candidates(problem: LinearProblem, arch: int) -> dict[str, Callable[[], Tens
     PyTorch's alone serve products with nothing around them but a bias, which cuBLAS adds itself, rows that 16-byte accesses
     or the kernel of the moments do not take whole, and GPUs older than the launch table.
     """
-    found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(by_operators, problem)}
+    found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(unfused, problem)}
     spared = problem.gain is not None or problem.residual is not None or problem.gate
     whole = not problem.out_shape[-1] % MULTIPLE and not problem.weight.shape[1] % MULTIPLE
     if spared and whole and problem.x.numel() and arch >= ARCHITECTURES[0]:
@@ -117,7 +117,7 @@ def linear(problem: LinearProblem) -> Tensor:
     if on_cpu(x) or on_gpu(x):
         compute = _on_cpu if x.device.type == "cpu" and library.unwatched(x) else torch.ops.vstar.linear
         return compute(*problem)
-    return by_operators(problem)
+    return unfused(problem)
 
 
 def feed_forward(

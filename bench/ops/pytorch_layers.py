@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.bench.harness.random_networks import Network
-from vstar_engine.kernels.fp8_linear import by_operators as small_by_operators
+from vstar_engine.kernels.fp8_linear import unfused as fp8_unfused
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
 from vstar_engine.kernels.linear import linear_ref, normed
 from vstar_engine.kernels.problems import Fp8LinearProblem, LayerNorm, LinearProblem
@@ -47,7 +47,7 @@ class PlainFp8(Fp8Linear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         given = (normed(x, norm), self.weight, self.step, self.scale, self.bias, residual, gate, self.then, self.dtype)
-        return small_by_operators(Fp8LinearProblem(*given))
+        return fp8_unfused(Fp8LinearProblem(*given))
 
 
 class PlainFp8Pointwise(Fp8Pointwise, PlainFp8):
@@ -62,7 +62,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def by_operators(network: Network, *kinds: type[nn.Module]) -> Network:
+def unfused(network: Network, *kinds: type[nn.Module]) -> Network:
     """Makes layers of some kinds compute by PyTorch's own operators, in place; `SpatialBlock` stands for its attention."""
     for module in network.modules():
         if isinstance(module, kinds) and type(module) in PLAIN:

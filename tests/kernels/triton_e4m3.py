@@ -258,7 +258,7 @@ def test_layers_of_a_network_are_the_same_by_triton_and_by_pytorch(monkeypatch):
         return fp8_linear.linear_e4m3_triton(given, TILE)
 
     by_pytorch = block(x, norm), pointwise(x.movedim(-1, 1))
-    monkeypatch.setattr(op, "by_operators", by_triton)
+    monkeypatch.setattr(op, "unfused", by_triton)
     monkeypatch.setattr(op, "candidates", lambda given, arch: {"Triton": lambda: by_triton(given)})
     ours = block(x, norm), pointwise(x.movedim(-1, 1))
     assert calls == [E4M3, E4M3, torch.float16]

@@ -9,7 +9,7 @@ from torch import nn
 
 from vstar_engine import Engine, Sampling
 from vstar_engine.bench.harness.random_networks import step_inputs
-from vstar_engine.bench.ops.pytorch_layers import by_operators
+from vstar_engine.bench.ops.pytorch_layers import unfused
 from vstar_engine.commands import main
 from vstar_engine.commands.inspect import command_for
 from vstar_engine.config.models import MODELS
@@ -298,7 +298,7 @@ def peak(spec, small):
         unet = UNet(spec.unet)
         if small:
             fp8.convert(unet, dict.fromkeys(fp8.layers(unet), 1.0))
-            by_operators(unet, fp8.Fp8Linear)  # PyTorch's products, which leave more behind than Triton's
+            unfused(unet, fp8.Fp8Linear)  # PyTorch's products, which leave more behind than Triton's
         latents, timestep, context, fps, tar = step_inputs(spec, spec.size, 16, "cpu", torch.float16)
         with memory.LiveBytes() as live:
             unet(latents, timestep, context, fps, tar.float())
