@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vstar_engine.bench.harness.random_networks import lay_out, step_inputs
 from vstar_engine.bench.harness.rows import Row, Rows
-from vstar_engine.bench.ops.pytorch_layers import unfused, in_one_go
+from vstar_engine.bench.ops.pytorch_layers import in_one_go, unfused
 from vstar_engine.bench.ops.temporal_transformer import without_waste
 from vstar_engine.bench.step.ladder import LAYERS, OURS, SPATIAL, batched
 from vstar_engine.bench.step.workload import TAR, ByPasses, temporal_transformers

@@ -12,7 +12,7 @@ from vstar_engine.bench.harness.ceilings import ceilings
 from vstar_engine.bench.harness.contest import Contest, NotHere, Provider
 from vstar_engine.bench.harness.random_networks import relative_error, seeded
 from vstar_engine.bench.ops.attention_providers import check_ours
-from vstar_engine.bench.ops.pytorch_layers import unfused, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.bench.ops.temporal_transformer import Attend, as_published, with_hoisted, without_waste
 from vstar_engine.machine import malloc
 from vstar_engine.networks.blocks import SpatialBlock

@@ -20,7 +20,7 @@ from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.harness.random_networks import Network, lay_out, relative_error, seeded
 from vstar_engine.bench.harness.rows import OK, Row, Rows
 from vstar_engine.bench.harness.timing import Timing, seconds_of, seconds_of_second
-from vstar_engine.bench.ops.pytorch_layers import unfused, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.machine import malloc
