@@ -13,6 +13,7 @@ from vstar_engine.kernels.fp8_layernorm import norm_e4m3, norm_e4m3_ref
 from vstar_engine.kernels.fp8_linear import linear_e4m3
 from vstar_engine.kernels.fp8_quantize import to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.linear import linear_ref
+from vstar_engine.kernels.problems import Fp8ConvProblem, Fp8LinearProblem, LinearProblem
 
 from .op_cases import EPS, ROWS, Call, OpCase, OpSite
 
@@ -48,7 +49,8 @@ def small_convolutions(site: OpSite) -> Iterator[OpCase]:
             return values.movedim(-1, 1), site.normal(channels)
 
         def ours(x: Tensor, bias: Tensor, taps: Tensor = taps, padding: list[int] = padding) -> Tensor:
-            return conv_e4m3(to_e4m3(x.movedim(1, -1), step), taps, step, scale, bias, 1, padding).movedim(-1, 1)
+            images = to_e4m3(x.movedim(1, -1), step)
+            return conv_e4m3(Fp8ConvProblem(images, taps, step, scale, bias, 1, padding)).movedim(-1, 1)
 
         weight = (taps.to(site.dtype) * scale.to(site.dtype)).movedim(-1, 1)
 
@@ -94,12 +96,13 @@ def small_projections(site: OpSite) -> Iterator[OpCase]:
             return values, site.normal(out), *([] if gate else [site.normal(site.rows, out)])
 
         def ours(x: Tensor, bias: Tensor, *residual: Tensor, small: Tensor = small, gate: bool = gate) -> Tensor:
-            return linear_e4m3(x, small, step, scale, bias, residual[0] if residual else None, gate, None, x.dtype)
+            beside = residual[0] if residual else None
+            return linear_e4m3(Fp8LinearProblem(x, small, step, scale, bias, beside, gate, None, x.dtype))
 
         weight = small.to(site.dtype) * scale.to(site.dtype)
 
         def definition(x: Tensor, bias: Tensor, *residual: Tensor, weight: Tensor = weight, gate: bool = gate) -> Tensor:
-            return linear_ref(x, weight.to(x.dtype), bias, residual[0] if residual else None, gate)
+            return linear_ref(LinearProblem(x, weight.to(x.dtype), bias, residual[0] if residual else None, gate))
 
         moved = site.nbytes(site.rows * (into + made * (1 if gate else 2))) + out * into
         items, work = (0,) if gate else (0, 2), 2.0 * site.rows * into * out

@@ -18,9 +18,12 @@ from vstar_engine.bench.harness.machine import cache_bytes
 from vstar_engine.bench.harness.random_networks import lay_out, relative_error, seeded
 from vstar_engine.bench.harness.timing import seconds_of_short
 from vstar_engine.kernels.geglu import geglu, geglu_ref
+from vstar_engine.kernels.gpu.autotune import autotune
+from vstar_engine.kernels.gpu.device import device
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
-from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
+from vstar_engine.kernels.linear import PYTORCH, candidates, feed_forward, linear, linear_ref
+from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 from vstar_engine.networks.layers import FrameConv
 from vstar_engine.networks.spatial_attention import best_attention, sdpa
 
@@ -115,8 +118,8 @@ def projections(site: OpSite) -> Iterator[OpCase]:
             gate: bool = made < out,
         ) -> Tensor:
             if normed:
-                return compute(x, weight, bias, None, gate, LayerNorm(more[0], more[1], EPS))
-            return compute(x, weight, bias, more[0])
+                return compute(LinearProblem(x, weight, bias, None, gate, more[0], more[1], EPS))
+            return compute(LinearProblem(x, weight, bias, more[0]))
 
         moved = site.nbytes(site.rows * (into + made * (1 if normed else 2)), out * into)
         items, work = (0,) if normed else (0, 3), 2.0 * site.rows * into * out
@@ -139,8 +142,8 @@ def feed_forwards(site: OpSite) -> Iterator[OpCase]:
         return (site.normal(site.rows, width), *first, *second, *site.normal(2, width).unbind())
 
     def layers(multiply: Call, x: Tensor, one: Tensor, bias: Tensor, two: Tensor, other: Tensor, *norm: Tensor) -> Tensor:
-        made = multiply(x, one, bias, None, True, LayerNorm(*norm, EPS))
-        return multiply(made, two, other, x)
+        made = multiply(LinearProblem(x, one, bias, None, True, *norm, EPS))
+        return multiply(LinearProblem(made, two, other, x))
 
     def ours(x: Tensor, one: Tensor, bias: Tensor, two: Tensor, other: Tensor, *norm: Tensor) -> Tensor:
         return feed_forward(x, (one, bias), (two, other), LayerNorm(*norm, EPS))
@@ -150,15 +153,10 @@ def feed_forwards(site: OpSite) -> Iterator[OpCase]:
     yield OpCase("norm to residual", draw, ours, definition, moved, work, (0,), ROWS, others, serves=on_cpu)
 
 
-def by_triton(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool = False, norm: LayerNorm | None = None
-) -> Tensor:
+def by_triton(problem: LinearProblem) -> Tensor:
     """Computes by Triton's product alone, at the tile that is timed to be the fastest."""
-    # imported here: Triton is a GPU's
-    from vstar_engine.kernels.gpu.linear_candidates import OPERATORS, fastest, name_of, ways
-
-    forms = {name: call for name, call in ways(x, weight, bias, residual, gate, norm).items() if name != OPERATORS}
-    return fastest(("Triton", name_of(x, weight, bias, residual, gate, norm is not None)), forms)
+    found = candidates(problem, device(problem.x).arch)
+    return autotune(("Triton", problem.case), {name: call for name, call in found.items() if name != PYTORCH})
 
 
 def attentions(site: OpSite) -> Iterator[OpCase]:

@@ -12,7 +12,7 @@ from vstar_engine.bench.harness.ceilings import ceilings
 from vstar_engine.bench.harness.contest import Contest, NotHere, Provider
 from vstar_engine.bench.harness.random_networks import relative_error, seeded
 from vstar_engine.bench.ops.attention_providers import check_ours
-from vstar_engine.bench.ops.pytorch_layers import by_operators, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.bench.ops.temporal_transformer import Attend, as_published, with_hoisted, without_waste
 from vstar_engine.machine import malloc
 from vstar_engine.networks.blocks import SpatialBlock
@@ -135,7 +135,7 @@ class Step:
 
         unet = workload.by_passes(unet, None if FUSED in features else attend)
         plain = [kind for feature, kinds in OURS.items() if feature not in features for kind in kinds]
-        return by_operators(unet, *plain)
+        return unfused(unet, *plain)
 
     def provider(self, name: str, features: frozenset[str]) -> Provider:
         """Names a set of improvements as a provider."""

@@ -20,7 +20,7 @@ from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.harness.random_networks import Network, lay_out, relative_error, seeded
 from vstar_engine.bench.harness.rows import OK, ResultFile, ResultRow
 from vstar_engine.bench.harness.timing import Timing, seconds_of, seconds_of_second
-from vstar_engine.bench.ops.pytorch_layers import by_operators, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.machine import malloc
@@ -146,7 +146,7 @@ def decoder(workload: Workload, path: str = OURS) -> Vae:
     vae = seeded(lambda: Vae(workload.spec.vae, encoder=False), workload.device, workload.dtype)
     if path == OURS:
         return lay_out(vae, "channels_last")
-    return by_operators(vae.to(torch.float32), Norm)
+    return unfused(vae.to(torch.float32), Norm)
 
 
 def decode(workload: Workload) -> Contest:
