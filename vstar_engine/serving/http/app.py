@@ -18,7 +18,7 @@ from vstar_engine.serving.telemetry.request_log import Requests
 
 from . import page
 from .api_keys import Keys
-from .middleware import Gate, count_refusal
+from .middleware import AccessMiddleware, count_refusal
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
 from .service import Service, unwritable
@@ -45,7 +45,7 @@ def build(service: Service, keys: Keys) -> ASGIApp:
     ):
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
-    return Requests(Gate(app, service.settings, keys))
+    return Requests(AccessMiddleware(app, service.settings, keys))
 
 
 def _add_system_routes(app: FastAPI) -> None:

@@ -22,8 +22,8 @@ LONGEST_KEY = 200
 SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 
 
-class Gate:
-    """ASGI middleware that lets requests in, with their `Caller` in the scope's state."""
+class AccessMiddleware:
+    """ASGI middleware: checks key, origin and body size, and puts the `Caller` into the scope's state."""
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys):
         self.app, self.settings, self.keys = app, settings, keys
