@@ -281,13 +281,13 @@ def test_a_job_that_another_server_took_up_is_in_progress(tmp_path):
     """The one that accepted it has it on its board as queued, and hears of no step."""
 
     async def act(gateway, engine):
-        record = await gateway.store.get(await created(gateway, engine))
-        assert record.taken_by == gateway.settings.instance
-        gateway.runner.board[record.job.id].wait_for_space()
+        stored = await gateway.store.get(await created(gateway, engine))
+        assert stored.taken_by == gateway.settings.instance
+        gateway.runner.board[stored.job.id].wait_for_space()
         taken = [
-            record,
-            replace(record, taken_by="another"),
-            replace(record, taken_by="another", outcome=failed("cancelled", "")),
+            stored,
+            replace(stored, taken_by="another"),
+            replace(stored, taken_by="another", outcome=failed("cancelled", "")),
         ]
         return [gateway.show(each).status for each in taken]
 

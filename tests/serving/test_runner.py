@@ -11,7 +11,7 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.serving.http import service
 from vstar_engine.serving.jobs import events
 from vstar_engine.serving.queue import runner
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
 
 DONE = events.Done("video.mp4", 1, "0" * 64, 8, 64, 32)
@@ -84,14 +84,14 @@ def test_a_run_beside_another_of_the_same_job_takes_its_outcome_over(tmp_path):
 class Store:
     """Returns whether no job is claimed here, and what became of the one it has."""
 
-    def __init__(self, record):
-        self.record = record
+    def __init__(self, stored):
+        self.stored = stored
 
     async def claimed(self):
         return set()
 
     async def get(self, id):
-        return self.record
+        return self.stored
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_run_without_a_claim_stops_where_its_job_was_cancelled_elsewhere(tmp_p
     one, cancelled = job(), []
     gateway = service.Service(Settings(data=tmp_path), Engine(), SimpleNamespace(spec=MODELS["mini"]))
     outcomes = {"queued": None, "completed": {"status": "completed"}, "failed": {"status": "failed"}}
-    gateway.store = Store(Record(one, 0, outcomes[status]) if status in outcomes else None)
+    gateway.store = Store(StoredJob(one, 0, outcomes[status]) if status in outcomes else None)
     gateway.runner.running[one.id] = one
 
     async def cancel(job):

@@ -17,7 +17,7 @@ from vstar_engine.serving.jobs.job import Job, new_id
 from vstar_engine.serving.queue import retention, sqlite, store
 from vstar_engine.serving.queue.runner import Stopped
 from vstar_engine.serving.queue.store import DBOS, JobStore, StoreError, _moment, _order, sqlite_path
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
 
 
@@ -95,21 +95,21 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch)
     """The database may know whole seconds only."""
     times = [10.1, 10.3, 10.2, 11.5, 10.9]  # by id
     kept = [
-        Record(Job(f"video_{n}", "me", "mini", "", ("a",), 8, (32, 64), created_at=at), int(at) * 1000)
+        StoredJob(Job(f"video_{n}", "me", "mini", "", ("a",), 8, (32, 64), created_at=at), int(at) * 1000)
         for n, at in enumerate(times)
     ]
 
     async def listed(limit, sort_desc, start_time="0", end_time="9", **rest):
         inside = [r for r in kept if start_time <= _moment(r.created) <= end_time]
-        return sorted(inside, key=lambda record: record.created, reverse=sort_desc)[:limit]
+        return sorted(inside, key=lambda stored: stored.created, reverse=sort_desc)[:limit]
 
     monkeypatch.setattr(DBOS, "list_workflows_async", listed)
-    monkeypatch.setattr("vstar_engine.serving.queue.store.record_of", lambda record: record)
+    monkeypatch.setattr("vstar_engine.serving.queue.store.stored_job_from", lambda stored: stored)
     store, seen, more = JobStore(Settings(data=tmp_path), "mini"), [], True
     while more:
         page, more = asyncio.run(store.page("me", _order(seen[-1]) if seen else None, 2, newest_first))
         seen += page
-    assert [record.job.created_at for record in seen] == sorted(times, reverse=newest_first)
+    assert [stored.job.created_at for stored in seen] == sorted(times, reverse=newest_first)
 
 
 def test_commits_share_a_wait_for_the_disk(tmp_path, monkeypatch):

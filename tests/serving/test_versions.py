@@ -41,7 +41,7 @@ def test_jobs_of_another_version_are_shown_and_left_alone(tmp_path, caplog):
         own = await created(gateway, engine)
         assert len(gateway.admission) == 1
         assert list(await gateway.store.unfinished()) == [own]
-        records, more = await gateway.store.page(OWNER, None, 10, False)
+        stored_jobs, more = await gateway.store.page(OWNER, None, 10, False)
         shown = [gateway.show(await gateway.get(OWNER, id)) for id in (done, waiting)]
         with pytest.raises(ApiError, match="accepted by another version"):
             await gateway.remix(Caller(OWNER), done, REMIX)
@@ -49,7 +49,7 @@ def test_jobs_of_another_version_are_shown_and_left_alone(tmp_path, caplog):
             await gateway.get("another", done)
         cancelled = await gateway.cancel(OWNER, waiting)
         await gateway.delete(OWNER, waiting)
-        return {record.job.id for record in records} - {own}, more, shown, cancelled.outcome["code"], engine.begun == [own]
+        return {stored.job.id for stored in stored_jobs} - {own}, more, shown, cancelled.outcome["code"], engine.begun == [own]
 
     done, waiting = scenario(tmp_path, before)
     become_foreign(tmp_path)

@@ -23,7 +23,7 @@ from vstar_engine.serving.queue.admission import Admission
 from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.queue.sqlite import DiskError
 from vstar_engine.serving.queue.store import UNAVAILABLE, JobStore, Place
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry import metrics
 
@@ -152,21 +152,21 @@ class Service:
         await self.runner.drain(self.settings.grace)
         self.over = True
 
-    async def create(self, caller: Caller, body: CreateVideo) -> Record:
+    async def create(self, caller: Caller, body: CreateVideo) -> StoredJob:
         """Accepts a video, or finds the one that the same request made before."""
         return await self._accept(caller, body, body.prompt, fingerprint("create", body), None)
 
-    async def remix(self, caller: Caller, id: str, body: RemixVideo) -> Record:
+    async def remix(self, caller: Caller, id: str, body: RemixVideo) -> StoredJob:
         """Accepts another video like one that is there."""
-        record = await self.get(caller.owner, id)
-        if not record.ours:
+        stored = await self.get(caller.owner, id)
+        if not stored.ours:
             message = "this video was accepted by another version of vstar-engine and cannot be made again by this one"
             raise ApiError(409, "other_version", message, "video_id", headers=FINAL)
-        source = record.job
+        source = stored.job
         said = fingerprint(f"remix {id}", body)
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
-    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> Record:
+    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> StoredJob:
         id = self._id_of(caller) or await self._repeated(caller, said)
         job = self.resolver.plain(body, prompt, caller.owner, said, id)
         self.admission.check_budget(job)
@@ -182,7 +182,7 @@ class Service:
         except UNAVAILABLE as error:
             raise unwritable(error) from error
 
-    async def _enqueue(self, job: Job, body: Wishes) -> Record:
+    async def _enqueue(self, job: Job, body: Wishes) -> StoredJob:
         with contextlib.ExitStack() as undo:
             if self.admission.reserve(job.id, job.key_id):
                 # a write that failed may have reached the database all the same: the watchdog counts it again if so
@@ -195,7 +195,7 @@ class Service:
         self.admission.settle(job.id)
         self.runner.board.open(job)
         metrics.accepted(job)
-        return Record(job, int(job.created_at * 1000), new=True)
+        return StoredJob(job, int(job.created_at * 1000), new=True)
 
     def _remember(self, caller: Caller, said: str, id: str) -> None:
         """Keeps a request's id for as long as its client may send it again."""
@@ -222,21 +222,21 @@ class Service:
         found = [r.job.id for r in await self.store.since(caller.owner, REPEATED) if r.job.fingerprint == said]
         return found[-1] if found else None
 
-    async def _known(self, job: Job) -> Record | None:
-        record = await self.store.get(job.id)
-        if record is None:
+    async def _known(self, job: Job) -> StoredJob | None:
+        stored = await self.store.get(job.id)
+        if stored is None:
             return None
-        if record.job.fingerprint != job.fingerprint or record.job.key_id != job.key_id:
+        if stored.job.fingerprint != job.fingerprint or stored.job.key_id != job.key_id:
             message = "this Idempotency-Key was used with another body"
             raise ApiError(409, "idempotency_key_reused", message, None, headers=FINAL)
-        return record
+        return stored
 
-    async def get(self, owner: str, id: str) -> Record:
+    async def get(self, owner: str, id: str) -> StoredJob:
         """Returns an owner's job; ApiError where there is none, or it is another's."""
-        record = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
-        if record is None or record.job.key_id != owner:
+        stored = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
+        if stored is None or stored.job.key_id != owner:
             raise not_found(id)
-        return record
+        return stored
 
     async def edge(self, owner: str, id: str) -> Place:
         """Returns where an owner's job stands in the list."""
@@ -245,25 +245,25 @@ class Service:
             raise not_found(id)
         return place
 
-    def _at_hand(self, id: str) -> Record | None:
+    def _at_hand(self, id: str) -> StoredJob | None:
         """Returns a job that is on the board, where no other server could know more of it."""
         live = self.runner.board[id] if self.store.alone else None
-        return Record(live.job, 0, live.outcome) if live else None
+        return StoredJob(live.job, 0, live.outcome) if live else None
 
-    def show(self, record: Record) -> Video:
-        elsewhere = record.taken_by not in (None, self.settings.instance)
-        return video(record, self.runner.board[record.job.id], self.settings.keep_for, elsewhere)
+    def show(self, stored: StoredJob) -> Video:
+        elsewhere = stored.taken_by not in (None, self.settings.instance)
+        return video(stored, self.runner.board[stored.job.id], self.settings.keep_for, elsewhere)
 
-    async def cancel(self, owner: str, id: str) -> Record:
+    async def cancel(self, owner: str, id: str) -> StoredJob:
         """Stops a job; one that ended stays as it is."""
-        record = await self.get(owner, id)
-        if record.outcome is None and self._outcome_of(id) is None:
+        stored = await self.get(owner, id)
+        if stored.outcome is None and self._outcome_of(id) is None:
             await self.store.cancel(id)
             known = await self.store.get(id)
             if known is not None and known.ours and known.outcome is not None and known.outcome["status"] == FAILED:
                 await self.runner.cancel(known.job)
-            return known or record
-        return record
+            return known or stored
+        return stored
 
     def _outcome_of(self, id: str) -> dict[str, Any] | None:
         live = self.runner.board[id]
@@ -271,32 +271,32 @@ class Service:
 
     async def delete(self, owner: str, id: str) -> None:
         """Stops a job and removes it with its files."""
-        record = await self.cancel(owner, id)
+        stored = await self.cancel(owner, id)
         await self.runner.left(id, DELETE_WAIT)
         await retention.delete(self.store, self.settings.videos, [id])
-        self.runner.board.drop(record.job.id)
+        self.runner.board.drop(stored.job.id)
 
     async def withdraw(self, owner: str, id: str) -> None:
         """Takes a job back whose client left before it heard of it: the same request makes it anew, and waits for that here."""
         async with self._locks.setdefault(id, asyncio.Lock()):
             await self.delete(owner, id)
 
-    async def ended(self, record: Record, timeout: float) -> Record:
+    async def ended(self, stored: StoredJob, timeout: float) -> StoredJob:
         """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
-            live = self.runner.board[record.job.id]
+            live = self.runner.board[stored.job.id]
             if live is not None and live.outcome is not None:
-                return Record(record.job, record.created, live.outcome)
+                return StoredJob(stored.job, stored.created, live.outcome)
             if live is None:
                 await asyncio.sleep(min(left, 0.5))
             else:
                 await live.after(live.version, min(left, TICK))
             if live is None or live.outcome is None:
-                record = await self.store.get(record.job.id) or record
-            if record.outcome is not None:
-                return record
-        return record
+                stored = await self.store.get(stored.job.id) or stored
+            if stored.outcome is not None:
+                return stored
+        return stored
 
     async def _watchdog(self) -> None:
         """Takes up jobs whose run ended without an outcome, and stops runs whose job was cancelled elsewhere."""

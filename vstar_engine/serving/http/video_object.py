@@ -5,7 +5,7 @@ from typing import Any
 
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, Live
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .schema import ShownState, Video, VideoError
 
@@ -13,10 +13,10 @@ from .schema import ShownState, Video, VideoError
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
-def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: bool = False) -> Video:
+def video(stored: StoredJob, live: Live | None, keep_for: float | None, elsewhere: bool = False) -> Video:
     """Returns what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
-    job = record.job
-    outcome = record.outcome or (live.outcome if live else None)
+    job = stored.job
+    outcome = stored.outcome or (live.outcome if live else None)
     shown = Video(
         id=job.id,
         model=job.model,

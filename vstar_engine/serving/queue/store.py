@@ -31,7 +31,16 @@ from vstar_engine.serving.settings import Settings
 
 from .runner import Runner, Stopped
 from .sqlite import Connection, Disk, DiskError, prepare
-from .stored_job import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
+from .stored_job import (
+    FINISHED,
+    MOST_RECOVERIES,
+    UNFINISHED,
+    StoredJob,
+    application_version,
+    end_of,
+    outcome_of,
+    stored_job_from,
+)
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +209,7 @@ class JobStore:
         while True:
             try:
                 await self._sync()
-                record = None if landed else await self.get(id)
+                stored = None if landed else await self.get(id)
                 break
             except UNAVAILABLE as error:
                 if runner.stopping:
@@ -209,10 +218,10 @@ class JobStore:
             await asyncio.sleep(PAUSE)
         if landed:
             runner.recorded(id)
-        elif record is None:
+        elif stored is None:
             runner.deleted(id)
-        elif record.outcome is not None and record.outcome["status"] == FAILED:
-            await runner.cancel(record.job)
+        elif stored.outcome is not None and stored.outcome["status"] == FAILED:
+            await runner.cancel(stored.job)
 
     def _claim_folder(self) -> None:
         """Keeps a second server out of the folder of data."""
@@ -257,38 +266,38 @@ class JobStore:
         if self._disk is not None:
             await self._disk.sync()
 
-    async def get(self, id: str) -> Record | None:
+    async def get(self, id: str) -> StoredJob | None:
         found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
-        return record_of(found[0]) if found else None
+        return stored_job_from(found[0]) if found else None
 
     async def place(self, owner: str, id: str) -> Place | None:
         """Returns where an owner's job stands in the list, or stood before it was deleted."""
-        record = await self.get(id)
-        whose, place = self._gone.get(id, ("", None)) if record is None else (record.job.key_id, _order(record))
+        stored = await self.get(id)
+        whose, place = self._gone.get(id, ("", None)) if stored is None else (stored.job.key_id, _order(stored))
         return place if whose == owner else None
 
-    async def page(self, owner: str, after: Place | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
+    async def page(self, owner: str, after: Place | None, limit: int, newest_first: bool) -> tuple[list[StoredJob], bool]:
         """Returns up to `limit` jobs of an owner that come after a place, and whether there are more."""
         edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
         wanted, fetched = limit + 1, limit + 17
         while True:
             found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
-            records = [record_of(status) for status in found]
-            whole = len(records) < fetched
+            stored_jobs = [stored_job_from(status) for status in found]
+            whole = len(stored_jobs) < fetched
             if not whole:  # the last millisecond may go on behind the limit
-                records = [record for record in records if record.created != records[-1].created]
-            records.sort(key=_order, reverse=newest_first)
+                stored_jobs = [stored for stored in stored_jobs if stored.created != stored_jobs[-1].created]
+            stored_jobs.sort(key=_order, reverse=newest_first)
             if after is not None:
-                records = [r for r in records if (_order(r) < after if newest_first else _order(r) > after)]
-            if whole or len(records) >= wanted:
-                return records[:limit], len(records) > limit
+                stored_jobs = [r for r in stored_jobs if (_order(r) < after if newest_first else _order(r) > after)]
+            if whole or len(stored_jobs) >= wanted:
+                return stored_jobs[:limit], len(stored_jobs) > limit
             fetched *= 2
 
-    async def since(self, owner: str, seconds: float) -> list[Record]:
+    async def since(self, owner: str, seconds: float) -> list[StoredJob]:
         """Returns an owner's jobs of the last seconds."""
         begin = clock.now() - seconds
         found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
-        return [record_of(status) for status in found]
+        return [stored_job_from(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
         """Returns the owner of every job without an outcome that this server may run, by id."""
@@ -368,6 +377,6 @@ def _moment(milliseconds: int) -> str:
     return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
 
 
-def _order(record: Record) -> Place:
+def _order(stored: StoredJob) -> Place:
     # below Python 3.12 DBOS counts whole seconds in SQLite
-    return record.created, record.job.created_at, record.job.id
+    return stored.created, stored.job.created_at, stored.job.id

@@ -25,7 +25,7 @@ def application_version(model: str) -> str:
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredJob:
     """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds.
 
     One that is not `ours` came from a server with other fields of jobs: `job` is what they say in common, to be shown alone.
@@ -40,13 +40,13 @@ class Record:
     taken_by: str | None = None
 
 
-def record_of(status: WorkflowStatus) -> Record:
+def stored_job_from(status: WorkflowStatus) -> StoredJob:
     """Reads a job of any version; TypeError where one of this version has other fields."""
     assert status.input is not None
     content, ours = status.input["args"][0], (status.app_version or "").partition("/")[0] == OURS
     job = Job.from_json(content) if ours else _in_common(status, content)
     taken_by = status.executor_id if status.status == "PENDING" else None
-    return Record(job, status.created_at or 0, outcome_of(status), ours, taken_by=taken_by)
+    return StoredJob(job, status.created_at or 0, outcome_of(status), ours, taken_by=taken_by)
 
 
 def _in_common(status: WorkflowStatus, content: dict[str, Any]) -> Job:
