@@ -283,7 +283,7 @@ def test_a_job_that_another_server_took_up_is_in_progress(tmp_path):
     async def act(gateway, engine):
         stored = await gateway.store.get(await created(gateway, engine))
         assert stored.taken_by == gateway.settings.instance
-        gateway.runner.board[stored.job.id].wait_for_space()
+        gateway.runner.board[stored.job.id].requeue()
         taken = [
             stored,
             replace(stored, taken_by="another"),

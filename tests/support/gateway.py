@@ -101,7 +101,7 @@ async def created(gateway, engine):
 
 
 async def ended(gateway, id):
-    await until(lambda: (live := gateway.runner.board[id]) is None or live.outcome is not None)
+    await until(lambda: (progress := gateway.runner.board[id]) is None or progress.outcome is not None)
     return (await gateway.store.get(id)).outcome
 
 

@@ -216,8 +216,8 @@ async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSen
     told: dict[str, Any] = {}
     try:
         while not service.over:
-            shown, live = service.show(stored), service.runner.board[stored.job.id]
-            version = live.version if live else 0
+            shown, progress = service.show(stored), service.runner.board[stored.job.id]
+            version = progress.version if progress else 0
             if shown.status in (COMPLETED, FAILED):
                 yield _event(shown.status, shown.model_dump(mode="json"))
                 return
@@ -226,14 +226,14 @@ async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSen
             if shown.stage and told.get("stage") != shown.stage:
                 yield _event("stage", {"stage": shown.stage})
             if shown.step and told.get("step") != shown.step:
-                preview = live.preview if live and live.preview is not told.get("preview") else None
+                preview = progress.preview if progress and progress.preview is not told.get("preview") else None
                 yield _event("step", _step(shown, preview))
-            told = {**shown.model_dump(include={"status", "stage", "step"}), "preview": live.preview if live else None}
-            if live is not None:
-                await live.after(version, PAUSE)
+            told = {**shown.model_dump(include={"status", "stage", "step"}), "preview": progress.preview if progress else None}
+            if progress is not None:
+                await progress.wait_for_change(version, PAUSE)
             else:
                 await asyncio.sleep(PAUSE)
-            if live is None or live.version == version:
+            if progress is None or progress.version == version:
                 known = await service.store.get(stored.job.id)
                 if known is None:
                     return

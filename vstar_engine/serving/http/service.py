@@ -247,8 +247,8 @@ class Service:
 
     def _at_hand(self, id: str) -> StoredJob | None:
         """Returns a job that is on the board, where no other server could know more of it."""
-        live = self.runner.board[id] if self.store.alone else None
-        return StoredJob(live.job, 0, live.outcome) if live else None
+        progress = self.runner.board[id] if self.store.alone else None
+        return StoredJob(progress.job, 0, progress.outcome) if progress else None
 
     def show(self, stored: StoredJob) -> Video:
         elsewhere = stored.taken_by not in (None, self.settings.instance)
@@ -266,8 +266,8 @@ class Service:
         return stored
 
     def _outcome_of(self, id: str) -> dict[str, Any] | None:
-        live = self.runner.board[id]
-        return live.outcome if live else None
+        progress = self.runner.board[id]
+        return progress.outcome if progress else None
 
     async def delete(self, owner: str, id: str) -> None:
         """Stops a job and removes it with its files."""
@@ -285,14 +285,14 @@ class Service:
         """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
-            live = self.runner.board[stored.job.id]
-            if live is not None and live.outcome is not None:
-                return StoredJob(stored.job, stored.created, live.outcome)
-            if live is None:
+            progress = self.runner.board[stored.job.id]
+            if progress is not None and progress.outcome is not None:
+                return StoredJob(stored.job, stored.created, progress.outcome)
+            if progress is None:
                 await asyncio.sleep(min(left, 0.5))
             else:
-                await live.after(live.version, min(left, TICK))
-            if live is None or live.outcome is None:
+                await progress.wait_for_change(progress.version, min(left, TICK))
+            if progress is None or progress.outcome is None:
                 stored = await self.store.get(stored.job.id) or stored
             if stored.outcome is not None:
                 return stored

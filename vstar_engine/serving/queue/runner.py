@@ -11,7 +11,7 @@ from typing import Any
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, Done, EngineClient, Event, Failed
 from vstar_engine.serving.jobs.job import Job
-from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, Board, Live, completed, failed
+from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, Board, JobProgress, completed, failed
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry import metrics, request_log, tracing
 
@@ -47,36 +47,36 @@ class Runner:
         """
         while job.id in self.running:
             await asyncio.sleep(TURN)
-        live = self.board.open(job)
+        progress = self.board.open(job)
         self.running[job.id] = job
         try:
             with request_log.about(job.id):
                 if job.id not in self._made:
-                    if live.outcome is not None:  # cancelled between the queue and here
+                    if progress.outcome is not None:  # cancelled between the queue and here
                         raise Stopped
                     await self._wait_for_engine()
-                    self.expect(job, self._outcome(job, await self._last_event(job, live)))
+                    self.expect(job, self._outcome(job, await self._last_event(job, progress)))
                 return self._made[job.id][1]
         finally:
             del self.running[job.id]
             if job.id not in self._made:  # nobody hears of this run again: what the store says of the job counts
-                self._forget(live)
+                self._forget(progress)
 
-    def _forget(self, live: Live) -> None:
-        if live.outcome is None:
-            self.board.drop(live.job.id)
-            live.changed()
+    def _forget(self, progress: JobProgress) -> None:
+        if progress.outcome is None:
+            self.board.drop(progress.job.id)
+            progress.notify()
 
     async def _wait_for_engine(self) -> None:
         await self.started.wait()
         if self.stopping:
             raise Stopped
 
-    async def _last_event(self, job: Job, live: Live) -> Done | Failed:
+    async def _last_event(self, job: Job, progress: JobProgress) -> Done | Failed:
         since: float | None = None
         pause = LOOK
         while True:
-            last = await self._ride(job, live)
+            last = await self._ride(job, progress)
             if self.stopping and not isinstance(last, Done):
                 raise Stopped
             if job.id in self._cancelled:
@@ -89,11 +89,11 @@ class Runner:
             if time.monotonic() - since > self.settings.storage_wait:
                 return last
             log.warning("a video could not be kept (%s); its job waits", last.code)
-            live.wait_for_space()
+            progress.requeue()
             await self._wait_for_space(job, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _ride(self, job: Job, live: Live) -> Done | Failed:
+    async def _ride(self, job: Job, progress: JobProgress) -> Done | Failed:
         """Submits a job once and follows it to its end."""
         if self.stopping or job.id in self._cancelled:
             return Failed(CANCELLED, "cancelled before it began")
@@ -101,7 +101,7 @@ class Runner:
         async for last in self.engine.submit(job):
             metrics.event(job, last)
             tracing.event(job, last)
-            live.hear(last)
+            progress.apply(last)
         if isinstance(last, Done | Failed):
             return last
         return Failed(GENERATION_FAILED, "the engine ended the job without a word")
@@ -131,9 +131,9 @@ class Runner:
         if id not in self._made:
             return
         job, outcome = self._made.pop(id)
-        live = self.board.open(job)
-        if live.outcome is None:
-            live.end(outcome)
+        progress = self.board.open(job)
+        if progress.outcome is None:
+            progress.finish(outcome)
             self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
 
     def deleted(self, id: str) -> None:
@@ -149,9 +149,9 @@ class Runner:
     async def cancel(self, job: Job) -> None:
         """Stops a job that the store has recorded as cancelled."""
         self._made.pop(job.id, None)
-        live = self.board.open(job)
-        if live.outcome is None:
-            live.end(failed(CANCELLED, "cancelled on request"))
+        progress = self.board.open(job)
+        if progress.outcome is None:
+            progress.finish(failed(CANCELLED, "cancelled on request"))
             self._finish(job, CANCELLED)
         if job.id in self.running:
             self._cancelled.add(job.id)
@@ -169,8 +169,8 @@ class Runner:
         """Lets running jobs end within `grace` seconds; the others, and what is left of these, wait in the store."""
         self.stopping = True
         for id in list(self.running):
-            live = self.board[id]
-            if live is None or live.status != RUNNING:
+            progress = self.board[id]
+            if progress is None or progress.status != RUNNING:
                 await self.engine.cancel(id)
         self.started.set()
         end = time.monotonic() + grace

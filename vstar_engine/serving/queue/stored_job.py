@@ -82,7 +82,7 @@ def end_of(status: WorkflowStatus) -> float:
 
 
 def outcome_of(status: WorkflowStatus) -> dict[str, Any] | None:
-    """Returns how a job ended, as `live.completed` and `live.failed` put it; None before."""
+    """Returns how a job ended, as `progress.completed` and `progress.failed` put it; None before."""
     if status.status in UNFINISHED:
         return None
     if status.status == "SUCCESS":
