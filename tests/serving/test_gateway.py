@@ -70,8 +70,8 @@ def test_an_end_that_comes_too_late_leaves_nothing(tmp_path, held, how):
         go.set()
         await until(lambda: not left(gateway))
         if how == "deleted":
-            return await gateway.store.get(id), gateway.runner.board[id]
-        return (await ended(gateway, id))["code"], gateway.runner.board[id].outcome["code"]
+            return await gateway.store.get(id), gateway.runner.tracker[id]
+        return (await ended(gateway, id))["code"], gateway.runner.tracker[id].outcome["code"]
 
     assert scenario(tmp_path, act) == ((None, None) if how == "deleted" else ("cancelled", "cancelled"))
 
@@ -278,12 +278,12 @@ def test_requests_for_a_video_alone_are_counted_as_refused(tmp_path):
 
 
 def test_a_job_that_another_server_took_up_is_in_progress(tmp_path):
-    """The one that accepted it has it on its board as queued, and hears of no step."""
+    """The server that accepted the job tracks it as queued and sees no step of it."""
 
     async def act(gateway, engine):
         stored = await gateway.store.get(await created(gateway, engine))
         assert stored.taken_by == gateway.settings.instance
-        gateway.runner.board[stored.job.id].requeue()
+        gateway.runner.tracker[stored.job.id].requeue()
         taken = [
             stored,
             replace(stored, taken_by="another"),

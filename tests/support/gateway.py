@@ -101,7 +101,7 @@ async def created(gateway, engine):
 
 
 async def ended(gateway, id):
-    await until(lambda: (progress := gateway.runner.board[id]) is None or progress.outcome is not None)
+    await until(lambda: (progress := gateway.runner.tracker[id]) is None or progress.outcome is not None)
     return (await gateway.store.get(id)).outcome
 
 

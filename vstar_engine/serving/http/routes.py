@@ -216,7 +216,7 @@ async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSen
     told: dict[str, Any] = {}
     try:
         while not service.over:
-            shown, progress = service.show(stored), service.runner.board[stored.job.id]
+            shown, progress = service.show(stored), service.runner.tracker[stored.job.id]
             version = progress.version if progress else 0
             if shown.status in (COMPLETED, FAILED):
                 yield _event(shown.status, shown.model_dump(mode="json"))

@@ -95,7 +95,7 @@ class Service:
             task.add_done_callback(self._broke)
 
     def _watch(self) -> None:
-        board, videos = self.runner.board, self.settings.videos
+        tracker, videos = self.runner.tracker, self.settings.videos
 
         def counted(name: str) -> Callable[[], float]:
             return lambda: self.engine.facts()["counters"][name]
@@ -105,8 +105,8 @@ class Service:
             embedding_cache_bytes=counted("cache_bytes"),
             embedding_cache_hits=counted("cache_hits"),
             embedding_cache_misses=counted("cache_misses"),
-            queued_jobs=lambda: len(self.admission) - board.count(RUNNING),
-            running_jobs=lambda: board.count(RUNNING),
+            queued_jobs=lambda: len(self.admission) - tracker.count(RUNNING),
+            running_jobs=lambda: tracker.count(RUNNING),
             queue_limit=lambda: self.settings.max_queue,
             ready=lambda: float(self.ready),
             draining=lambda: float(self.admission.draining),
@@ -193,7 +193,7 @@ class Service:
             await self.store.add(job, at_once=idle)
             undo.pop_all()
         self.admission.settle(job.id)
-        self.runner.board.open(job)
+        self.runner.tracker.track(job)
         metrics.accepted(job)
         return StoredJob(job, int(job.created_at * 1000), new=True)
 
@@ -246,13 +246,13 @@ class Service:
         return place
 
     def _at_hand(self, id: str) -> StoredJob | None:
-        """Returns a job that is on the board, where no other server could know more of it."""
-        progress = self.runner.board[id] if self.store.alone else None
+        """Returns a tracked job, unless another server could know more of it."""
+        progress = self.runner.tracker[id] if self.store.alone else None
         return StoredJob(progress.job, 0, progress.outcome) if progress else None
 
     def show(self, stored: StoredJob) -> Video:
         elsewhere = stored.taken_by not in (None, self.settings.instance)
-        return video(stored, self.runner.board[stored.job.id], self.settings.keep_for, elsewhere)
+        return video(stored, self.runner.tracker[stored.job.id], self.settings.keep_for, elsewhere)
 
     async def cancel(self, owner: str, id: str) -> StoredJob:
         """Stops a job; one that ended stays as it is."""
@@ -266,7 +266,7 @@ class Service:
         return stored
 
     def _outcome_of(self, id: str) -> dict[str, Any] | None:
-        progress = self.runner.board[id]
+        progress = self.runner.tracker[id]
         return progress.outcome if progress else None
 
     async def delete(self, owner: str, id: str) -> None:
@@ -274,7 +274,7 @@ class Service:
         stored = await self.cancel(owner, id)
         await self.runner.left(id, DELETE_WAIT)
         await retention.delete(self.store, self.settings.videos, [id])
-        self.runner.board.drop(stored.job.id)
+        self.runner.tracker.discard(stored.job.id)
 
     async def withdraw(self, owner: str, id: str) -> None:
         """Takes a job back whose client left before it heard of it: the same request makes it anew, and waits for that here."""
@@ -285,7 +285,7 @@ class Service:
         """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
-            progress = self.runner.board[stored.job.id]
+            progress = self.runner.tracker[stored.job.id]
             if progress is not None and progress.outcome is not None:
                 return StoredJob(stored.job, stored.created, progress.outcome)
             if progress is None:
@@ -312,7 +312,7 @@ class Service:
                     self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
             except UNAVAILABLE as error:
                 log.warning("the database of jobs cannot be used: %s, %s", unwritable(error).code, type(error).__name__)
-            self.runner.board.forget()
+            self.runner.tracker.drop_finished()
 
     async def _look_after(self) -> None:
         now = time.monotonic()
@@ -336,7 +336,7 @@ class Service:
     async def _sweeper(self) -> None:
         while True:
             try:
-                await retention.sweep(self.store, self.settings, self.runner.board.drop)
+                await retention.sweep(self.store, self.settings, self.runner.tracker.discard)
             except (*UNAVAILABLE, OSError) as error:
                 log.warning("nothing was swept: %s", type(error).__name__)
             await asyncio.sleep(retention.EVERY)

@@ -1,4 +1,4 @@
-"""A job as the API shows it: what the store has, and what is newer on the board."""
+"""A job as the API shows it: the stored job, updated by its progress."""
 
 from itertools import islice, zip_longest
 from typing import Any

@@ -87,8 +87,8 @@ class JobProgress:
                 return
 
 
-class Board:
-    """Every job this server has heard of lately, by id."""
+class JobTracker:
+    """The progress of the jobs that this server has seen lately, by id."""
 
     def __init__(self) -> None:
         self._entries: dict[str, JobProgress] = {}
@@ -96,15 +96,15 @@ class Board:
     def __getitem__(self, id: str) -> JobProgress | None:
         return self._entries.get(id)
 
-    def open(self, job: Job) -> JobProgress:
-        """Returns a job's entry, made if need be."""
+    def track(self, job: Job) -> JobProgress:
+        """Returns the progress of a job; starts tracking it if needed."""
         return self._entries.setdefault(job.id, JobProgress(job))
 
-    def drop(self, id: str) -> None:
+    def discard(self, id: str) -> None:
         self._entries.pop(id, None)
 
-    def forget(self) -> None:
-        """Drops jobs that ended a while ago."""
+    def drop_finished(self) -> None:
+        """Drops the jobs that finished more than KEPT seconds ago."""
         now = time.monotonic()
         for id, entry in list(self._entries.items()):
             if entry.finished_at is not None and now - entry.finished_at > KEPT:

@@ -11,7 +11,7 @@ from typing import Any
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, Done, EngineClient, Event, Failed
 from vstar_engine.serving.jobs.job import Job
-from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, Board, JobProgress, completed, failed
+from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, JobProgress, JobTracker, completed, failed
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry import metrics, request_log, tracing
 
@@ -28,10 +28,10 @@ class Stopped(asyncio.CancelledError):
 
 
 class Runner:
-    """Runs jobs on an engine and publishes what happens to them on a board."""
+    """Runs jobs on an engine and reports their progress to a tracker."""
 
     def __init__(self, engine: EngineClient, settings: Settings, released: Callable[[str], None]):
-        self.engine, self.settings, self.board = engine, settings, Board()
+        self.engine, self.settings, self.tracker = engine, settings, JobTracker()
         self.stopping = False
         self.running: dict[str, Job] = {}
         self.started = asyncio.Event()
@@ -47,7 +47,7 @@ class Runner:
         """
         while job.id in self.running:
             await asyncio.sleep(TURN)
-        progress = self.board.open(job)
+        progress = self.tracker.track(job)
         self.running[job.id] = job
         try:
             with request_log.about(job.id):
@@ -64,7 +64,7 @@ class Runner:
 
     def _forget(self, progress: JobProgress) -> None:
         if progress.outcome is None:
-            self.board.drop(progress.job.id)
+            self.tracker.discard(progress.job.id)
             progress.notify()
 
     async def _wait_for_engine(self) -> None:
@@ -131,7 +131,7 @@ class Runner:
         if id not in self._made:
             return
         job, outcome = self._made.pop(id)
-        progress = self.board.open(job)
+        progress = self.tracker.track(job)
         if progress.outcome is None:
             progress.finish(outcome)
             self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
@@ -139,7 +139,7 @@ class Runner:
     def deleted(self, id: str) -> None:
         """Forgets a job that the store does not have any more, and what was written of it."""
         self._made.pop(id, None)
-        self.board.drop(id)
+        self.tracker.discard(id)
         result_files.discard(self.settings.videos, id)
 
     def _finish(self, job: Job, status: str) -> None:
@@ -149,7 +149,7 @@ class Runner:
     async def cancel(self, job: Job) -> None:
         """Stops a job that the store has recorded as cancelled."""
         self._made.pop(job.id, None)
-        progress = self.board.open(job)
+        progress = self.tracker.track(job)
         if progress.outcome is None:
             progress.finish(failed(CANCELLED, "cancelled on request"))
             self._finish(job, CANCELLED)
@@ -169,7 +169,7 @@ class Runner:
         """Lets running jobs end within `grace` seconds; the others, and what is left of these, wait in the store."""
         self.stopping = True
         for id in list(self.running):
-            progress = self.board[id]
+            progress = self.tracker[id]
             if progress is None or progress.status != RUNNING:
                 await self.engine.cancel(id)
         self.started.set()
