@@ -86,7 +86,7 @@ def submit(dispatcher, *jobs):
     return [asyncio.create_task(told(dispatcher, one)) for one in jobs]
 
 
-def test_jobs_are_spread_over_idle_workers_before_they_ride_together():
+def test_jobs_are_spread_over_idle_workers_before_they_are_batched():
     links = [Played("a"), Played("b")]
 
     async def act(dispatcher):

@@ -155,7 +155,7 @@ def test_videos_from_the_child_are_those_of_the_engine(mini, tmp_path):
         assert isinstance(heard[-1], events.Done)
         ours = frames_of(tmp_path / heard[-1].file)
         theirs = frames_of(mini.run(one.request()).save(tmp_path / "alone.mp4"))
-        # a byte of rounding where they rode together, doubled by the codec
+        # a byte of rounding where they were batched, doubled by the codec
         assert np.abs(ours - theirs).max() <= 2
 
 

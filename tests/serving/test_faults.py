@@ -29,7 +29,7 @@ STEP = 0.2
 # what a worker may hold on to of the 256 MiB that a job took before memory ran out
 LEFT = 64 * 2**20
 LONG = {"num_inference_steps": 20}
-# of another shape, so that they do not ride along
+# of another shape, so that they are not batched with it
 OTHER = {"num_frames": 12, "num_inference_steps": 20}
 MINI = {"size": "64x32", "num_frames": 4, "num_inference_steps": 12, "synopsis": ["snow", "flowers"], "enhance_prompt": None}
 

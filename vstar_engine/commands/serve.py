@@ -87,8 +87,8 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("max_steps", "denoising steps of a video")
     add("max_work", "frames x pixels x steps of a video")
     add("max_connections", "connections of clients; beyond, the one goes whose client is slowest")
-    add("max_batch", "videos that may ride in one batch, where that was measured to pay")
-    add("batch_delay", "seconds that a video waits for others to ride with", float, metavar="S")
+    add("max_batch", "largest batch, where warm-up measured that batching pays")
+    add("batch_delay", "seconds that a job waits for others to form a batch", float, metavar="S")
     add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
     group.add_argument(
         "--min-free",

@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The job left the engine's queue and rides in a batch of `batch`, itself counted."""
+    """The job left the engine's queue and runs in a batch of `batch` jobs, itself counted."""
 
     kind = "started"
     batch: int
@@ -126,7 +126,7 @@ FACTS = {
     "levels": "levels of the UNet that TAR may name",
     "max_frames": "longest clip",
     "text": "whether the engine has its text tower, else embeddings are needed",
-    "batch_limits": 'measured at warm-up: {"FRAMESxHEIGHTxWIDTH": jobs that may ride together}; other clips ride alone',
+    "batch_limits": 'measured at warm-up: {"FRAMESxHEIGHTxWIDTH": largest batch}; other clips are not batched',
     "step_seconds": "measured at warm-up: seconds of one step of the model's own size and 16 frames, None if unknown",
     "counters": "since the start: restarts, retried, batches, batched_jobs, between, cache_hits, cache_misses; "
     "now: waiting, running, workers, cache_bytes",

@@ -67,7 +67,7 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, tuple[int, int], int, tuple[str, ...]]:
-        """What jobs must have in common to ride one batch: frames, size, steps and how they are sampled."""
+        """Returns what the jobs of one batch have in common: frames, size, steps and fast-sampling options."""
         return self.frames, self.size, self.steps, self.fast
 
     @property

@@ -76,7 +76,7 @@ class Runner:
         since: float | None = None
         pause = LOOK
         while True:
-            last = await self._ride(job, progress)
+            last = await self._submit_once(job, progress)
             if self.stopping and not isinstance(last, Done):
                 raise Stopped
             if job.id in self._cancelled:
@@ -93,7 +93,7 @@ class Runner:
             await self._wait_for_space(job, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _ride(self, job: Job, progress: JobProgress) -> Done | Failed:
+    async def _submit_once(self, job: Job, progress: JobProgress) -> Done | Failed:
         """Submits a job once and follows it to its end."""
         if self.stopping or job.id in self._cancelled:
             return Failed(CANCELLED, "cancelled before it began")

@@ -130,7 +130,7 @@ class JobStore:
 
     @property
     def at_work(self) -> int:
-        """Returns how many jobs are with the engine at most, so that it can choose what rides together and goes between."""
+        """Returns how many jobs the engine holds at most: two batches, so that it can choose what to batch and interleave."""
         return 2 * self.settings.max_batch
 
     @property

@@ -67,7 +67,7 @@ JOB_SECONDS = Histogram("vstar_job_seconds", "From acceptance to the end of a jo
 QUEUE_SECONDS = Histogram("vstar_queue_seconds", "From acceptance to the engine", buckets=LONG, registry=REGISTRY)
 STAGE_SECONDS = Histogram("vstar_stage_seconds", "Of a stage of a video", ["stage"], buckets=LONG, registry=REGISTRY)
 STEP_SECONDS = Histogram("vstar_step_seconds", "Between two denoising steps of a job", buckets=SHORT, registry=REGISTRY)
-BATCH_SIZE = Histogram("vstar_batch_size", "Jobs that rode in one batch, counted by each", buckets=BATCHES, registry=REGISTRY)
+BATCH_SIZE = Histogram("vstar_batch_size", "Size of a job.s batch, observed once per job", buckets=BATCHES, registry=REGISTRY)
 REAL_TIME = Histogram("vstar_real_time_factor", "Seconds of work for a second of video", buckets=FACTORS, registry=REGISTRY)
 HTTP_SECONDS = Histogram(
     "vstar_http_seconds", "Of an answer's first byte", ["method", "route", "status"], buckets=HTTP, registry=REGISTRY

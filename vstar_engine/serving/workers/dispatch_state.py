@@ -39,7 +39,7 @@ class Link(Protocol):
 class Rules:
     """How jobs are put onto workers.
 
-    `buckets` (frames, height, width) are warmed, none: those that the model names. At most `max_batch` jobs ride together, and
+    `buckets` (frames, height, width) are warmed, none: those that the model names. At most `max_batch` jobs form one batch, and
     only where warming up measured that it pays; an idle worker waits `batch_delay` seconds for company. A job that was in a
     worker which died is tried `tries` times in all. `hang_after` is the least silence, in seconds, that counts as hung; None:
     10 on a GPU, 60 on a CPU, whose steps vary. A job is short, so that it may go between the steps of another, where it takes
@@ -68,7 +68,7 @@ class Ticket:
     heard: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     tries: int = 0
-    alone: bool = False  # rides with nobody: it was there when something went wrong
+    alone: bool = False  # runs in a batch of its own: it was on a worker that failed
     cancelled: bool = False
     lane: "Lane | None" = None
     together: bool = False  # something else was on the worker with it
@@ -79,7 +79,7 @@ class Ticket:
 
 
 @dataclass(eq=False)
-class Ride:
+class RunningBatch:
     """A batch on a worker: what it should take in seconds, and what it lent to shorter ones."""
 
     tickets: list[Ticket]
@@ -99,13 +99,13 @@ class Ride:
 
 @dataclass(eq=False)
 class Lane:
-    """One worker as it stands: what rides on it, and since when it has been silent."""
+    """One worker as it stands: its batches, and since when it has been silent."""
 
     link: Link
     up: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
-    rides: dict[int, Ride] = field(default_factory=dict)
+    batches: dict[int, RunningBatch] = field(default_factory=dict)
     tickets: set[Ticket] = field(default_factory=set)
     silent: float = 0.0
     fault: str = events.WORKER_CRASHED

@@ -1,4 +1,4 @@
-"""Jobs onto workers: what rides together, what goes between, what is tried again, and when a worker is given up."""
+"""Jobs onto workers: what forms a batch, what goes between, what is tried again, and when a worker is given up."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from vstar_engine.serving.jobs import events
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
-from .dispatch_state import Lane, Link, Message, Ride, Rules, Ticket, WorkerError
+from .dispatch_state import Lane, Link, Message, Rules, RunningBatch, Ticket, WorkerError
 from .step_times import Pace
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,9 @@ class Dispatcher:
         for ticket in [*self.waiting]:
             self._end(ticket, _closed())
         self.waiting.clear()
-        riding = [ticket.over.wait() for lane in self.lanes for ticket in lane.tickets]
+        ends = [ticket.over.wait() for lane in self.lanes for ticket in lane.tickets]
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*riding), grace)
+            await asyncio.wait_for(asyncio.gather(*ends), grace)
         await _stop(self.tasks)
         await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
         for ticket in [*self.tickets.values()]:
@@ -209,7 +209,7 @@ class Dispatcher:
         least = self.rules.hang_after
         if least is None:
             least = PATIENCE["cpu" if lane.facts["device"].startswith("cpu") else "gpu"]
-        longest = max((self.pace.longest(ride.job, len(ride.tickets)) for ride in lane.rides.values()), default=0.0)
+        longest = max((self.pace.longest(batch.job, len(batch.tickets)) for batch in lane.batches.values()), default=0.0)
         return max(HUNG_FACTOR * longest, least)
 
     def _hear(self, lane: Lane, message: Message) -> None:
@@ -218,9 +218,9 @@ class Dispatcher:
             if ticket is not None and ticket.lane is lane:
                 self._tell(ticket, events.event_from(message["event"]))
         elif message["say"] == "free":
-            ride = lane.rides.pop(message["run"])
+            batch = lane.batches.pop(message["run"])
             if message["steps"]:
-                self.pace.note(ride.job, len(ride.tickets), message["seconds"]["denoise"] / message["steps"])
+                self.pace.note(batch.job, len(batch.tickets), message["seconds"]["denoise"] / message["steps"])
             lane.counters = message["counters"]
             self.news.set()
         elif message["say"] == "failed":
@@ -235,9 +235,9 @@ class Dispatcher:
             self._end(ticket, event)
             return
         if isinstance(event, events.Step) and ticket.lane is not None:
-            for ride in ticket.lane.rides.values():
-                if ticket in ride.tickets:
-                    ride.done = event.done
+            for batch in ticket.lane.batches.values():
+                if ticket in batch.tickets:
+                    batch.done = event.done
         ticket.heard.put_nowait(event)
 
     def _failed(self, ticket: Ticket, code: str, message: str) -> None:
@@ -254,9 +254,9 @@ class Dispatcher:
 
         Those whose video was only being written are not suspected while others were on the device.
         """
-        riding = {ticket for ride in lane.rides.values() for ticket in ride.tickets}
-        suspects = (riding & lane.tickets) or lane.tickets
-        lane.rides.clear()
+        running = {ticket for batch in lane.batches.values() for ticket in batch.tickets}
+        suspects = (running & lane.tickets) or lane.tickets
+        lane.batches.clear()
         again = []
         for ticket in sorted(lane.tickets, key=lambda ticket: ticket.rank):
             ticket.tries += ticket in suspects
@@ -305,10 +305,10 @@ class Dispatcher:
     def _fill(self) -> float | None:
         """Puts what can go onto workers; gives the seconds after which more may."""
         pauses = []
-        for lane in sorted(self.lanes, key=lambda lane: len(lane.rides)):
+        for lane in sorted(self.lanes, key=lambda lane: len(lane.batches)):
             if not lane.up:
                 continue
-            tickets, pause = self._next(lane) if not lane.rides else (self._between(lane), None)
+            tickets, pause = self._next(lane) if not lane.batches else (self._between(lane), None)
             if tickets:
                 self._put(lane, tickets)
                 pause = 0.0
@@ -323,7 +323,7 @@ class Dispatcher:
         first = self.waiting[0]
         if first.alone and lane.tickets:  # videos are being written: their end is heard of
             return [], None
-        idle = sum(lane.up and not lane.rides for lane in self.lanes)
+        idle = sum(lane.up and not lane.batches for lane in self.lanes)
         found = self._like(lane, first, idle)
         left = first.arrived + self.rules.batch_delay - time.monotonic()
         if not first.alone and idle == 1 and len(found) < self._limit(lane, first.job) and left > 0:
@@ -331,7 +331,7 @@ class Dispatcher:
         return found, None
 
     def _like(self, lane: Lane, first: Ticket, lanes: int = 1) -> list[Ticket]:
-        """Returns the jobs that ride with one, that one first; such jobs are spread over so many lanes."""
+        """Returns the jobs to batch with one, that one first; such jobs are spread over so many lanes."""
         if first.alone:
             return [first]
         alike = [ticket for ticket in self.waiting if ticket.job.shape == first.job.shape and not ticket.alone]
@@ -343,15 +343,15 @@ class Dispatcher:
 
     def _between(self, lane: Lane) -> list[Ticket]:
         """Chooses short jobs that go between the steps of the one batch on a worker, while that can lend the time."""
-        (ride, *others) = lane.rides.values()
-        if others or ride.tickets[0].alone:
+        (batch, *others) = lane.batches.values()
+        if others or batch.tickets[0].alone:
             return []
         for first in self.waiting:
             found = self._like(lane, first)
             takes = self.pace.whole(first.job, len(found))
-            fits = takes <= self.rules.short * ride.left and ride.lent + takes <= self.rules.lent * ride.expected
+            fits = takes <= self.rules.short * batch.left and batch.lent + takes <= self.rules.lent * batch.expected
             if not first.alone and fits:
-                ride.lent += takes
+                batch.lent += takes
                 self.counts["between"] += len(found)
                 return found
         return []
@@ -361,8 +361,8 @@ class Dispatcher:
         for ticket in tickets:
             self.waiting.remove(ticket)
             ticket.lane = lane
-        beside = [ticket for ride in lane.rides.values() for ticket in ride.tickets]
-        lane.rides[number] = Ride(tickets, self.pace.whole(tickets[0].job, len(tickets)), time.monotonic())
+        beside = [ticket for batch in lane.batches.values() for ticket in batch.tickets]
+        lane.batches[number] = RunningBatch(tickets, self.pace.whole(tickets[0].job, len(tickets)), time.monotonic())
         lane.tickets.update(tickets)
         if len(tickets) + len(beside) > 1:
             for ticket in (*tickets, *beside):

@@ -69,9 +69,9 @@ class Run:
     shown: float = 0.0
 
     def index(self, id: str) -> int | None:
-        """Finds a job that still rides along."""
-        riding = {self.jobs[row.index].id: row.index for row in self.batch.rows}
-        return riding.get(id)
+        """Returns the index of a job that is still in the batch."""
+        running = {self.jobs[row.index].id: row.index for row in self.batch.rows}
+        return running.get(id)
 
 
 @dataclass
@@ -166,13 +166,13 @@ class Worker:
             self.step(self.runs[-1])
 
     def step(self, run: Run) -> None:
-        riding = [run.jobs[row.index] for row in run.batch.rows]
+        running = [run.jobs[row.index] for row in run.batch.rows]
 
         def work() -> bool:
             self.renderer.step(run.batch)
             return True
 
-        if self.guarded(run.number, riding, work) is None:
+        if self.guarded(run.number, running, work) is None:
             self.leave(run)
             return
         self.progress(run)
