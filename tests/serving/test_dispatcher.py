@@ -90,7 +90,7 @@ def test_jobs_are_spread_over_idle_workers_before_they_are_batched():
     links = [Played("a"), Played("b")]
 
     async def act(dispatcher):
-        await until(lambda: all(lane.up for lane in dispatcher.lanes))
+        await until(lambda: all(worker.ready for worker in dispatcher.workers))
         tasks = submit(dispatcher, *(job(seed=seed) for seed in range(4)))
         await until(lambda: all(link.runs for link in links))
         sizes = [len(link.runs[0]["jobs"]) for link in links]
@@ -150,7 +150,7 @@ def test_jobs_of_a_worker_that_dies_go_to_another():
 
     async def act(dispatcher):
         (task,) = submit(dispatcher, job())
-        await until(lambda: links[0].runs and dispatcher.lanes[1].up)
+        await until(lambda: links[0].runs and dispatcher.workers[1].ready)
         links[0].after = 60.0
         await links[0].kill()
         await until(lambda: links[1].runs)

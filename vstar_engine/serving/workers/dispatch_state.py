@@ -70,7 +70,7 @@ class Ticket:
     tries: int = 0
     alone: bool = False  # runs in a batch of its own: it was on a worker that failed
     cancelled: bool = False
-    lane: "Lane | None" = None
+    worker: "WorkerState | None" = None
     together: bool = False  # something else was on the worker with it
 
     @property
@@ -98,11 +98,11 @@ class RunningBatch:
 
 
 @dataclass(eq=False)
-class Lane:
+class WorkerState:
     """One worker as it stands: its batches, and since when it has been silent."""
 
     link: Link
-    up: bool = False
+    ready: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     batches: dict[int, RunningBatch] = field(default_factory=dict)

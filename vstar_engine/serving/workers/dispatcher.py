@@ -12,7 +12,7 @@ from vstar_engine.serving.jobs import events
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
-from .dispatch_state import Lane, Link, Message, Rules, RunningBatch, Ticket, WorkerError
+from .dispatch_state import Link, Message, Rules, RunningBatch, Ticket, WorkerError, WorkerState
 from .step_times import Pace
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Dispatcher:
     """An `EngineClient` in front of one or more workers."""
 
     def __init__(self, links: Sequence[Link], start: Message, rules: Rules):
-        self.lanes = [Lane(link) for link in links]
+        self.workers = [WorkerState(link) for link in links]
         self.rules, self.start_message = rules, start
         self.waiting: list[Ticket] = []
         self.tickets: dict[str, Ticket] = {}
@@ -46,14 +46,14 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Starts every worker; returns when the first is ready, raises WorkerError where that one cannot be started."""
-        opened = [asyncio.create_task(self._open(lane)) for lane in self.lanes]
+        opened = [asyncio.create_task(self._open(worker)) for worker in self.workers]
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._abandon, opened)
             done, _ = await asyncio.wait(opened, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             undo.pop_all()
-        tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
+        tended = (self._tend(worker, opening) for worker, opening in zip(self.workers, opened, strict=True))
         self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
 
     async def run(self) -> None:
@@ -65,17 +65,17 @@ class Dispatcher:
     async def _abandon(self, opened: "Sequence[asyncio.Task[Any]]") -> None:
         """Ends workers whose start failed or was given up."""
         await _stop(opened)
-        await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
+        await asyncio.gather(*(worker.link.kill() for worker in self.workers))
 
     @property
     def ready(self) -> bool:
-        return not self.closing and any(lane.up for lane in self.lanes)
+        return not self.closing and any(worker.ready for worker in self.workers)
 
     def facts(self) -> dict[str, Any]:
         """Describes the model, and counts what happened on the workers."""
-        running = sum(len(lane.tickets) for lane in self.lanes)
-        now = {"waiting": len(self.waiting), "running": running, "workers": sum(lane.up for lane in self.lanes)}
-        caches = {name: sum(lane.counters.get(name, 0) for lane in self.lanes) for name in CACHES}
+        running = sum(len(worker.tickets) for worker in self.workers)
+        now = {"waiting": len(self.waiting), "running": running, "workers": sum(worker.ready for worker in self.workers)}
+        caches = {name: sum(worker.counters.get(name, 0) for worker in self.workers) for name in CACHES}
         return {**self.described, "counters": {**self.counts, **now, **caches}}
 
     async def submit(self, job: Job) -> AsyncIterator[events.Event]:
@@ -106,11 +106,11 @@ class Dispatcher:
         if ticket is None:
             return
         ticket.cancelled = True
-        if ticket.lane is None:
+        if ticket.worker is None:
             self.waiting.remove(ticket)
             self._end(ticket, _cancelled())
         else:
-            ticket.lane.link.send({"do": "cancel", "id": id})
+            ticket.worker.link.send({"do": "cancel", "id": id})
 
     async def close(self, grace: float) -> None:
         """Ends the workers; jobs on them have `grace` seconds, jobs that wait are given back at once."""
@@ -118,18 +118,18 @@ class Dispatcher:
         for ticket in [*self.waiting]:
             self._end(ticket, _closed())
         self.waiting.clear()
-        ends = [ticket.over.wait() for lane in self.lanes for ticket in lane.tickets]
+        ends = [ticket.over.wait() for worker in self.workers for ticket in worker.tickets]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*ends), grace)
         await _stop(self.tasks)
-        await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
+        await asyncio.gather(*(worker.link.kill() for worker in self.workers))
         for ticket in [*self.tickets.values()]:
             self._end(ticket, _closed())
 
     # --- workers
 
-    async def _open(self, lane: Lane) -> AsyncIterator[Message]:
-        """Starts a lane's worker and waits until it is ready."""
+    async def _open(self, worker: WorkerState) -> AsyncIterator[Message]:
+        """Starts a worker's worker and waits until it is ready."""
         known = {name: self.described[name] for name in ("batch_limits", "paces") if name in self.described}
         rules = self.rules
         message = {
@@ -142,52 +142,52 @@ class Dispatcher:
             "log_json": json_log.as_json(),
         }
         try:
-            stream = await lane.link.open({"do": "start", **message})
+            stream = await worker.link.open({"do": "start", **message})
         except OSError as error:
-            raise WorkerError(f"{lane.link.name} cannot be started: {error}") from error
+            raise WorkerError(f"{worker.link.name} cannot be started: {error}") from error
         try:
             async with asyncio.timeout(rules.start_timeout):
                 first = await anext(stream, None)
         except TimeoutError:
-            await lane.link.kill()
-            raise WorkerError(f"{lane.link.name} was not ready after {rules.start_timeout:.0f} s") from None
+            await worker.link.kill()
+            raise WorkerError(f"{worker.link.name} was not ready after {rules.start_timeout:.0f} s") from None
         if first is None:
-            raise WorkerError(f"{lane.link.name} ended before it was ready; its log says why")
+            raise WorkerError(f"{worker.link.name} ended before it was ready; its log says why")
         if first["say"] == "refused":
-            await lane.link.kill()
+            await worker.link.kill()
             raise WorkerError(first["message"], first["exit_code"])
-        lane.facts = first["facts"]
-        self.described = {**self.described, **lane.facts}
-        self.pace.learn(lane.facts["paces"])
-        lane.up, lane.silent, lane.fault = True, 0.0, events.WORKER_CRASHED
+        worker.facts = first["facts"]
+        self.described = {**self.described, **worker.facts}
+        self.pace.learn(worker.facts["paces"])
+        worker.ready, worker.silent, worker.fault = True, 0.0, events.WORKER_CRASHED
         self.news.set()
         return stream
 
-    async def _tend(self, lane: Lane, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
+    async def _tend(self, worker: WorkerState, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
         """Hears a worker until it is gone, then starts it again, for as long as the engine is open."""
         try:
             stream = await opening
         except WorkerError as error:
             log.error("%s", error)
-            stream = await self._reopen(lane)
+            stream = await self._reopen(worker)
         while True:
             async for message in stream:
-                lane.silent = 0.0
-                self._hear(lane, message)
-            lane.up = False
-            log.warning("%s is gone (%s)", lane.link.name, lane.fault)
-            await lane.link.kill()
-            self._lose(lane)
-            stream = await self._reopen(lane)
+                worker.silent = 0.0
+                self._hear(worker, message)
+            worker.ready = False
+            log.warning("%s is gone (%s)", worker.link.name, worker.fault)
+            await worker.link.kill()
+            self._lose(worker)
+            stream = await self._reopen(worker)
             self.counts["restarts"] += 1
 
-    async def _reopen(self, lane: Lane) -> AsyncIterator[Message]:
+    async def _reopen(self, worker: WorkerState) -> AsyncIterator[Message]:
         pause = RETRY_FIRST
         while True:
             try:
-                return await self._open(lane)
+                return await self._open(worker)
             except WorkerError as error:
-                log.error("%s cannot be started again, next try in %.1f s: %s", lane.link.name, pause, error)
+                log.error("%s cannot be started again, next try in %.1f s: %s", worker.link.name, pause, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_LAST)
 
@@ -195,37 +195,37 @@ class Dispatcher:
         """Ends workers that hang. Time is counted in ticks, so that a pause of this very process is no one's fault."""
         while True:
             await asyncio.sleep(TICK)
-            for lane in self.lanes:
-                if not lane.up or not lane.tickets:
-                    lane.silent = 0.0
+            for worker in self.workers:
+                if not worker.ready or not worker.tickets:
+                    worker.silent = 0.0
                     continue
-                lane.silent += TICK
-                if lane.silent > self._patience(lane):
-                    log.error("%s has been silent for %.1f s: it is ended", lane.link.name, lane.silent)
-                    lane.fault, lane.silent = events.WORKER_HUNG, 0.0
-                    await lane.link.kill()
+                worker.silent += TICK
+                if worker.silent > self._patience(worker):
+                    log.error("%s has been silent for %.1f s: it is ended", worker.link.name, worker.silent)
+                    worker.fault, worker.silent = events.WORKER_HUNG, 0.0
+                    await worker.link.kill()
 
-    def _patience(self, lane: Lane) -> float:
+    def _patience(self, worker: WorkerState) -> float:
         least = self.rules.hang_after
         if least is None:
-            least = PATIENCE["cpu" if lane.facts["device"].startswith("cpu") else "gpu"]
-        longest = max((self.pace.longest(batch.job, len(batch.tickets)) for batch in lane.batches.values()), default=0.0)
+            least = PATIENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
+        longest = max((self.pace.longest(batch.job, len(batch.tickets)) for batch in worker.batches.values()), default=0.0)
         return max(HUNG_FACTOR * longest, least)
 
-    def _hear(self, lane: Lane, message: Message) -> None:
+    def _hear(self, worker: WorkerState, message: Message) -> None:
         if message["say"] == "event":
             ticket = self.tickets.get(message["id"])
-            if ticket is not None and ticket.lane is lane:
+            if ticket is not None and ticket.worker is worker:
                 self._tell(ticket, events.event_from(message["event"]))
         elif message["say"] == "free":
-            batch = lane.batches.pop(message["run"])
+            batch = worker.batches.pop(message["run"])
             if message["steps"]:
                 self.pace.note(batch.job, len(batch.tickets), message["seconds"]["denoise"] / message["steps"])
-            lane.counters = message["counters"]
+            worker.counters = message["counters"]
             self.news.set()
         elif message["say"] == "failed":
             for id in message["ids"]:
-                if (ticket := self.tickets.get(id)) is not None and ticket.lane is lane:
+                if (ticket := self.tickets.get(id)) is not None and ticket.worker is worker:
                     self._failed(ticket, message["code"], message["message"])
         else:
             raise ValueError(f"a worker says event, free or failed, got {message['say']!r}")
@@ -234,8 +234,8 @@ class Dispatcher:
         if isinstance(event, events.Done | events.Failed):
             self._end(ticket, event)
             return
-        if isinstance(event, events.Step) and ticket.lane is not None:
-            for batch in ticket.lane.batches.values():
+        if isinstance(event, events.Step) and ticket.worker is not None:
+            for batch in ticket.worker.batches.values():
                 if ticket in batch.tickets:
                     batch.done = event.done
         ticket.heard.put_nowait(event)
@@ -249,38 +249,40 @@ class Dispatcher:
         else:
             self._end(ticket, events.Failed(code, message))
 
-    def _lose(self, lane: Lane) -> None:
+    def _lose(self, worker: WorkerState) -> None:
         """Takes a dead worker's jobs back: each is tried again, alone, for any of them may have been the cause.
 
         Those whose video was only being written are not suspected while others were on the device.
         """
-        running = {ticket for batch in lane.batches.values() for ticket in batch.tickets}
-        suspects = (running & lane.tickets) or lane.tickets
-        lane.batches.clear()
+        running = {ticket for batch in worker.batches.values() for ticket in batch.tickets}
+        suspects = (running & worker.tickets) or worker.tickets
+        worker.batches.clear()
         again = []
-        for ticket in sorted(lane.tickets, key=lambda ticket: ticket.rank):
+        for ticket in sorted(worker.tickets, key=lambda ticket: ticket.rank):
             ticket.tries += ticket in suspects
             if ticket.cancelled:
                 self._end(ticket, _cancelled())
             elif ticket.tries >= self.rules.tries:
-                what = "hung" if lane.fault == events.WORKER_HUNG else "died"
-                self._end(ticket, events.Failed(lane.fault, f"the worker {what} {ticket.tries} times while making this video"))
+                what = "hung" if worker.fault == events.WORKER_HUNG else "died"
+                self._end(
+                    ticket, events.Failed(worker.fault, f"the worker {what} {ticket.tries} times while making this video")
+                )
             else:
                 again.append(ticket)
         self._again(again)
 
     def _again(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
-            assert ticket.lane is not None
-            ticket.lane.tickets.discard(ticket)
-            ticket.lane, ticket.alone = None, True
+            assert ticket.worker is not None
+            ticket.worker.tickets.discard(ticket)
+            ticket.worker, ticket.alone = None, True
             self.counts["retried"] += 1
             self._queue(ticket)
 
     def _end(self, ticket: Ticket, event: events.Event) -> None:
-        if ticket.lane is not None:
-            ticket.lane.tickets.discard(ticket)
-        ticket.lane = None
+        if ticket.worker is not None:
+            ticket.worker.tickets.discard(ticket)
+        ticket.worker = None
         del self.tickets[ticket.job.id]
         ticket.heard.put_nowait(event)
         ticket.over.set()
@@ -305,49 +307,49 @@ class Dispatcher:
     def _fill(self) -> float | None:
         """Puts what can go onto workers; gives the seconds after which more may."""
         pauses = []
-        for lane in sorted(self.lanes, key=lambda lane: len(lane.batches)):
-            if not lane.up:
+        for worker in sorted(self.workers, key=lambda worker: len(worker.batches)):
+            if not worker.ready:
                 continue
-            tickets, pause = self._next(lane) if not lane.batches else (self._between(lane), None)
+            tickets, pause = self._next(worker) if not worker.batches else (self._between(worker), None)
             if tickets:
-                self._put(lane, tickets)
+                self._put(worker, tickets)
                 pause = 0.0
             if pause is not None:
                 pauses.append(pause)
         return min(pauses, default=None)
 
-    def _next(self, lane: Lane) -> tuple[list[Ticket], float | None]:
+    def _next(self, worker: WorkerState) -> tuple[list[Ticket], float | None]:
         """Chooses the batch for an idle worker, or says how long to wait for one."""
         if not self.waiting:
             return [], None
         first = self.waiting[0]
-        if first.alone and lane.tickets:  # videos are being written: their end is heard of
+        if first.alone and worker.tickets:  # videos are being written: their end is heard of
             return [], None
-        idle = sum(lane.up and not lane.batches for lane in self.lanes)
-        found = self._like(lane, first, idle)
+        idle = sum(worker.ready and not worker.batches for worker in self.workers)
+        found = self._like(worker, first, idle)
         left = first.arrived + self.rules.batch_delay - time.monotonic()
-        if not first.alone and idle == 1 and len(found) < self._limit(lane, first.job) and left > 0:
+        if not first.alone and idle == 1 and len(found) < self._limit(worker, first.job) and left > 0:
             return [], left
         return found, None
 
-    def _like(self, lane: Lane, first: Ticket, lanes: int = 1) -> list[Ticket]:
-        """Returns the jobs to batch with one, that one first; such jobs are spread over so many lanes."""
+    def _like(self, worker: WorkerState, first: Ticket, workers: int = 1) -> list[Ticket]:
+        """Returns the jobs to batch with one, that one first; such jobs are spread over so many workers."""
         if first.alone:
             return [first]
         alike = [ticket for ticket in self.waiting if ticket.job.shape == first.job.shape and not ticket.alone]
-        return alike[: min(self._limit(lane, first.job), -(-len(alike) // lanes))]
+        return alike[: min(self._limit(worker, first.job), -(-len(alike) // workers))]
 
-    def _limit(self, lane: Lane, job: Job) -> int:
-        limits: Mapping[str, int] = lane.facts["batch_limits"]
+    def _limit(self, worker: WorkerState, job: Job) -> int:
+        limits: Mapping[str, int] = worker.facts["batch_limits"]
         return limits.get("x".join(map(str, (job.frames, *job.size))), 1)
 
-    def _between(self, lane: Lane) -> list[Ticket]:
+    def _between(self, worker: WorkerState) -> list[Ticket]:
         """Chooses short jobs that go between the steps of the one batch on a worker, while that can lend the time."""
-        (batch, *others) = lane.batches.values()
+        (batch, *others) = worker.batches.values()
         if others or batch.tickets[0].alone:
             return []
         for first in self.waiting:
-            found = self._like(lane, first)
+            found = self._like(worker, first)
             takes = self.pace.whole(first.job, len(found))
             fits = takes <= self.rules.short * batch.left and batch.lent + takes <= self.rules.lent * batch.expected
             if not first.alone and fits:
@@ -356,23 +358,23 @@ class Dispatcher:
                 return found
         return []
 
-    def _put(self, lane: Lane, tickets: list[Ticket]) -> None:
+    def _put(self, worker: WorkerState, tickets: list[Ticket]) -> None:
         number = next(self.numbers)
         for ticket in tickets:
             self.waiting.remove(ticket)
-            ticket.lane = lane
-        beside = [ticket for batch in lane.batches.values() for ticket in batch.tickets]
-        lane.batches[number] = RunningBatch(tickets, self.pace.whole(tickets[0].job, len(tickets)), time.monotonic())
-        lane.tickets.update(tickets)
+            ticket.worker = worker
+        beside = [ticket for batch in worker.batches.values() for ticket in batch.tickets]
+        worker.batches[number] = RunningBatch(tickets, self.pace.whole(tickets[0].job, len(tickets)), time.monotonic())
+        worker.tickets.update(tickets)
         if len(tickets) + len(beside) > 1:
             for ticket in (*tickets, *beside):
                 ticket.together = True
         else:
             tickets[0].together = False
-        lane.silent = 0.0
+        worker.silent = 0.0
         self.counts["batches"] += 1
         self.counts["batched_jobs"] += len(tickets)
-        lane.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
+        worker.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
 
 
 async def _stop(tasks: Iterable["asyncio.Task[Any]"]) -> None:
