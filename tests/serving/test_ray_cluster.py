@@ -166,7 +166,7 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
             heard = [[] for _ in jobs]
             tasks = [asyncio.create_task(told(engine, one, found)) for one, found in zip(jobs, heard, strict=True)]
             await until(lambda: sum(isinstance(event, events.Step) for found in heard for event in found) > 10)
-            busy = [worker for worker in engine.workers if worker.tickets]
+            busy = [worker for worker in engine.workers if worker.jobs]
             assert len(busy) == 2
             ray.kill(busy[0].link.actor)
             await until(lambda: engine.facts()["counters"]["restarts"] == 1)

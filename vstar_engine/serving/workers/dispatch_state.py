@@ -59,7 +59,7 @@ class Rules:
 
 
 @dataclass(eq=False)
-class Ticket:
+class PendingJob:
     """A job on its way: what its stream still has to hear, and how often it was tried."""
 
     job: Job
@@ -82,7 +82,7 @@ class Ticket:
 class RunningBatch:
     """A batch on a worker: what it should take in seconds, and what it lent to shorter ones."""
 
-    tickets: list[Ticket]
+    jobs: list[PendingJob]
     expected: float
     began: float
     lent: float = 0.0
@@ -90,7 +90,7 @@ class RunningBatch:
 
     @property
     def job(self) -> Job:
-        return self.tickets[0].job
+        return self.jobs[0].job
 
     @property
     def left(self) -> float:
@@ -106,6 +106,6 @@ class WorkerState:
     facts: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     batches: dict[int, RunningBatch] = field(default_factory=dict)
-    tickets: set[Ticket] = field(default_factory=set)
+    jobs: set[PendingJob] = field(default_factory=set)
     silent: float = 0.0
     fault: str = events.WORKER_CRASHED

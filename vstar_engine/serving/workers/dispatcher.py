@@ -12,7 +12,7 @@ from vstar_engine.serving.jobs import events
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
-from .dispatch_state import Link, Message, Rules, RunningBatch, Ticket, WorkerError, WorkerState
+from .dispatch_state import Link, Message, PendingJob, Rules, RunningBatch, WorkerError, WorkerState
 from .step_times import Pace
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class Dispatcher:
     def __init__(self, links: Sequence[Link], start: Message, rules: Rules):
         self.workers = [WorkerState(link) for link in links]
         self.rules, self.start_message = rules, start
-        self.waiting: list[Ticket] = []
-        self.tickets: dict[str, Ticket] = {}
+        self.waiting: list[PendingJob] = []
+        self.pending: dict[str, PendingJob] = {}
         self.numbers, self.orders = itertools.count(1), itertools.count()
         self.pace = Pace()
         self.described: dict[str, Any] = {}
@@ -73,63 +73,63 @@ class Dispatcher:
 
     def facts(self) -> dict[str, Any]:
         """Describes the model, and counts what happened on the workers."""
-        running = sum(len(worker.tickets) for worker in self.workers)
+        running = sum(len(worker.jobs) for worker in self.workers)
         now = {"waiting": len(self.waiting), "running": running, "workers": sum(worker.ready for worker in self.workers)}
         caches = {name: sum(worker.counters.get(name, 0) for worker in self.workers) for name in CACHES}
         return {**self.described, "counters": {**self.counts, **now, **caches}}
 
     async def submit(self, job: Job) -> AsyncIterator[events.Event]:
         """Makes a job's video; a stream that is closed before its end cancels the job."""
-        while (before := self.tickets.get(job.id)) is not None:
+        while (before := self.pending.get(job.id)) is not None:
             if not before.cancelled:
                 raise ValueError(f"job {job.id} is on its way already")
             await before.over.wait()
         if self.closing:
             yield _closed()
             return
-        ticket = Ticket(job, next(self.orders), time.monotonic())
-        self.tickets[job.id] = ticket
-        self._queue(ticket)
+        pending = PendingJob(job, next(self.orders), time.monotonic())
+        self.pending[job.id] = pending
+        self._queue(pending)
         try:
             while True:
-                event = await ticket.heard.get()
+                event = await pending.heard.get()
                 yield event
                 if isinstance(event, events.Done | events.Failed):
                     return
         finally:
-            if not ticket.over.is_set():
+            if not pending.over.is_set():
                 await self.cancel(job.id)
 
     async def cancel(self, id: str) -> None:
         """Stops a job: one that waits at once, one on a worker before its next step."""
-        ticket = self.tickets.get(id)
-        if ticket is None:
+        pending = self.pending.get(id)
+        if pending is None:
             return
-        ticket.cancelled = True
-        if ticket.worker is None:
-            self.waiting.remove(ticket)
-            self._end(ticket, _cancelled())
+        pending.cancelled = True
+        if pending.worker is None:
+            self.waiting.remove(pending)
+            self._end(pending, _cancelled())
         else:
-            ticket.worker.link.send({"do": "cancel", "id": id})
+            pending.worker.link.send({"do": "cancel", "id": id})
 
     async def close(self, grace: float) -> None:
         """Ends the workers; jobs on them have `grace` seconds, jobs that wait are given back at once."""
         self.closing = True
-        for ticket in [*self.waiting]:
-            self._end(ticket, _closed())
+        for pending in [*self.waiting]:
+            self._end(pending, _closed())
         self.waiting.clear()
-        ends = [ticket.over.wait() for worker in self.workers for ticket in worker.tickets]
+        ends = [pending.over.wait() for worker in self.workers for pending in worker.jobs]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*ends), grace)
         await _stop(self.tasks)
         await asyncio.gather(*(worker.link.kill() for worker in self.workers))
-        for ticket in [*self.tickets.values()]:
-            self._end(ticket, _closed())
+        for pending in [*self.pending.values()]:
+            self._end(pending, _closed())
 
     # --- workers
 
     async def _open(self, worker: WorkerState) -> AsyncIterator[Message]:
-        """Starts a worker's worker and waits until it is ready."""
+        """Starts a worker's process and waits until it is ready."""
         known = {name: self.described[name] for name in ("batch_limits", "paces") if name in self.described}
         rules = self.rules
         message = {
@@ -196,7 +196,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(TICK)
             for worker in self.workers:
-                if not worker.ready or not worker.tickets:
+                if not worker.ready or not worker.jobs:
                     worker.silent = 0.0
                     continue
                 worker.silent += TICK
@@ -209,90 +209,90 @@ class Dispatcher:
         least = self.rules.hang_after
         if least is None:
             least = PATIENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
-        longest = max((self.pace.longest(batch.job, len(batch.tickets)) for batch in worker.batches.values()), default=0.0)
+        longest = max((self.pace.longest(batch.job, len(batch.jobs)) for batch in worker.batches.values()), default=0.0)
         return max(HUNG_FACTOR * longest, least)
 
     def _hear(self, worker: WorkerState, message: Message) -> None:
         if message["say"] == "event":
-            ticket = self.tickets.get(message["id"])
-            if ticket is not None and ticket.worker is worker:
-                self._tell(ticket, events.event_from(message["event"]))
+            pending = self.pending.get(message["id"])
+            if pending is not None and pending.worker is worker:
+                self._tell(pending, events.event_from(message["event"]))
         elif message["say"] == "free":
             batch = worker.batches.pop(message["run"])
             if message["steps"]:
-                self.pace.note(batch.job, len(batch.tickets), message["seconds"]["denoise"] / message["steps"])
+                self.pace.note(batch.job, len(batch.jobs), message["seconds"]["denoise"] / message["steps"])
             worker.counters = message["counters"]
             self.news.set()
         elif message["say"] == "failed":
             for id in message["ids"]:
-                if (ticket := self.tickets.get(id)) is not None and ticket.worker is worker:
-                    self._failed(ticket, message["code"], message["message"])
+                if (pending := self.pending.get(id)) is not None and pending.worker is worker:
+                    self._failed(pending, message["code"], message["message"])
         else:
             raise ValueError(f"a worker says event, free or failed, got {message['say']!r}")
 
-    def _tell(self, ticket: Ticket, event: events.Event) -> None:
+    def _tell(self, pending: PendingJob, event: events.Event) -> None:
         if isinstance(event, events.Done | events.Failed):
-            self._end(ticket, event)
+            self._end(pending, event)
             return
-        if isinstance(event, events.Step) and ticket.worker is not None:
-            for batch in ticket.worker.batches.values():
-                if ticket in batch.tickets:
+        if isinstance(event, events.Step) and pending.worker is not None:
+            for batch in pending.worker.batches.values():
+                if pending in batch.jobs:
                     batch.done = event.done
-        ticket.heard.put_nowait(event)
+        pending.heard.put_nowait(event)
 
-    def _failed(self, ticket: Ticket, code: str, message: str) -> None:
+    def _failed(self, pending: PendingJob, code: str, message: str) -> None:
         """Tries a job alone that failed in company; one that was alone has failed."""
-        if ticket.cancelled:
-            self._end(ticket, _cancelled())
-        elif ticket.together:
-            self._again([ticket])
+        if pending.cancelled:
+            self._end(pending, _cancelled())
+        elif pending.together:
+            self._again([pending])
         else:
-            self._end(ticket, events.Failed(code, message))
+            self._end(pending, events.Failed(code, message))
 
     def _lose(self, worker: WorkerState) -> None:
         """Takes a dead worker's jobs back: each is tried again, alone, for any of them may have been the cause.
 
         Those whose video was only being written are not suspected while others were on the device.
         """
-        running = {ticket for batch in worker.batches.values() for ticket in batch.tickets}
-        suspects = (running & worker.tickets) or worker.tickets
+        running = {pending for batch in worker.batches.values() for pending in batch.jobs}
+        suspects = (running & worker.jobs) or worker.jobs
         worker.batches.clear()
         again = []
-        for ticket in sorted(worker.tickets, key=lambda ticket: ticket.rank):
-            ticket.tries += ticket in suspects
-            if ticket.cancelled:
-                self._end(ticket, _cancelled())
-            elif ticket.tries >= self.rules.tries:
+        for pending in sorted(worker.jobs, key=lambda pending: pending.rank):
+            pending.tries += pending in suspects
+            if pending.cancelled:
+                self._end(pending, _cancelled())
+            elif pending.tries >= self.rules.tries:
                 what = "hung" if worker.fault == events.WORKER_HUNG else "died"
                 self._end(
-                    ticket, events.Failed(worker.fault, f"the worker {what} {ticket.tries} times while making this video")
+                    pending, events.Failed(worker.fault, f"the worker {what} {pending.tries} times while making this video")
                 )
             else:
-                again.append(ticket)
+                again.append(pending)
         self._again(again)
 
-    def _again(self, tickets: Iterable[Ticket]) -> None:
-        for ticket in tickets:
-            assert ticket.worker is not None
-            ticket.worker.tickets.discard(ticket)
-            ticket.worker, ticket.alone = None, True
+    def _again(self, jobs: Iterable[PendingJob]) -> None:
+        for pending in jobs:
+            assert pending.worker is not None
+            pending.worker.jobs.discard(pending)
+            pending.worker, pending.alone = None, True
             self.counts["retried"] += 1
-            self._queue(ticket)
+            self._queue(pending)
 
-    def _end(self, ticket: Ticket, event: events.Event) -> None:
-        if ticket.worker is not None:
-            ticket.worker.tickets.discard(ticket)
-        ticket.worker = None
-        del self.tickets[ticket.job.id]
-        ticket.heard.put_nowait(event)
-        ticket.over.set()
+    def _end(self, pending: PendingJob, event: events.Event) -> None:
+        if pending.worker is not None:
+            pending.worker.jobs.discard(pending)
+        pending.worker = None
+        del self.pending[pending.job.id]
+        pending.heard.put_nowait(event)
+        pending.over.set()
         self.news.set()
 
     # --- which job goes where
 
-    def _queue(self, ticket: Ticket) -> None:
-        self.waiting.append(ticket)
-        self.waiting.sort(key=lambda ticket: ticket.rank)
+    def _queue(self, pending: PendingJob) -> None:
+        self.waiting.append(pending)
+        self.waiting.sort(key=lambda pending: pending.rank)
         self.news.set()
 
     async def _pump(self) -> None:
@@ -310,20 +310,20 @@ class Dispatcher:
         for worker in sorted(self.workers, key=lambda worker: len(worker.batches)):
             if not worker.ready:
                 continue
-            tickets, pause = self._next(worker) if not worker.batches else (self._between(worker), None)
-            if tickets:
-                self._put(worker, tickets)
+            jobs, pause = self._next(worker) if not worker.batches else (self._between(worker), None)
+            if jobs:
+                self._put(worker, jobs)
                 pause = 0.0
             if pause is not None:
                 pauses.append(pause)
         return min(pauses, default=None)
 
-    def _next(self, worker: WorkerState) -> tuple[list[Ticket], float | None]:
+    def _next(self, worker: WorkerState) -> tuple[list[PendingJob], float | None]:
         """Chooses the batch for an idle worker, or says how long to wait for one."""
         if not self.waiting:
             return [], None
         first = self.waiting[0]
-        if first.alone and worker.tickets:  # videos are being written: their end is heard of
+        if first.alone and worker.jobs:  # videos are being written: their end is heard of
             return [], None
         idle = sum(worker.ready and not worker.batches for worker in self.workers)
         found = self._like(worker, first, idle)
@@ -332,21 +332,21 @@ class Dispatcher:
             return [], left
         return found, None
 
-    def _like(self, worker: WorkerState, first: Ticket, workers: int = 1) -> list[Ticket]:
+    def _like(self, worker: WorkerState, first: PendingJob, workers: int = 1) -> list[PendingJob]:
         """Returns the jobs to batch with one, that one first; such jobs are spread over so many workers."""
         if first.alone:
             return [first]
-        alike = [ticket for ticket in self.waiting if ticket.job.shape == first.job.shape and not ticket.alone]
+        alike = [pending for pending in self.waiting if pending.job.shape == first.job.shape and not pending.alone]
         return alike[: min(self._limit(worker, first.job), -(-len(alike) // workers))]
 
     def _limit(self, worker: WorkerState, job: Job) -> int:
         limits: Mapping[str, int] = worker.facts["batch_limits"]
         return limits.get("x".join(map(str, (job.frames, *job.size))), 1)
 
-    def _between(self, worker: WorkerState) -> list[Ticket]:
+    def _between(self, worker: WorkerState) -> list[PendingJob]:
         """Chooses short jobs that go between the steps of the one batch on a worker, while that can lend the time."""
         (batch, *others) = worker.batches.values()
-        if others or batch.tickets[0].alone:
+        if others or batch.jobs[0].alone:
             return []
         for first in self.waiting:
             found = self._like(worker, first)
@@ -358,23 +358,23 @@ class Dispatcher:
                 return found
         return []
 
-    def _put(self, worker: WorkerState, tickets: list[Ticket]) -> None:
+    def _put(self, worker: WorkerState, jobs: list[PendingJob]) -> None:
         number = next(self.numbers)
-        for ticket in tickets:
-            self.waiting.remove(ticket)
-            ticket.worker = worker
-        beside = [ticket for batch in worker.batches.values() for ticket in batch.tickets]
-        worker.batches[number] = RunningBatch(tickets, self.pace.whole(tickets[0].job, len(tickets)), time.monotonic())
-        worker.tickets.update(tickets)
-        if len(tickets) + len(beside) > 1:
-            for ticket in (*tickets, *beside):
-                ticket.together = True
+        for pending in jobs:
+            self.waiting.remove(pending)
+            pending.worker = worker
+        beside = [pending for batch in worker.batches.values() for pending in batch.jobs]
+        worker.batches[number] = RunningBatch(jobs, self.pace.whole(jobs[0].job, len(jobs)), time.monotonic())
+        worker.jobs.update(jobs)
+        if len(jobs) + len(beside) > 1:
+            for pending in (*jobs, *beside):
+                pending.together = True
         else:
-            tickets[0].together = False
+            jobs[0].together = False
         worker.silent = 0.0
         self.counts["batches"] += 1
-        self.counts["batched_jobs"] += len(tickets)
-        worker.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
+        self.counts["batched_jobs"] += len(jobs)
+        worker.link.send({"do": "run", "run": number, "jobs": [pending.job.to_json() for pending in jobs]})
 
 
 async def _stop(tasks: Iterable["asyncio.Task[Any]"]) -> None:
