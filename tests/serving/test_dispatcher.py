@@ -6,7 +6,7 @@ import pytest
 
 from support.slow_engine import job
 from vstar_engine.serving.jobs import events
-from vstar_engine.serving.workers.dispatch_state import Rules, WorkerError
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy, WorkerError
 from vstar_engine.serving.workers.dispatcher import Dispatcher
 
 LIMIT = 20.0
@@ -62,7 +62,7 @@ def scenario(links, act, **changed):
     """Runs `act(dispatcher)` between a start and a close."""
 
     async def run():
-        dispatcher = Dispatcher(links, {}, Rules(**{"batch_delay": 0.05, **changed}))
+        dispatcher = Dispatcher(links, {}, BatchingPolicy(**{"batch_delay": 0.05, **changed}))
         async with asyncio.timeout(LIMIT):
             await dispatcher.start()
             try:

@@ -14,7 +14,7 @@ from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.prompting.embeddings import embed
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.jobs import events
-from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
 from vstar_engine.serving.workers.engine_renderer import Model, TextCache
 from vstar_engine.serving.workers.local_process import ProcessEngine
 
@@ -135,13 +135,13 @@ def test_videos_from_the_child_are_those_of_the_engine(mini, tmp_path):
         job(prompt, seed=seed, frames=5, steps=3, guidance=guidance)
         for prompt, seed, guidance in (("snow", 4, 6.0), ("rain", 5, 1.0))
     ]
-    rules = Rules(buckets=((5, *SIZE),), max_batch=2, batch_delay=1.0, short=0.0)
+    policy = BatchingPolicy(buckets=((5, *SIZE),), max_batch=2, batch_delay=1.0, short_job_share=0.0)
 
     async def told(engine, one):
         return [event async for event in engine.submit(one)]
 
     async def scenario():
-        engine = ProcessEngine(tmp_path, {"engine": {"model": "mini"}}, rules)
+        engine = ProcessEngine(tmp_path, {"engine": {"model": "mini"}}, policy)
         async with asyncio.timeout(240):
             await engine.start()
             found = await asyncio.gather(*(told(engine, one) for one in jobs)), engine.facts()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from support import slow_engine
-from support.slow_engine import job, of, rules, running, told, until
+from support.slow_engine import job, of, policy, running, told, until
 from vstar_engine.artifacts.files import sha256
 from vstar_engine.serving.jobs import events
 
@@ -75,7 +75,7 @@ def test_where_a_batch_does_not_pay_every_job_rides_alone(tmp_path):
 @pytest.mark.parametrize(("delay", "batch"), [(0.5, 2), (0.0, 1)])
 def test_an_idle_worker_waits_a_moment_for_company(tmp_path, delay, batch):
     async def scenario():
-        async with running(tmp_path, rules=rules(batch_delay=delay, short=0.0)) as engine:
+        async with running(tmp_path, policy=policy(batch_delay=delay, short_job_share=0.0)) as engine:
             first = asyncio.create_task(told(engine, job()))
             await asyncio.sleep(0.05)
             second = await told(engine, job())
@@ -93,7 +93,7 @@ def test_higher_priority_goes_first(tmp_path):
         return found
 
     async def scenario():
-        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, policy=policy(short_job_share=0.0)) as engine:
             jobs = [job(frames=10 + priority, priority=priority) for priority in (0, 2, -1, 1)]
             await asyncio.gather(*(note(engine, one) for one in jobs))
 
@@ -147,7 +147,7 @@ def test_a_job_is_cancelled_within_a_step(tmp_path, when):
     other, one = job("other", steps=6, frames=8 if when == "in company" else 9), job("one", steps=6)
 
     async def scenario():
-        async with running(tmp_path, step=step, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, step=step, policy=policy(short_job_share=0.0)) as engine:
             jobs = [one] if when == "running" else [other, one]
             heard = {each.id: [] for each in jobs}
             tasks = [asyncio.create_task(told(engine, each, heard[each.id])) for each in jobs]
@@ -172,7 +172,7 @@ def test_jobs_are_cancelled_while_they_are_decoded(tmp_path):
     jobs, after = [job("finish=4", seed=seed, steps=2) for seed in range(3)], job("after", frames=9)
 
     async def scenario():
-        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, policy=policy(short_job_share=0.0)) as engine:
             heard = {each.id: [] for each in (*jobs, after)}
             tasks = [asyncio.create_task(told(engine, each, heard[each.id])) for each in (*jobs, after)]
 
@@ -199,7 +199,7 @@ def test_one_job_of_several_is_cancelled_while_another_is_decoded(tmp_path):
     jobs = [job("finish=1", seed=seed, steps=2) for seed in range(3)]
 
     async def scenario():
-        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, policy=policy(short_job_share=0.0)) as engine:
             heard = [[] for _ in jobs]
             tasks = [asyncio.create_task(told(engine, *each)) for each in zip(jobs, heard, strict=True)]
             await until(lambda: events.Stage("decode") in [event for _, event in heard[0]])
@@ -249,7 +249,7 @@ def test_a_job_that_is_on_its_way_is_not_taken_twice(tmp_path):
 
 def test_closing_gives_waiting_jobs_back_and_lets_running_ones_end(tmp_path):
     async def scenario():
-        async with running(tmp_path, step=0.05, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, step=0.05, policy=policy(short_job_share=0.0)) as engine:
             tasks = [asyncio.create_task(told(engine, one)) for one in (job(steps=10), job(frames=9))]
             await asyncio.sleep(0.2)
             await engine.close(10.0)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from support import slow_engine
-from support.slow_engine import job, of, rules, running, told, until
+from support.slow_engine import job, of, policy, running, told, until
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.workers.dispatch_state import WorkerError
@@ -22,7 +22,7 @@ def test_a_killed_worker_costs_one_more_try_of_its_job_and_nothing_else(tmp_path
     first, second = job("first", steps=30), job("second", frames=9)
 
     async def scenario():
-        async with running(tmp_path, step=0.05, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, step=0.05, policy=policy(short_job_share=0.0)) as engine:
             heard = []
             tasks = [asyncio.create_task(told(engine, first, heard)), asyncio.create_task(told(engine, second))]
             await until(lambda: len(of(events.Step, [event for _, event in heard])) > 3)
@@ -46,7 +46,7 @@ def test_a_killed_worker_costs_one_more_try_of_its_job_and_nothing_else(tmp_path
 )
 def test_a_poisonous_job_fails_after_three_tries_and_the_next_one_runs(tmp_path, fault, code):
     async def scenario():
-        async with running(tmp_path, rules=rules(hang_after=0.5)) as engine:
+        async with running(tmp_path, policy=policy(hang_after=0.5)) as engine:
             return await asyncio.gather(*(told(engine, job(prompt)) for prompt in (fault, "a tree", "a bush")))
 
     poison, *others = asyncio.run(scenario())
@@ -58,7 +58,7 @@ def test_a_poisonous_job_fails_after_three_tries_and_the_next_one_runs(tmp_path,
 
 def test_a_worker_that_hangs_in_a_step_is_ended(tmp_path):
     async def scenario():
-        async with running(tmp_path, rules=rules(hang_after=0.5)) as engine:
+        async with running(tmp_path, policy=policy(hang_after=0.5)) as engine:
             one = asyncio.create_task(told(engine, job(steps=30, frames=9)))
             await asyncio.sleep(0.2)
             os.kill(engine.pid, signal.SIGSTOP)
@@ -73,7 +73,7 @@ def test_slow_steps_are_no_hang(tmp_path):
     """Three times what such a step should take is waited for, though that is more than `hang_after`."""
 
     async def scenario():
-        async with running(tmp_path, step=0.4, rules=rules(hang_after=0.3, max_batch=1)) as engine:
+        async with running(tmp_path, step=0.4, policy=policy(hang_after=0.3, max_batch=1)) as engine:
             return await told(engine, job(steps=3)), engine.facts()["counters"]["restarts"]
 
     found, restarts = asyncio.run(scenario())
@@ -150,7 +150,7 @@ def test_what_a_dead_worker_left_half_written_is_swept_and_what_another_server_w
 )
 def test_an_engine_that_cannot_start_says_so(tmp_path, factory, settings, complaint):
     async def scenario():
-        engine = ProcessEngine(tmp_path, settings, rules(), factory, slow_engine.environment())
+        engine = ProcessEngine(tmp_path, settings, policy(), factory, slow_engine.environment())
         with pytest.raises(WorkerError, match=complaint):
             await engine.start()
         assert not engine.ready

@@ -23,7 +23,7 @@ from vstar_engine.commands.serve import parse_clip
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.workers import ray_cluster
-from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
 from vstar_engine.serving.workers.ray_cluster import RayEngine, RayLink
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray (the `scale` extra)")
@@ -119,9 +119,9 @@ def cluster():
 
 @contextlib.asynccontextmanager
 async def running(folder, address, **settings):
-    rules = Rules(buckets=(slow_engine.BUCKET,), hang_after=5.0, max_batch=1)
+    policy = BatchingPolicy(buckets=(slow_engine.BUCKET,), hang_after=5.0, max_batch=1)
     engine = RayEngine(
-        Path(folder), settings, rules, slow_engine.FACTORY, slow_engine.environment(), replicas=2, address=address
+        Path(folder), settings, policy, slow_engine.FACTORY, slow_engine.environment(), replicas=2, address=address
     )
     async with asyncio.timeout(LIMIT):
         await engine.start()

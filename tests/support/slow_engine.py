@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 
 from vstar_engine.serving.jobs.job import Job, new_id
-from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
 from vstar_engine.serving.workers.local_process import ProcessEngine
 from vstar_engine.video import Video
 
@@ -52,16 +52,16 @@ def job(prompt="a tree", *, frames=8, size=SIZE, steps=5, **fields):
     return Job(prompt=prompt, states=(prompt,), frames=frames, size=size, steps=steps, **about)
 
 
-def rules(**changed):
-    return Rules(**{"buckets": (BUCKET,), "hang_after": 2.0, **changed})
+def policy(**changed):
+    return BatchingPolicy(**{"buckets": (BUCKET,), "hang_after": 2.0, **changed})
 
 
-PLAIN = rules()
+PLAIN = policy()
 
 
-def client(folder, *, step=0.01, rules=PLAIN, **settings):
+def client(folder, *, step=0.01, policy=PLAIN, **settings):
     """An `EngineClient` that runs it in a child process; results go to `folder`."""
-    return ProcessEngine(Path(folder), {"step": step, **settings}, rules, FACTORY, environment())
+    return ProcessEngine(Path(folder), {"step": step, **settings}, policy, FACTORY, environment())
 
 
 @asynccontextmanager

@@ -217,8 +217,8 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
     from vstar_engine.serving.workers import local_process
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())
-    rules = local_process.Rules(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
-    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or local_process.MODEL)
+    policy = local_process.BatchingPolicy(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
+    what = (settings.videos, worker_settings(args, choice), policy, args.renderer or local_process.MODEL)
     if not args.ray:
         if args.replicas is not None or args.address is not None:
             raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")

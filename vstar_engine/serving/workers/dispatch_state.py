@@ -1,4 +1,4 @@
-"""What the dispatcher keeps account of: jobs on their way, batches on workers, and the rules for both."""
+"""What the dispatcher keeps account of: jobs on their way, batches on workers, and the policy for both."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,15 +36,18 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How jobs are put onto workers.
+class BatchingPolicy:
+    """How jobs are assigned to workers.
 
-    `buckets` (frames, height, width) are warmed, none: those that the model names. At most `max_batch` jobs form one batch, and
-    only where warming up measured that it pays; an idle worker waits `batch_delay` seconds for company. A job that was in a
-    worker which died is tried `tries` times in all. `hang_after` is the least silence, in seconds, that counts as hung; None:
-    10 on a GPU, 60 on a CPU, whose steps vary. A job is short, so that it may go between the steps of another, where it takes
-    at most `short` of what is left of that; together such jobs lengthen it by at most `lent` of its own time. What is warmed is
-    sampled as `fast` says.
+    buckets: clips (frames, height, width) to warm; empty: those that the model names.
+    max_batch: largest batch; warm-up lowers it where a larger one does not pay.
+    batch_delay: seconds that an idle worker waits for more jobs to fill a batch.
+    tries: runs of a job whose worker dies, in all.
+    hang_after: least silence in seconds that counts as a hang; None: 10 on a GPU, 60 on a CPU, whose steps vary.
+    start_timeout: seconds until a worker must be ready.
+    short_job_share: a job may run between the steps of a batch if it takes at most this share of the batch's remaining time.
+    interleaved_share: such jobs together delay a batch by at most this share of its own time.
+    fast: the fast-sampling options that warm-up uses.
     """
 
     buckets: tuple[tuple[int, int, int], ...] = ()
@@ -53,8 +56,8 @@ class Rules:
     tries: int = 3
     hang_after: float | None = None
     start_timeout: float = 900.0
-    short: float = 0.25
-    lent: float = 0.5
+    short_job_share: float = 0.25
+    interleaved_share: float = 0.5
     fast: tuple[str, ...] = ()
 
 
@@ -85,7 +88,7 @@ class RunningBatch:
     jobs: list[PendingJob]
     expected: float
     began: float
-    lent: float = 0.0
+    interleaved: float = 0.0
     done: int = 0
 
     @property

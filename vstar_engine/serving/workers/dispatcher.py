@@ -12,7 +12,7 @@ from vstar_engine.serving.jobs import events
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
-from .dispatch_state import Link, Message, PendingJob, Rules, RunningBatch, WorkerError, WorkerState
+from .dispatch_state import BatchingPolicy, Link, Message, PendingJob, RunningBatch, WorkerError, WorkerState
 from .step_times import Pace
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ CACHES = ("cache_hits", "cache_misses", "cache_bytes")
 class Dispatcher:
     """An `EngineClient` in front of one or more workers."""
 
-    def __init__(self, links: Sequence[Link], start: Message, rules: Rules):
+    def __init__(self, links: Sequence[Link], start: Message, policy: BatchingPolicy):
         self.workers = [WorkerState(link) for link in links]
-        self.rules, self.start_message = rules, start
+        self.policy, self.start_message = policy, start
         self.waiting: list[PendingJob] = []
         self.pending: dict[str, PendingJob] = {}
         self.numbers, self.orders = itertools.count(1), itertools.count()
@@ -131,12 +131,12 @@ class Dispatcher:
     async def _open(self, worker: WorkerState) -> AsyncIterator[Message]:
         """Starts a worker's process and waits until it is ready."""
         known = {name: self.described[name] for name in ("batch_limits", "paces") if name in self.described}
-        rules = self.rules
+        policy = self.policy
         message = {
             **self.start_message,
-            "buckets": rules.buckets,
-            "max_batch": rules.max_batch,
-            "fast": rules.fast,
+            "buckets": policy.buckets,
+            "max_batch": policy.max_batch,
+            "fast": policy.fast,
             "known": known,
             "log": log.getEffectiveLevel(),
             "log_json": json_log.as_json(),
@@ -146,11 +146,11 @@ class Dispatcher:
         except OSError as error:
             raise WorkerError(f"{worker.link.name} cannot be started: {error}") from error
         try:
-            async with asyncio.timeout(rules.start_timeout):
+            async with asyncio.timeout(policy.start_timeout):
                 first = await anext(stream, None)
         except TimeoutError:
             await worker.link.kill()
-            raise WorkerError(f"{worker.link.name} was not ready after {rules.start_timeout:.0f} s") from None
+            raise WorkerError(f"{worker.link.name} was not ready after {policy.start_timeout:.0f} s") from None
         if first is None:
             raise WorkerError(f"{worker.link.name} ended before it was ready; its log says why")
         if first["say"] == "refused":
@@ -206,7 +206,7 @@ class Dispatcher:
                     await worker.link.kill()
 
     def _patience(self, worker: WorkerState) -> float:
-        least = self.rules.hang_after
+        least = self.policy.hang_after
         if least is None:
             least = PATIENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
         longest = max((self.pace.longest(batch.job, len(batch.jobs)) for batch in worker.batches.values()), default=0.0)
@@ -262,7 +262,7 @@ class Dispatcher:
             pending.tries += pending in suspects
             if pending.cancelled:
                 self._end(pending, _cancelled())
-            elif pending.tries >= self.rules.tries:
+            elif pending.tries >= self.policy.tries:
                 what = "hung" if worker.fault == events.WORKER_HUNG else "died"
                 self._end(
                     pending, events.Failed(worker.fault, f"the worker {what} {pending.tries} times while making this video")
@@ -327,7 +327,7 @@ class Dispatcher:
             return [], None
         idle = sum(worker.ready and not worker.batches for worker in self.workers)
         found = self._like(worker, first, idle)
-        left = first.arrived + self.rules.batch_delay - time.monotonic()
+        left = first.arrived + self.policy.batch_delay - time.monotonic()
         if not first.alone and idle == 1 and len(found) < self._limit(worker, first.job) and left > 0:
             return [], left
         return found, None
@@ -351,9 +351,10 @@ class Dispatcher:
         for first in self.waiting:
             found = self._like(worker, first)
             takes = self.pace.whole(first.job, len(found))
-            fits = takes <= self.rules.short * batch.left and batch.lent + takes <= self.rules.lent * batch.expected
-            if not first.alone and fits:
-                batch.lent += takes
+            short = takes <= self.policy.short_job_share * batch.left
+            bearable = batch.interleaved + takes <= self.policy.interleaved_share * batch.expected
+            if short and bearable and not first.alone:
+                batch.interleaved += takes
                 self.counts["between"] += len(found)
                 return found
         return []

@@ -21,7 +21,7 @@ from vstar_engine.errors import MissingLibrary, OutputError
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.settings import Settings
 
-from .dispatch_state import Message, Rules, WorkerError
+from .dispatch_state import BatchingPolicy, Message, WorkerError
 from .dispatcher import Dispatcher
 from .local_process import MODEL, ProcessLink
 
@@ -31,7 +31,7 @@ NAMESPACE = "vstar-engine"
 LOOPBACK = "127.0.0.1"
 # seconds that an actor has to end its worker before it is ended itself
 ENDING = 5.0
-DEFAULT_RULES = Rules()
+DEFAULT_POLICY = BatchingPolicy()
 
 
 def library() -> Any:
@@ -174,7 +174,7 @@ class RayEngine(Dispatcher):
         self,
         folder: Path,
         settings: Mapping[str, Any],
-        rules: Rules = DEFAULT_RULES,
+        policy: BatchingPolicy = DEFAULT_POLICY,
         factory: str = MODEL,
         environment: Mapping[str, str] | None = None,
         replicas: int = 1,
@@ -187,7 +187,7 @@ class RayEngine(Dispatcher):
         self.folder, self.address, self.owner = folder.absolute(), address, result_files.owner_of(instance)
         given = resources or {"num_cpus": 1}
         links = [RayLink(number, self.folder, self.owner, environment or {}, given) for number in range(replicas)]
-        super().__init__(links, {"factory": factory, "settings": dict(settings)}, rules)
+        super().__init__(links, {"factory": factory, "settings": dict(settings)}, policy)
 
     async def start(self) -> None:
         """Joins the cluster and starts the replicas; returns when the first is warm."""
