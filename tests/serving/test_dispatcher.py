@@ -10,7 +10,7 @@ from vstar_engine.serving.workers.dispatch_state import BatchingPolicy, WorkerEr
 from vstar_engine.serving.workers.dispatcher import Dispatcher
 
 LIMIT = 20.0
-MEASURED = {"batch_limits": {"8x32x64": 4}, "paces": {"8x32x64": {"begin": 0.0, "step": 1.0, "finish": 0.0}}}
+MEASURED = {"batch_limits": {"8x32x64": 4}, "stage_seconds": {"8x32x64": {"begin": 0.0, "step": 1.0, "finish": 0.0}}}
 
 
 class Played:

@@ -13,7 +13,7 @@ from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
 from .dispatch_state import BatchingPolicy, Link, Message, PendingJob, RunningBatch, WorkerError, WorkerState
-from .step_times import Pace
+from .step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Dispatcher:
         self.waiting: list[PendingJob] = []
         self.pending: dict[str, PendingJob] = {}
         self.numbers, self.orders = itertools.count(1), itertools.count()
-        self.pace = Pace()
+        self.step_times = StepTimes()
         self.described: dict[str, Any] = {}
         self.counts = {"restarts": 0, "retried": 0, "batches": 0, "batched_jobs": 0, "between": 0}
         self.news = asyncio.Event()
@@ -130,7 +130,7 @@ class Dispatcher:
 
     async def _open(self, worker: WorkerState) -> AsyncIterator[Message]:
         """Starts a worker's process and waits until it is ready."""
-        known = {name: self.described[name] for name in ("batch_limits", "paces") if name in self.described}
+        known = {name: self.described[name] for name in ("batch_limits", "stage_seconds") if name in self.described}
         policy = self.policy
         message = {
             **self.start_message,
@@ -158,7 +158,7 @@ class Dispatcher:
             raise WorkerError(first["message"], first["exit_code"])
         worker.facts = first["facts"]
         self.described = {**self.described, **worker.facts}
-        self.pace.learn(worker.facts["paces"])
+        self.step_times.add_measured(worker.facts["stage_seconds"])
         worker.ready, worker.silent, worker.fault = True, 0.0, events.WORKER_CRASHED
         self.news.set()
         return stream
@@ -209,7 +209,9 @@ class Dispatcher:
         least = self.policy.hang_after
         if least is None:
             least = PATIENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
-        longest = max((self.pace.longest(batch.job, len(batch.jobs)) for batch in worker.batches.values()), default=0.0)
+        longest = max(
+            (self.step_times.longest_silence(batch.job, len(batch.jobs)) for batch in worker.batches.values()), default=0.0
+        )
         return max(HUNG_FACTOR * longest, least)
 
     def _hear(self, worker: WorkerState, message: Message) -> None:
@@ -220,7 +222,7 @@ class Dispatcher:
         elif message["say"] == "free":
             batch = worker.batches.pop(message["run"])
             if message["steps"]:
-                self.pace.note(batch.job, len(batch.jobs), message["seconds"]["denoise"] / message["steps"])
+                self.step_times.update(batch.job, len(batch.jobs), message["seconds"]["denoise"] / message["steps"])
             worker.counters = message["counters"]
             self.news.set()
         elif message["say"] == "failed":
@@ -350,7 +352,7 @@ class Dispatcher:
             return []
         for first in self.waiting:
             found = self._like(worker, first)
-            takes = self.pace.whole(first.job, len(found))
+            takes = self.step_times.batch_seconds(first.job, len(found))
             short = takes <= self.policy.short_job_share * batch.left
             bearable = batch.interleaved + takes <= self.policy.interleaved_share * batch.expected
             if short and bearable and not first.alone:
@@ -365,7 +367,7 @@ class Dispatcher:
             self.waiting.remove(pending)
             pending.worker = worker
         beside = [pending for batch in worker.batches.values() for pending in batch.jobs]
-        worker.batches[number] = RunningBatch(jobs, self.pace.whole(jobs[0].job, len(jobs)), time.monotonic())
+        worker.batches[number] = RunningBatch(jobs, self.step_times.batch_seconds(jobs[0].job, len(jobs)), time.monotonic())
         worker.jobs.update(jobs)
         if len(jobs) + len(beside) > 1:
             for pending in (*jobs, *beside):

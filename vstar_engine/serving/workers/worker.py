@@ -292,7 +292,7 @@ def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None
         send({"say": "refused", "message": str(error), "exit_code": getattr(error, "exit_code", 2)})
         return None
     facts = renderer.facts()
-    own = measured["paces"].get(bucket_name(16, facts["size"]))
+    own = measured["stage_seconds"].get(bucket_name(16, facts["size"]))
     step = None if own is None else own["step"]
     send({"say": "ready", "facts": {**facts, **measured, "step_seconds": step}})
     return Worker(renderer, Path(message["folder"]), message["owner"], send, inbox)
