@@ -79,8 +79,8 @@ async def list_videos(
 ) -> JSONResponse:
     """Lists the caller's videos, by default the newest first; `after` is the last id of the page before."""
     service, owner = service_of(request), caller_of(request).owner
-    edge = None if after is None else await service.edge(owner, after)
-    stored_jobs, more = await service.store.page(owner, edge, limit, order == "desc")
+    cursor = None if after is None else await service.cursor(owner, after)
+    stored_jobs, more = await service.store.page(owner, cursor, limit, order == "desc")
     data = [service.show(stored) for stored in stored_jobs]
     ends = (data[0].id, data[-1].id) if data else (None, None)
     return JSONResponse(Videos(data=data, first_id=ends[0], last_id=ends[1], has_more=more).model_dump(mode="json"))

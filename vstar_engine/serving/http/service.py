@@ -22,7 +22,7 @@ from vstar_engine.serving.queue import retention
 from vstar_engine.serving.queue.admission import Admission
 from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.queue.sqlite import DiskError
-from vstar_engine.serving.queue.store import UNAVAILABLE, JobStore, Place
+from vstar_engine.serving.queue.store import UNAVAILABLE, JobStore, PageCursor
 from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry import metrics
@@ -238,12 +238,12 @@ class Service:
             raise not_found(id)
         return stored
 
-    async def edge(self, owner: str, id: str) -> Place:
+    async def cursor(self, owner: str, id: str) -> PageCursor:
         """Returns where an owner's job stands in the list."""
-        place = await self.store.place(owner, id) if ID.fullmatch(id) else None
-        if place is None:
+        cursor = await self.store.cursor(owner, id) if ID.fullmatch(id) else None
+        if cursor is None:
             raise not_found(id)
-        return place
+        return cursor
 
     def _at_hand(self, id: str) -> StoredJob | None:
         """Returns a tracked job, unless another server could know more of it."""

@@ -54,9 +54,9 @@ MIDDLE_PRIORITY = 1000
 UNAVAILABLE = (DBAPIError, NoConnection, DBOSQueryTimeoutError, DiskError)
 
 # deleted jobs whose place in the list is remembered, for clients whose next page begins there
-GONE = 10_000
+DELETED_KEPT = 10_000
 # where a job stands in the list
-Place = tuple[int, float, str]
+PageCursor = tuple[int, float, str]
 
 _runner: Runner | None = None
 Answer = TypeVar("Answer")
@@ -126,7 +126,7 @@ class JobStore:
         self._disk: Disk | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._system: Any = None  # what DBOS writes through
-        self._gone: dict[str, tuple[str, Place]] = {}  # id -> its owner and place
+        self._deleted: dict[str, tuple[str, PageCursor]] = {}  # id -> its owner and cursor
 
     @property
     def at_work(self) -> int:
@@ -270,25 +270,25 @@ class JobStore:
         found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
         return stored_job_from(found[0]) if found else None
 
-    async def place(self, owner: str, id: str) -> Place | None:
+    async def cursor(self, owner: str, id: str) -> PageCursor | None:
         """Returns where an owner's job stands in the list, or stood before it was deleted."""
         stored = await self.get(id)
-        whose, place = self._gone.get(id, ("", None)) if stored is None else (stored.job.key_id, _order(stored))
-        return place if whose == owner else None
+        whose, cursor = self._deleted.get(id, ("", None)) if stored is None else (stored.job.key_id, _cursor_of(stored))
+        return cursor if whose == owner else None
 
-    async def page(self, owner: str, after: Place | None, limit: int, newest_first: bool) -> tuple[list[StoredJob], bool]:
-        """Returns up to `limit` jobs of an owner that come after a place, and whether there are more."""
-        edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
+    async def page(self, owner: str, after: PageCursor | None, limit: int, newest_first: bool) -> tuple[list[StoredJob], bool]:
+        """Returns up to `limit` jobs of an owner that come after a cursor, and whether there are more."""
+        bounds: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
         wanted, fetched = limit + 1, limit + 17
         while True:
-            found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
+            found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **bounds)
             stored_jobs = [stored_job_from(status) for status in found]
             whole = len(stored_jobs) < fetched
             if not whole:  # the last millisecond may go on behind the limit
                 stored_jobs = [stored for stored in stored_jobs if stored.created != stored_jobs[-1].created]
-            stored_jobs.sort(key=_order, reverse=newest_first)
+            stored_jobs.sort(key=_cursor_of, reverse=newest_first)
             if after is not None:
-                stored_jobs = [r for r in stored_jobs if (_order(r) < after if newest_first else _order(r) > after)]
+                stored_jobs = [r for r in stored_jobs if (_cursor_of(r) < after if newest_first else _cursor_of(r) > after)]
             if whole or len(stored_jobs) >= wanted:
                 return stored_jobs[:limit], len(stored_jobs) > limit
             fetched *= 2
@@ -329,10 +329,10 @@ class JobStore:
     async def delete(self, ids: Sequence[str]) -> None:
         for status in await DBOS.list_workflows_async(workflow_ids=list(ids), name=WORKFLOW, load_output=False):
             content = status.input["args"][0] if status.input else {}
-            place = status.created_at or 0, content.get("created_at", 0.0), status.workflow_id
-            self._gone[status.workflow_id] = status.authenticated_user or "", place
-        while len(self._gone) > GONE:
-            del self._gone[next(iter(self._gone))]
+            cursor = status.created_at or 0, content.get("created_at", 0.0), status.workflow_id
+            self._deleted[status.workflow_id] = status.authenticated_user or "", cursor
+        while len(self._deleted) > DELETED_KEPT:
+            del self._deleted[next(iter(self._deleted))]
         await DBOS.delete_workflows_async(list(ids))
         await self._sync()
 
@@ -344,7 +344,7 @@ class JobStore:
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
         """Returns the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
-        edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
+        bounds: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
         passed = 0
         while True:
             found = await DBOS.list_workflows_async(
@@ -354,7 +354,7 @@ class JobStore:
                 offset=passed,
                 load_input=False,
                 load_output=before is not None,
-                **edge,
+                **bounds,
             )
             # the database's clock may have been behind when the job ended
             ids = [status.workflow_id for status in found if before is None or end_of(status) <= before]
@@ -377,6 +377,6 @@ def _moment(milliseconds: int) -> str:
     return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
 
 
-def _order(stored: StoredJob) -> Place:
+def _cursor_of(stored: StoredJob) -> PageCursor:
     # below Python 3.12 DBOS counts whole seconds in SQLite
     return stored.created, stored.job.created_at, stored.job.id
