@@ -9,7 +9,7 @@ import support.serve_packages  # noqa: F401 - skips where they are missing
 from support.slow_engine import until
 from vstar_engine.config.models import model_named
 from vstar_engine.serving.http import app, service
-from vstar_engine.serving.http.api_keys import Keys
+from vstar_engine.serving.http.api_keys import ApiKeys
 from vstar_engine.serving.http.request_to_job import Resolver
 from vstar_engine.serving.http.schema import CreateVideo
 from vstar_engine.serving.http.service import Caller
@@ -88,7 +88,7 @@ def scenario(folder, act, kind=Played, model="mini", **settings):
 
 def connected(gateway):
     """Returns a client of the application, within this process."""
-    application = httpx.ASGITransport(app.build(gateway, Keys({})), raise_app_exceptions=False)
+    application = httpx.ASGITransport(app.build(gateway, ApiKeys({})), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=application, base_url="http://127.0.0.1")
 
 

@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise MissingLibrary(f"serving needs {error.name}, which is not installed; {EXTRA}") from error
     settings = settings_from(args)
-    known = api_keys.Keys.read(args.keys)
+    known = api_keys.ApiKeys.read(args.keys)
     settings.check_bind(len(known))
     request_log.configure(args.log_level, not args.log_text)
     tracing.configure()

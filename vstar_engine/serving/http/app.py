@@ -17,7 +17,7 @@ from vstar_engine.serving.telemetry import metrics
 from vstar_engine.serving.telemetry.request_log import Requests
 
 from . import page
-from .api_keys import Keys
+from .api_keys import ApiKeys
 from .middleware import AccessMiddleware, count_refusal
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
@@ -28,7 +28,7 @@ BODIES: dict[str, type[BaseModel]] = {"create_video": CreateVideo, "create_and_w
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build(service: Service, keys: Keys) -> ASGIApp:
+def build(service: Service, keys: ApiKeys) -> ASGIApp:
     """Builds the whole application around a service, which is started and closed by who runs it."""
 
     app = FastAPI(title="vstar-engine", version=__version__, docs_url=None, redoc_url=None)

@@ -11,7 +11,7 @@ from vstar_engine.serving.errors import FINAL, UNAUTHENTICATED, ApiError
 from vstar_engine.serving.settings import LOOPBACK_NAMES, Settings
 from vstar_engine.serving.telemetry import metrics
 
-from .api_keys import LOCAL, METRICS, Keys
+from .api_keys import LOCAL, METRICS, ApiKeys
 from .service import Caller
 
 # open without a key: they tell nothing, and machines and browsers ask before they have one
@@ -25,7 +25,7 @@ SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 class AccessMiddleware:
     """ASGI middleware: checks key, origin and body size, and puts the `Caller` into the scope's state."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys):
+    def __init__(self, app: ASGIApp, settings: Settings, keys: ApiKeys):
         self.app, self.settings, self.keys = app, settings, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
