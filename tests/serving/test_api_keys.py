@@ -1,4 +1,4 @@
-"""ApiKeys: where they come from, and that only their hashes are held."""
+"""API keys: where they come from, and that only their hashes are held."""
 
 import hashlib
 

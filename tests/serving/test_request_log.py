@@ -30,7 +30,7 @@ def lines():
 @pytest.fixture
 def app():
     made = FastAPI()
-    made.add_middleware(request_log.Requests)
+    made.add_middleware(request_log.RequestLogMiddleware)
 
     @made.get("/v1/videos/{id}")
     async def video(id: str):

@@ -14,7 +14,7 @@ from vstar_engine import __version__
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
 from vstar_engine.serving.queue.store import UNAVAILABLE
 from vstar_engine.serving.telemetry import metrics
-from vstar_engine.serving.telemetry.request_log import Requests
+from vstar_engine.serving.telemetry.request_log import RequestLogMiddleware
 
 from . import page
 from .api_keys import ApiKeys
@@ -45,7 +45,7 @@ def build(service: Service, keys: ApiKeys) -> ASGIApp:
     ):
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
-    return Requests(AccessMiddleware(app, service.settings, keys))
+    return RequestLogMiddleware(AccessMiddleware(app, service.settings, keys))
 
 
 def _add_system_routes(app: FastAPI) -> None:

@@ -49,7 +49,7 @@ def about(job: str) -> Iterator[None]:
         job_id.reset(token)
 
 
-class Requests:
+class RequestLogMiddleware:
     """ASGI middleware: an id, a span, a measured time and a line for every request; the answer carries the id."""
 
     def __init__(self, app: ASGIApp):
