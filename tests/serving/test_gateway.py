@@ -11,7 +11,7 @@ from dbos._sys_db import SystemDatabase
 from sqlalchemy.exc import InternalError
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
-from support.gateway import LIMIT, OWNER, Played, connected, created, ended, left, scenario
+from support.gateway import LIMIT, OWNER, ScriptedEngine, connected, created, ended, left, scenario
 from support.slow_engine import until
 from vstar_engine.errors import DeviceError, VstarError
 from vstar_engine.serving.http import service
@@ -165,14 +165,14 @@ def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypat
     assert scenario(tmp_path, act) == ("completed", True, True)
 
 
-class Unstartable(Played):
+class Unstartable(ScriptedEngine):
     """An engine that fails before it is ready."""
 
     async def start(self):
         raise self.error
 
 
-class Breaking(Played):
+class Breaking(ScriptedEngine):
     """An engine that fails later."""
 
     async def run(self):

@@ -137,15 +137,15 @@ async def until(condition):
         await asyncio.sleep(0.02)
 
 
-async def told(engine, job, heard):
+async def events_of(engine, job, received):
     async for event in engine.submit(job):
-        heard.append(event)
-    return heard
+        received.append(event)
+    return received
 
 
-def check_done(folder, jobs, heard):
+def check_done(folder, jobs, received):
     """Every job ended once, in a file that is what was said of it."""
-    for one, found in zip(jobs, heard, strict=True):
+    for one, found in zip(jobs, received, strict=True):
         assert isinstance(found[-1], events.Done), found[-1]
         content = (folder / f"{one.id}.mp4").read_bytes()
         assert hashlib.sha256(content).hexdigest() == found[-1].sha256
@@ -163,9 +163,9 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
         import ray
 
         async with running(tmp_path, ray_cluster.address, step=0.2) as engine:
-            heard = [[] for _ in jobs]
-            tasks = [asyncio.create_task(told(engine, one, found)) for one, found in zip(jobs, heard, strict=True)]
-            await until(lambda: sum(isinstance(event, events.Step) for found in heard for event in found) > 10)
+            received = [[] for _ in jobs]
+            tasks = [asyncio.create_task(events_of(engine, one, found)) for one, found in zip(jobs, received, strict=True)]
+            await until(lambda: sum(isinstance(event, events.Step) for found in received for event in found) > 10)
             busy = [worker for worker in engine.workers if worker.jobs]
             assert len(busy) == 2
             ray.kill(busy[0].link.actor)
@@ -176,13 +176,13 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
             await asyncio.gather(*tasks)
             ray_cluster.add_node(num_cpus=1)  # sets signal handlers, which only the main thread may
             await until(lambda: engine.facts()["counters"]["workers"] == 2)
-            return heard, engine.facts()["counters"]
+            return received, engine.facts()["counters"]
 
-    heard, counters = asyncio.run(scenario())
-    check_done(tmp_path, jobs, heard)
+    received, counters = asyncio.run(scenario())
+    check_done(tmp_path, jobs, received)
     assert counters["retried"] == 2
-    again = [found for found in heard if sum(isinstance(event, events.Started) for event in found) > 1]
-    assert 1 <= len(again) <= 2  # the node may die before the job that was sent there is heard to begin
+    again = [found for found in received if sum(isinstance(event, events.Started) for event in found) > 1]
+    assert 1 <= len(again) <= 2  # the node may die before the job that was sent there is received to begin
 
 
 @pytest.mark.slow
@@ -192,19 +192,19 @@ def test_a_worker_that_is_stopped_on_a_node_is_ended_there(tmp_path, cluster):
 
     async def scenario():
         async with running(tmp_path, cluster[0].address, step=0.05) as engine:
-            heard = await asyncio.gather(*(told(engine, one, []) for one in jobs))
-            return heard, [await cancelled(engine)]
+            received = await asyncio.gather(*(events_of(engine, one, []) for one in jobs))
+            return received, [await cancelled(engine)]
 
     async def cancelled(engine):
-        one, heard = job(steps=500), []
-        task = asyncio.create_task(told(engine, one, heard))
-        await until(lambda: any(isinstance(event, events.Step) for event in heard))
+        one, received = job(steps=500), []
+        task = asyncio.create_task(events_of(engine, one, received))
+        await until(lambda: any(isinstance(event, events.Step) for event in received))
         await engine.cancel(one.id)
         return (await task)[-1]
 
-    heard, (last,) = asyncio.run(scenario())
-    assert heard[0][-1].code == events.WORKER_HUNG
-    check_done(tmp_path, jobs[1:], heard[1:])
+    received, (last,) = asyncio.run(scenario())
+    assert received[0][-1].code == events.WORKER_HUNG
+    check_done(tmp_path, jobs[1:], received[1:])
     assert last.code == events.CANCELLED
 
 

@@ -25,7 +25,7 @@ OWNER = "alice"
 FACTS = {"counters": dict.fromkeys(("restarts", "cache_bytes", "cache_hits", "cache_misses"), 0)}
 
 
-class Played:
+class ScriptedEngine:
     """An engine that writes a job's files and then waits until the test says how it ends."""
 
     ready = True
@@ -64,7 +64,7 @@ class Played:
         self.ends[id].set_result(event or events.Done(f"{id}.mp4", 7, "0" * 64, 8, 64, 32))
 
 
-def scenario(folder, act, kind=Played, model="mini", **settings):
+def scenario(folder, act, kind=ScriptedEngine, model="mini", **settings):
     """Runs `act(gateway, engine)` between a start and a close."""
 
     async def run():

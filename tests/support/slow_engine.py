@@ -208,12 +208,12 @@ def load(settings):
     return Slow(**settings)
 
 
-async def told(engine, job, heard=None):
+async def events_of(engine, job, timed=None):
     """Runs a job to its end and gives its events."""
-    heard = [] if heard is None else heard
+    timed = [] if timed is None else timed
     async for event in engine.submit(job):
-        heard.append((time.monotonic(), event))
-    return [event for _, event in heard]
+        timed.append((time.monotonic(), event))
+    return [event for _, event in timed]
 
 
 async def until(condition):

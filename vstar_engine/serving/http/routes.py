@@ -213,7 +213,7 @@ async def follow_video(request: Request, video_id: str) -> EventSourceResponse:
 async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSentEvent]:
     """Yields the newest state, then what changes; a slow reader skips steps, never the end."""
     service.streams += 1
-    told: dict[str, Any] = {}
+    previous: dict[str, Any] = {}
     try:
         while not service.over:
             shown, progress = service.show(stored), service.runner.tracker[stored.job.id]
@@ -221,14 +221,17 @@ async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSen
             if shown.status in (COMPLETED, FAILED):
                 yield _event(shown.status, shown.model_dump(mode="json"))
                 return
-            if told.get("status") != shown.status:
+            if previous.get("status") != shown.status:
                 yield _event("status", shown.model_dump(mode="json"))
-            if shown.stage and told.get("stage") != shown.stage:
+            if shown.stage and previous.get("stage") != shown.stage:
                 yield _event("stage", {"stage": shown.stage})
-            if shown.step and told.get("step") != shown.step:
-                preview = progress.preview if progress and progress.preview is not told.get("preview") else None
+            if shown.step and previous.get("step") != shown.step:
+                preview = progress.preview if progress and progress.preview is not previous.get("preview") else None
                 yield _event("step", _step(shown, preview))
-            told = {**shown.model_dump(include={"status", "stage", "step"}), "preview": progress.preview if progress else None}
+            previous = {
+                **shown.model_dump(include={"status", "stage", "step"}),
+                "preview": progress.preview if progress else None,
+            }
             if progress is not None:
                 await progress.wait_for_change(version, PAUSE)
             else:

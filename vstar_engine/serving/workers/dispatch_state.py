@@ -68,7 +68,7 @@ class PendingJob:
     job: Job
     order: int
     arrived: float
-    heard: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
+    stream: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     tries: int = 0
     alone: bool = False  # runs in a batch of its own: it was on a worker that failed

@@ -92,7 +92,7 @@ class Dispatcher:
         self._queue(pending)
         try:
             while True:
-                event = await pending.heard.get()
+                event = await pending.stream.get()
                 yield event
                 if isinstance(event, events.Done | events.Failed):
                     return
@@ -173,7 +173,7 @@ class Dispatcher:
         while True:
             async for message in stream:
                 worker.silent = 0.0
-                self._hear(worker, message)
+                self._receive(worker, message)
             worker.ready = False
             log.warning("%s is gone (%s)", worker.link.name, worker.fault)
             await worker.link.kill()
@@ -214,11 +214,11 @@ class Dispatcher:
         )
         return max(HUNG_FACTOR * longest, least)
 
-    def _hear(self, worker: WorkerState, message: Message) -> None:
+    def _receive(self, worker: WorkerState, message: Message) -> None:
         if message["say"] == "event":
             pending = self.pending.get(message["id"])
             if pending is not None and pending.worker is worker:
-                self._tell(pending, events.event_from(message["event"]))
+                self._deliver(pending, events.event_from(message["event"]))
         elif message["say"] == "free":
             batch = worker.batches.pop(message["run"])
             if message["steps"]:
@@ -232,7 +232,7 @@ class Dispatcher:
         else:
             raise ValueError(f"a worker says event, free or failed, got {message['say']!r}")
 
-    def _tell(self, pending: PendingJob, event: events.Event) -> None:
+    def _deliver(self, pending: PendingJob, event: events.Event) -> None:
         if isinstance(event, events.Done | events.Failed):
             self._end(pending, event)
             return
@@ -240,7 +240,7 @@ class Dispatcher:
             for batch in pending.worker.batches.values():
                 if pending in batch.jobs:
                     batch.done = event.done
-        pending.heard.put_nowait(event)
+        pending.stream.put_nowait(event)
 
     def _failed(self, pending: PendingJob, code: str, message: str) -> None:
         """Tries a job alone that failed in company; one that was alone has failed."""
@@ -286,7 +286,7 @@ class Dispatcher:
             pending.worker.jobs.discard(pending)
         pending.worker = None
         del self.pending[pending.job.id]
-        pending.heard.put_nowait(event)
+        pending.stream.put_nowait(event)
         pending.over.set()
         self.news.set()
 
