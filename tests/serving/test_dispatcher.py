@@ -199,7 +199,7 @@ def test_a_dispatcher_that_breaks_says_so():
 
     async def act(dispatcher):
         link.say({"say": "something else"})
-        with pytest.raises(ValueError, match="a worker says event, free or failed"):
+        with pytest.raises(ValueError, match="a worker sends event, free or failed"):
             await dispatcher.run()
 
     scenario([link], act)

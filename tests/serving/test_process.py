@@ -240,7 +240,7 @@ def test_a_job_that_is_on_its_way_is_not_taken_twice(tmp_path):
         async with running(tmp_path) as engine:
             stream = engine.submit(one)
             await anext(stream)
-            with pytest.raises(ValueError, match="on its way already"):
+            with pytest.raises(ValueError, match="already pending"):
                 await anext(engine.submit(one))
             await stream.aclose()
 

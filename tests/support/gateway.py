@@ -47,7 +47,7 @@ class ScriptedEngine:
 
     async def submit(self, job):
         if job.id in self.ends:
-            raise ValueError(f"job {job.id} is on its way already")
+            raise ValueError(f"job {job.id} is already pending")
         self.begun.append(job.id)
         self.ends[job.id] = asyncio.get_running_loop().create_future()
         yield events.Started(1)

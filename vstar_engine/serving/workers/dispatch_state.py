@@ -1,4 +1,4 @@
-"""What the dispatcher keeps account of: jobs on their way, batches on workers, and the policy for both."""
+"""The state of the dispatcher: pending jobs, running batches, workers, and the batching policy."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ Message = dict[str, Any]
 
 
 class WorkerError(VstarError, RuntimeError):
-    """A worker cannot be started; another try with the same settings would not help."""
+    """A worker cannot be started with these settings."""
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
@@ -21,18 +21,18 @@ class WorkerError(VstarError, RuntimeError):
 
 
 class Link(Protocol):
-    """A way to one worker, which can be opened again when it broke."""
+    """The connection to one worker; it can be reopened after the worker ended."""
 
     name: str
 
     async def open(self, message: Message) -> AsyncIterator[Message]:
-        """Starts a worker with a start message; gives what it says, until it is gone."""
+        """Starts the worker with a start message; returns an iterator over its messages, until it ends."""
 
     def send(self, message: Message) -> None:
-        """Tells the worker something; what a dead one is told is lost."""
+        """Sends the worker a message; a message to a dead worker is lost."""
 
     async def kill(self) -> None:
-        """Ends the worker at once."""
+        """Kills the worker."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ class BatchingPolicy:
 
 @dataclass(eq=False)
 class PendingJob:
-    """A job on its way: what its stream still has to hear, and how often it was tried."""
+    """A submitted job: its undelivered events, its tries and where it runs.
+
+    alone: it must run in a batch of its own, since it was on a worker that failed.
+    together: another job was on the worker at the same time.
+    """
 
     job: Job
     order: int
@@ -71,19 +75,20 @@ class PendingJob:
     stream: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     tries: int = 0
-    alone: bool = False  # runs in a batch of its own: it was on a worker that failed
+    alone: bool = False
     cancelled: bool = False
     worker: "WorkerState | None" = None
-    together: bool = False  # something else was on the worker with it
+    together: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:
+        """Returns the sort key: higher priority first, then order of arrival."""
         return -self.job.priority, self.order
 
 
 @dataclass(eq=False)
 class RunningBatch:
-    """A batch on a worker: what it should take in seconds, and what it lent to shorter ones."""
+    """A batch on a worker: its expected seconds, and the seconds given to interleaved jobs."""
 
     jobs: list[PendingJob]
     expected: float
@@ -97,12 +102,13 @@ class RunningBatch:
 
     @property
     def left(self) -> float:
+        """Returns the expected seconds until the batch is done."""
         return self.expected * (1 - self.done / self.job.steps)
 
 
 @dataclass(eq=False)
 class WorkerState:
-    """One worker as it stands: its batches, and since when it has been silent."""
+    """A worker: its connection, its batches and the seconds since its last message."""
 
     link: Link
     ready: bool = False

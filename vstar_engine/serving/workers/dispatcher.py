@@ -1,4 +1,4 @@
-"""Jobs onto workers: what forms a batch, what goes between, what is tried again, and when a worker is given up."""
+"""Schedules jobs on workers: batching, interleaving, retries, hang detection."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,19 @@ from .step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
-# a worker is looked after so often, in seconds
+# seconds between two checks for hung workers
 TICK = 0.1
-# a worker is hung when it says nothing for so many times what its work should take, and at least for PATIENCE seconds
+# a worker hangs when it is silent for this multiple of its longest stage, and at least for LEAST_SILENCE seconds
 HUNG_FACTOR = 3.0
-PATIENCE = {"cpu": 60.0, "gpu": 10.0}
-# seconds before a worker that would not start is tried again: doubled each time, up to the last
+LEAST_SILENCE = {"cpu": 60.0, "gpu": 10.0}
+# seconds before a failed start is repeated: doubled each time, up to the last
 RETRY_FIRST, RETRY_LAST = 0.2, 10.0
-# what a worker counts of its cache of embeddings, since it started
+# counters of a worker's embedding cache since it started
 CACHES = ("cache_hits", "cache_misses", "cache_bytes")
 
 
 class Dispatcher:
-    """An `EngineClient` in front of one or more workers."""
+    """An `EngineClient` that runs jobs on one or more workers."""
 
     def __init__(self, links: Sequence[Link], start: Message, policy: BatchingPolicy):
         self.workers = [WorkerState(link) for link in links]
@@ -45,7 +45,7 @@ class Dispatcher:
         self.closing = False
 
     async def start(self) -> None:
-        """Starts every worker; returns when the first is ready, raises WorkerError where that one cannot be started."""
+        """Starts every worker; returns when the first is ready. Raises WorkerError if the first to answer cannot start."""
         opened = [asyncio.create_task(self._open(worker)) for worker in self.workers]
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._abandon, opened)
@@ -53,17 +53,17 @@ class Dispatcher:
             for task in done:
                 task.result()
             undo.pop_all()
-        tended = (self._tend(worker, opening) for worker, opening in zip(self.workers, opened, strict=True))
-        self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
+        tended = (self._supervise(worker, opening) for worker, opening in zip(self.workers, opened, strict=True))
+        self.tasks = [asyncio.create_task(each) for each in (*tended, self._schedule(), self._detect_hangs())]
 
     async def run(self) -> None:
-        """Goes on until the engine is closed; raises what broke it."""
+        """Runs until the engine is closed; raises the error of a background task."""
         ended, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
 
     async def _abandon(self, opened: "Sequence[asyncio.Task[Any]]") -> None:
-        """Ends workers whose start failed or was given up."""
+        """Stops all workers after a failed or cancelled start."""
         await _stop(opened)
         await asyncio.gather(*(worker.link.kill() for worker in self.workers))
 
@@ -72,24 +72,24 @@ class Dispatcher:
         return not self.closing and any(worker.ready for worker in self.workers)
 
     def facts(self) -> dict[str, Any]:
-        """Describes the model, and counts what happened on the workers."""
+        """Returns the facts of the model and the counters of all workers; see `events.FACTS`."""
         running = sum(len(worker.jobs) for worker in self.workers)
         now = {"waiting": len(self.waiting), "running": running, "workers": sum(worker.ready for worker in self.workers)}
         caches = {name: sum(worker.counters.get(name, 0) for worker in self.workers) for name in CACHES}
         return {**self.described, "counters": {**self.counts, **now, **caches}}
 
     async def submit(self, job: Job) -> AsyncIterator[events.Event]:
-        """Makes a job's video; a stream that is closed before its end cancels the job."""
+        """Yields a job's events until Done or Failed. Closing the iterator earlier cancels the job."""
         while (before := self.pending.get(job.id)) is not None:
             if not before.cancelled:
-                raise ValueError(f"job {job.id} is on its way already")
+                raise ValueError(f"job {job.id} is already pending")
             await before.over.wait()
         if self.closing:
             yield _closed()
             return
         pending = PendingJob(job, next(self.orders), time.monotonic())
         self.pending[job.id] = pending
-        self._queue(pending)
+        self._enqueue(pending)
         try:
             while True:
                 event = await pending.stream.get()
@@ -101,7 +101,7 @@ class Dispatcher:
                 await self.cancel(job.id)
 
     async def cancel(self, id: str) -> None:
-        """Stops a job: one that waits at once, one on a worker before its next step."""
+        """Cancels a job: a waiting one at once, a running one before its next step."""
         pending = self.pending.get(id)
         if pending is None:
             return
@@ -113,7 +113,7 @@ class Dispatcher:
             pending.worker.link.send({"do": "cancel", "id": id})
 
     async def close(self, grace: float) -> None:
-        """Ends the workers; jobs on them have `grace` seconds, jobs that wait are given back at once."""
+        """Stops the workers. Waiting jobs fail with `retry` at once; running jobs have `grace` seconds to end."""
         self.closing = True
         for pending in [*self.waiting]:
             self._end(pending, _closed())
@@ -129,7 +129,7 @@ class Dispatcher:
     # --- workers
 
     async def _open(self, worker: WorkerState) -> AsyncIterator[Message]:
-        """Starts a worker's process and waits until it is ready."""
+        """Starts a worker and waits until it is ready; returns its messages."""
         known = {name: self.described[name] for name in ("batch_limits", "stage_seconds") if name in self.described}
         policy = self.policy
         message = {
@@ -163,8 +163,8 @@ class Dispatcher:
         self.news.set()
         return stream
 
-    async def _tend(self, worker: WorkerState, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
-        """Hears a worker until it is gone, then starts it again, for as long as the engine is open."""
+    async def _supervise(self, worker: WorkerState, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
+        """Handles a worker's messages until it ends, then restarts it; runs until the engine is closed."""
         try:
             stream = await opening
         except WorkerError as error:
@@ -175,13 +175,14 @@ class Dispatcher:
                 worker.silent = 0.0
                 self._receive(worker, message)
             worker.ready = False
-            log.warning("%s is gone (%s)", worker.link.name, worker.fault)
+            log.warning("%s ended (%s) and is restarted", worker.link.name, worker.fault)
             await worker.link.kill()
-            self._lose(worker)
+            self._take_back_jobs(worker)
             stream = await self._reopen(worker)
             self.counts["restarts"] += 1
 
     async def _reopen(self, worker: WorkerState) -> AsyncIterator[Message]:
+        """Starts a worker again, with growing pauses until it succeeds."""
         pause = RETRY_FIRST
         while True:
             try:
@@ -191,8 +192,8 @@ class Dispatcher:
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_LAST)
 
-    async def _watch(self) -> None:
-        """Ends workers that hang. Time is counted in ticks, so that a pause of this very process is no one's fault."""
+    async def _detect_hangs(self) -> None:
+        """Kills workers that hang. Silence is counted in ticks, so that a pause of this process is not held against them."""
         while True:
             await asyncio.sleep(TICK)
             for worker in self.workers:
@@ -200,21 +201,23 @@ class Dispatcher:
                     worker.silent = 0.0
                     continue
                 worker.silent += TICK
-                if worker.silent > self._patience(worker):
-                    log.error("%s has been silent for %.1f s: it is ended", worker.link.name, worker.silent)
+                if worker.silent > self._silence_limit(worker):
+                    log.error("%s sent nothing for %.1f s and is killed", worker.link.name, worker.silent)
                     worker.fault, worker.silent = events.WORKER_HUNG, 0.0
                     await worker.link.kill()
 
-    def _patience(self, worker: WorkerState) -> float:
+    def _silence_limit(self, worker: WorkerState) -> float:
+        """Returns the seconds of silence after which a worker counts as hung."""
         least = self.policy.hang_after
         if least is None:
-            least = PATIENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
+            least = LEAST_SILENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
         longest = max(
             (self.step_times.longest_silence(batch.job, len(batch.jobs)) for batch in worker.batches.values()), default=0.0
         )
         return max(HUNG_FACTOR * longest, least)
 
     def _receive(self, worker: WorkerState, message: Message) -> None:
+        """Handles one message of a worker; ValueError for an unknown one."""
         if message["say"] == "event":
             pending = self.pending.get(message["id"])
             if pending is not None and pending.worker is worker:
@@ -230,9 +233,10 @@ class Dispatcher:
                 if (pending := self.pending.get(id)) is not None and pending.worker is worker:
                     self._failed(pending, message["code"], message["message"])
         else:
-            raise ValueError(f"a worker says event, free or failed, got {message['say']!r}")
+            raise ValueError(f"a worker sends event, free or failed, got {message['say']!r}")
 
     def _deliver(self, pending: PendingJob, event: events.Event) -> None:
+        """Passes an event on to the job's stream."""
         if isinstance(event, events.Done | events.Failed):
             self._end(pending, event)
             return
@@ -243,18 +247,18 @@ class Dispatcher:
         pending.stream.put_nowait(event)
 
     def _failed(self, pending: PendingJob, code: str, message: str) -> None:
-        """Tries a job alone that failed in company; one that was alone has failed."""
+        """Retries a job alone if other jobs shared the worker when it failed; else the job has failed."""
         if pending.cancelled:
             self._end(pending, _cancelled())
         elif pending.together:
-            self._again([pending])
+            self._retry([pending])
         else:
             self._end(pending, events.Failed(code, message))
 
-    def _lose(self, worker: WorkerState) -> None:
-        """Takes a dead worker's jobs back: each is tried again, alone, for any of them may have been the cause.
+    def _take_back_jobs(self, worker: WorkerState) -> None:
+        """Requeues the jobs of a dead worker, each to run alone, since any of them may have been the cause.
 
-        Those whose video was only being written are not suspected while others were on the device.
+        A job whose video was only being written counts no try while others were on the device.
         """
         running = {pending for batch in worker.batches.values() for pending in batch.jobs}
         suspects = (running & worker.jobs) or worker.jobs
@@ -271,17 +275,19 @@ class Dispatcher:
                 )
             else:
                 again.append(pending)
-        self._again(again)
+        self._retry(again)
 
-    def _again(self, jobs: Iterable[PendingJob]) -> None:
+    def _retry(self, jobs: Iterable[PendingJob]) -> None:
+        """Queues jobs again, each to run alone."""
         for pending in jobs:
             assert pending.worker is not None
             pending.worker.jobs.discard(pending)
             pending.worker, pending.alone = None, True
             self.counts["retried"] += 1
-            self._queue(pending)
+            self._enqueue(pending)
 
     def _end(self, pending: PendingJob, event: events.Event) -> None:
+        """Removes a job and delivers its last event."""
         if pending.worker is not None:
             pending.worker.jobs.discard(pending)
         pending.worker = None
@@ -290,78 +296,80 @@ class Dispatcher:
         pending.over.set()
         self.news.set()
 
-    # --- which job goes where
+    # --- scheduling
 
-    def _queue(self, pending: PendingJob) -> None:
+    def _enqueue(self, pending: PendingJob) -> None:
         self.waiting.append(pending)
         self.waiting.sort(key=lambda pending: pending.rank)
         self.news.set()
 
-    async def _pump(self) -> None:
-        """Puts jobs onto workers whenever something changed, or company has been waited for."""
+    async def _schedule(self) -> None:
+        """Assigns jobs whenever something changed or a batch delay is over."""
         pause: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.news.wait(), pause)
             self.news.clear()
-            pause = self._fill()
+            pause = self._assign()
 
-    def _fill(self) -> float | None:
-        """Puts what can go onto workers; gives the seconds after which more may."""
+    def _assign(self) -> float | None:
+        """Assigns jobs to workers; returns the seconds after which to try again, None for at the next change."""
         pauses = []
         for worker in sorted(self.workers, key=lambda worker: len(worker.batches)):
             if not worker.ready:
                 continue
-            jobs, pause = self._next(worker) if not worker.batches else (self._between(worker), None)
+            jobs, pause = self._next_batch(worker) if not worker.batches else (self._interleavable(worker), None)
             if jobs:
-                self._put(worker, jobs)
+                self._run_on(worker, jobs)
                 pause = 0.0
             if pause is not None:
                 pauses.append(pause)
         return min(pauses, default=None)
 
-    def _next(self, worker: WorkerState) -> tuple[list[PendingJob], float | None]:
-        """Chooses the batch for an idle worker, or says how long to wait for one."""
+    def _next_batch(self, worker: WorkerState) -> tuple[list[PendingJob], float | None]:
+        """Returns the batch for an idle worker; if more jobs may still join, no batch and the seconds to wait for them."""
         if not self.waiting:
             return [], None
         first = self.waiting[0]
-        if first.alone and worker.jobs:  # videos are being written: their end is heard of
+        if first.alone and worker.jobs:  # videos are being written; the worker reports their end
             return [], None
         idle = sum(worker.ready and not worker.batches for worker in self.workers)
-        found = self._like(worker, first, idle)
+        found = self._batchable(worker, first, idle)
         left = first.arrived + self.policy.batch_delay - time.monotonic()
-        if not first.alone and idle == 1 and len(found) < self._limit(worker, first.job) and left > 0:
+        if not first.alone and idle == 1 and len(found) < self._largest_batch(worker, first.job) and left > 0:
             return [], left
         return found, None
 
-    def _like(self, worker: WorkerState, first: PendingJob, workers: int = 1) -> list[PendingJob]:
-        """Returns the jobs to batch with one, that one first; such jobs are spread over so many workers."""
+    def _batchable(self, worker: WorkerState, first: PendingJob, workers: int = 1) -> list[PendingJob]:
+        """Returns the jobs that form a batch with `first`, that one first; all such jobs are spread over `workers`."""
         if first.alone:
             return [first]
         alike = [pending for pending in self.waiting if pending.job.shape == first.job.shape and not pending.alone]
-        return alike[: min(self._limit(worker, first.job), -(-len(alike) // workers))]
+        return alike[: min(self._largest_batch(worker, first.job), -(-len(alike) // workers))]
 
-    def _limit(self, worker: WorkerState, job: Job) -> int:
+    def _largest_batch(self, worker: WorkerState, job: Job) -> int:
+        """Returns the largest batch of such jobs that pays on a worker, as measured at warm-up."""
         limits: Mapping[str, int] = worker.facts["batch_limits"]
         return limits.get("x".join(map(str, (job.frames, *job.size))), 1)
 
-    def _between(self, worker: WorkerState) -> list[PendingJob]:
-        """Chooses short jobs that go between the steps of the one batch on a worker, while that can lend the time."""
+    def _interleavable(self, worker: WorkerState) -> list[PendingJob]:
+        """Returns short jobs to run between the steps of the only batch on a worker, within the policy's shares."""
         (batch, *others) = worker.batches.values()
         if others or batch.jobs[0].alone:
             return []
         for first in self.waiting:
-            found = self._like(worker, first)
+            found = self._batchable(worker, first)
             takes = self.step_times.batch_seconds(first.job, len(found))
             short = takes <= self.policy.short_job_share * batch.left
-            bearable = batch.interleaved + takes <= self.policy.interleaved_share * batch.expected
-            if short and bearable and not first.alone:
+            affordable = batch.interleaved + takes <= self.policy.interleaved_share * batch.expected
+            if short and affordable and not first.alone:
                 batch.interleaved += takes
                 self.counts["between"] += len(found)
                 return found
         return []
 
-    def _put(self, worker: WorkerState, jobs: list[PendingJob]) -> None:
+    def _run_on(self, worker: WorkerState, jobs: list[PendingJob]) -> None:
+        """Sends a batch to a worker."""
         number = next(self.numbers)
         for pending in jobs:
             self.waiting.remove(pending)
@@ -391,4 +399,4 @@ def _cancelled() -> events.Failed:
 
 
 def _closed() -> events.Failed:
-    return events.Failed(events.CANCELLED, "the engine is closing", retry=True)
+    return events.Failed(events.CANCELLED, "the engine is shutting down", retry=True)
