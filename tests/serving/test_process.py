@@ -176,17 +176,17 @@ def test_jobs_are_cancelled_while_they_are_decoded(tmp_path):
             received = {each.id: [] for each in (*jobs, after)}
             tasks = [asyncio.create_task(events_of(engine, each, received[each.id])) for each in (*jobs, after)]
 
-            def events_of(id):
+            def so_far(id):
                 return [event for _, event in received[id]]
 
-            await until(lambda: any(events.Stage("decode") in events_of(each.id) for each in jobs))
+            await until(lambda: any(events.Stage("decode") in so_far(each.id) for each in jobs))
             asked = time.monotonic()
             for each in jobs:
                 await engine.cancel(each.id)
-            await until(lambda: of(events.Started, events_of(after.id)))
+            await until(lambda: of(events.Started, so_far(after.id)))
             took = time.monotonic() - asked
             await asyncio.gather(*tasks)
-            return took, [events_of(each.id)[-1] for each in jobs], events_of(after.id)[-1]
+            return took, [so_far(each.id)[-1] for each in jobs], so_far(after.id)[-1]
 
     took, ended, last = asyncio.run(scenario())
     assert took < 4 / slow_engine.PARTS + 0.5

@@ -5,13 +5,14 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from vstar_engine.serving.jobs import events
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
+from .batching import WaitingJobs
 from .dispatch_state import BatchingPolicy, Link, Message, PendingJob, RunningBatch, WorkerError, WorkerState
 from .step_times import StepTimes
 
@@ -34,10 +35,10 @@ class Dispatcher:
     def __init__(self, links: Sequence[Link], start: Message, policy: BatchingPolicy):
         self.workers = [WorkerState(link) for link in links]
         self.policy, self.start_message = policy, start
-        self.waiting: list[PendingJob] = []
         self.pending: dict[str, PendingJob] = {}
         self.numbers, self.orders = itertools.count(1), itertools.count()
         self.step_times = StepTimes()
+        self.waiting = WaitingJobs(policy, self.step_times)
         self.described: dict[str, Any] = {}
         self.counts = {"restarts": 0, "retried": 0, "batches": 0, "batched_jobs": 0, "between": 0}
         self.news = asyncio.Event()
@@ -299,8 +300,7 @@ class Dispatcher:
     # --- scheduling
 
     def _enqueue(self, pending: PendingJob) -> None:
-        self.waiting.append(pending)
-        self.waiting.sort(key=lambda pending: pending.rank)
+        self.waiting.add(pending)
         self.news.set()
 
     async def _schedule(self) -> None:
@@ -318,55 +318,18 @@ class Dispatcher:
         for worker in sorted(self.workers, key=lambda worker: len(worker.batches)):
             if not worker.ready:
                 continue
-            jobs, pause = self._next_batch(worker) if not worker.batches else (self._interleavable(worker), None)
+            if worker.batches:
+                jobs, pause = self.waiting.interleavable(worker), None
+                self.counts["between"] += len(jobs)
+            else:
+                idle = sum(each.ready and not each.batches for each in self.workers)
+                jobs, pause = self.waiting.next_batch(worker, idle)
             if jobs:
                 self._run_on(worker, jobs)
                 pause = 0.0
             if pause is not None:
                 pauses.append(pause)
         return min(pauses, default=None)
-
-    def _next_batch(self, worker: WorkerState) -> tuple[list[PendingJob], float | None]:
-        """Returns the batch for an idle worker; if more jobs may still join, no batch and the seconds to wait for them."""
-        if not self.waiting:
-            return [], None
-        first = self.waiting[0]
-        if first.alone and worker.jobs:  # videos are being written; the worker reports their end
-            return [], None
-        idle = sum(worker.ready and not worker.batches for worker in self.workers)
-        found = self._batchable(worker, first, idle)
-        left = first.arrived + self.policy.batch_delay - time.monotonic()
-        if not first.alone and idle == 1 and len(found) < self._largest_batch(worker, first.job) and left > 0:
-            return [], left
-        return found, None
-
-    def _batchable(self, worker: WorkerState, first: PendingJob, workers: int = 1) -> list[PendingJob]:
-        """Returns the jobs that form a batch with `first`, that one first; all such jobs are spread over `workers`."""
-        if first.alone:
-            return [first]
-        alike = [pending for pending in self.waiting if pending.job.shape == first.job.shape and not pending.alone]
-        return alike[: min(self._largest_batch(worker, first.job), -(-len(alike) // workers))]
-
-    def _largest_batch(self, worker: WorkerState, job: Job) -> int:
-        """Returns the largest batch of such jobs that pays on a worker, as measured at warm-up."""
-        limits: Mapping[str, int] = worker.facts["batch_limits"]
-        return limits.get("x".join(map(str, (job.frames, *job.size))), 1)
-
-    def _interleavable(self, worker: WorkerState) -> list[PendingJob]:
-        """Returns short jobs to run between the steps of the only batch on a worker, within the policy's shares."""
-        (batch, *others) = worker.batches.values()
-        if others or batch.jobs[0].alone:
-            return []
-        for first in self.waiting:
-            found = self._batchable(worker, first)
-            takes = self.step_times.batch_seconds(first.job, len(found))
-            short = takes <= self.policy.short_job_share * batch.left
-            affordable = batch.interleaved + takes <= self.policy.interleaved_share * batch.expected
-            if short and affordable and not first.alone:
-                batch.interleaved += takes
-                self.counts["between"] += len(found)
-                return found
-        return []
 
     def _run_on(self, worker: WorkerState, jobs: list[PendingJob]) -> None:
         """Sends a batch to a worker."""
