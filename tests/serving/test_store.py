@@ -16,7 +16,7 @@ import support.serve_packages  # noqa: F401 - skips where they are missing
 from vstar_engine.serving.jobs.job import Job, new_id
 from vstar_engine.serving.queue import retention, sqlite, store
 from vstar_engine.serving.queue.runner import Stopped
-from vstar_engine.serving.queue.store import DBOS, JobStore, StoreError, _moment, _order, sqlite_path
+from vstar_engine.serving.queue.store import DBOS, JobStore, StoreError, _moment, _cursor_of, sqlite_path
 from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
 
@@ -107,7 +107,7 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch)
     monkeypatch.setattr("vstar_engine.serving.queue.store.stored_job_from", lambda stored: stored)
     store, seen, more = JobStore(Settings(data=tmp_path), "mini"), [], True
     while more:
-        page, more = asyncio.run(store.page("me", _order(seen[-1]) if seen else None, 2, newest_first))
+        page, more = asyncio.run(store.page("me", _cursor_of(seen[-1]) if seen else None, 2, newest_first))
         seen += page
     assert [stored.job.created_at for stored in seen] == sorted(times, reverse=newest_first)
 
