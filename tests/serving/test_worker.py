@@ -21,7 +21,8 @@ from vstar_engine.video import Video
 OWNER = "an-owner"
 # a parent that starts an engine, says the worker's process id, and sleeps
 PARENT = """
-import asyncio, sys, slow_engine
+import asyncio, sys
+from support import slow_engine
 
 async def main():
     engine = slow_engine.client(sys.argv[1])
