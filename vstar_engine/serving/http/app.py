@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from vstar_engine import __version__
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
-from vstar_engine.serving.queue.store import UNAVAILABLE
+from vstar_engine.serving.queue.errors import UNAVAILABLE
 from vstar_engine.serving.telemetry import metrics
 from vstar_engine.serving.telemetry.request_log import RequestLogMiddleware
 

@@ -20,9 +20,10 @@ from vstar_engine.serving.jobs.job import ID, Job
 from vstar_engine.serving.jobs.progress import FAILED, RUNNING
 from vstar_engine.serving.queue import retention
 from vstar_engine.serving.queue.admission import Admission
+from vstar_engine.serving.queue.errors import UNAVAILABLE
 from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.queue.sqlite import DiskError
-from vstar_engine.serving.queue.store import UNAVAILABLE, JobStore, PageCursor
+from vstar_engine.serving.queue.store import JobStore, PageCursor
 from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry import metrics

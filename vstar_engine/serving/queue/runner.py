@@ -15,16 +15,14 @@ from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, JobProgress, 
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry import metrics, request_log, tracing
 
+from .errors import Stopped
+
 log = logging.getLogger(__name__)
 
 # seconds between two looks at a job's other run
 TURN = 0.05
 # seconds between two looks at a full disk, and before a job whose video could not be kept is made again: doubled each time
 LOOK, LONGEST_PAUSE = 1.0, 30.0
-
-
-class Stopped(asyncio.CancelledError):
-    """Ends a run without an outcome: the job is cancelled already, or stays in the store for the next start."""
 
 
 class Runner:

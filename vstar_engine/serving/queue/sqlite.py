@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,10 @@ def prepare(path: Path) -> None:
 class Disk:
     """Waits until everything that was committed is on the disk; who comes while another waits shares the next wait."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, fsync: Callable[[int], None] = os.fsync):
         self.log = path.with_name(path.name + "-wal")
         self.folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-        self._turn = asyncio.Lock()
+        self._fsync, self._turn = fsync, asyncio.Lock()
         self._begun = self._done = 0
 
     async def sync(self) -> None:
@@ -124,10 +124,10 @@ class Disk:
         try:
             descriptor = os.open(self.log, os.O_RDWR)
             try:
-                os.fsync(descriptor)
+                self._fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.fsync(self.folder)
+            self._fsync(self.folder)
         except OSError as error:
             raise DiskError(error.errno, error.strerror) from error
 

@@ -1,39 +1,32 @@
 """Jobs that outlive the process: DBOS workflows in SQLite or Postgres, behind one small class."""
 
 import asyncio
-import contextvars
 import fcntl
-import functools
 import logging
 import os
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
-from dbos._error import DBOSQueryTimeoutError
-from dbos._serialization import DBOSDefaultSerializer
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.exc import TimeoutError as NoConnection
 
 from vstar_engine.artifacts.files import PRIVATE
-from vstar_engine.errors import VstarError
 from vstar_engine.serving.jobs import clock
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import FAILED
 from vstar_engine.serving.jobs.result_files import UNKNOWN
 from vstar_engine.serving.settings import Settings
 
-from .runner import Runner, Stopped
-from .sqlite import Connection, Disk, DiskError, prepare
+from . import dbos_patches
+from .errors import UNAVAILABLE, StoreError
+from .sqlite import Connection, Disk, prepare
 from .stored_job import (
     FINISHED,
-    MOST_RECOVERIES,
     UNFINISHED,
     StoredJob,
     application_version,
@@ -41,80 +34,20 @@ from .stored_job import (
     outcome_of,
     stored_job_from,
 )
+from .workflow import WORKFLOW, StoreCallbacks, Workflow, register
 
 log = logging.getLogger(__name__)
 
-QUEUE, WORKFLOW = "videos", "generate"
+QUEUE = "videos"
 POLLING = 0.05
-# what DBOS writes of a job's end, and the seconds between two tries where that cannot be written
-OUTCOMES = ("record_operation_result", "update_workflow_outcome")
+# seconds between two tries to write an outcome
 PAUSE = 1.0
 MIDDLE_PRIORITY = 1000
-# a database that cannot be used now: it is full, gone, locked, slow, or only to be read since another took its place
-UNAVAILABLE = (DBAPIError, NoConnection, DBOSQueryTimeoutError, DiskError)
 
 # deleted jobs whose place in the list is remembered, for clients whose next page begins there
 DELETED_KEPT = 10_000
 # where a job stands in the list
 PageCursor = tuple[int, float, str]
-
-_runner: Runner | None = None
-Answer = TypeVar("Answer")
-
-
-class StoreError(VstarError, RuntimeError):
-    """The database of jobs cannot be opened."""
-
-    exit_code = 4
-
-
-def _refuse_pickle(text: str) -> Any:
-    raise TypeError("the database holds a pickled value, which would run code: it was not written by this server")
-
-
-def _the_runner() -> Runner:
-    assert _runner is not None
-    return _runner
-
-
-@DBOS.step(name="make")
-async def _make(content: dict[str, Any]) -> dict[str, Any]:
-    return await _the_runner().make(Job.from_json(content))
-
-
-@DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MOST_RECOVERIES)
-async def _generate(content: dict[str, Any]) -> dict[str, Any]:
-    try:
-        outcome = await _make(content)
-    except UNAVAILABLE as error:
-        # the job stays pending; the watchdog takes it up when the database can be written again
-        log.warning("an outcome could not be recorded: %s", type(error).__name__)
-        raise Stopped from error
-    _the_runner().expect(Job.from_json(content), outcome)
-    return outcome
-
-
-def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Makes a write wait until the database can be written; Stopped where the server ends before.
-
-    DBOS would take a failure to write a job's outcome for the job's own, and write that down as soon as it can.
-    """
-
-    @functools.wraps(write)
-    def until_written(*args: Any, **settings: Any) -> Answer:
-        told = False
-        while True:
-            try:
-                return write(*args, **settings)
-            except UNAVAILABLE as error:
-                if _the_runner().stopping:
-                    raise Stopped from error
-                if not told:
-                    log.warning("an outcome cannot be recorded yet: %s", type(error).__name__)
-            told = True
-            time.sleep(PAUSE)
-
-    return until_written
 
 
 class JobStore:
@@ -124,7 +57,9 @@ class JobStore:
         self.settings, self.takes = settings, application_version(model)
         self._lock: int | None = None
         self._disk: Disk | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._callbacks: StoreCallbacks | None = None
+        self._run: Workflow | None = None
+        self._reports: set[asyncio.Task[None]] = set()
         self._system: Any = None  # what DBOS writes through
         self._deleted: dict[str, tuple[str, PageCursor]] = {}  # id -> its owner and cursor
 
@@ -152,11 +87,10 @@ class JobStore:
                 hint = f"if {path} is damaged, move it away: the list of jobs starts anew, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
-    async def start(self, runner: Runner) -> None:
+    async def start(self, callbacks: StoreCallbacks) -> None:
         """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
-        global _runner
-        _runner = runner
-        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign, assignment]
+        self._callbacks, self._run = callbacks, register(callbacks)
+        dbos_patches.refuse_pickle()
         engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
         config = DBOSConfig(
             name="vstar-engine",
@@ -169,59 +103,42 @@ class JobStore:
         )
         try:
             dbos = DBOS(config=config)
-            its = logging.getLogger("dbos")
-            its.handlers.clear()
-            its.propagate, its.disabled = True, True  # it would log the traceback of what is answered below
-            DBOS.launch()
-            its.disabled = False
+            with dbos_patches.quiet_launch():
+                DBOS.launch()
             self._system = dbos._sys_db
-            for name in OUTCOMES:
-                setattr(self._system, name, patient(getattr(self._system, name)))
-            self._system.update_workflow_outcome = self._told(self._system.update_workflow_outcome)
+            dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, PAUSE)
+            dbos_patches.report_outcomes(self._system, self._report_soon)
             await DBOS.register_queue_async(
                 QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
             )
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
 
-    def _told(self, write: Callable[..., bool]) -> Callable[..., bool]:
-        """Makes the write that ends a job tell the runner, who publishes an end only when it is there for good."""
-        loop = asyncio.get_running_loop()
+    def _report_soon(self, id: str, landed: bool) -> None:
+        task = asyncio.create_task(self._report(id, landed))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
 
-        @functools.wraps(write)
-        def then_tell(id: str, status: str, **values: Any) -> bool:
-            landed = write(id, status, **values)
-            if status == "SUCCESS" and not loop.is_closed():
-                # outside the workflow, which is over: in its context DBOS would take a look into the database for a step of it
-                loop.call_soon_threadsafe(self._tell_soon, id, landed, context=contextvars.Context())
-            return landed
-
-        return then_tell
-
-    def _tell_soon(self, id: str, landed: bool) -> None:
-        task = asyncio.create_task(self._tell(id, landed))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
-
-    async def _tell(self, id: str, landed: bool) -> None:
-        """Has an end published once it is on the disk, or undone where the job was cancelled or deleted before."""
-        runner = _the_runner()
+    async def _report(self, id: str, landed: bool) -> None:
+        """Reports an outcome once it is on the disk, or that the job was cancelled or deleted before."""
+        callbacks = self._callbacks
+        assert callbacks is not None
         while True:
             try:
                 await self._sync()
                 stored = None if landed else await self.get(id)
                 break
             except UNAVAILABLE as error:
-                if runner.stopping:
+                if callbacks.stopping:
                     return
-                log.warning("an outcome cannot be made sure of yet: %s", type(error).__name__)
+                log.warning("an outcome cannot be confirmed on the disk yet: %s", type(error).__name__)
             await asyncio.sleep(PAUSE)
         if landed:
-            runner.recorded(id)
+            callbacks.recorded(id)
         elif stored is None:
-            runner.deleted(id)
+            callbacks.deleted(id)
         elif stored.outcome is not None and stored.outcome["status"] == FAILED:
-            await runner.cancel(stored.job)
+            await callbacks.cancel(stored.job)
 
     def _claim_folder(self) -> None:
         """Keeps a second server out of the folder of data."""
@@ -233,7 +150,7 @@ class JobStore:
 
     async def stop(self) -> None:
         """Leaves the database; what has not ended is taken up at the next start."""
-        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+        await asyncio.to_thread(DBOS.destroy, destroy_registry=True, workflow_completion_timeout_sec=0)
 
     def close(self) -> None:
         """Lets others into the folder."""
@@ -246,8 +163,9 @@ class JobStore:
     async def add(self, job: Job, at_once: bool) -> None:
         """Writes a job down, to run in its turn or `at_once`. An id that is there already stays what it is."""
         if at_once:
+            assert self._run is not None
             with SetWorkflowID(job.id), DBOSContextSetAuth(job.key_id, None):
-                await DBOS.start_workflow_async(_generate, job.to_json())
+                await DBOS.start_workflow_async(self._run, job.to_json())
         else:
             await DBOS.enqueue_workflow_with_options_async(
                 {
