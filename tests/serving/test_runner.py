@@ -13,6 +13,7 @@ from vstar_engine.serving.jobs import events
 from vstar_engine.serving.queue import runner
 from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.telemetry.metrics import Metrics
 
 DONE = events.Done("video.mp4", 1, "0" * 64, 8, 64, 32)
 
@@ -38,7 +39,7 @@ def made(engine, folder, runs=1, **settings):
     chosen.videos.mkdir(parents=True)
 
     async def scenario():
-        one, it = runner.Runner(engine, chosen, lambda id: None), job()
+        one, it = runner.Runner(engine, chosen, lambda id: None, Metrics()), job()
         one.started.set()
         first, *others = await asyncio.gather(*(one.make(it) for _ in range(runs)))
         assert not one.running

@@ -26,7 +26,7 @@ from vstar_engine.serving.queue.sqlite import DiskError
 from vstar_engine.serving.queue.store import JobStore, PageCursor
 from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.telemetry import metrics
+from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
 from .schema import CreateVideo, RemixVideo, Video, Wishes
@@ -68,7 +68,8 @@ class Service:
         self.settings, self.engine, self.resolver = settings, engine, resolver
         self.admission = Admission(settings)
         self.store = JobStore(settings, resolver.spec.name)
-        self.runner = Runner(engine, settings, self.admission.release)
+        self.metrics = Metrics()
+        self.runner = Runner(engine, settings, self.admission.release, self.metrics)
         self.failure: VstarError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.streams, self.over = 0, False
@@ -84,7 +85,7 @@ class Service:
         await self.store.start(self.runner)
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
-        metrics.recovered(len(unfinished))
+        self.metrics.recovered(len(unfinished))
         for takes, count in (await self.store.foreign()).items():
             log.warning(
                 "%d jobs wait for a server of the version and model that accepted them (%s): start it, or cancel them",
@@ -101,7 +102,7 @@ class Service:
         def counted(name: str) -> Callable[[], float]:
             return lambda: self.engine.facts()["counters"][name]
 
-        metrics.watch(
+        self.metrics.watch(
             worker_restarts=counted("restarts"),
             embedding_cache_bytes=counted("cache_bytes"),
             embedding_cache_hits=counted("cache_hits"),
@@ -195,7 +196,7 @@ class Service:
             undo.pop_all()
         self.admission.settle(job.id)
         self.runner.tracker.track(job)
-        metrics.accepted(job)
+        self.metrics.accepted()
         return StoredJob(job, int(job.created_at * 1000), new=True)
 
     def _remember(self, caller: Caller, said: str, id: str) -> None:

@@ -13,7 +13,9 @@ from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, Done,
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, JobProgress, JobTracker, completed, failed
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.telemetry import metrics, request_log, tracing
+from vstar_engine.serving.telemetry import request_log
+from vstar_engine.serving.telemetry.metrics import Metrics
+from vstar_engine.serving.telemetry.tracing import JobTracer
 
 from .errors import Stopped
 
@@ -28,8 +30,9 @@ LOOK, LONGEST_PAUSE = 1.0, 30.0
 class Runner:
     """Runs jobs on an engine and reports their progress to a tracker."""
 
-    def __init__(self, engine: EngineClient, settings: Settings, released: Callable[[str], None]):
+    def __init__(self, engine: EngineClient, settings: Settings, released: Callable[[str], None], metrics: Metrics):
         self.engine, self.settings, self.tracker = engine, settings, JobTracker()
+        self._metrics, self._tracer = metrics, JobTracer()
         self.stopping = False
         self.running: dict[str, Job] = {}
         self.started = asyncio.Event()
@@ -97,8 +100,8 @@ class Runner:
             return Failed(CANCELLED, "cancelled before it began")
         last: Event | None = None
         async for last in self.engine.submit(job):
-            metrics.event(job, last)
-            tracing.event(job, last)
+            self._metrics.event(job, last)
+            self._tracer.event(job, last)
             progress.apply(last)
         if isinstance(last, Done | Failed):
             return last
@@ -142,7 +145,7 @@ class Runner:
 
     def _finish(self, job: Job, status: str) -> None:
         self._released(job.id)
-        metrics.finished(job, status, max(time.time() - job.created_at, 0.0))
+        self._metrics.finished(job, status, max(time.time() - job.created_at, 0.0))
 
     async def cancel(self, job: Job) -> None:
         """Stops a job that the store has recorded as cancelled."""

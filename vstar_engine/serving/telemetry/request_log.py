@@ -14,7 +14,8 @@ from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import json_log, metrics, tracing
+from . import json_log, tracing
+from .metrics import Metrics
 
 HEADER = b"x-request-id"
 WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -50,10 +51,10 @@ def about(job: str) -> Iterator[None]:
 
 
 class RequestLogMiddleware:
-    """ASGI middleware: an id, a span, a measured time and a line for every request; the answer carries the id."""
+    """ASGI middleware: gives every request an id, a span, a metric and a log line; the response carries the id."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +83,7 @@ class RequestLogMiddleware:
     def report(self, scope: Scope, status: int, seconds: float, span: tracing.Span) -> None:
         route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
         method = scope["method"] if scope["method"] in METHODS else UNKNOWN_ROUTE
-        metrics.answered(method, route, status, seconds)
+        self.metrics.answered(method, route, status, seconds)
         tracing.answered(span, method, route, status)
         level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
         about_it = {"method": method, "route": route, "status": status, "ms": round(seconds * 1e3, 2)}
