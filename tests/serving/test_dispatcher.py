@@ -127,8 +127,7 @@ def test_a_first_worker_that_cannot_start_ends_the_start(refused, complaint, cod
     assert found.value.exit_code == code
 
 
-def test_a_worker_that_will_not_start_again_is_tried_until_it_does(monkeypatch):
-    monkeypatch.setattr("vstar_engine.serving.workers.dispatcher.RETRY_FIRST", 0.02)
+def test_a_worker_that_will_not_start_again_is_tried_until_it_does():
     link = ScriptedLink("a")
 
     async def act(dispatcher):
@@ -142,7 +141,7 @@ def test_a_worker_that_will_not_start_again_is_tried_until_it_does(monkeypatch):
         link.finish(link.runs[1])
         return ready, (await task)[-1].kind
 
-    assert scenario([link], act) == (False, "done")
+    assert scenario([link], act, restart_pause=0.02) == (False, "done")
 
 
 def test_jobs_of_a_worker_that_dies_go_to_another():

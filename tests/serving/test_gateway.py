@@ -18,6 +18,8 @@ from vstar_engine.serving.http import service
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.jobs.job import new_id
 from vstar_engine.serving.jobs.progress import failed
+from vstar_engine.serving.queue.runner import Runner
+from vstar_engine.serving.settings import Intervals
 
 
 @pytest.fixture
@@ -133,18 +135,21 @@ def test_a_job_that_was_cancelled_is_not_taken_up_again(tmp_path):
     assert scenario(tmp_path, act) == "cancelled"
 
 
-def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypatch):
+class StalledOnce(Runner):
+    """Its first run is claimed and not running yet, for a while."""
+
+    stalled = False
+
+    async def make(self, job):
+        if not self.stalled:
+            self.stalled = True
+            await asyncio.sleep(1.2)
+        return await super().make(job)
+
+
+def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path):
     """A busy server may see a job claimed and not running, and start it again while it begins: one end, one set of files."""
-    monkeypatch.setattr(service, "LOST", 0.4)
-    monkeypatch.setattr(service, "TICK", 0.1)
-    make, first = service.Runner.make, iter([True])
-
-    async def stalled(self, job):
-        if next(first, False):
-            await asyncio.sleep(1.2)  # claimed, and not running yet
-        return await make(self, job)
-
-    monkeypatch.setattr(service.Runner, "make", stalled)
+    hasty = Intervals(watchdog=0.1, lost_after=0.4)
 
     async def act(gateway, engine):
         resumed, resume = [], gateway.store.resume
@@ -161,7 +166,7 @@ def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypat
         outcome = await ended(gateway, id)
         return outcome["status"], engine.begun == [id], left(gateway) == sorted(result_files.names(id))
 
-    assert scenario(tmp_path, act) == ("completed", True, True)
+    assert scenario(tmp_path, act, runner=StalledOnce, intervals=hasty) == ("completed", True, True)
 
 
 class Unstartable(ScriptedEngine):
@@ -198,9 +203,8 @@ def test_an_engine_that_fails_ends_the_server_with_a_reason(tmp_path, monkeypatc
     assert type(error) is DeviceError or "PermissionError" in caplog.text
 
 
-def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_after_jobs(tmp_path, monkeypatch):
+def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_after_jobs(tmp_path):
     """As Postgres after its standby took over, until connections are made anew."""
-    monkeypatch.setattr(service, "TICK", 0.05)
 
     async def act(gateway, engine):
         claimed, failures, looked = gateway.store.claimed, [1, 2], asyncio.Event()
@@ -215,7 +219,7 @@ def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_
         await looked.wait()
         return gateway.failure
 
-    assert scenario(tmp_path, act) is None
+    assert scenario(tmp_path, act, intervals=Intervals(watchdog=0.05)) is None
 
 
 @pytest.mark.parametrize("where", ["add", "get"])

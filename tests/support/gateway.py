@@ -14,6 +14,7 @@ from vstar_engine.serving.http.request_to_job import Resolver
 from vstar_engine.serving.http.schema import CreateVideo
 from vstar_engine.serving.http.service import Caller
 from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.settings import Settings
 
 LIMIT = 15.0
@@ -64,14 +65,13 @@ class ScriptedEngine:
         self.ends[id].set_result(event or events.Done(f"{id}.mp4", 7, "0" * 64, 8, 64, 32))
 
 
-def scenario(folder, act, kind=ScriptedEngine, model="mini", **settings):
+def scenario(folder, act, kind=ScriptedEngine, model="mini", runner=Runner, **settings):
     """Runs `act(gateway, engine)` between a start and a close."""
 
     async def run():
         chosen = Settings(data=folder, min_free=0, **settings)
-        gateway = service.Service(
-            chosen, kind(chosen.videos), Resolver(replace(model_named("mini"), name=model), enhance=False)
-        )
+        resolver = Resolver(replace(model_named("mini"), name=model), enhance=False)
+        gateway = service.Service(chosen, kind(chosen.videos), resolver, runner)
         gateway.store.open()
         try:
             async with asyncio.timeout(LIMIT):

@@ -13,6 +13,26 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Seconds between the server's periodic actions.
+
+    watchdog: two checks of the jobs that the database says run here.
+    lost_after: a job whose run is missing this long is resumed.
+    reconcile: two counts of unfinished jobs, which other servers may have changed.
+    sweep: two deletions of what is too old or too much.
+    storage: two checks of a full disk, and the first pause before a video that could not be kept is made again.
+    outcome_retry: two attempts to write an outcome.
+    """
+
+    watchdog: float = 2.0
+    lost_after: float = 4.0
+    reconcile: float = 10.0
+    sweep: float = 60.0
+    storage: float = 1.0
+    outcome_retry: float = 1.0
+
+
+@dataclass(frozen=True)
 class Settings:
     """A server's settings. Times are in seconds, sizes in bytes; None is no limit.
 
@@ -45,6 +65,9 @@ class Settings:
     keep_bytes: int | None = None
     grace: float = 30.0
     sync_timeout: float = 600.0
+    # for a client to send a whole request, and between two of them
+    idle_timeout: float = 30.0
+    intervals: Intervals = Intervals()
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "max_frames", "max_steps", "max_work", "max_body", "max_connections", "max_batch"):
@@ -52,7 +75,7 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queue_per_key is not None and self.max_queue_per_key < 1:
             raise ValueError(f"max_queue_per_key must be at least 1, got {self.max_queue_per_key}")
-        for name in ("batch_delay", "min_free", "storage_wait", "grace", "sync_timeout"):
+        for name in ("batch_delay", "min_free", "storage_wait", "grace", "sync_timeout", "idle_timeout"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("keep_for", "keep_bytes"):

@@ -36,10 +36,6 @@ log = logging.getLogger(__name__)
 
 # a repeated request within this many seconds is the same one, where its client says that it tries again
 REPEATED = 60.0
-TICK = 2.0
-# a job that two looks this far apart find pending and not running has lost its run
-LOST = 4.0
-RECONCILE = 10.0
 DELETE_WAIT = 30.0
 
 
@@ -64,12 +60,12 @@ class Caller:
 class Service:
     """Everything behind the routes. Start it within a running event loop."""
 
-    def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver):
+    def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver, runner: type[Runner] = Runner):
         self.settings, self.engine, self.resolver = settings, engine, resolver
         self.admission = Admission(settings)
         self.store = JobStore(settings, resolver.spec.name)
         self.metrics = Metrics()
-        self.runner = Runner(engine, settings, self.admission.release, self.metrics)
+        self.runner = runner(engine, settings, self.admission.release, self.metrics)
         self.failure: VstarError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.streams, self.over = 0, False
@@ -293,7 +289,7 @@ class Service:
             if progress is None:
                 await asyncio.sleep(min(left, 0.5))
             else:
-                await progress.wait_for_change(progress.version, min(left, TICK))
+                await progress.wait_for_change(progress.version, min(left, self.settings.intervals.watchdog))
             if progress is None or progress.outcome is None:
                 stored = await self.store.get(stored.job.id) or stored
             if stored.outcome is not None:
@@ -302,12 +298,12 @@ class Service:
 
     async def _watchdog(self) -> None:
         """Takes up jobs whose run ended without an outcome, and stops runs whose job was cancelled elsewhere."""
-        last = 0.0
+        intervals, last = self.settings.intervals, 0.0
         while True:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(intervals.watchdog)
             try:
                 await self._look_after()
-                if time.monotonic() - last > RECONCILE:
+                if time.monotonic() - last > intervals.reconcile:
                     last = time.monotonic()
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
@@ -322,7 +318,7 @@ class Service:
         claimed = await self.store.claimed()
         odd = (claimed - running - set(self.runner.running)) | {id for id in running - claimed if id in self.runner.running}
         self._lost = {id: self._lost.get(id, now) for id in odd}
-        lost = [id for id, since in self._lost.items() if now - since >= LOST]
+        lost = [id for id, since in self._lost.items() if now - since >= self.settings.intervals.lost_after]
         if (resumed := [id for id in lost if id in claimed]) and not self.runner.stopping:
             log.warning("%d jobs had lost their run and are taken up again", len(resumed))
             await self.store.resume(resumed)
@@ -341,4 +337,4 @@ class Service:
                 await retention.sweep(self.store, self.settings, self.runner.tracker.discard)
             except (*UNAVAILABLE, OSError) as error:
                 log.warning("nothing was swept: %s", type(error).__name__)
-            await asyncio.sleep(retention.EVERY)
+            await asyncio.sleep(self.settings.intervals.sweep)

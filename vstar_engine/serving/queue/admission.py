@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vstar_engine.serving.errors import LIMITED, SERVER, ApiError, invalid
 from vstar_engine.serving.jobs.job import Job
@@ -19,8 +19,8 @@ SETTLED = 10.0
 class Admission:
     """Counts unfinished jobs by owner. A check and its reservation happen without a pause between: bounds are exact."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
+        self.settings, self._clock = settings, clock
         self.draining = False
         self._owners: dict[str, tuple[str, float]] = {}  # id -> owner, when the store had it
         self._per_owner: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class Admission:
     def restore(self, owners: Mapping[str, str]) -> None:
         """Counts jobs that were accepted before."""
         for id, owner in owners.items():
-            self._hold(id, owner, time.monotonic())
+            self._hold(id, owner, self._clock())
 
     def check_budget(self, job: Job) -> None:
         """Raises ApiError for a job that no queue would make smaller."""
@@ -82,12 +82,12 @@ class Admission:
     def settle(self, id: str) -> None:
         """Returns whether the store has a job: its place is the job's from now on."""
         if id in self._owners:
-            self._owners[id] = (self._owners[id][0], time.monotonic())
+            self._owners[id] = (self._owners[id][0], self._clock())
 
     def release(self, id: str) -> None:
         """Returns a job's place back; the end of a job also tells how fast they go."""
         if self.give_back(id):
-            self._ends.append(time.monotonic())
+            self._ends.append(self._clock())
 
     def give_back(self, id: str) -> bool:
         """Returns a place back that was not used; False where there was none."""
@@ -101,7 +101,7 @@ class Admission:
 
     def reconcile(self, unfinished: Mapping[str, str]) -> None:
         """Drops places of jobs that ended elsewhere."""
-        now = time.monotonic()
+        now = self._clock()
         for id, (_, since) in list(self._owners.items()):
             if id not in unfinished and now - since > SETTLED:
                 self.give_back(id)

@@ -15,7 +15,6 @@ from .store import JobStore
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0
 BATCH = 100
 # younger files may belong to a job that is about to be recorded
 ORPHAN_AGE = 600.0

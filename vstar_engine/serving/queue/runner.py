@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 # seconds between two looks at a job's other run
 TURN = 0.05
-# seconds between two looks at a full disk, and before a job whose video could not be kept is made again: doubled each time
-LOOK, LONGEST_PAUSE = 1.0, 30.0
+# longest pause in seconds before a job whose video could not be kept is made again; it is doubled each time
+LONGEST_PAUSE = 30.0
 
 
 class Runner:
@@ -75,7 +75,7 @@ class Runner:
 
     async def _last_event(self, job: Job, progress: JobProgress) -> Done | Failed:
         since: float | None = None
-        pause = LOOK
+        pause = self.settings.intervals.storage
         while True:
             last = await self._submit_once(job, progress)
             if self.stopping and not isinstance(last, Done):
@@ -113,7 +113,7 @@ class Runner:
         while time.monotonic() < end or shutil.disk_usage(self.settings.videos).free < self.settings.min_free:
             if self.stopping or job.id in self._cancelled:
                 return
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(self.settings.intervals.storage)
 
     def _outcome(self, job: Job, last: Done | Failed) -> dict[str, Any]:
         if isinstance(last, Done):

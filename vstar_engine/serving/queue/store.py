@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 QUEUE = "videos"
 POLLING = 0.05
-# seconds between two tries to write an outcome
-PAUSE = 1.0
 MIDDLE_PRIORITY = 1000
 
 # deleted jobs whose place in the list is remembered, for clients whose next page begins there
@@ -106,7 +104,7 @@ class JobStore:
             with dbos_patches.quiet_launch():
                 DBOS.launch()
             self._system = dbos._sys_db
-            dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, PAUSE)
+            dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, self.settings.intervals.outcome_retry)
             dbos_patches.report_outcomes(self._system, self._report_soon)
             await DBOS.register_queue_async(
                 QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
@@ -132,7 +130,7 @@ class JobStore:
                 if callbacks.stopping:
                     return
                 log.warning("an outcome cannot be confirmed on the disk yet: %s", type(error).__name__)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self.settings.intervals.outcome_retry)
         if landed:
             callbacks.recorded(id)
         elif stored is None:

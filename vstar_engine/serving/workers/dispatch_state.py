@@ -45,6 +45,7 @@ class BatchingPolicy:
     tries: runs of a job whose worker dies, in all.
     hang_after: least silence in seconds that counts as a hang; None: 10 on a GPU, 60 on a CPU, whose steps vary.
     start_timeout: seconds until a worker must be ready.
+    restart_pause: seconds before a failed restart is repeated; doubled each time.
     short_job_share: a job may run between the steps of a batch if it takes at most this share of the batch's remaining time.
     interleaved_share: such jobs together delay a batch by at most this share of its own time.
     fast: the fast-sampling options that warm-up uses.
@@ -56,6 +57,7 @@ class BatchingPolicy:
     tries: int = 3
     hang_after: float | None = None
     start_timeout: float = 900.0
+    restart_pause: float = 0.2
     short_job_share: float = 0.25
     interleaved_share: float = 0.5
     fast: tuple[str, ...] = ()

@@ -23,8 +23,8 @@ TICK = 0.1
 # a worker hangs when it is silent for this multiple of its longest stage, and at least for LEAST_SILENCE seconds
 HUNG_FACTOR = 3.0
 LEAST_SILENCE = {"cpu": 60.0, "gpu": 10.0}
-# seconds before a failed start is repeated: doubled each time, up to the last
-RETRY_FIRST, RETRY_LAST = 0.2, 10.0
+# longest pause in seconds before a failed restart is repeated; it is doubled each time
+LONGEST_PAUSE = 10.0
 # counters of a worker's embedding cache since it started
 CACHES = ("cache_hits", "cache_misses", "cache_bytes")
 
@@ -184,14 +184,14 @@ class Dispatcher:
 
     async def _reopen(self, worker: WorkerState) -> AsyncIterator[Message]:
         """Starts a worker again, with growing pauses until it succeeds."""
-        pause = RETRY_FIRST
+        pause = self.policy.restart_pause
         while True:
             try:
                 return await self._open(worker)
             except WorkerError as error:
                 log.error("%s cannot be started again, next try in %.1f s: %s", worker.link.name, pause, error)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_LAST)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _detect_hangs(self) -> None:
         """Kills workers that hang. Silence is counted in ticks, so that a pause of this process is not held against them."""
