@@ -24,7 +24,7 @@ from vstar_engine.errors import MissingLibrary
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.workers import ray_cluster
 from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
-from vstar_engine.serving.workers.ray_cluster import RayEngine, RayLink
+from vstar_engine.serving.workers.ray_cluster import RayEngine, RayLink, Replicas
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray (the `scale` extra)")
 # starting Ray on two busy cores takes a minute
@@ -78,9 +78,9 @@ def test_ray_that_is_missing_says_what_to_install(monkeypatch):
         ray_cluster.library()
 
 
-def test_no_replica_is_no_engine(tmp_path):
+def test_no_replica_is_no_engine():
     with pytest.raises(ValueError, match="at least 1 replica"):
-        RayEngine(tmp_path, {}, replicas=0)
+        Replicas(0)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,8 @@ def cluster():
 @contextlib.asynccontextmanager
 async def running(folder, address, **settings):
     policy = BatchingPolicy(buckets=(slow_engine.BUCKET,), hang_after=5.0, max_batch=1)
-    engine = RayEngine(
-        Path(folder), settings, policy, slow_engine.FACTORY, slow_engine.environment(), replicas=2, address=address
-    )
+    replicas = Replicas(2, address)
+    engine = RayEngine(Path(folder), settings, policy, slow_engine.FACTORY, slow_engine.environment(), replicas)
     async with asyncio.timeout(LIMIT):
         await engine.start()
         try:

@@ -227,7 +227,5 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
 
     ray_cluster.library()
     resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
-    replicas = 1 if args.replicas is None else args.replicas
-    return ray_cluster.RayEngine(
-        *what, replicas=replicas, address=args.address, resources=resources, instance=settings.instance
-    )
+    replicas = ray_cluster.Replicas(1 if args.replicas is None else args.replicas, args.address, resources)
+    return ray_cluster.RayEngine(*what, replicas=replicas, instance=settings.instance)
