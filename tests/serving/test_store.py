@@ -255,7 +255,7 @@ def test_files_that_the_database_does_not_know_are_set_aside_and_that_is_said(ke
     assert (folder / f"{young}.mp4").exists()
     assert (folder / "README").exists()
     assert retention.stored(folder) == 4100
-    assert f"1 files of jobs that the database does not know were moved to {folder / 'unknown'}" in caplog.text
+    assert f"moved 1 files of jobs that the database does not know to {folder / 'unknown'}" in caplog.text
 
 
 @pytest.mark.parametrize(("settings", "left"), [({"keep_for": 3600}, 0), ({"keep_bytes": 4050}, 1), ({"keep_bytes": 9999}, 2)])
@@ -278,4 +278,4 @@ def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):
     asyncio.run(retention.sweep(kept, Settings(data=tmp_path), list))
     assert not list((tmp_path / "videos").glob(f"{failed}*"))
     assert retention.stored(tmp_path / "videos") == 3000
-    assert "what 1 jobs without a video had left was removed" in caplog.text
+    assert "removed the files of 1 jobs without a video" in caplog.text

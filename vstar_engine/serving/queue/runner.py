@@ -1,4 +1,4 @@
-"""Takes jobs from the store to the engine, and outcomes back."""
+"""Runs stored jobs on the engine and returns their outcomes."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from .errors import Stopped
 
 log = logging.getLogger(__name__)
 
-# seconds between two looks at a job's other run
+# seconds between two checks whether another run of the same job has ended
 TURN = 0.05
 # longest pause in seconds before a job whose video could not be kept is made again; it is doubled each time
 LONGEST_PAUSE = 30.0
@@ -38,13 +38,13 @@ class Runner:
         self.started = asyncio.Event()
         self._released = released
         self._cancelled: set[str] = set()
-        # outcomes that are not recorded yet, so that a store that was full does not cost their videos
+        # outcomes that are not recorded yet: if the store was full, the video need not be made again
         self._made: dict[str, tuple[Job, dict[str, Any]]] = {}
 
     async def make(self, job: Job) -> dict[str, Any]:
-        """Makes a job's video and gives its outcome; Stopped when there is none to record.
+        """Makes a job's video and returns its outcome; Stopped if there is none to record.
 
-        A run that was taken for lost may go on beside the one that took its place: the later waits, and takes its outcome over.
+        A run that was taken for lost may still be running: the later run waits for it and returns its outcome.
         """
         while job.id in self.running:
             await asyncio.sleep(TURN)
@@ -53,17 +53,17 @@ class Runner:
         try:
             with request_log.about(job.id):
                 if job.id not in self._made:
-                    if progress.outcome is not None:  # cancelled between the queue and here
+                    if progress.outcome is not None:  # cancelled after it left the queue
                         raise Stopped
                     await self._wait_for_engine()
                     self.expect(job, self._outcome(job, await self._last_event(job, progress)))
                 return self._made[job.id][1]
         finally:
             del self.running[job.id]
-            if job.id not in self._made:  # nobody hears of this run again: what the store says of the job counts
-                self._forget(progress)
+            if job.id not in self._made:  # this run reports nothing more; the stored job is the truth
+                self._stop_tracking(progress)
 
-    def _forget(self, progress: JobProgress) -> None:
+    def _stop_tracking(self, progress: JobProgress) -> None:
         if progress.outcome is None:
             self.tracker.discard(progress.job.id)
             progress.notify()
@@ -89,15 +89,15 @@ class Runner:
             since = since or time.monotonic()
             if time.monotonic() - since > self.settings.storage_wait:
                 return last
-            log.warning("a video could not be kept (%s); its job waits", last.code)
+            log.warning("a video could not be written (%s); the job waits for disk space", last.code)
             progress.requeue()
             await self._wait_for_space(job, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _submit_once(self, job: Job, progress: JobProgress) -> Done | Failed:
-        """Submits a job once and follows it to its end."""
+        """Submits a job and returns its last event."""
         if self.stopping or job.id in self._cancelled:
-            return Failed(CANCELLED, "cancelled before it began")
+            return Failed(CANCELLED, "the job was cancelled before it started")
         last: Event | None = None
         async for last in self.engine.submit(job):
             self._metrics.event(job, last)
@@ -105,10 +105,10 @@ class Runner:
             progress.apply(last)
         if isinstance(last, Done | Failed):
             return last
-        return Failed(GENERATION_FAILED, "the engine ended the job without a word")
+        return Failed(GENERATION_FAILED, "the engine ended the job without a result")
 
     async def _wait_for_space(self, job: Job, pause: float) -> None:
-        """Waits a while, and on until the disk has room."""
+        """Waits `pause` seconds, and then until the disk has enough free space."""
         end = time.monotonic() + pause
         while time.monotonic() < end or shutil.disk_usage(self.settings.videos).free < self.settings.min_free:
             if self.stopping or job.id in self._cancelled:
@@ -119,16 +119,16 @@ class Runner:
         if isinstance(last, Done):
             return completed(last)
         log.warning("the job failed: %s", last.code)
-        # of a worker that died while it wrote, any of the files may be there
+        # a worker that died while writing may have left any of the files
         result_files.discard(self.settings.videos, job.id)
         return failed(last.code, last.message)
 
     def expect(self, job: Job, outcome: dict[str, Any]) -> None:
-        """Keeps an outcome until the store holds it."""
+        """Keeps an outcome until the store has recorded it."""
         self._made[job.id] = job, outcome
 
     def recorded(self, id: str) -> None:
-        """Publishes the outcome that was expected, which the store holds now."""
+        """Publishes an expected outcome, now that the store has recorded it."""
         if id not in self._made:
             return
         job, outcome = self._made.pop(id)
@@ -138,7 +138,7 @@ class Runner:
             self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
 
     def deleted(self, id: str) -> None:
-        """Forgets a job that the store does not have any more, and what was written of it."""
+        """Drops a job that was deleted from the store, with its files."""
         self._made.pop(id, None)
         self.tracker.discard(id)
         result_files.discard(self.settings.videos, id)
@@ -167,7 +167,7 @@ class Runner:
             await asyncio.sleep(0.02)
 
     async def drain(self, grace: float) -> None:
-        """Lets running jobs end within `grace` seconds; the others, and what is left of these, wait in the store."""
+        """Gives running jobs `grace` seconds to end; all others stay in the store for the next start."""
         self.stopping = True
         for id in list(self.running):
             progress = self.tracker[id]
@@ -178,9 +178,9 @@ class Runner:
         while self.running and time.monotonic() < end:
             await asyncio.sleep(0.02)
         if self.running:
-            log.warning("%d jobs did not end within %g s and stay for the next start", len(self.running), grace)
+            log.warning("%d jobs did not end within %g s; they resume at the next start", len(self.running), grace)
 
     async def close(self) -> None:
-        """Ends the engine."""
+        """Stops the engine."""
         with contextlib.suppress(asyncio.CancelledError):
             await self.engine.close(0.0)

@@ -1,4 +1,4 @@
-"""Jobs that outlive the process: DBOS workflows in SQLite or Postgres, behind one small class."""
+"""The durable store of jobs: DBOS workflows in SQLite or Postgres."""
 
 import asyncio
 import fcntl
@@ -42,14 +42,14 @@ QUEUE = "videos"
 POLLING = 0.05
 MIDDLE_PRIORITY = 1000
 
-# deleted jobs whose place in the list is remembered, for clients whose next page begins there
+# number of deleted jobs whose cursor is kept, for clients whose next page begins there
 DELETED_KEPT = 10_000
-# where a job stands in the list
+# the position of a job in the list: milliseconds, its own time of creation, id
 PageCursor = tuple[int, float, str]
 
 
 class JobStore:
-    """Accepted jobs and their outcomes. What `add` has returned is never lost. Those of another model wait for its server."""
+    """Accepted jobs and their outcomes, durable once `add` returned. Jobs of another model wait for a server of that model."""
 
     def __init__(self, settings: Settings, model: str):
         self.settings, self.takes = settings, application_version(model)
@@ -58,7 +58,7 @@ class JobStore:
         self._callbacks: StoreCallbacks | None = None
         self._run: Workflow | None = None
         self._reports: set[asyncio.Task[None]] = set()
-        self._system: Any = None  # what DBOS writes through
+        self._system: Any = None  # DBOS's system database
         self._deleted: dict[str, tuple[str, PageCursor]] = {}  # id -> its owner and cursor
 
     @property
@@ -68,11 +68,11 @@ class JobStore:
 
     @property
     def alone(self) -> bool:
-        """Returns whether no other server can write to this database."""
+        """Whether no other server can use this database."""
         return self._disk is not None
 
     def open(self) -> None:
-        """Makes the folder and keeps others out of it; StoreError where it or its database cannot be used."""
+        """Creates and locks the data folder and checks the database; StoreError if either is unusable."""
         for folder in (self.settings.data, self.settings.videos):
             folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         self._claim_folder()
@@ -82,14 +82,14 @@ class JobStore:
                 self._disk = Disk(path)
             except (sqlite3.Error, OSError) as error:
                 kept = self.settings.videos / UNKNOWN
-                hint = f"if {path} is damaged, move it away: the list of jobs starts anew, and videos are kept in {kept}"
+                hint = f"if {path} is damaged, move it away: the list of jobs then starts empty, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
     async def start(self, callbacks: StoreCallbacks) -> None:
-        """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
+        """Connects to the database and resumes unfinished jobs; StoreError if it cannot be used."""
         self._callbacks, self._run = callbacks, register(callbacks)
         dbos_patches.refuse_pickle()
-        engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
+        engine: dict[str, Any] = {"hide_parameters": True}  # otherwise errors show the statement's parameters, and so prompts
         config = DBOSConfig(
             name="vstar-engine",
             system_database_url=self.settings.database_url,
@@ -139,19 +139,19 @@ class JobStore:
             await callbacks.cancel(stored.job)
 
     def _claim_folder(self) -> None:
-        """Keeps a second server out of the folder of data."""
+        """Locks the data folder against a second server."""
         self._lock = os.open(self.settings.data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(f"another server uses {self.settings.data}; give --data another folder") from error
+            raise StoreError(f"another server uses {self.settings.data}; choose another folder with --data") from error
 
     async def stop(self) -> None:
-        """Leaves the database; what has not ended is taken up at the next start."""
+        """Disconnects from the database; unfinished jobs resume at the next start."""
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True, workflow_completion_timeout_sec=0)
 
     def close(self) -> None:
-        """Lets others into the folder."""
+        """Unlocks the data folder."""
         if self._disk is not None:
             self._disk.close()
         if self._lock is not None:
@@ -159,7 +159,7 @@ class JobStore:
             self._lock = None
 
     async def add(self, job: Job, at_once: bool) -> None:
-        """Writes a job down, to run in its turn or `at_once`. An id that is there already stays what it is."""
+        """Stores a job, to run from the queue or `at_once`. A job whose id is already stored is not changed."""
         if at_once:
             assert self._run is not None
             with SetWorkflowID(job.id), DBOSContextSetAuth(job.key_id, None):
@@ -187,7 +187,7 @@ class JobStore:
         return stored_job_from(found[0]) if found else None
 
     async def cursor(self, owner: str, id: str) -> PageCursor | None:
-        """Returns where an owner's job stands in the list, or stood before it was deleted."""
+        """Returns the cursor of an owner's job, also of one deleted lately; None if there is none."""
         stored = await self.get(id)
         whose, cursor = self._deleted.get(id, ("", None)) if stored is None else (stored.job.key_id, _cursor_of(stored))
         return cursor if whose == owner else None
@@ -200,7 +200,7 @@ class JobStore:
             found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **bounds)
             stored_jobs = [stored_job_from(status) for status in found]
             whole = len(stored_jobs) < fetched
-            if not whole:  # the last millisecond may go on behind the limit
+            if not whole:  # more jobs of the last millisecond may follow behind the limit
                 stored_jobs = [stored for stored in stored_jobs if stored.created != stored_jobs[-1].created]
             stored_jobs.sort(key=_cursor_of, reverse=newest_first)
             if after is not None:
@@ -210,22 +210,22 @@ class JobStore:
             fetched *= 2
 
     async def since(self, owner: str, seconds: float) -> list[StoredJob]:
-        """Returns an owner's jobs of the last seconds."""
+        """Returns an owner's jobs of the last `seconds`."""
         begin = clock.now() - seconds
         found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
         return [stored_job_from(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
-        """Returns the owner of every job without an outcome that this server may run, by id."""
+        """Returns the owners of the unfinished jobs that this server may run, by id."""
         found = await self._unfinished(app_version=self.takes)
         return {status.workflow_id: status.authenticated_user or "" for status in found}
 
     async def foreign(self) -> Counter[str]:
-        """Counts the jobs that wait for a server of another model or version of `Job`, by what that server takes."""
+        """Returns the number of unfinished jobs of other models or versions, by their `application_version`."""
         return Counter(status.app_version or "" for status in await self._unfinished() if status.app_version != self.takes)
 
     async def claimed(self) -> set[str]:
-        """Returns the ids of the jobs that the database says run here."""
+        """Returns the ids of the jobs that run on this server according to the database."""
         found = await self._unfinished(status="PENDING", app_version=self.takes, executor_id=self.settings.instance)
         return {status.workflow_id for status in found}
 
@@ -233,12 +233,12 @@ class JobStore:
         return await DBOS.list_workflows_async(name=WORKFLOW, status=status, load_input=False, load_output=False, **which)
 
     async def resume(self, ids: Sequence[str]) -> None:
-        """Puts jobs back into the queue, whose run here ended without an outcome. One that was cancelled meanwhile stays so."""
+        """Queues jobs again whose run here ended without an outcome. Jobs cancelled meanwhile stay cancelled."""
         for id in ids:
             await asyncio.to_thread(self._system.reenqueue_for_recovery, id, [self.settings.instance], QUEUE)
 
     async def cancel(self, id: str) -> None:
-        """Records a job as cancelled, unless it ended."""
+        """Records a job as cancelled, unless it has ended."""
         await DBOS.cancel_workflow_async(id)
         await self._sync()
 
@@ -253,13 +253,13 @@ class JobStore:
         await self._sync()
 
     async def known(self, ids: Sequence[str]) -> dict[str, bool]:
-        """Returns those ids that the store has, and whether each has its video or may still get it."""
+        """Returns the stored ones of these ids, each with whether it has a video or may still get one."""
         found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False)
         outcomes = {status.workflow_id: outcome_of(status) for status in found}
         return {id: outcome is None or outcome["status"] != FAILED for id, outcome in outcomes.items()}
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
-        """Returns the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
+        """Returns the ids of jobs that ended, the oldest first; only those that ended `before` a time, if given."""
         bounds: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
         passed = 0
         while True:
@@ -272,7 +272,7 @@ class JobStore:
                 load_output=before is not None,
                 **bounds,
             )
-            # the database's clock may have been behind when the job ended
+            # the database's clock may have been slow when the job ended
             ids = [status.workflow_id for status in found if before is None or end_of(status) <= before]
             if ids or len(found) < limit:
                 return ids
@@ -280,7 +280,7 @@ class JobStore:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Returns the file of an SQLite URL; None for another database. StoreError for no URL."""
+    """Returns the file of an SQLite URL; None for another database. StoreError for an invalid URL."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -289,10 +289,10 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def _moment(milliseconds: int) -> str:
-    # half a millisecond more, since it is cut to whole ones after a way through floating point
+    # plus half a millisecond: DBOS reads it as a float and truncates to milliseconds
     return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
 
 
 def _cursor_of(stored: StoredJob) -> PageCursor:
-    # below Python 3.12 DBOS counts whole seconds in SQLite
+    # with Python below 3.12 DBOS stores whole seconds in SQLite
     return stored.created, stored.job.created_at, stored.job.id
