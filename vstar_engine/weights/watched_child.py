@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.errors import CheckpointError, OutputError
+from vstar_engine.machine import threads
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def run_watched(
             text=True,
             errors="replace",
             cwd=ROOT,
+            env=threads.environment(),
             pass_fds=(sending,),
         )
     except BaseException:
