@@ -22,6 +22,7 @@ from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory, threads
 from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.fp8 import convert
 from vstar_engine.networks.text_encoder import TextTower
@@ -81,6 +82,7 @@ class Engine:
         self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
 
     @staticmethod
+    @undisturbed
     def load(
         model: str | None = None,
         weights: str | Path | None = None,
@@ -182,6 +184,7 @@ class Engine:
         """
         warm_up(self, clips or self.clips(), sampling)
 
+    @undisturbed
     def adapt(self, loras: Sequence[str] = ()) -> None:
         """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
 
@@ -285,6 +288,7 @@ class Engine:
             videos[row.index] = self.finish(batch, row, on_part)
         return videos
 
+    @undisturbed
     @torch.inference_mode()
     def begin(
         self, requests: Sequence[Request], embeddings: Sequence[Embeddings | None] = (), encode: Encode | None = None
@@ -316,6 +320,7 @@ class Engine:
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
+    @undisturbed
     @torch.inference_mode()
     def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
         """Decodes a video whose steps are done, as many frames at once as fit; `on_part` hears each run of them as a video."""
@@ -352,6 +357,7 @@ class Engine:
             return context, negative[None]
         return context, spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
 
+    @undisturbed
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
+from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.unet import Clock, UNet
 from vstar_engine.prompting.embeddings import Embeddings
@@ -46,7 +47,7 @@ class Row:
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
-        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
+        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator, dtype=torch.float32)
         schedule = Schedule.of(request.sampling)
         return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
 
@@ -54,7 +55,8 @@ class Row:
         """Draws the noise of the step after `done` ones, if it takes any; in memory that a GPU reads without waiting."""
         if self.drawn is None and done < len(self.schedule) and self.schedule.sigma[len(self.schedule) - 1 - done] > 0:
             pinned = self.latents.is_cuda
-            self.drawn = torch.randn(self.latents.shape, generator=self.generator, pin_memory=pinned)
+            drawn = torch.randn(self.latents.shape, generator=self.generator, dtype=torch.float32, pin_memory=pinned)
+            self.drawn = drawn
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Batch:
         self._tables = None
         self._plans.clear()
 
+    @undisturbed
     @torch.inference_mode()
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""

@@ -48,7 +48,7 @@ def sample(
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
     shape, device = latents.shape, latents.device
-    draw = noise if callable(noise) else lambda i: torch.randn(shape) if noise is None else noise[i]
+    draw = noise if callable(noise) else lambda i: torch.randn(shape, dtype=torch.float32) if noise is None else noise[i]
     weight = torch.as_tensor(guidance, dtype=torch.float64).reshape(-1).expand(len(latents))
     table, heard = coefficients(schedule, weight).to(latents), torch.arange(len(latents), device=device)
     for index, i in enumerate(reversed(range(len(schedule) - start))):

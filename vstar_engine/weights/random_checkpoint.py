@@ -27,9 +27,9 @@ PIECE_BYTES = 2**22
 def tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Draws one weight in float32: matrices and convolutions keep their input's scale, norms are near one, biases small."""
     if not shape:
-        return torch.tensor(math.log(1 / 0.07))  # logit_scale
+        return torch.tensor(math.log(1 / 0.07), dtype=torch.float32)  # logit_scale
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    values = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator, dtype=torch.float32)
     if len(shape) > 1:
         return values / math.prod(shape[1:]) ** 0.5
     return 1.0 + 0.1 * values if name.endswith("weight") else 0.02 * values
