@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.artifacts.source_hash import engine_hash
-from vstar_engine.backends import graph_memory
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request, rows_at_once
@@ -25,7 +24,6 @@ from vstar_engine.machine.device import device_named, dtype_named
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.fp8 import convert
 from vstar_engine.networks.text_encoder import TextTower
-from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import spread
@@ -155,7 +153,7 @@ class Engine:
         if fp8:
             made.fp8 = calibrate(denoiser, spec, made.embed)
             convert(denoiser, made.fp8)
-            graph_memory.forget_graphs(denoiser)
+            denoiser.forget_graphs()
             if where.type == "cpu":
                 request_warnings.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
         if warm:
@@ -165,7 +163,7 @@ class Engine:
     @property
     def records(self) -> bool:
         """Returns whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
-        return graph_memory.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
+        return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[Clip]:
         """Returns the clips to warm where none are named: a built engine's own, else usual ones."""
@@ -188,18 +186,19 @@ class Engine:
         """
         if self.fp8 is not None:
             raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
-        if self.artifact is not None or not isinstance(self.denoiser, UNet):
+        unet = self.denoiser.module
+        if self.artifact is not None or unet is None:
             raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
         before = [str(lora) for lora in self.loras]
         try:
-            self._refill(self.denoiser, loras)
+            self._refill(unet, loras)
         except CheckpointError:
-            self._refill(self.denoiser, before)
+            self._refill(unet, before)
             raise
 
-    def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
+    def _refill(self, unet: nn.Module, loras: Sequence[str]) -> None:
         """Reads the UNet's weights again, with LoRAs merged in."""
-        graph_memory.forget_graphs(unet)
+        self.denoiser.forget_graphs()
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
@@ -302,7 +301,7 @@ class Engine:
         if self.artifact is not None:
             self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
-        graph_memory.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
+        memory.make_room(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
         seconds = {"text": 0.0, "denoise": 0.0}
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
@@ -323,7 +322,7 @@ class Engine:
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
         whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
-            chunk = graph_memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
+            chunk = memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
                 part = frames[done : done + len(pixels)]
                 part[:] = to_bytes(pixels.transpose(0, 1))

@@ -93,7 +93,7 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
     if backend == "inductor" != scene.compiler:
         # without its guards: they tell sizes of 1 apart, which the graph computes as any
         program = builder.traced(settings, weights, silent)[1].module(check_guards=False)
-        return lambda *inputs: program(**shared(*inputs)), {"backend": "none: the traced graph itself"}
+        return TracedGraph(program), {"backend": "none: the traced graph itself"}
     stages: dict[str, float] = {}
 
     def report(line: str) -> None:
@@ -115,6 +115,16 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
     marks = [*stages.values(), begun + seconds]
     taken = {line: after - before for line, before, after in zip(stages, marks, marks[1:], strict=False)}
     return denoiser, {"backend": backend, "build": seconds, "stages": taken, "package_bytes": artifact.bytes}
+
+
+class TracedGraph(Denoiser):
+    """Runs a traced graph as PyTorch's operators."""
+
+    def __init__(self, program: nn.Module):
+        self.program = program
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.program(**shared(*inputs))
 
 
 def official(unet: nn.Module) -> Mapping[str, Tensor]:

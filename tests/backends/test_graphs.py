@@ -4,7 +4,6 @@ import gc
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -17,11 +16,11 @@ from vstar_engine.backends.cuda_graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
 from vstar_engine.bench.step.workload import TINY
-from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.precomputed import Deep
+from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)
@@ -67,8 +66,8 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
     """Plain, captured, and replayed with other values of everything; earlier results stay."""
     recorded, plain = networks(device, dtype)
     with mode():
-        ours = [recorded.replay(step(recorded, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
-        theirs = [take(plain, step(plain, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
+        ours = [recorded.run_step(step(recorded, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
+        theirs = [plain.run_step(step(plain, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
     assert all(map(equal, ours, theirs))
     assert not torch.equal(ours[2][0], ours[3][0])
     (fixed,) = recorded.recent.values()
@@ -82,8 +81,8 @@ def test_texts_are_projected_where_others_are_heard(device, monkeypatch):
     monkeypatch.setattr(recorded, "projected", lambda contexts: projected.append(len(contexts)) or project(contexts))
     own, other = (step(plain, seed=seed).calls[0].texts for seed in (0, 3))
     for seed, heard in enumerate([own, own, own, other, other, own]):
-        mine = recorded.replay(step(recorded, seed=seed % 5, texts=heard))
-        assert equal(mine, take(plain, step(plain, seed=seed % 5, texts=Texts(heard.contexts))))
+        mine = recorded.run_step(step(recorded, seed=seed % 5, texts=heard))
+        assert equal(mine, plain.run_step(step(plain, seed=seed % 5, texts=Texts(heard.contexts))))
     assert projected == [2, 2, 2]
 
 
@@ -92,7 +91,7 @@ def test_steps_on_kept_features_are_recorded_too(device):
     """Whole steps give their features, and steps on features take whichever they are given."""
     recorded, plain = networks(device)
     stages, found = TINY.unet.num_res_blocks + 1, []
-    for unet, run in ((recorded, recorded.replay), (plain, partial(take, plain))):
+    for unet, run in ((recorded, recorded.run_step), (plain, plain.run_step)):
         kept = [run(step(unet, seed=seed, deep=Deep(stages))) for seed in (0, 1, 2)]
         cached = [run(step(unet, seed=seed, deep=Deep(stages, kept[seed][2]))) for seed in (2, 1, 0)]
         found.append([*kept, *cached])
@@ -103,7 +102,7 @@ def test_steps_on_kept_features_are_recorded_too(device):
     assert None not in (whole.recording.graph, part.recording.graph)
     assert whole.kept.calls[0].texts is part.kept.calls[0].texts
     del whole, part
-    recorded.forget()
+    recorded.forget_graphs()
     assert not recorded.heard
 
 
@@ -111,7 +110,7 @@ def test_steps_on_kept_features_are_recorded_too(device):
 def test_every_shape_is_recorded_and_the_last_few_are_kept(device):
     recorded, plain = networks(device)
     for frames in [*range(1, SHAPES + 2)] * 2 + [SHAPES + 1] * 2:
-        assert equal(recorded.replay(step(recorded, frames, seed=1)), take(plain, step(plain, frames, seed=1)))
+        assert equal(recorded.run_step(step(recorded, frames, seed=1)), plain.run_step(step(plain, frames, seed=1)))
     assert len(recorded.recent) == SHAPES
     # one shape too many in turn, and none comes to its second run; the last came to three
     assert [fixed.recording.runs for fixed in recorded.recent.values()] == [1] * (SHAPES - 1) + [3]
@@ -122,14 +121,14 @@ def test_latents_in_any_layout_and_another_call_mode(device):
     """Buffers made under inference mode may be written outside it, and views are read as they are."""
     recorded, plain = networks(device)
     with torch.inference_mode():
-        recorded.replay(step(recorded))
+        recorded.run_step(step(recorded))
 
     def strided(unet: UNet) -> Step:
         made = step(unet, seed=1)
         latents = made.given.latents.transpose(3, 4).contiguous().transpose(3, 4)
         return replace(made, given=made.given._replace(latents=latents))
 
-    assert all(equal(recorded.replay(strided(recorded)), take(plain, strided(plain))) for _ in range(3))
+    assert all(equal(recorded.run_step(strided(recorded)), plain.run_step(strided(plain))) for _ in range(3))
 
 
 @torch.no_grad()
@@ -137,10 +136,10 @@ def test_only_the_second_run_of_a_shape_is_captured(graphs):
     recorded, _ = networks(CPU)
     counts = []
     for seed in range(4):
-        recorded.replay(step(recorded, seed=seed))
+        recorded.run_step(step(recorded, seed=seed))
         counts.append(graphs.replays)
     assert counts == [0, 1, 2, 3]
-    assert recorded.nbytes == 2**20
+    assert recorded.graph_bytes() == 2**20
 
 
 @torch.no_grad()
@@ -148,9 +147,9 @@ def test_hooks_are_heard(device):
     """Attention maps are read by hooks, which a replay would not call."""
     recorded, _ = networks(device)
     for seed in range(3):
-        recorded.replay(step(recorded, seed=seed))
+        recorded.run_step(step(recorded, seed=seed))
     with attention_maps.recorded(recorded, [0]) as recording:
-        recorded.replay(step(recorded))
+        recorded.run_step(step(recorded))
     assert recording.passes == 1
     assert recording.attentions
 
@@ -159,7 +158,7 @@ def test_gradients_pass(device):
     """Noise may be optimised through the network, and through a step."""
     recorded, plain = networks(device)
     found = []
-    for network, run in ((recorded, recorded.replay), (plain, partial(take, plain))):
+    for network, run in ((recorded, recorded.run_step), (plain, plain.run_step)):
         made = step(network)
         latents = made.given.latents.requires_grad_()
         run(made)[0].square().sum().backward()
@@ -172,14 +171,14 @@ def test_gradients_pass(device):
 def test_replaced_parameters_need_a_new_recording(device):
     """A graph reads where parameters were, so what changes them all forgets it."""
     recorded, plain = networks(device)
-    before = [recorded.replay(step(recorded)) for _ in range(3)][-1]
+    before = [recorded.run_step(step(recorded)) for _ in range(3)][-1]
     last = recorded.out[2]
     last.weight = nn.Parameter(2 * last.weight, requires_grad=False)
     plain.out[2].weight = nn.Parameter(2 * plain.out[2].weight, requires_grad=False)
-    assert equal(recorded.replay(step(recorded)), before)
-    assert recorded.forget()
-    assert not recorded.forget()
-    assert all(equal(recorded.replay(step(recorded)), take(plain, step(plain))) for _ in range(3))
+    assert equal(recorded.run_step(step(recorded)), before)
+    assert recorded.forget_graphs()
+    assert not recorded.forget_graphs()
+    assert all(equal(recorded.run_step(step(recorded)), plain.run_step(step(plain))) for _ in range(3))
     recorded.to(torch.float64)
     assert not recorded.recent
 
@@ -189,13 +188,13 @@ def test_what_is_dropped_is_freed_at_once(graphs):
     """Its memory is wanted, so nothing of it may wait for Python's collector."""
     recorded, _ = networks(CPU)
     for frames in (2, 2, 3, 3):
-        recorded.replay(step(recorded, frames))
+        recorded.run_step(step(recorded, frames))
     kept = [weakref.ref(fixed.recording.graph) for fixed in recorded.recent.values()]
     gc.disable()
     try:
         recorded.recent.popitem(last=False)
         assert [reference() is None for reference in kept] == [True, False]
-        recorded.forget()
+        recorded.forget_graphs()
         assert kept[1]() is None
     finally:
         gc.enable()

@@ -13,7 +13,7 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.machine import memory
 from vstar_engine.networks.blocks import Stage
-from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.precomputed import Deep
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.step_cache import StepCache
 

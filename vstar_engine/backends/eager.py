@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.config.models import Spec, UNetSpec
-from vstar_engine.networks.layers import CrossAttention, Deep, Heard
+from vstar_engine.networks.denoiser import Denoiser
+from vstar_engine.networks.layers import CrossAttention
+from vstar_engine.networks.precomputed import Deep, Heard
+from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 from vstar_engine.weights import checkpoint, key_map
 
 from .cuda_graphs import Recent, Recording
@@ -52,14 +54,14 @@ class Fixed:
             kept = replace(step, given=given, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
         self.kept = kept
         # without self in it: what is dropped must not wait for the collector to give its memory back
-        self.recording = Recording(lambda: take(unet, kept), unet.device, pool=unet.pool)
+        self.recording = Recording(lambda: Denoiser.run_step(unet, kept), unet.device, pool=unet.pool)
 
     def __call__(self, unet: UNet, step: Step) -> tuple[Tensor, ...]:
         for mine, theirs in zip(self.kept.given, step.given, strict=True):
             mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
             if mine_of.texts.contexts is not call.texts.contexts:
-                heard = mine_of.texts.as_heard(unet)
+                heard = mine_of.texts.prepared(unet.prepare_context)
                 for part, kv in unet.projected(call.texts.contexts):
                     heard.kv[part].copy_(kv)
                 mine_of.texts.contexts = call.texts.contexts
@@ -74,9 +76,11 @@ class Fixed:
 class RecordedUnet(UNet):
     """A UNet on a GPU whose sampling steps are recorded for each shape.
 
-    A graph reads parameters where they were: `forget` what was recorded before you replace them. Calls of the network itself
-    run plainly, and so do steps that ask for gradients, or whose modules are hooked into.
+    A graph reads parameters where they were: call `forget_graphs` before you replace them. Calls of the network itself run
+    plainly, and so do steps that need gradients or whose modules have hooks.
     """
+
+    records_steps = True
 
     def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
         super().__init__(spec, spatial_attention)
@@ -89,13 +93,10 @@ class RecordedUnet(UNet):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that what was recorded keeps from everything else."""
+    def graph_bytes(self) -> int:
         return sum(fixed.recording.nbytes for fixed in self.recent.values())
 
-    def forget(self) -> bool:
-        """Drops what was recorded and gives its memory back; says whether there was anything."""
+    def forget_graphs(self) -> bool:
         had = bool(self.recent)
         vars(self).pop("_parts", None)
         self.recent.clear()
@@ -104,10 +105,9 @@ class RecordedUnet(UNet):
             torch.cuda.empty_cache()
         return had
 
-    def replay(self, step: Step) -> tuple[Tensor, ...]:
-        """As `step.take`; what it gives is the caller's own."""
+    def run_step(self, step: Step) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() or self._watched():
-            return take(self, step)
+            return super().run_step(step)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
@@ -133,7 +133,7 @@ class RecordedUnet(UNet):
         return Texts((), Heard(like.shape, kv))
 
     def _apply(self, *given: Any, **named: Any) -> Self:
-        self.forget()
+        self.forget_graphs()
         return super()._apply(*given, **named)
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def check_room(package: Path) -> None:
         )
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> "InductorUnet":
     """Opens the engine's package.
 
     Raises EngineError where PyTorch cannot, or where the ops that it calls have no library; OutputError where it has no room.
@@ -70,9 +70,16 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
     except RuntimeError as error:
         raise EngineError(f"{artifact.folder} cannot be opened by PyTorch: {str(error).splitlines()[0]}") from error
 
-    def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-        # the package launches on the current device's stream
-        with current(device):
-            return package(**shared(latents.to(dtype), timestep, context, fps, tar))
+    return InductorUnet(package, device, dtype)
 
-    return denoise
+
+class InductorUnet(Denoiser):
+    """A denoiser that runs a compiled package."""
+
+    def __init__(self, package: Callable[..., Tensor], device: torch.device, dtype: torch.dtype):
+        self.package, self.device, self.dtype = package, device, dtype
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        # the package launches on the current device's stream
+        with current(self.device):
+            return self.package(**shared(latents.to(self.dtype), timestep, context, fps, tar))

@@ -11,14 +11,13 @@ from .layers import (
     CrossAttention,
     FeedForward,
     FrameConv,
-    Heard,
     Norm,
     Pointwise,
     RowNorm,
     SelfAttention,
-    Timed,
     normed,
 )
+from .precomputed import Heard, Timed
 from .spatial_attention import SPATIAL_ATTENTION
 
 
@@ -48,6 +47,7 @@ class ResBlock(nn.Module):
         self, in_channels: int, out_channels: int, emb_channels: int, temporal_conv: bool = True, groups: int = GROUPS
     ):
         super().__init__()
+        self.channels = out_channels
         self.in_layers = normed(groups, in_channels, nn.Conv2d(in_channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = normed(groups, out_channels, nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1))

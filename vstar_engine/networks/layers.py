@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from vstar_engine.config.models import UNetSpec
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu
 from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear
+
+from .precomputed import Heard
 
 GROUPS = UNetSpec.norm_groups
 
@@ -117,21 +118,6 @@ class SelfAttention(nn.Module):
         return self.to_out[0](attend(q, k, v).flatten(-2), x)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Texts as the cross-attentions take them: `shape` is that of the context, `kv` every layer's projection of it."""
-
-    shape: torch.Size
-    kv: dict[nn.Module, Tensor]
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A step's timestep and frame rates as the residual blocks add them: each block's projection, (B, 1 or T, C)."""
-
-    parts: dict[nn.Module, Tensor]
-
-
 class CrossAttention(nn.Module):
     """Attention of positions to text; frames that share a text share its keys and values."""
 
@@ -172,11 +158,3 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-@dataclass
-class Deep:
-    """What the last `stages` output blocks take from the ones before: kept by a whole forward, used by one that has it."""
-
-    stages: int
-    features: Tensor | None = None

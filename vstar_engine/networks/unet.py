@@ -5,7 +5,7 @@ channels are then the same bytes read as (B, T, P, C) by the temporal layers. Pa
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,15 @@ from torch import Tensor, nn
 from vstar_engine.config.models import UNetSpec
 
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, apart, parted, to_clip, to_frames
-from .layers import (
-    CrossAttention,
-    Deep,
-    Downsample,
-    Heard,
-    Timed,
-    Upsample,
-    normed,
-    sinusoid,
-)
+from .denoiser import Denoiser
+from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
+from .precomputed import Clock, Deep, Heard, Timed, heard_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, Denoiser):
     """Predicts the noise in a video's latents; `spatial_attention` is a key of `SPATIAL_ATTENTION`."""
 
     def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
@@ -92,14 +85,19 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
         return emb.flatten(0, 1)
 
-    def clock(self, timesteps: Tensor, fps: Tensor) -> "Clock":
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    def clock(self, timesteps: Tensor, fps: Tensor) -> Clock:
         """Projects timesteps (steps,) and frame rates (B,) for every residual block and step to come."""
         blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
         emb = self.embed(timesteps.expand(len(fps), -1), fps)
         table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
-        return Clock(blocks, table.unflatten(0, (len(fps), -1)).transpose(0, 1)[:, :, None].contiguous())
+        table = table.unflatten(0, (len(fps), -1)).transpose(0, 1)[:, :, None].contiguous()
+        return Clock(table, blocks, tuple(block.channels for block in blocks))
 
-    def hear(self, *contexts: Tensor) -> Heard:
+    def prepare_context(self, *contexts: Tensor) -> Heard:
         """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
 
         Of several, one after another, those with one row are projected once, then repeated for as many frames as others have.
@@ -107,7 +105,7 @@ class UNet(nn.Module):
         return Heard(heard_shape(contexts), dict(self.projected(contexts)))
 
     def projected(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
-        """Returns every cross-attention with its keys and values of texts, as `hear` puts them together."""
+        """Returns every cross-attention with its keys and values of texts, as `prepare_context` puts them together."""
         rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), heard_shape(contexts)[1]
         counts = [context.shape[0] * context.shape[1] for context in contexts]
         for part in self.modules():
@@ -117,6 +115,9 @@ class UNet(nn.Module):
                     own = [x.unflatten(0, c.shape[:2]) for x, c in zip(kv.split(counts), contexts, strict=True)]
                     kv = torch.cat([x.expand(-1, frames, -1, -1).flatten(0, 1) for x in own])
                 yield part, kv
+
+    def predict_cached(self, given: tuple[Any, ...], deep: Deep) -> Tensor:
+        return self(*given, deep)
 
     def forward(
         self,
@@ -160,22 +161,3 @@ class UNet(nn.Module):
             skip = parted(skips.pop(), x.shape[0], pixels=True)
             x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
         return to_clip(self.out(x), frames).contiguous()
-
-
-@dataclass(frozen=True)
-class Clock:
-    """What residual blocks add at every step: each block's channels side by side, (steps, B, 1, channels of all)."""
-
-    blocks: tuple[ResBlock, ...]
-    table: Tensor
-
-    def timed(self, row: Tensor) -> Timed:
-        """Returns each block its channels of a step's row (B, 1, channels of all), without copies."""
-        sizes = [block.emb_layers[1].out_features for block in self.blocks]
-        return Timed(dict(zip(self.blocks, row.split(sizes, dim=-1), strict=True)))
-
-
-def heard_shape(contexts: Sequence[Tensor]) -> torch.Size:
-    """Returns the shape of contexts one after another, with a row for each frame where one of them has that."""
-    frames = max(context.shape[1] for context in contexts)
-    return torch.Size((sum(len(context) for context in contexts), frames, *contexts[0].shape[2:]))

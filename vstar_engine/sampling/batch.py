@@ -10,13 +10,13 @@ from torch import Tensor
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.networks.denoiser import Denoiser
-from vstar_engine.networks.unet import Clock, UNet
+from vstar_engine.networks.precomputed import Clock
+from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.prompting.embeddings import Embeddings
 
 from . import tar
 from .ddim import coefficients
 from .schedule import Schedule
-from .step import Call, Given, Step, Texts, take
 from .step_cache import StepCache
 
 
@@ -59,13 +59,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Tables:
-    """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on.
+    """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on."""
 
-    `told` is the network's clock, where it has one, else timesteps (steps, rows, 1).
-    """
-
-    clock: Clock | None
-    told: Tensor
+    clock: Clock
     fps: Tensor
     tar: Tensor
     coefficients: Tensor
@@ -78,9 +74,7 @@ class Tables:
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
         g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
         weights = torch.stack([coefficients(row.schedule, row.request.sampling.guidance) for row in rows], dim=1)
-        clock = denoiser.clock(timesteps, fps) if isinstance(denoiser, UNet) else None
-        told = timesteps[:, None, None].expand(-1, len(rows), -1) if clock is None else clock.table
-        return Tables(clock, told, fps, g.to(device), weights.float().to(device))
+        return Tables(denoiser.clock(timesteps, fps), fps, g.to(device), weights.float().to(device))
 
 
 @dataclass
@@ -122,8 +116,7 @@ class Batch:
             for (rows, texts), branches in zip(calls, names, strict=True)
         )
         step = Step(self.dtype, *self._given(made, plain))
-        run = getattr(self.denoiser, "replay", None)  # of a denoiser that records its steps
-        latents, clean, *features = run(step) if run else take(self.denoiser, step)
+        latents, clean, *features = self.denoiser.run_step(step)
         for row, x, x0 in zip(self.rows, latents.split(1), clean.split(1), strict=True):
             row.latents, row.clean = x, x0
         if self.cache and whole:
@@ -135,13 +128,13 @@ class Batch:
             row.draw(self.done)
         self.seconds["denoise"] += time.perf_counter() - start
 
-    def _given(self, calls: tuple[Call, ...], plain: Tensor) -> tuple[Clock | None, tuple[Call, ...], Given]:
+    def _given(self, calls: tuple[Call, ...], plain: Tensor) -> tuple[Clock, tuple[Call, ...], Given]:
         if self._tables is None:
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
         latents = torch.cat([row.latents for row in self.rows]) if len(self.rows) > 1 else self.rows[0].latents
-        given = Given(latents, known.told[at], known.fps, known.tar[at], known.coefficients[at], self._noise(latents), plain)
-        return known.clock, calls, given
+        rows = (known.clock.table[at], known.fps, known.tar[at], known.coefficients[at])
+        return known.clock, calls, Given(latents, *rows, self._noise(latents), plain)
 
     def _noise(self, latents: Tensor) -> Tensor:
         """Returns the noise of this step on the device, zeros for rows that take none."""

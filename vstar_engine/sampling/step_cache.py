@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config.models import UNetSpec
-from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.precomputed import Deep
 
 # the levels, from the finest, that every step runs
 FRESH_LEVELS = 1

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.backends import eager
 from vstar_engine.config.timeline import anchor_frames
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
 from vstar_engine.networks.blocks import ResBlock, TemporalConvBlock, TemporalTransformer
+from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -21,7 +21,6 @@ from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling import schedule
 from vstar_engine.sampling.ddim import coefficients, sample
 from vstar_engine.sampling.schedule import Schedule
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 from vstar_engine.sampling.tar import toeplitz
 from vstar_engine.video import to_bytes
 from vstar_engine.weights import checkpoint, key_map, official_config
@@ -113,7 +112,7 @@ def _unet(judge: Judge) -> None:
 def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
     """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
     clock, videos = unet.clock(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
-    heard = unet.hear(context, torch.zeros_like(context[:, :1]))
+    heard = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
     return unet(x, clock.timed(clock.table[videos, videos]), heard, fps, tar)[: len(x)]
 
 
@@ -227,7 +226,7 @@ def _end_to_end(judge: Judge) -> None:
     config, golden, device = judge.case["config"], judge.golden, judge.device
     weights = golden.tensors(judge.case["weights"])
     text = TextTower(official_config.spec_from_official(golden.config(judge.case, "open_clip_cfg")))
-    unet = RecordedUnet(official_config.spec_from_official(golden.config(judge.case, "unet_params")))
+    unet = eager.kind(judge.device)(official_config.spec_from_official(golden.config(judge.case, "unet_params")))
     vae = Vae(_vae_spec(judge))
     for module, prefix in ((text, key_map.TEXT), (unet, key_map.UNET), (vae, key_map.VAE)):
         checkpoint.load(module.eval(), weights, prefix, device=device)
@@ -242,7 +241,7 @@ def _end_to_end(judge: Judge) -> None:
             _bytes(judge, to_bytes(pixels[0]))
 
 
-def _denoised(judge: Judge, unet: RecordedUnet, context: Tensor, unconditional: Tensor) -> Tensor:
+def _denoised(judge: Judge, unet: UNet, context: Tensor, unconditional: Tensor) -> Tensor:
     """Samples plainly and by the engine's steps, judges what both give on the way, and returns the latents at the end."""
     config, device = judge.case["config"], judge.device
     rows = _rows(config["tar"], unet.spec.levels, config["hw"][1], config["frames"]).to(device)
@@ -284,15 +283,14 @@ def _bytes(judge: Judge, ours: np.ndarray) -> None:
 
 
 def _stepped(
-    unet: RecordedUnet, walk: Schedule, x: Tensor, texts: Texts, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
+    unet: UNet, walk: Schedule, x: Tensor, texts: Texts, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Samples by the engine's steps, which replay CUDA graphs on a GPU; returns latents and pred_x0 after each."""
     clock = unet.clock(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
-    run = unet.replay if x.is_cuda else partial(take, unet)
     plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
     for index in range(len(walk)):
         given = Given(x, clock.table[index], fps, g[index], weights[index].to(x), noise[index], plain)
-        x, clean = run(Step(x.dtype, clock, (Call((0,), texts),), given))
+        x, clean = unet.run_step(Step(x.dtype, clock, (Call((0,), texts),), given))
         found.append((x, clean))
     return found
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.backends import graph_memory
 from vstar_engine.config.request import MAX_FRAMES, Request
 from vstar_engine.engine import Engine, OnPart
 from vstar_engine.errors import MemoryShortage
@@ -148,7 +147,7 @@ class Model:
 
     def release(self) -> None:
         """Returns back what a batch that did not fit has left, and what was recorded for others."""
-        graph_memory.forget_graphs(self.engine.denoiser)
+        self.engine.denoiser.forget_graphs()
         gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
