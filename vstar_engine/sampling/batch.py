@@ -3,6 +3,7 @@
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,18 +16,17 @@ from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.prompting.embeddings import Embeddings
 
 from . import tar
-from .ddim import coefficients
+from .ddim import SamplingLoop, Trajectory
 from .schedule import Schedule
 from .step_cache import StepCache
 
 
-@dataclass(eq=False)
-class Row:
-    """One video of a batch: what it hears, where its noise comes from, and how far it has come.
+@dataclass(eq=False, kw_only=True)
+class Row(Trajectory):
+    """One video of a batch: what it hears, and how far its latents (1, 4, T, h, w) have come.
 
     `index` is its place among the requests and `held` the embeddings it brought; context and unconditional are
-    (1, 1 or T, 77, C), latents and clean (what the last step took for the finished latents) (1, 4, T, h, w). `drawn` is
-    noise of the step to come.
+    (1, 1 or T, 77, C).
     """
 
     index: int
@@ -34,11 +34,6 @@ class Row:
     held: Embeddings | None
     context: Tensor
     unconditional: Tensor
-    schedule: Schedule
-    generator: torch.Generator
-    latents: Tensor
-    clean: Tensor | None = None
-    drawn: Tensor | None = None
 
     @staticmethod
     def of(index: int, request: Request, held: Embeddings | None, context: Tensor, unconditional: Tensor, spec: Spec) -> "Row":
@@ -47,14 +42,19 @@ class Row:
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
         latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
-        schedule = Schedule.of(request.sampling)
-        return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
-
-    def draw(self, done: int) -> None:
-        """Draws the noise of the step after `done` ones, if it takes any; in memory that a GPU reads without waiting."""
-        if self.drawn is None and done < len(self.schedule) and self.schedule.sigma[len(self.schedule) - 1 - done] > 0:
-            pinned = self.latents.is_cuda
-            self.drawn = torch.randn(self.latents.shape, generator=self.generator, pin_memory=pinned)
+        # a GPU reads pinned memory without waiting
+        noise = partial(torch.randn, latents.shape, generator=generator, pin_memory=context.is_cuda)
+        return Row(
+            latents.to(context.device),
+            Schedule.of(request.sampling),
+            request.sampling.guidance,
+            lambda step: noise(),
+            index=index,
+            request=request,
+            held=held,
+            context=context,
+            unconditional=unconditional,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ class Tables:
     clock: Clock
     fps: Tensor
     tar: Tensor
-    coefficients: Tensor
 
     @staticmethod
     def of(rows: Sequence[Row], denoiser: Denoiser, spec: Spec) -> "Tables":
@@ -73,13 +72,12 @@ class Tables:
         timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
         g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
-        weights = torch.stack([coefficients(row.schedule, row.request.sampling.guidance) for row in rows], dim=1)
-        return Tables(denoiser.clock(timesteps, fps), fps, g.to(device), weights.float().to(device))
+        return Tables(denoiser.clock(timesteps, fps), fps, g.to(device))
 
 
 @dataclass
-class Batch:
-    """Rows that share each call of the denoiser. `done` counts steps, `seconds` is what each stage took."""
+class Batch(SamplingLoop[Row]):
+    """Rows that share each call of the denoiser. `seconds` is what each stage took."""
 
     denoiser: Denoiser
     spec: Spec
@@ -91,60 +89,42 @@ class Batch:
     _tables: Tables | None = None
     _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Texts]], Tensor]] = field(default_factory=dict)
 
-    @property
-    def steps(self) -> int:
-        return len(self.rows[0].schedule)
-
     def drop(self, index: int) -> None:
         """Takes a video out; the others go on as they would have."""
         self.rows = [row for row in self.rows if row.index != index]
-        self._tables = None
+        self._tables = self._coefficients = None
         self._plans.clear()
 
     @torch.inference_mode()
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
         start = time.perf_counter()
-        guided = tuple(i for i, row in enumerate(self.rows) if row.request.sampling.guided(self.done))
-        if guided not in self._plans:
-            self._plans[guided] = self._plan(guided)
-        calls, plain = self._plans[guided]
-        names = [self._names(rows, texts) for rows, texts in calls]
-        whole = self.rows[0].request.sampling.whole(self.done)
-        made = tuple(
-            Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
-            for (rows, texts), branches in zip(calls, names, strict=True)
-        )
-        step = Step(self.dtype, *self._given(made, plain))
-        latents, clean, *features = self.denoiser.run_step(step)
-        for row, x, x0 in zip(self.rows, latents.split(1), clean.split(1), strict=True):
-            row.latents, row.clean = x, x0
-        if self.cache and whole:
-            for branches, kept in zip(names, features, strict=True):
-                self.cache.keep(branches, kept)
-        self.done += 1
+        self.walk()
         # a GPU still computes meanwhile
         for row in self.rows:
             row.draw(self.done)
         self.seconds["denoise"] += time.perf_counter() - start
 
-    def _given(self, calls: tuple[Call, ...], plain: Tensor) -> tuple[Clock, tuple[Call, ...], Given]:
+    def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        guided = tuple(i for i, row in enumerate(self.rows) if row.request.sampling.guided(self.done))
+        if guided not in self._plans:
+            self._plans[guided] = self._plan(guided)
+        calls, plain = self._plans[guided]
         if self._tables is None:
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
-        latents = torch.cat([row.latents for row in self.rows]) if len(self.rows) > 1 else self.rows[0].latents
-        rows = (known.clock.table[at], known.fps, known.tar[at], known.coefficients[at])
-        return known.clock, calls, Given(latents, *rows, self._noise(latents), plain)
-
-    def _noise(self, latents: Tensor) -> Tensor:
-        """Returns the noise of this step on the device, zeros for rows that take none."""
-        noise = torch.zeros_like(latents)
-        for place, row in zip(noise.split(1), self.rows, strict=True):
-            row.draw(self.done)
-            if row.drawn is not None:
-                place.copy_(row.drawn, non_blocking=True)
-                row.drawn = None
-        return noise
+        conditions = (known.clock.table[at], known.fps, known.tar[at], self.coefficients())
+        given = Given(latents, *conditions, self.noise(latents), plain)
+        whole, names = self.rows[0].request.sampling.whole(at), [self._names(rows, texts) for rows, texts in calls]
+        made = tuple(
+            Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
+            for (rows, texts), branches in zip(calls, names, strict=True)
+        )
+        latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.clock, made, given))
+        if self.cache and whole:
+            for branches, kept in zip(names, features, strict=True):
+                self.cache.keep(branches, kept)
+        return latents, clean
 
     def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Texts]], Tensor]:
         """Returns each call's rows and texts, and which prediction each row has for what it hears nothing in."""
