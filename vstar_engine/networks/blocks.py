@@ -55,14 +55,18 @@ class ResBlock(nn.Module):
         self.temporal_conv = TemporalConvBlock(out_channels, groups) if temporal_conv else None
 
     def forward(self, x: Tensor, emb: Tensor | Timed, frames: int) -> Tensor:
-        """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W)."""
+        """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W).
+
+        With emb (B, 1 or T, E), x may be (kB*T, C, H, W): k branches, one after another, share the embedding.
+        """
         h = self.in_layers(x)
+        clips = x.shape[0] // frames
         if isinstance(emb, Timed):
-            told = emb.parts[self]  # branches, which follow one another, share it
-            h = (h.unflatten(0, (-1, len(told), frames)) + told[..., None, None]).flatten(0, 2)
+            told = emb.parts[self]
         else:
-            told = self.emb_layers(emb)
-            h = h + told.repeat_interleave(x.shape[0] // told.shape[0], dim=0)[:, :, None, None]
+            rows = emb if emb.dim() == 2 else parted(emb, clips).flatten(0, 1)
+            told = self.emb_layers(rows).unflatten(0, (clips, -1))
+        h = (h.unflatten(0, (-1, told.shape[0], frames)) + told[..., None, None]).flatten(0, 2)
         h = self.skip_connection(x) + self.out_layers(h)
         return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
 
@@ -91,11 +95,6 @@ def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
     if pixels:
         return parted(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
     return x.expand(branches, *x.shape).flatten(0, 1)
-
-
-def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
-    """Returns every branch the embedding that branches shared until here; what is projected already serves all of them."""
-    return emb if isinstance(emb, Timed) else parted(emb, emb.shape[0] * branches)
 
 
 class SpatialBlock(nn.Module):
@@ -183,19 +182,15 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(
-        self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int
-    ) -> tuple[Tensor, Tensor | Timed]:
-        """Returns x and emb, which part into branches at the first text that is heard."""
+    def forward(self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int) -> Tensor:
+        """x (B*T, C, H, W) -> the same, or (kB*T, C, H, W) behind the first cross-attention."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, frames)
             elif isinstance(layer, SpatialTransformer):
-                shared = x.shape[0]
                 x = layer(x, context, frames)
-                emb = apart(emb, x.shape[0] // shared)
             elif isinstance(layer, TemporalTransformer):
                 x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
             else:
                 x = layer(x)
-        return x, emb
+        return x

@@ -5,20 +5,29 @@ channels are then the same bytes read as (B, T, P, C) by the temporal layers. Pa
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vstar_engine.config.models import UNetSpec
 
-from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, apart, parted, to_clip, to_frames
+from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, parted, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
 from .precomputed import Clock, Deep, Heard, Timed, heard_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
+
+
+class StageInputs(NamedTuple):
+    """What every stage takes, in addition to the hidden states."""
+
+    emb: Tensor | Timed
+    context: Tensor | Heard
+    tar: Tensor
+    frames: int
 
 
 class UNet(nn.Module, Denoiser):
@@ -78,12 +87,12 @@ class UNet(nn.Module, Denoiser):
         self.out = normed(groups, width, nn.Conv2d(width, spec.out_channels, 3, padding=1))
 
     def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
-        """timestep (B, 1 or T), fps (B,) -> (B or B*T, E)."""
+        """timestep (B, 1 or T), fps (B,) -> (B, 1 or T, E)."""
         width, dtype = self.spec.model_channels, next(self.out.parameters()).dtype
         emb = self.time_embed(sinusoid(timestep, width).to(dtype))
         if self.spec.fps_condition:
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
-        return emb.flatten(0, 1)
+        return emb
 
     @property
     def module(self) -> nn.Module:
@@ -94,7 +103,7 @@ class UNet(nn.Module, Denoiser):
         blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
         emb = self.embed(timesteps.expand(len(fps), -1), fps)
         table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
-        table = table.unflatten(0, (len(fps), -1)).transpose(0, 1)[:, :, None].contiguous()
+        table = table.transpose(0, 1)[:, :, None].contiguous()
         return Clock(table, blocks, tuple(block.channels for block in blocks))
 
     def prepare_context(self, *contexts: Tensor) -> Heard:
@@ -136,28 +145,47 @@ class UNet(nn.Module, Denoiser):
         comes before the first text is computed once for all k. A row of a `Clock` may take the timestep's place; it knows the
         fps. `deep` without features gets them; one that has them spares the blocks between those that it names.
         """
-        frames, rows = latents.shape[2], context.shape[0]
+        rows = context.shape[0]
         if rows % latents.shape[0]:
             raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
-        tar = tar if tar.shape[0] == 1 else parted(tar, rows)
-        cut = len(self.output_blocks) - deep.stages if deep else 0
-        known = deep.features if deep else None
-        spared = 0 if known is None else cut
         emb = timestep if isinstance(timestep, Timed) else self.embed(timestep, fps)
+        inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else parted(tar, rows), latents.shape[2])
         x = to_frames(latents)
-        skips = []
-        for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
-            x, emb = stage(x, emb, context, tar, frames)
-            if i == 0 and self.spec.init_attention:
-                x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
-            skips.append(x)
-        if known is None:
-            x, emb = self.middle_block(x, emb, context, tar, frames)
+        if deep is None:
+            skips = self.encode(x, inputs, self.input_blocks)
+            x = self.middle_block(skips[-1], *inputs)
+            x = self.decode(x, skips, inputs, self.output_blocks)
         else:
-            x, emb = known, apart(emb, known.shape[0] // x.shape[0])
-        for i, stage in enumerate(self.output_blocks[spared:], spared):
-            if deep and i == cut:
-                deep.features = x
-            skip = parted(skips.pop(), x.shape[0], pixels=True)
-            x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
-        return to_clip(self.out(x), frames).contiguous()
+            x = self.around(deep, x, inputs)
+        return to_clip(self.out(x), inputs.frames).contiguous()
+
+    def encode(self, x: Tensor, inputs: StageInputs, blocks: nn.ModuleList) -> list[Tensor]:
+        """Returns what each of some input blocks makes, for the skip connections; the last goes on."""
+        skips = [self.stem(x, inputs)]
+        for stage in blocks[1:]:
+            skips.append(stage(skips[-1], *inputs))
+        return skips
+
+    def stem(self, x: Tensor, inputs: StageInputs) -> Tensor:
+        """Runs the first input block and its temporal attention, which TAR never changes."""
+        x = self.input_blocks[0](x, *inputs)
+        if self.spec.init_attention:
+            x = to_frames(self.init_attn[0](to_clip(x, inputs.frames), inputs.tar.new_zeros(1, inputs.frames)))
+        return x
+
+    def decode(self, x: Tensor, skips: list[Tensor], inputs: StageInputs, blocks: nn.ModuleList) -> Tensor:
+        """Runs some output blocks, each with the last skip connection that is left; branches may have shared it."""
+        for stage in blocks:
+            x = stage(torch.cat([x, parted(skips.pop(), x.shape[0], pixels=True)], dim=1), *inputs)
+        return x
+
+    def around(self, deep: Deep, x: Tensor, inputs: StageInputs) -> Tensor:
+        """Runs the last `deep.stages` output blocks on the deep features, and the blocks before only as far as they need."""
+        inner = len(self.output_blocks) - deep.stages
+        if deep.features is None:
+            skips = self.encode(x, inputs, self.input_blocks)
+            x = self.middle_block(skips[-1], *inputs)
+            deep.features = self.decode(x, skips, inputs, self.output_blocks[:inner])
+        else:
+            skips = self.encode(x, inputs, self.input_blocks[: len(self.input_blocks) - inner])
+        return self.decode(deep.features, skips, inputs, self.output_blocks[inner:])
