@@ -77,8 +77,8 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
 @torch.no_grad()
 def test_texts_are_projected_where_others_are_heard(device, monkeypatch):
     recorded, plain = networks(device)
-    projected, project = [], recorded.projected
-    monkeypatch.setattr(recorded, "projected", lambda contexts: projected.append(len(contexts)) or project(contexts))
+    projected, project = [], recorded.project_context
+    monkeypatch.setattr(recorded, "project_context", lambda contexts: projected.append(len(contexts)) or project(contexts))
     own, other = (step(plain, seed=seed).calls[0].texts for seed in (0, 3))
     for seed, heard in enumerate([own, own, own, other, other, own]):
         mine = recorded.run_step(step(recorded, seed=seed % 5, texts=heard))
@@ -103,7 +103,7 @@ def test_steps_on_kept_features_are_recorded_too(device):
     assert whole.kept.calls[0].texts is part.kept.calls[0].texts
     del whole, part
     recorded.forget_graphs()
-    assert not recorded.heard
+    assert not recorded.contexts
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def small(*given):
     inputs, batch = {"input": torch.zeros(2, 3)}, torch.export.Dim("batch", max=8)
     return dataclasses.replace(described, module=torch.nn.Linear(3, 3), inputs=inputs, dims={"input": {0: batch}})
 
-to_inductor.unet, to_inductor.hearing_texts = small, lambda network: network
+to_inductor.unet, to_inductor.with_texts_axis = small, lambda network: network
 to_inductor.eager.load = lambda *given, **named: torch.nn.Linear(3, 3)
 torch._inductor.aot_compile = lambda *given, **named: [str(folder / "model.so")]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))

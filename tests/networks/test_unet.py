@@ -113,9 +113,9 @@ def test_texts_of_unlike_lengths_are_projected_as_they_are():
     wanted = net(**{**given, "context": torch.cat([states, empty.expand_as(states)])})
     layers = [part for part in net.modules() if isinstance(part, CrossAttention)]
     hooks = [layer.to_kv.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0])) for layer in layers]
-    heard = net.prepare_context(states, empty)
+    context_kv = net.prepare_context(states, empty)
     assert seen == [states.shape[1] + 1] * len(layers)
-    assert torch.allclose(net(**{**given, "context": heard}), wanted, **SAME)
+    assert torch.allclose(net(**{**given, "context": context_kv}), wanted, **SAME)
     assert len(seen) == len(layers)
     assert net.prepare_context(empty).shape[:2] == (1, 1)
     for hook in hooks:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vstar_engine.config.models import Spec, UNetSpec
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
-from vstar_engine.networks.precomputed import Deep, Heard
+from vstar_engine.networks.precomputed import ContextKV, Deep
 from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
@@ -61,9 +61,9 @@ class Fixed:
             mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
             if mine_of.texts.contexts is not call.texts.contexts:
-                heard = mine_of.texts.prepared(unet.prepare_context)
-                for part, kv in unet.projected(call.texts.contexts):
-                    heard.kv[part].copy_(kv)
+                context_kv = mine_of.texts.prepared(unet.prepare_context)
+                for part, kv in unet.project_context(call.texts.contexts):
+                    context_kv.kv[part].copy_(kv)
                 mine_of.texts.contexts = call.texts.contexts
             if call.deep is not None and call.deep.features is not None:
                 assert mine_of.deep is not None
@@ -87,7 +87,7 @@ class RecordedUnet(UNet):
         self.recent: Recent[tuple[object, ...], Fixed] = Recent()
         self.pool: object = None
         # texts' projections by their place in a step and their shape: steps of every kind read the same ones
-        self.heard: WeakValueDictionary[tuple[object, ...], Texts] = WeakValueDictionary()
+        self.contexts: WeakValueDictionary[tuple[object, ...], Texts] = WeakValueDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -116,8 +116,8 @@ class RecordedUnet(UNet):
         """Returns a call like the one at a place of a step, on memory of its own."""
         key, deep = (place, call.texts.shape, call.texts.contexts[0].dtype), call.deep
         # kept here until the call holds it
-        texts = self.heard.get(key) or self._silent(call.texts)
-        self.heard[key] = texts
+        texts = self.contexts.get(key) or self._silent(call.texts)
+        self.contexts[key] = texts
         if deep is not None and deep.features is not None:
             deep = Deep(deep.stages, torch.empty_like(deep.features))
         return Call(call.rows, texts, deep)
@@ -130,7 +130,7 @@ class RecordedUnet(UNet):
             for part in self.modules()
             if isinstance(part, CrossAttention)
         }
-        return Texts((), Heard(like.shape, kv))
+        return Texts((), ContextKV(like.shape, kv))
 
     def _apply(self, *given: Any, **named: Any) -> Self:
         self.forget_graphs()

@@ -34,7 +34,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": " ".join([described(device), *more]), "versions": {"torch": torch.__version__}}
 
 
-def hears_texts(artifact: Artifact) -> bool:
+def has_texts_axis(artifact: Artifact) -> bool:
     """Returns whether a package takes context as (texts, batch, frames, 77, C)."""
     inputs = artifact.manifest["facts"].get("unet", {}).get("inputs", ())
     return any(given["name"] == "context" and given["shape"][0] == "texts" for given in inputs)
@@ -59,7 +59,7 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> "In
     """
     if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not library.status()[0]:
         raise EngineError(f"{artifact.folder} calls the CPU kernels: {library.status()[1]}")
-    if not hears_texts(artifact):
+    if not has_texts_axis(artifact):
         raise EngineError(
             f"{artifact.folder} was built before packages took several texts a video; rebuild it: {artifact.command()}"
         )

@@ -17,7 +17,7 @@ from .layers import (
     SelfAttention,
     normed,
 )
-from .precomputed import Heard, Timed
+from .precomputed import ContextKV, Timed
 from .spatial_attention import SPATIAL_ATTENTION
 
 
@@ -106,7 +106,7 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
-    def forward(self, x: Tensor, context: Tensor | Heard, rows: int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | ContextKV, rows: int) -> Tensor:
         x = parted(self.attn1(x, self.norm1.given(), self.attend), rows)
         x = self.attn2(x, self.norm2.given(), context, self.attend)
         return self.ff(x, self.norm3.given())
@@ -126,7 +126,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Pointwise(channels, channels, ones)
 
-    def forward(self, x: Tensor, context: Tensor | Heard, frames: int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | ContextKV, frames: int) -> Tensor:
         """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         rows = context.shape[0] * frames
@@ -182,7 +182,7 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | Timed, context: Tensor | ContextKV, tar: Tensor, frames: int) -> Tensor:
         """x (B*T, C, H, W) -> the same, or (kB*T, C, H, W) behind the first cross-attention."""
         for layer in self:
             if isinstance(layer, ResBlock):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vstar_engine.kernels.guided_step import guided_step
 
-from .precomputed import Clock, Deep, Heard, heard_shape
+from .precomputed import Clock, ContextKV, Deep, context_shape
 from .step import Step
 
 
@@ -30,9 +30,9 @@ class Denoiser:
         """The network whose weights may be replaced; None where they are part of a built engine."""
         return None
 
-    def prepare_context(self, *contexts: Tensor) -> Heard | Tensor:
+    def prepare_context(self, *contexts: Tensor) -> ContextKV | Tensor:
         """Returns contexts (B, 1 or T, L, C), one after another, in the form that calls take: prepared once for all steps."""
-        frames = heard_shape(contexts)[1]
+        frames = context_shape(contexts)[1]
         return torch.cat([context.expand(-1, frames, -1, -1) for context in contexts])
 
     def clock(self, timesteps: Tensor, fps: Tensor) -> Clock:

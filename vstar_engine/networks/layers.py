@@ -11,7 +11,7 @@ from vstar_engine.config.models import UNetSpec
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu
 from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear
 
-from .precomputed import Heard
+from .precomputed import ContextKV
 
 GROUPS = UNetSpec.norm_groups
 
@@ -132,11 +132,11 @@ class CrossAttention(nn.Module):
         self,
         x: Tensor,
         norm: LayerNorm,
-        context: Tensor | Heard,
+        context: Tensor | ContextKV,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Adds to x (B*T, P, width) what it makes of x, normed, and of the context (B, 1 or T, L, context_dim)."""
-        kv = context.kv[self] if isinstance(context, Heard) else self.to_kv(context.flatten(0, 1))
+        kv = context.kv[self] if isinstance(context, ContextKV) else self.to_kv(context.flatten(0, 1))
         k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x, norm=norm).reshape(k.shape[0], -1, self.heads, self.head_dim)
         return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), x)

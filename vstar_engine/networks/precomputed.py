@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Heard:
+class ContextKV:
     """Texts as the cross-attentions take them: `shape` is that of the context, `kv` every layer's projection of it."""
 
     shape: torch.Size
@@ -48,7 +48,7 @@ class Deep:
     features: Tensor | None = None
 
 
-def heard_shape(contexts: Sequence[Tensor]) -> torch.Size:
+def context_shape(contexts: Sequence[Tensor]) -> torch.Size:
     """Returns the shape of contexts one after another, with a row for each frame where one of them has that."""
     frames = max(context.shape[1] for context in contexts)
     return torch.Size((sum(len(context) for context in contexts), frames, *contexts[0].shape[2:]))

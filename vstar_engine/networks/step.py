@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .precomputed import Clock, Deep, Heard, heard_shape
+from .precomputed import Clock, ContextKV, Deep, context_shape
 
 
 class Given(NamedTuple):
@@ -32,13 +32,13 @@ class Texts:
     """What is heard in a call of the network, (1, 1 or T, L, C) each: made ready once, since they are heard in every step."""
 
     contexts: tuple[Tensor, ...]
-    ready: Heard | Tensor | None = None
+    ready: ContextKV | Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
-        return heard_shape(self.contexts)
+        return context_shape(self.contexts)
 
-    def prepared(self, prepare: Callable[..., Heard | Tensor]) -> Any:
+    def prepared(self, prepare: Callable[..., ContextKV | Tensor]) -> Any:
         """Returns what a network's `prepare_context` makes of them, made at the first call."""
         if self.ready is None:
             self.ready = prepare(*self.contexts)

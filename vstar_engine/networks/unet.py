@@ -15,7 +15,7 @@ from vstar_engine.config.models import UNetSpec
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, parted, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
-from .precomputed import Clock, Deep, Heard, Timed, heard_shape
+from .precomputed import Clock, ContextKV, Deep, Timed, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
@@ -25,7 +25,7 @@ class StageInputs(NamedTuple):
     """What every stage takes, in addition to the hidden states."""
 
     emb: Tensor | Timed
-    context: Tensor | Heard
+    context: Tensor | ContextKV
     tar: Tensor
     frames: int
 
@@ -106,16 +106,16 @@ class UNet(nn.Module, Denoiser):
         table = table.transpose(0, 1)[:, :, None].contiguous()
         return Clock(table, blocks, tuple(block.channels for block in blocks))
 
-    def prepare_context(self, *contexts: Tensor) -> Heard:
+    def prepare_context(self, *contexts: Tensor) -> ContextKV:
         """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
 
         Of several, one after another, those with one row are projected once, then repeated for as many frames as others have.
         """
-        return Heard(heard_shape(contexts), dict(self.projected(contexts)))
+        return ContextKV(context_shape(contexts), dict(self.project_context(contexts)))
 
-    def projected(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
+    def project_context(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
         """Returns every cross-attention with its keys and values of texts, as `prepare_context` puts them together."""
-        rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), heard_shape(contexts)[1]
+        rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), context_shape(contexts)[1]
         counts = [context.shape[0] * context.shape[1] for context in contexts]
         for part in self.modules():
             if isinstance(part, CrossAttention):
@@ -132,7 +132,7 @@ class UNet(nn.Module, Denoiser):
         self,
         latents: Tensor,
         timestep: Tensor | Timed,
-        context: Tensor | Heard,
+        context: Tensor | ContextKV,
         fps: Tensor,
         tar: Tensor,
         deep: Deep | None = None,

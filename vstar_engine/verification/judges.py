@@ -112,8 +112,8 @@ def _unet(judge: Judge) -> None:
 def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
     """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
     clock, videos = unet.clock(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
-    heard = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
-    return unet(x, clock.timed(clock.table[videos, videos]), heard, fps, tar)[: len(x)]
+    context_kv = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
+    return unet(x, clock.timed(clock.table[videos, videos]), context_kv, fps, tar)[: len(x)]
 
 
 def _vsp(judge: Judge) -> None:
