@@ -65,12 +65,12 @@ def encoder(scene: Scene) -> Encode:
 class Walk:
     """An option's videos, each of another seed: the latents after every step, in few what each took for the finished.
 
-    `hears` is a video's texts and what it shuns.
+    `contexts` are the conditional and the unconditional one.
     """
 
     scene: Scene
     unet: UNet
-    hears: tuple[Tensor, Tensor]
+    contexts: tuple[Tensor, Tensor]
     sampling: Sampling
     runs: list[list[Tensor]] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ class Walk:
         tar = replace(TAR, until_step=until_step(self.sampling.until, self.sampling.steps))
         request = Request(STATES[:1], scene.frames, len(self.runs), (height, width), self.sampling, tar)
         cache = StepCache(spec.unet) if STEP_CACHE in self.sampling.fast else None
-        batch = Batch(self.unet, spec, scene.dtype, [Row.of(0, request, None, *self.hears, spec)], cache=cache)
+        batch = Batch(self.unet, spec, scene.dtype, [Row.of(0, request, None, *self.contexts, spec)], cache=cache)
         run = []
         for _ in range(batch.steps):
             batch.step()
@@ -114,12 +114,12 @@ def walks(scene: Scene, steps: int) -> dict[str, Walk | str]:
     if scene.device.type == "cpu":
         malloc.keep_pages()  # as the engine does
     encode, unet = encoder(scene), lay_out(trained_unet(scene.spec, scene.device, scene.dtype), "channels_last")
-    hears = spread(encode(STATES[: scene.frames]), scene.frames)[None], encode([""])[None]
+    contexts = spread(encode(STATES[: scene.frames]), scene.frames)[None], encode([""])[None]
     found: dict[str, Walk | str] = {}
     for option in OPTIONS:
         try:
             taken = small(scene, unet, encode) if option == FP8 else unet
-            found[option] = Walk(scene, taken, hears, sampling(option, steps))
+            found[option] = Walk(scene, taken, contexts, sampling(option, steps))
         except DeviceError as error:
             found[option] = str(error)
     return found

@@ -103,8 +103,8 @@ def test_a_forward_on_the_features_of_the_step_before(golden, name, capsys):
     """It is nearer to the whole forward than the step before's own answer is, and than one on another branch's features."""
     unet, (x, told, context, fps, tar) = unet_case(Judge(golden, golden.case(name), torch.device("cpu")))
     texts, videos, t = torch.cat([context, torch.zeros_like(context)]), torch.arange(len(x)), int(told[0])
-    heard, unheard = ([(video, hears) for video in range(len(x))] for hears in (True, False))
-    right, swapped, cache = [*heard, *unheard], [*unheard, *heard], StepCache(unet.spec)
+    cond, uncond = ([(video, branch) for video in range(len(x))] for branch in (True, False))
+    right, swapped, cache = [*cond, *uncond], [*uncond, *cond], StepCache(unet.spec)
     deep = cache.deep(right, whole=True)
     before = unet(x, told, texts, fps, tar, deep)
     cache.keep(right, deep.features)

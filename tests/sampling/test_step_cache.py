@@ -159,5 +159,5 @@ def test_the_plan_of_memory_holds_for_it(name):
         cache = StepCache(spec.unet)
         with memory.LiveBytes() as cached:
             for step in range(3):
-                forward(unet, cache, ["heard", "unheard"], step % 2 == 0, inputs)
+                forward(unet, cache, ["cond", "uncond"], step % 2 == 0, inputs)
     assert cached.peak <= memory.MARGIN * plain.peak

@@ -23,9 +23,9 @@ from .step_cache import StepCache
 
 @dataclass(eq=False, kw_only=True)
 class Row(Trajectory):
-    """One video of a batch: what it hears, and how far its latents (1, 4, T, h, w) have come.
+    """One video of a batch: what it shows, and how far its latents (1, 4, T, h, w) have come.
 
-    `index` is its place among the requests and `held` the embeddings it brought; context and unconditional are
+    `index` is its place among the requests and `held` the embeddings it brought; context and uncond_context are
     (1, 1 or T, 77, C).
     """
 
@@ -33,10 +33,10 @@ class Row(Trajectory):
     request: Request
     held: Embeddings | None
     context: Tensor
-    unconditional: Tensor
+    uncond_context: Tensor
 
     @staticmethod
-    def of(index: int, request: Request, held: Embeddings | None, context: Tensor, unconditional: Tensor, spec: Spec) -> "Row":
+    def of(index: int, request: Request, held: Embeddings | None, context: Tensor, uncond_context: Tensor, spec: Spec) -> "Row":
         """Draws the first noise of a request whose size is filled in; on the CPU, so that a seed is the same everywhere."""
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
@@ -53,7 +53,7 @@ class Row(Trajectory):
             request=request,
             held=held,
             context=context,
-            unconditional=unconditional,
+            uncond_context=uncond_context,
         )
 
 
@@ -127,20 +127,20 @@ class Batch(SamplingLoop[Row]):
         return latents, clean
 
     def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Texts]], Tensor]:
-        """Returns each call's rows and texts, and which prediction each row has for what it hears nothing in."""
+        """Returns each call's rows and texts, and the place of each row's unconditional prediction."""
         every = tuple(range(len(self.rows)))
-        heard, unheard = [row.context for row in self.rows], [self.rows[i].unconditional for i in guided]
+        cond, uncond = [row.context for row in self.rows], [self.rows[i].uncond_context for i in guided]
         if not all(row.request.sampling.batch_guidance for row in self.rows):
-            calls = [(every, heard), (guided, unheard)]
+            calls = [(every, cond), (guided, uncond)]
         elif guided == every:  # what the branches of every video share is computed once
-            calls = [(every, [*heard, *unheard])]
+            calls = [(every, [*cond, *uncond])]
         else:
-            calls = [((*every, *guided), [*heard, *unheard])]
+            calls = [((*every, *guided), [*cond, *uncond])]
         places = {row: len(every) + place for place, row in enumerate(guided)}
         plain = torch.tensor([places.get(i, i) for i in every], device=self.rows[0].latents.device)
         return [(rows, Texts(tuple(texts))) for rows, texts in calls if texts], plain
 
     def _names(self, rows: tuple[int, ...], texts: Texts) -> list[Hashable]:
-        """Names the branches of a call: the video, and whether it hears its own text."""
+        """Names the branches of a call: the video, and whether it is the conditional branch."""
         rows = rows * (len(texts.contexts) // len(rows))
         return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, texts.contexts, strict=True)]

@@ -121,12 +121,12 @@ class Sampler(SamplingLoop[Trajectory]):
 
     def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         timestep = torch.full((len(latents),), self.timestep, device=latents.device)
-        conditional, unconditional = self.denoise(latents, timestep, self.done)
+        cond, uncond = self.denoise(latents, timestep, self.done)
         plain = torch.arange(len(latents), device=latents.device)
-        if unconditional is None:
-            eps = conditional
+        if uncond is None:
+            eps = cond
         else:
-            eps, plain = torch.cat([conditional, unconditional]), plain + len(latents)
+            eps, plain = torch.cat([cond, uncond]), plain + len(latents)
         return guided_step(latents, eps, plain, self.coefficients(), self.noise(latents))
 
 

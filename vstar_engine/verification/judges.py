@@ -231,17 +231,17 @@ def _end_to_end(judge: Judge) -> None:
     for module, prefix in ((text, key_map.TEXT), (unet, key_map.UNET), (vae, key_map.VAE)):
         checkpoint.load(module.eval(), weights, prefix, device=device)
     context = spread(text(tokenize(config["anchors"]).to(device)), config["frames"])
-    unconditional = text(tokenize([""]).to(device))
+    uncond = text(tokenize([""]).to(device))
     judge.compare(context, "embedding", frames_idx=0)
-    judge.compare(unconditional, "embedding_uncond")
+    judge.compare(uncond, "embedding_uncond")
     if judge.stores("eps_cond", "eps_uncond", "x", "pred_x0_last", "latents", "frames", "frames_u8"):
-        pixels = vae.decode(_denoised(judge, unet, context, unconditional))
+        pixels = vae.decode(_denoised(judge, unet, context, uncond))
         judge.compare(pixels, "frames", frames_idx=-3)
         if judge.stores("frames_u8"):
             _bytes(judge, to_bytes(pixels[0]))
 
 
-def _denoised(judge: Judge, unet: UNet, context: Tensor, unconditional: Tensor) -> Tensor:
+def _denoised(judge: Judge, unet: UNet, context: Tensor, uncond: Tensor) -> Tensor:
     """Samples plainly and by the engine's steps, judges what both give on the way, and returns the latents at the end."""
     config, device = judge.case["config"], judge.device
     rows = _rows(config["tar"], unet.spec.levels, config["hw"][1], config["frames"]).to(device)
@@ -250,7 +250,7 @@ def _denoised(judge: Judge, unet: UNet, context: Tensor, unconditional: Tensor) 
 
     def denoise(x: Tensor, t: Tensor, index: int) -> tuple[Tensor, Tensor]:
         tar = rows if index <= config["until_time"] else torch.zeros_like(rows)
-        pair = (unet(x, t[:, None], context[None], fps, tar), unet(x, t[:, None], unconditional[None], fps, tar))
+        pair = (unet(x, t[:, None], context[None], fps, tar), unet(x, t[:, None], uncond[None], fps, tar))
         predicted.append(pair)
         return pair
 
@@ -261,7 +261,7 @@ def _denoised(judge: Judge, unet: UNet, context: Tensor, unconditional: Tensor) 
             first = predicted[: len(judge.arrays[output])]
             judge.compare(torch.stack([pair[branch] for pair in first]), output, frames_idx=-3)
     every = torch.stack([rows if index <= config["until_time"] else torch.zeros_like(rows) for index in range(len(walk))])
-    texts, guided = Texts((context[None], unconditional[None])), coefficients(walk, torch.tensor([config["cfg"]]))
+    texts, guided = Texts((context[None], uncond[None])), coefficients(walk, torch.tensor([config["cfg"]]))
     stepped = _stepped(unet, walk, judge.tensor("x_T"), texts, fps, every, guided, noise)
     for walked in ([(latents, pred_x0) for _, _, latents, pred_x0 in steps], stepped):
         judge.compare(torch.stack([latents for latents, _ in walked]), "x", frames_idx=-3)
