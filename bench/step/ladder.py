@@ -117,7 +117,7 @@ class Step:
         if TEXT in features:
             latents, timestep, context, fps, tar = inputs
             clock = unet.clock(timestep[0], fps)
-            return partial(unet, latents, clock.timed(clock.table[0]), unet.prepare_context(context), fps, tar)
+            return partial(unet, latents, clock.embedding(clock.table[0]), unet.prepare_context(context), fps, tar)
         return partial(unet, *inputs)
 
     def network(self, features: frozenset[str]) -> UNet:

@@ -132,7 +132,7 @@ def test_a_clock_serves_every_step_without_its_embeddings(texts):
     wanted = [net(**{**given, "context": context, "timestep": t.expand(2, 1)}) for t in timesteps]
     net.time_embed = net.fps_embedding = None
     for row, noise in zip(clock.table, wanted, strict=True):
-        found = net(**{**given, "context": context, "timestep": clock.timed(row), "fps": None})
+        found = net(**{**given, "context": context, "timestep": clock.embedding(row), "fps": None})
         assert torch.allclose(found, noise, **SAME)
     assert not torch.allclose(wanted[0], wanted[1], **SAME)
 

@@ -17,7 +17,7 @@ from .layers import (
     SelfAttention,
     normed,
 )
-from .precomputed import ContextKV, Timed
+from .precomputed import ContextKV, TimestepEmbedding
 from .spatial_attention import SPATIAL_ATTENTION
 
 
@@ -54,19 +54,19 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.temporal_conv = TemporalConvBlock(out_channels, groups) if temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | Timed, frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | TimestepEmbedding, frames: int) -> Tensor:
         """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W).
 
         With emb (B, 1 or T, E), x may be (kB*T, C, H, W): k branches, one after another, share the embedding.
         """
         h = self.in_layers(x)
         clips = x.shape[0] // frames
-        if isinstance(emb, Timed):
-            told = emb.parts[self]
+        if isinstance(emb, TimestepEmbedding):
+            shift = emb.blocks[self]
         else:
             rows = emb if emb.dim() == 2 else parted(emb, clips).flatten(0, 1)
-            told = self.emb_layers(rows).unflatten(0, (clips, -1))
-        h = (h.unflatten(0, (-1, told.shape[0], frames)) + told[..., None, None]).flatten(0, 2)
+            shift = self.emb_layers(rows).unflatten(0, (clips, -1))
+        h = (h.unflatten(0, (-1, shift.shape[0], frames)) + shift[..., None, None]).flatten(0, 2)
         h = self.skip_connection(x) + self.out_layers(h)
         return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
 
@@ -182,7 +182,9 @@ class Stage(nn.ModuleList):
         super().__init__(layers)
         self.level = level
 
-    def forward(self, x: Tensor, emb: Tensor | Timed, context: Tensor | ContextKV, tar: Tensor, frames: int) -> Tensor:
+    def forward(
+        self, x: Tensor, emb: Tensor | TimestepEmbedding, context: Tensor | ContextKV, tar: Tensor, frames: int
+    ) -> Tensor:
         """x (B*T, C, H, W) -> the same, or (kB*T, C, H, W) behind the first cross-attention."""
         for layer in self:
             if isinstance(layer, ResBlock):

@@ -53,8 +53,14 @@ class Denoiser:
         """
         latents, eps, kept = step.given.latents.to(step.dtype), [], []
         for call in step.calls:
-            x, told, fps, tar = (call.of(value) for value in (latents, *step.given[1:4]))
-            given: tuple[Any, ...] = (x, step.clock.timed(told), call.texts.prepared(self.prepare_context), fps, tar)
+            x, timestep_embedding, fps, tar = (call.of(value) for value in (latents, *step.given[1:4]))
+            given: tuple[Any, ...] = (
+                x,
+                step.clock.embedding(timestep_embedding),
+                call.texts.prepared(self.prepare_context),
+                fps,
+                tar,
+            )
             if call.deep is None:
                 eps.append(self(*given))
                 continue

@@ -16,10 +16,10 @@ class ContextKV:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimestepEmbedding:
     """A step's timestep and frame rates as the residual blocks add them: each block's projection, (B, 1 or T, C)."""
 
-    parts: dict[nn.Module, Tensor]
+    blocks: dict[nn.Module, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Clock:
     blocks: tuple[nn.Module, ...] = ()
     channels: tuple[int, ...] = ()
 
-    def timed(self, row: Tensor) -> Tensor | Timed:
+    def embedding(self, row: Tensor) -> Tensor | TimestepEmbedding:
         """Returns what `forward` takes in the timestep's place: each block its channels of a row, without copies."""
         if not self.blocks:
             return row
-        return Timed(dict(zip(self.blocks, row.split(self.channels, dim=-1), strict=True)))
+        return TimestepEmbedding(dict(zip(self.blocks, row.split(self.channels, dim=-1), strict=True)))
 
 
 @dataclass

@@ -15,11 +15,11 @@ from .precomputed import Clock, ContextKV, Deep, context_shape
 class Given(NamedTuple):
     """What differs from step to step, a row a video, all on the device.
 
-    `told` is a row of the network's `Clock`; the rest is what `UNet.forward` and `guided_step` take.
+    `timestep_embedding` is a row of the network's `Clock`; the rest is what `UNet.forward` and `guided_step` take.
     """
 
     latents: Tensor
-    told: Tensor
+    timestep_embedding: Tensor
     fps: Tensor
     tar: Tensor
     coefficients: Tensor

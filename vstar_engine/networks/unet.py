@@ -15,7 +15,7 @@ from vstar_engine.config.models import UNetSpec
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, parted, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
-from .precomputed import Clock, ContextKV, Deep, Timed, context_shape
+from .precomputed import Clock, ContextKV, Deep, TimestepEmbedding, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
@@ -24,7 +24,7 @@ INIT_ATTENTION_HEADS = 8
 class StageInputs(NamedTuple):
     """What every stage takes, in addition to the hidden states."""
 
-    emb: Tensor | Timed
+    emb: Tensor | TimestepEmbedding
     context: Tensor | ContextKV
     tar: Tensor
     frames: int
@@ -131,7 +131,7 @@ class UNet(nn.Module, Denoiser):
     def forward(
         self,
         latents: Tensor,
-        timestep: Tensor | Timed,
+        timestep: Tensor | TimestepEmbedding,
         context: Tensor | ContextKV,
         fps: Tensor,
         tar: Tensor,
@@ -148,7 +148,7 @@ class UNet(nn.Module, Denoiser):
         rows = context.shape[0]
         if rows % latents.shape[0]:
             raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
-        emb = timestep if isinstance(timestep, Timed) else self.embed(timestep, fps)
+        emb = timestep if isinstance(timestep, TimestepEmbedding) else self.embed(timestep, fps)
         inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else parted(tar, rows), latents.shape[2])
         x = to_frames(latents)
         if deep is None:

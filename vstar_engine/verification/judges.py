@@ -113,7 +113,7 @@ def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tens
     """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
     clock, videos = unet.clock(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
     context_kv = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
-    return unet(x, clock.timed(clock.table[videos, videos]), context_kv, fps, tar)[: len(x)]
+    return unet(x, clock.embedding(clock.table[videos, videos]), context_kv, fps, tar)[: len(x)]
 
 
 def _vsp(judge: Judge) -> None:
