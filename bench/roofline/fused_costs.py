@@ -80,10 +80,10 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
         clean, noise, tar = latents.float(), torch.empty_like(latents, dtype=torch.float32), tar.float()
         if stage in WHOLE:
             # what is made once a video is not counted
-            clock, context_kv = unet.clock(timestep[0], fps), unet.prepare_context(context[:1], context[1:, :1])
+            timesteps, context_kv = unet.timestep_table(timestep[0], fps), unet.prepare_context(context[:1], context[1:, :1])
             weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)
-            given = Given(clean, clock.table[0], fps, tar, weights, noise, plain)
-            step = Step(dtype, clock, (Call((0,), Texts((), context_kv)),), given)
+            given = Given(clean, timesteps.rows[0], fps, tar, weights, noise, plain)
+            step = Step(dtype, timesteps, (Call((0,), Texts((), context_kv)),), given)
             return traced_call(lambda: unet.run_step(step))
         inputs = [latents, timestep, context, fps, tar]
         _, *rest = inputs if stage == STEM else batched(inputs)

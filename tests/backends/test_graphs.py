@@ -47,13 +47,13 @@ def step(
     """A guided step of one video; everything in it is another for another seed."""
     device = next(unet.parameters()).device
     latents, timestep, context, fps, tar = step_inputs(TINY, TINY.size, frames, device, dtype)
-    clock = unet.clock(timestep[0] - 40 * seed, fps + seed)
+    timesteps = unet.timestep_table(timestep[0] - 40 * seed, fps + seed)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     weights = coefficients(Schedule.ddim(5), torch.tensor([3.0 + seed]))[seed].float().to(device)
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
-    given = Given(latents, clock.table[0], fps, tar, weights, noise, plain)
+    given = Given(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
     texts = texts or Texts((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
-    return Step(dtype, clock, (Call((0,), texts, **deep),), given)
+    return Step(dtype, timesteps, (Call((0,), texts, **deep),), given)
 
 
 def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

@@ -123,16 +123,16 @@ def test_texts_of_unlike_lengths_are_projected_as_they_are():
 
 
 @pytest.mark.parametrize("texts", [1, 2])
-def test_a_clock_serves_every_step_without_its_embeddings(texts):
+def test_a_timestep_table_serves_every_step_without_the_embedding_layers(texts):
     net, given = made(), inputs(2)
     context = torch.cat([given["context"] * (1 + i) for i in range(texts)])
     timesteps = torch.tensor([901, 481, 1])
-    clock = net.clock(timesteps, given["fps"])
-    assert clock.table.shape[:3] == (3, 2, 1)
+    table = net.timestep_table(timesteps, given["fps"])
+    assert table.rows.shape[:3] == (3, 2, 1)
     wanted = [net(**{**given, "context": context, "timestep": t.expand(2, 1)}) for t in timesteps]
     net.time_embed = net.fps_embedding = None
-    for row, noise in zip(clock.table, wanted, strict=True):
-        found = net(**{**given, "context": context, "timestep": clock.embedding(row), "fps": None})
+    for row, noise in zip(table.rows, wanted, strict=True):
+        found = net(**{**given, "context": context, "timestep": table.embedding(row), "fps": None})
         assert torch.allclose(found, noise, **SAME)
     assert not torch.allclose(wanted[0], wanted[1], **SAME)
 

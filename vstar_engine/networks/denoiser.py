@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vstar_engine.kernels.guided_step import guided_step
 
-from .precomputed import Clock, ContextKV, Deep, context_shape
+from .precomputed import ContextKV, Deep, TimestepTable, context_shape
 from .step import Step
 
 
@@ -35,9 +35,9 @@ class Denoiser:
         frames = context_shape(contexts)[1]
         return torch.cat([context.expand(-1, frames, -1, -1) for context in contexts])
 
-    def clock(self, timesteps: Tensor, fps: Tensor) -> Clock:
+    def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
         """Returns what calls take as the timestep at each of `timesteps` (steps,), for videos of frame rates `fps` (B,)."""
-        return Clock(timesteps[:, None, None].expand(-1, len(fps), -1))
+        return TimestepTable(timesteps[:, None, None].expand(-1, len(fps), -1))
 
     def predict_cached(self, given: tuple[Any, ...], deep: Deep) -> Tensor:
         """Predicts the noise as a call on `given` does, around deep features; fills `deep` where it holds none.
@@ -56,7 +56,7 @@ class Denoiser:
             x, timestep_embedding, fps, tar = (call.of(value) for value in (latents, *step.given[1:4]))
             given: tuple[Any, ...] = (
                 x,
-                step.clock.embedding(timestep_embedding),
+                step.timesteps.embedding(timestep_embedding),
                 call.texts.prepared(self.prepare_context),
                 fps,
                 tar,

@@ -23,13 +23,13 @@ class TimestepEmbedding:
 
 
 @dataclass(frozen=True)
-class Clock:
-    """What a network takes as its timestep at every step: `table` holds a row a step.
+class TimestepTable:
+    """What a network takes as its timestep at every step: `rows` holds one for each step.
 
     Without blocks a row is timesteps (B, 1); with blocks it is their projections side by side, (B, 1, channels of all).
     """
 
-    table: Tensor
+    rows: Tensor
     blocks: tuple[nn.Module, ...] = ()
     channels: tuple[int, ...] = ()
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .precomputed import Clock, ContextKV, Deep, context_shape
+from .precomputed import ContextKV, Deep, TimestepTable, context_shape
 
 
 class Given(NamedTuple):
     """What differs from step to step, a row a video, all on the device.
 
-    `timestep_embedding` is a row of the network's `Clock`; the rest is what `UNet.forward` and `guided_step` take.
+    `timestep_embedding` is a row of the network's `TimestepTable`; the rest is what `UNet.forward` and `guided_step` take.
     """
 
     latents: Tensor
@@ -63,7 +63,7 @@ class Step:
     """A step to take; the predictions of its calls, one after another, are what `Given.plain` counts."""
 
     dtype: torch.dtype
-    clock: Clock
+    timesteps: TimestepTable
     calls: tuple[Call, ...]
     given: Given
 

@@ -15,7 +15,7 @@ from vstar_engine.config.models import UNetSpec
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, parted, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
-from .precomputed import Clock, ContextKV, Deep, TimestepEmbedding, context_shape
+from .precomputed import ContextKV, Deep, TimestepEmbedding, TimestepTable, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
@@ -98,13 +98,13 @@ class UNet(nn.Module, Denoiser):
     def module(self) -> nn.Module:
         return self
 
-    def clock(self, timesteps: Tensor, fps: Tensor) -> Clock:
+    def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
         """Projects timesteps (steps,) and frame rates (B,) for every residual block and step to come."""
         blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
         emb = self.embed(timesteps.expand(len(fps), -1), fps)
         table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
         table = table.transpose(0, 1)[:, :, None].contiguous()
-        return Clock(table, blocks, tuple(block.channels for block in blocks))
+        return TimestepTable(table, blocks, tuple(block.channels for block in blocks))
 
     def prepare_context(self, *contexts: Tensor) -> ContextKV:
         """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
@@ -142,7 +142,7 @@ class UNet(nn.Module, Denoiser):
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
         With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
-        comes before the first text is computed once for all k. A row of a `Clock` may take the timestep's place; it knows the
+        comes before the first text is computed once for all k. A row of a `TimestepTable` may take the timestep's place; it knows the
         fps. `deep` without features gets them; one that has them spares the blocks between those that it names.
         """
         rows = context.shape[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.networks.denoiser import Denoiser
-from vstar_engine.networks.precomputed import Clock
+from vstar_engine.networks.precomputed import TimestepTable
 from vstar_engine.networks.step import Call, Given, Step, Texts
 from vstar_engine.prompting.embeddings import Embeddings
 
@@ -61,7 +61,7 @@ class Row(Trajectory):
 class Tables:
     """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on."""
 
-    clock: Clock
+    timesteps: TimestepTable
     fps: Tensor
     tar: Tensor
 
@@ -72,7 +72,7 @@ class Tables:
         timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
         g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
-        return Tables(denoiser.clock(timesteps, fps), fps, g.to(device))
+        return Tables(denoiser.timestep_table(timesteps, fps), fps, g.to(device))
 
 
 @dataclass
@@ -113,14 +113,14 @@ class Batch(SamplingLoop[Row]):
         if self._tables is None:
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
-        conditions = (known.clock.table[at], known.fps, known.tar[at], self.coefficients())
+        conditions = (known.timesteps.rows[at], known.fps, known.tar[at], self.coefficients())
         given = Given(latents, *conditions, self.noise(latents), plain)
         whole, names = self.rows[0].request.sampling.whole(at), [self._names(rows, texts) for rows, texts in calls]
         made = tuple(
             Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
             for (rows, texts), branches in zip(calls, names, strict=True)
         )
-        latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.clock, made, given))
+        latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.timesteps, made, given))
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):
                 self.cache.keep(branches, kept)

@@ -111,9 +111,9 @@ def _unet(judge: Judge) -> None:
 
 def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
     """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
-    clock, videos = unet.clock(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
+    timesteps, videos = unet.timestep_table(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
     context_kv = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
-    return unet(x, clock.embedding(clock.table[videos, videos]), context_kv, fps, tar)[: len(x)]
+    return unet(x, timesteps.embedding(timesteps.rows[videos, videos]), context_kv, fps, tar)[: len(x)]
 
 
 def _vsp(judge: Judge) -> None:
@@ -286,11 +286,11 @@ def _stepped(
     unet: UNet, walk: Schedule, x: Tensor, texts: Texts, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Samples by the engine's steps, which replay CUDA graphs on a GPU; returns latents and pred_x0 after each."""
-    clock = unet.clock(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
+    timesteps = unet.timestep_table(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
     plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
     for index in range(len(walk)):
-        given = Given(x, clock.table[index], fps, g[index], weights[index].to(x), noise[index], plain)
-        x, clean = unet.run_step(Step(x.dtype, clock, (Call((0,), texts),), given))
+        given = Given(x, timesteps.rows[index], fps, g[index], weights[index].to(x), noise[index], plain)
+        x, clean = unet.run_step(Step(x.dtype, timesteps, (Call((0,), texts),), given))
         found.append((x, clean))
     return found
 
