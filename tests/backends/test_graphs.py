@@ -17,7 +17,7 @@ from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
 from vstar_engine.bench.step.workload import TINY
 from vstar_engine.networks.precomputed import Deep
-from vstar_engine.networks.step import Call, Given, Step, Texts
+from vstar_engine.networks.step import Call, Step, StepInputs, Texts
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
@@ -51,9 +51,9 @@ def step(
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     weights = coefficients(Schedule.ddim(5), torch.tensor([3.0 + seed]))[seed].float().to(device)
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
-    given = Given(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
+    inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
     texts = texts or Texts((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
-    return Step(dtype, timesteps, (Call((0,), texts, **deep),), given)
+    return Step(dtype, timesteps, (Call((0,), texts, **deep),), inputs)
 
 
 def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -125,8 +125,8 @@ def test_latents_in_any_layout_and_another_call_mode(device):
 
     def strided(unet: UNet) -> Step:
         made = step(unet, seed=1)
-        latents = made.given.latents.transpose(3, 4).contiguous().transpose(3, 4)
-        return replace(made, given=made.given._replace(latents=latents))
+        latents = made.inputs.latents.transpose(3, 4).contiguous().transpose(3, 4)
+        return replace(made, inputs=made.inputs._replace(latents=latents))
 
     assert all(equal(recorded.run_step(strided(recorded)), plain.run_step(strided(plain))) for _ in range(3))
 
@@ -160,7 +160,7 @@ def test_gradients_pass(device):
     found = []
     for network, run in ((recorded, recorded.run_step), (plain, plain.run_step)):
         made = step(network)
-        latents = made.given.latents.requires_grad_()
+        latents = made.inputs.latents.requires_grad_()
         run(made)[0].square().sum().backward()
         found.append(latents.grad)
     assert torch.equal(*found)

@@ -13,7 +13,7 @@ from vstar_engine.config.models import Spec, UNetSpec
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
 from vstar_engine.networks.precomputed import ContextKV, Deep
-from vstar_engine.networks.step import Call, Given, Step, Texts
+from vstar_engine.networks.step import Call, Step, StepInputs, Texts
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
 
@@ -50,14 +50,14 @@ class Fixed:
     def __init__(self, unet: "RecordedUnet", step: Step):
         # made outside inference mode, they may be written in it and elsewhere
         with torch.inference_mode(False):
-            given = Given(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.given))
-            kept = replace(step, given=given, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
+            inputs = StepInputs(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.inputs))
+            kept = replace(step, inputs=inputs, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
         self.kept = kept
         # without self in it: what is dropped must not wait for the collector to give its memory back
         self.recording = Recording(lambda: Denoiser.run_step(unet, kept), unet.device, pool=unet.pool)
 
     def __call__(self, unet: UNet, step: Step) -> tuple[Tensor, ...]:
-        for mine, theirs in zip(self.kept.given, step.given, strict=True):
+        for mine, theirs in zip(self.kept.inputs, step.inputs, strict=True):
             mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
             if mine_of.texts.contexts is not call.texts.contexts:
@@ -149,4 +149,4 @@ def shape_of(step: Step) -> tuple[object, ...]:
     calls = [
         (call.rows, call.texts.shape, call.deep and (call.deep.stages, call.deep.features is not None)) for call in step.calls
     ]
-    return step.dtype, *((tuple(x.shape), x.dtype) for x in step.given), *calls
+    return step.dtype, *((tuple(x.shape), x.dtype) for x in step.inputs), *calls

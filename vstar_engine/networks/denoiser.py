@@ -51,9 +51,9 @@ class Denoiser:
 
         Returns the next latents, the finished latents as predicted now, and the deep features of each call that keeps some.
         """
-        latents, eps, kept = step.given.latents.to(step.dtype), [], []
+        latents, eps, kept = step.inputs.latents.to(step.dtype), [], []
         for call in step.calls:
-            x, timestep_embedding, fps, tar = (call.of(value) for value in (latents, *step.given[1:4]))
+            x, timestep_embedding, fps, tar = (call.of(value) for value in (latents, *step.inputs[1:4]))
             given: tuple[Any, ...] = (
                 x,
                 step.timesteps.embedding(timestep_embedding),
@@ -70,7 +70,7 @@ class Denoiser:
                 assert deep.features is not None
                 kept.append(deep.features)
         predicted = torch.cat(eps) if len(eps) > 1 else eps[0]
-        latents, coefficients, noise, plain = step.given.latents, *step.given[4:]
+        latents, coefficients, noise, plain = step.inputs.latents, *step.inputs[4:]
         return *guided_step(latents, predicted, plain, coefficients, noise), *kept
 
     def graph_bytes(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .precomputed import ContextKV, Deep, TimestepTable, context_shape
 
 
-class Given(NamedTuple):
+class StepInputs(NamedTuple):
     """What differs from step to step, a row a video, all on the device.
 
     `timestep_embedding` is a row of the network's `TimestepTable`; the rest is what `UNet.forward` and `guided_step` take.
@@ -60,12 +60,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """A step to take; the predictions of its calls, one after another, are what `Given.plain` counts."""
+    """A step to take; the predictions of its calls, one after another, are what `StepInputs.plain` counts."""
 
     dtype: torch.dtype
     timesteps: TimestepTable
     calls: tuple[Call, ...]
-    given: Given
+    inputs: StepInputs
 
 
 def rows_of(value: Tensor, rows: Sequence[int]) -> Tensor:

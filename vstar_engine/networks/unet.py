@@ -141,9 +141,10 @@ class UNet(nn.Module, Denoiser):
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
-        With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
-        comes before the first text is computed once for all k. A row of a `TimestepTable` may take the timestep's place; it knows the
-        fps. `deep` without features gets them; one that has them spares the blocks between those that it names.
+        With a context of (kB, ...) each video has k texts: the first of every video, then the second of every video, and so on;
+        the result is (kB, C, T, H, W). What comes before the first cross-attention is computed once for all k. `context` may be
+        what `prepare_context` returns, and `timestep` the embedding of a row of the `timestep_table`, which knows the fps.
+        `deep` without features is filled; with features, the blocks that made them are skipped.
         """
         rows = context.shape[0]
         if rows % latents.shape[0]:

@@ -12,7 +12,7 @@ from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
-from vstar_engine.networks.step import Call, Given, Step, Texts
+from vstar_engine.networks.step import Call, Step, StepInputs, Texts
 from vstar_engine.prompting.embeddings import Embeddings
 
 from . import tar
@@ -114,13 +114,13 @@ class Batch(SamplingLoop[Row]):
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
         conditions = (known.timesteps.rows[at], known.fps, known.tar[at], self.coefficients())
-        given = Given(latents, *conditions, self.noise(latents), plain)
+        inputs = StepInputs(latents, *conditions, self.noise(latents), plain)
         whole, names = self.rows[0].request.sampling.whole(at), [self._names(rows, texts) for rows, texts in calls]
         made = tuple(
             Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
             for (rows, texts), branches in zip(calls, names, strict=True)
         )
-        latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.timesteps, made, given))
+        latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.timesteps, made, inputs))
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):
                 self.cache.keep(branches, kept)

@@ -12,7 +12,7 @@ from vstar_engine.backends import eager
 from vstar_engine.config.timeline import anchor_frames
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
 from vstar_engine.networks.blocks import ResBlock, TemporalConvBlock, TemporalTransformer
-from vstar_engine.networks.step import Call, Given, Step, Texts
+from vstar_engine.networks.step import Call, Step, StepInputs, Texts
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -289,8 +289,8 @@ def _stepped(
     timesteps = unet.timestep_table(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
     plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
     for index in range(len(walk)):
-        given = Given(x, timesteps.rows[index], fps, g[index], weights[index].to(x), noise[index], plain)
-        x, clean = unet.run_step(Step(x.dtype, timesteps, (Call((0,), texts),), given))
+        inputs = StepInputs(x, timesteps.rows[index], fps, g[index], weights[index].to(x), noise[index], plain)
+        x, clean = unet.run_step(Step(x.dtype, timesteps, (Call((0,), texts),), inputs))
         found.append((x, clean))
     return found
 
