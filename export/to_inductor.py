@@ -37,7 +37,7 @@ COMPILER_BYTES = 2 * 2**30
 TRACED_TEXTS = 3
 
 
-class Texts(nn.Module):
+class TextsAxis(nn.Module):
     """The UNet on contexts (texts, B, T, L, C): what comes before a video's first text is computed once for all of them."""
 
     def __init__(self, module: nn.Module):
@@ -56,7 +56,7 @@ def with_texts_axis(network: Network) -> Network:
     context, dims = network.inputs["context"], network.dims["context"]
     return replace(
         network,
-        module=Texts(network.module),
+        module=TextsAxis(network.module),
         inputs={**network.inputs, "context": context.new_zeros(TRACED_TEXTS, *context.shape)},
         dims={**network.dims, "context": {0: Dim("texts", min=1, max=MAX_BATCH), **{axis + 1: dims[axis] for axis in dims}}},
         axes=("texts*batch", *network.axes[1:]),

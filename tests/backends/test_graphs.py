@@ -17,7 +17,7 @@ from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
 from vstar_engine.bench.step.workload import TINY
 from vstar_engine.networks.precomputed import Deep
-from vstar_engine.networks.step import Call, Step, StepInputs, Texts
+from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
@@ -42,7 +42,12 @@ def networks(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def step(
-    unet: UNet, frames: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32, texts: Texts | None = None, **deep: Any
+    unet: UNet,
+    frames: int = 3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    conditioning: Conditioning | None = None,
+    **deep: Any,
 ) -> Step:
     """A guided step of one video; everything in it is another for another seed."""
     device = next(unet.parameters()).device
@@ -52,8 +57,8 @@ def step(
     weights = coefficients(Schedule.ddim(5), torch.tensor([3.0 + seed]))[seed].float().to(device)
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
     inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
-    texts = texts or Texts((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
-    return Step(dtype, timesteps, (Call((0,), texts, **deep),), inputs)
+    conditioning = conditioning or Conditioning((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
+    return Step(dtype, timesteps, (Call((0,), conditioning, **deep),), inputs)
 
 
 def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -79,10 +84,10 @@ def test_texts_are_projected_where_others_are_heard(device, monkeypatch):
     recorded, plain = networks(device)
     projected, project = [], recorded.project_context
     monkeypatch.setattr(recorded, "project_context", lambda contexts: projected.append(len(contexts)) or project(contexts))
-    own, other = (step(plain, seed=seed).calls[0].texts for seed in (0, 3))
-    for seed, heard in enumerate([own, own, own, other, other, own]):
-        mine = recorded.run_step(step(recorded, seed=seed % 5, texts=heard))
-        assert equal(mine, plain.run_step(step(plain, seed=seed % 5, texts=Texts(heard.contexts))))
+    own, other = (step(plain, seed=seed).calls[0].conditioning for seed in (0, 3))
+    for seed, shown in enumerate([own, own, own, other, other, own]):
+        mine = recorded.run_step(step(recorded, seed=seed % 5, conditioning=shown))
+        assert equal(mine, plain.run_step(step(plain, seed=seed % 5, conditioning=Conditioning(shown.contexts))))
     assert projected == [2, 2, 2]
 
 
@@ -100,10 +105,10 @@ def test_steps_on_kept_features_are_recorded_too(device):
     assert not torch.equal(found[0][3][0], found[0][4][0])
     whole, part = recorded.recent.values()
     assert None not in (whole.recording.graph, part.recording.graph)
-    assert whole.kept.calls[0].texts is part.kept.calls[0].texts
+    assert whole.kept.calls[0].conditioning is part.kept.calls[0].conditioning
     del whole, part
     recorded.forget_graphs()
-    assert not recorded.contexts
+    assert not recorded.conditionings
 
 
 @torch.no_grad()

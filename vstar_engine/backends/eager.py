@@ -13,7 +13,7 @@ from vstar_engine.config.models import Spec, UNetSpec
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
 from vstar_engine.networks.precomputed import ContextKV, Deep
-from vstar_engine.networks.step import Call, Step, StepInputs, Texts
+from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
 
@@ -60,11 +60,11 @@ class Fixed:
         for mine, theirs in zip(self.kept.inputs, step.inputs, strict=True):
             mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
-            if mine_of.texts.contexts is not call.texts.contexts:
-                context_kv = mine_of.texts.prepared(unet.prepare_context)
-                for part, kv in unet.project_context(call.texts.contexts):
+            if mine_of.conditioning.contexts is not call.conditioning.contexts:
+                context_kv = mine_of.conditioning.prepared(unet.prepare_context)
+                for part, kv in unet.project_context(call.conditioning.contexts):
                     context_kv.kv[part].copy_(kv)
-                mine_of.texts.contexts = call.texts.contexts
+                mine_of.conditioning.contexts = call.conditioning.contexts
             if call.deep is not None and call.deep.features is not None:
                 assert mine_of.deep is not None
                 assert mine_of.deep.features is not None
@@ -86,8 +86,8 @@ class RecordedUnet(UNet):
         super().__init__(spec, spatial_attention)
         self.recent: Recent[tuple[object, ...], Fixed] = Recent()
         self.pool: object = None
-        # texts' projections by their place in a step and their shape: steps of every kind read the same ones
-        self.contexts: WeakValueDictionary[tuple[object, ...], Texts] = WeakValueDictionary()
+        # K and V of contexts by their place in a step and their shape: steps of every kind read the same ones
+        self.conditionings: WeakValueDictionary[tuple[object, ...], Conditioning] = WeakValueDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -114,23 +114,23 @@ class RecordedUnet(UNet):
 
     def blank(self, place: int, call: Call) -> Call:
         """Returns a call like the one at a place of a step, on memory of its own."""
-        key, deep = (place, call.texts.shape, call.texts.contexts[0].dtype), call.deep
+        key, deep = (place, call.conditioning.shape, call.conditioning.contexts[0].dtype), call.deep
         # kept here until the call holds it
-        texts = self.contexts.get(key) or self._silent(call.texts)
-        self.contexts[key] = texts
+        conditioning = self.conditionings.get(key) or self._blank_conditioning(call.conditioning)
+        self.conditionings[key] = conditioning
         if deep is not None and deep.features is not None:
             deep = Deep(deep.stages, torch.empty_like(deep.features))
-        return Call(call.rows, texts, deep)
+        return Call(call.rows, conditioning, deep)
 
-    def _silent(self, like: Texts) -> Texts:
-        """Makes room for the projections of texts of a shape."""
+    def _blank_conditioning(self, like: Conditioning) -> Conditioning:
+        """Returns uninitialised K and V for contexts of a shape."""
         batch, frames, length, _ = like.shape
         kv: dict[nn.Module, Tensor] = {
             part: like.contexts[0].new_empty(batch * frames, length, part.to_kv.out_features)
             for part in self.modules()
             if isinstance(part, CrossAttention)
         }
-        return Texts((), ContextKV(like.shape, kv))
+        return Conditioning((), ContextKV(like.shape, kv))
 
     def _apply(self, *given: Any, **named: Any) -> Self:
         self.forget_graphs()
@@ -147,6 +147,7 @@ class RecordedUnet(UNet):
 def shape_of(step: Step) -> tuple[object, ...]:
     """Says what a recorded step stands for: the shapes of what it reads, and which calls it makes of what."""
     calls = [
-        (call.rows, call.texts.shape, call.deep and (call.deep.stages, call.deep.features is not None)) for call in step.calls
+        (call.rows, call.conditioning.shape, call.deep and (call.deep.stages, call.deep.features is not None))
+        for call in step.calls
     ]
     return step.dtype, *((tuple(x.shape), x.dtype) for x in step.inputs), *calls

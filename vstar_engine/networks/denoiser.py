@@ -57,7 +57,7 @@ class Denoiser:
             given: tuple[Any, ...] = (
                 x,
                 step.timesteps.embedding(timestep_embedding),
-                call.texts.prepared(self.prepare_context),
+                call.conditioning.prepared(self.prepare_context),
                 fps,
                 tar,
             )

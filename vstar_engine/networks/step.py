@@ -28,7 +28,7 @@ class StepInputs(NamedTuple):
 
 
 @dataclass(eq=False)
-class Texts:
+class Conditioning:
     """What is heard in a call of the network, (1, 1 or T, L, C) each: made ready once, since they are heard in every step."""
 
     contexts: tuple[Tensor, ...]
@@ -50,7 +50,7 @@ class Call:
     """A call of the network in a step: the videos whose latents it takes, what is heard, and deep features, if any are kept."""
 
     rows: tuple[int, ...]
-    texts: Texts
+    conditioning: Conditioning
     deep: Deep | None = None
 
     def of(self, value: Tensor) -> Tensor:

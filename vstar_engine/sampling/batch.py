@@ -12,7 +12,7 @@ from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
-from vstar_engine.networks.step import Call, Step, StepInputs, Texts
+from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
 from vstar_engine.prompting.embeddings import Embeddings
 
 from . import tar
@@ -87,7 +87,7 @@ class Batch(SamplingLoop[Row]):
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
     cache: StepCache | None = None
     _tables: Tables | None = None
-    _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Texts]], Tensor]] = field(default_factory=dict)
+    _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]] = field(default_factory=dict)
 
     def drop(self, index: int) -> None:
         """Takes a video out; the others go on as they would have."""
@@ -115,10 +115,13 @@ class Batch(SamplingLoop[Row]):
         known, at = self._tables, self.done
         conditions = (known.timesteps.rows[at], known.fps, known.tar[at], self.coefficients())
         inputs = StepInputs(latents, *conditions, self.noise(latents), plain)
-        whole, names = self.rows[0].request.sampling.whole(at), [self._names(rows, texts) for rows, texts in calls]
+        whole, names = (
+            self.rows[0].request.sampling.whole(at),
+            [self._names(rows, conditioning) for rows, conditioning in calls],
+        )
         made = tuple(
-            Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
-            for (rows, texts), branches in zip(calls, names, strict=True)
+            Call(rows, conditioning, None if self.cache is None else self.cache.deep(branches, whole))
+            for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
         latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.timesteps, made, inputs))
         if self.cache and whole:
@@ -126,8 +129,8 @@ class Batch(SamplingLoop[Row]):
                 self.cache.keep(branches, kept)
         return latents, clean
 
-    def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Texts]], Tensor]:
-        """Returns each call's rows and texts, and the place of each row's unconditional prediction."""
+    def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]:
+        """Returns each call's rows and contexts, and the place of each row's unconditional prediction."""
         every = tuple(range(len(self.rows)))
         cond, uncond = [row.context for row in self.rows], [self.rows[i].uncond_context for i in guided]
         if not all(row.request.sampling.batch_guidance for row in self.rows):
@@ -138,9 +141,9 @@ class Batch(SamplingLoop[Row]):
             calls = [((*every, *guided), [*cond, *uncond])]
         places = {row: len(every) + place for place, row in enumerate(guided)}
         plain = torch.tensor([places.get(i, i) for i in every], device=self.rows[0].latents.device)
-        return [(rows, Texts(tuple(texts))) for rows, texts in calls if texts], plain
+        return [(rows, Conditioning(tuple(contexts))) for rows, contexts in calls if contexts], plain
 
-    def _names(self, rows: tuple[int, ...], texts: Texts) -> list[Hashable]:
+    def _names(self, rows: tuple[int, ...], conditioning: Conditioning) -> list[Hashable]:
         """Names the branches of a call: the video, and whether it is the conditional branch."""
-        rows = rows * (len(texts.contexts) // len(rows))
-        return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, texts.contexts, strict=True)]
+        rows = rows * (len(conditioning.contexts) // len(rows))
+        return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, conditioning.contexts, strict=True)]

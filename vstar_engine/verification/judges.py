@@ -12,7 +12,7 @@ from vstar_engine.backends import eager
 from vstar_engine.config.timeline import anchor_frames
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
 from vstar_engine.networks.blocks import ResBlock, TemporalConvBlock, TemporalTransformer
-from vstar_engine.networks.step import Call, Step, StepInputs, Texts
+from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -261,8 +261,8 @@ def _denoised(judge: Judge, unet: UNet, context: Tensor, uncond: Tensor) -> Tens
             first = predicted[: len(judge.arrays[output])]
             judge.compare(torch.stack([pair[branch] for pair in first]), output, frames_idx=-3)
     every = torch.stack([rows if index <= config["until_time"] else torch.zeros_like(rows) for index in range(len(walk))])
-    texts, guided = Texts((context[None], uncond[None])), coefficients(walk, torch.tensor([config["cfg"]]))
-    stepped = _stepped(unet, walk, judge.tensor("x_T"), texts, fps, every, guided, noise)
+    conditioning, guided = Conditioning((context[None], uncond[None])), coefficients(walk, torch.tensor([config["cfg"]]))
+    stepped = _stepped(unet, walk, judge.tensor("x_T"), conditioning, fps, every, guided, noise)
     for walked in ([(latents, pred_x0) for _, _, latents, pred_x0 in steps], stepped):
         judge.compare(torch.stack([latents for latents, _ in walked]), "x", frames_idx=-3)
         judge.compare(walked[-1][1], "pred_x0_last", frames_idx=-3)
@@ -283,14 +283,14 @@ def _bytes(judge: Judge, ours: np.ndarray) -> None:
 
 
 def _stepped(
-    unet: UNet, walk: Schedule, x: Tensor, texts: Texts, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
+    unet: UNet, walk: Schedule, x: Tensor, conditioning: Conditioning, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Samples by the engine's steps, which replay CUDA graphs on a GPU; returns latents and pred_x0 after each."""
     timesteps = unet.timestep_table(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
     plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
     for index in range(len(walk)):
         inputs = StepInputs(x, timesteps.rows[index], fps, g[index], weights[index].to(x), noise[index], plain)
-        x, clean = unet.run_step(Step(x.dtype, timesteps, (Call((0,), texts),), inputs))
+        x, clean = unet.run_step(Step(x.dtype, timesteps, (Call((0,), conditioning),), inputs))
         found.append((x, clean))
     return found
 
