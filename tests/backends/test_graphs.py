@@ -16,7 +16,7 @@ from vstar_engine.backends.cuda_graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
 from vstar_engine.bench.step.workload import TINY
-from vstar_engine.networks.precomputed import Deep
+from vstar_engine.networks.precomputed import CachedFeatures
 from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients
@@ -47,7 +47,7 @@ def step(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     conditioning: Conditioning | None = None,
-    **deep: Any,
+    **cached: Any,
 ) -> Step:
     """A guided step of one video; everything in it is another for another seed."""
     device = next(unet.parameters()).device
@@ -58,7 +58,7 @@ def step(
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
     inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
     conditioning = conditioning or Conditioning((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
-    return Step(dtype, timesteps, (Call((0,), conditioning, **deep),), inputs)
+    return Step(dtype, timesteps, (Call((0,), conditioning, **cached),), inputs)
 
 
 def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -97,8 +97,8 @@ def test_steps_on_kept_features_are_recorded_too(device):
     recorded, plain = networks(device)
     stages, found = TINY.unet.num_res_blocks + 1, []
     for unet, run in ((recorded, recorded.run_step), (plain, plain.run_step)):
-        kept = [run(step(unet, seed=seed, deep=Deep(stages))) for seed in (0, 1, 2)]
-        cached = [run(step(unet, seed=seed, deep=Deep(stages, kept[seed][2]))) for seed in (2, 1, 0)]
+        kept = [run(step(unet, seed=seed, cached=CachedFeatures(stages))) for seed in (0, 1, 2)]
+        cached = [run(step(unet, seed=seed, cached=CachedFeatures(stages, kept[seed][2]))) for seed in (2, 1, 0)]
         found.append([*kept, *cached])
     assert all(map(equal, *found))
     assert [len(made) for made in found[0]] == [3, 3, 3, 2, 2, 2]

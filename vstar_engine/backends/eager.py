@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vstar_engine.config.models import Spec, UNetSpec
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
-from vstar_engine.networks.precomputed import ContextKV, Deep
+from vstar_engine.networks.precomputed import CachedFeatures, ContextKV
 from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
@@ -65,10 +65,10 @@ class Fixed:
                 for part, kv in unet.project_context(call.conditioning.contexts):
                     context_kv.kv[part].copy_(kv)
                 mine_of.conditioning.contexts = call.conditioning.contexts
-            if call.deep is not None and call.deep.features is not None:
-                assert mine_of.deep is not None
-                assert mine_of.deep.features is not None
-                mine_of.deep.features.copy_(call.deep.features)
+            if call.cached is not None and call.cached.features is not None:
+                assert mine_of.cached is not None
+                assert mine_of.cached.features is not None
+                mine_of.cached.features.copy_(call.cached.features)
         # the next step writes the same memory
         return tuple(made.clone() for made in self.recording())
 
@@ -114,13 +114,13 @@ class RecordedUnet(UNet):
 
     def blank(self, place: int, call: Call) -> Call:
         """Returns a call like the one at a place of a step, on memory of its own."""
-        key, deep = (place, call.conditioning.shape, call.conditioning.contexts[0].dtype), call.deep
+        key, cached = (place, call.conditioning.shape, call.conditioning.contexts[0].dtype), call.cached
         # kept here until the call holds it
         conditioning = self.conditionings.get(key) or self._blank_conditioning(call.conditioning)
         self.conditionings[key] = conditioning
-        if deep is not None and deep.features is not None:
-            deep = Deep(deep.stages, torch.empty_like(deep.features))
-        return Call(call.rows, conditioning, deep)
+        if cached is not None and cached.features is not None:
+            cached = CachedFeatures(cached.stages, torch.empty_like(cached.features))
+        return Call(call.rows, conditioning, cached)
 
     def _blank_conditioning(self, like: Conditioning) -> Conditioning:
         """Returns uninitialised K and V for contexts of a shape."""
@@ -147,7 +147,7 @@ class RecordedUnet(UNet):
 def shape_of(step: Step) -> tuple[object, ...]:
     """Says what a recorded step stands for: the shapes of what it reads, and which calls it makes of what."""
     calls = [
-        (call.rows, call.conditioning.shape, call.deep and (call.deep.stages, call.deep.features is not None))
+        (call.rows, call.conditioning.shape, call.cached and (call.cached.stages, call.cached.features is not None))
         for call in step.calls
     ]
     return step.dtype, *((tuple(x.shape), x.dtype) for x in step.inputs), *calls

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vstar_engine.kernels.guided_step import guided_step
 
-from .precomputed import ContextKV, Deep, TimestepTable, context_shape
+from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
 from .step import Step
 
 
@@ -39,8 +39,8 @@ class Denoiser:
         """Returns what calls take as the timestep at each of `timesteps` (steps,), for videos of frame rates `fps` (B,)."""
         return TimestepTable(timesteps[:, None, None].expand(-1, len(fps), -1))
 
-    def predict_cached(self, given: tuple[Any, ...], deep: Deep) -> Tensor:
-        """Predicts the noise as a call on `given` does, around deep features; fills `deep` where it holds none.
+    def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
+        """Predicts the noise as a call on `given` does, around deep features; fills `cached` where it holds none.
 
         Raises ValueError where the network only runs whole.
         """
@@ -61,14 +61,14 @@ class Denoiser:
                 fps,
                 tar,
             )
-            if call.deep is None:
+            if call.cached is None:
                 eps.append(self(*given))
                 continue
-            deep = Deep(call.deep.stages, call.deep.features)
-            eps.append(self.predict_cached(given, deep))
-            if call.deep.features is None:
-                assert deep.features is not None
-                kept.append(deep.features)
+            cached = CachedFeatures(call.cached.stages, call.cached.features)
+            eps.append(self.predict_cached(given, cached))
+            if call.cached.features is None:
+                assert cached.features is not None
+                kept.append(cached.features)
         predicted = torch.cat(eps) if len(eps) > 1 else eps[0]
         latents, coefficients, noise, plain = step.inputs.latents, *step.inputs[4:]
         return *guided_step(latents, predicted, plain, coefficients, noise), *kept

@@ -41,7 +41,7 @@ class TimestepTable:
 
 
 @dataclass
-class Deep:
+class CachedFeatures:
     """What the last `stages` output blocks take from the ones before: kept by a whole forward, used by one that has it."""
 
     stages: int

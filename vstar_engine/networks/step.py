@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .precomputed import ContextKV, Deep, TimestepTable, context_shape
+from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
 
 
 class StepInputs(NamedTuple):
@@ -51,7 +51,7 @@ class Call:
 
     rows: tuple[int, ...]
     conditioning: Conditioning
-    deep: Deep | None = None
+    cached: CachedFeatures | None = None
 
     def of(self, value: Tensor) -> Tensor:
         """Returns the call's rows of a tensor."""

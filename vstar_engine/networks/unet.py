@@ -15,7 +15,7 @@ from vstar_engine.config.models import UNetSpec
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, parted, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
-from .precomputed import ContextKV, Deep, TimestepEmbedding, TimestepTable, context_shape
+from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
@@ -125,8 +125,8 @@ class UNet(nn.Module, Denoiser):
                     kv = torch.cat([x.expand(-1, frames, -1, -1).flatten(0, 1) for x in own])
                 yield part, kv
 
-    def predict_cached(self, given: tuple[Any, ...], deep: Deep) -> Tensor:
-        return self(*given, deep)
+    def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
+        return self(*given, cached)
 
     def forward(
         self,
@@ -135,7 +135,7 @@ class UNet(nn.Module, Denoiser):
         context: Tensor | ContextKV,
         fps: Tensor,
         tar: Tensor,
-        deep: Deep | None = None,
+        cached: CachedFeatures | None = None,
     ) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
@@ -144,7 +144,7 @@ class UNet(nn.Module, Denoiser):
         With a context of (kB, ...) each video has k texts: the first of every video, then the second of every video, and so on;
         the result is (kB, C, T, H, W). What comes before the first cross-attention is computed once for all k. `context` may be
         what `prepare_context` returns, and `timestep` the embedding of a row of the `timestep_table`, which knows the fps.
-        `deep` without features is filled; with features, the blocks that made them are skipped.
+        `cached` without features is filled; with features, the blocks that made them are skipped.
         """
         rows = context.shape[0]
         if rows % latents.shape[0]:
@@ -152,12 +152,12 @@ class UNet(nn.Module, Denoiser):
         emb = timestep if isinstance(timestep, TimestepEmbedding) else self.embed(timestep, fps)
         inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else parted(tar, rows), latents.shape[2])
         x = to_frames(latents)
-        if deep is None:
+        if cached is None:
             skips = self.encode(x, inputs, self.input_blocks)
             x = self.middle_block(skips[-1], *inputs)
             x = self.decode(x, skips, inputs, self.output_blocks)
         else:
-            x = self.around(deep, x, inputs)
+            x = self.around(cached, x, inputs)
         return to_clip(self.out(x), inputs.frames).contiguous()
 
     def encode(self, x: Tensor, inputs: StageInputs, blocks: nn.ModuleList) -> list[Tensor]:
@@ -180,13 +180,13 @@ class UNet(nn.Module, Denoiser):
             x = stage(torch.cat([x, parted(skips.pop(), x.shape[0], pixels=True)], dim=1), *inputs)
         return x
 
-    def around(self, deep: Deep, x: Tensor, inputs: StageInputs) -> Tensor:
-        """Runs the last `deep.stages` output blocks on the deep features, and the blocks before only as far as they need."""
-        inner = len(self.output_blocks) - deep.stages
-        if deep.features is None:
+    def around(self, cached: CachedFeatures, x: Tensor, inputs: StageInputs) -> Tensor:
+        """Runs the last `cached.stages` output blocks on the deep features, and the blocks before only as far as they need."""
+        inner = len(self.output_blocks) - cached.stages
+        if cached.features is None:
             skips = self.encode(x, inputs, self.input_blocks)
             x = self.middle_block(skips[-1], *inputs)
-            deep.features = self.decode(x, skips, inputs, self.output_blocks[:inner])
+            cached.features = self.decode(x, skips, inputs, self.output_blocks[:inner])
         else:
             skips = self.encode(x, inputs, self.input_blocks[: len(self.input_blocks) - inner])
-        return self.decode(deep.features, skips, inputs, self.output_blocks[inner:])
+        return self.decode(cached.features, skips, inputs, self.output_blocks[inner:])

@@ -120,7 +120,7 @@ class Batch(SamplingLoop[Row]):
             [self._names(rows, conditioning) for rows, conditioning in calls],
         )
         made = tuple(
-            Call(rows, conditioning, None if self.cache is None else self.cache.deep(branches, whole))
+            Call(rows, conditioning, None if self.cache is None else self.cache.features(branches, whole))
             for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
         latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.timesteps, made, inputs))
