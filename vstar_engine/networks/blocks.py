@@ -64,7 +64,7 @@ class ResBlock(nn.Module):
         if isinstance(emb, TimestepEmbedding):
             shift = emb.blocks[self]
         else:
-            rows = emb if emb.dim() == 2 else parted(emb, clips).flatten(0, 1)
+            rows = emb if emb.dim() == 2 else repeat_branches(emb, clips).flatten(0, 1)
             shift = self.emb_layers(rows).unflatten(0, (clips, -1))
         h = (h.unflatten(0, (-1, shift.shape[0], frames)) + shift[..., None, None]).flatten(0, 2)
         h = self.skip_connection(x) + self.out_layers(h)
@@ -81,7 +81,7 @@ def to_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
+def repeat_branches(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
     """Returns every branch a copy of what branches shared until here, one after another, until there are so many rows.
 
     `pixels` (N, C, H, W) stay in channels-last memory.
@@ -93,7 +93,7 @@ def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
         return torch.cat([x] * branches)
     # a traced graph leaves their number open
     if pixels:
-        return parted(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
+        return repeat_branches(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
     return x.expand(branches, *x.shape).flatten(0, 1)
 
 
@@ -107,7 +107,7 @@ class SpatialBlock(nn.Module):
         self.attend = SPATIAL_ATTENTION[attention]()
 
     def forward(self, x: Tensor, context: Tensor | ContextKV, rows: int) -> Tensor:
-        x = parted(self.attn1(x, self.norm1.given(), self.attend), rows)
+        x = repeat_branches(self.attn1(x, self.norm1.given(), self.attend), rows)
         x = self.attn2(x, self.norm2.given(), context, self.attend)
         return self.ff(x, self.norm3.given())
 
@@ -132,7 +132,7 @@ class SpatialTransformer(nn.Module):
         rows = context.shape[0] * frames
         for block in self.transformer_blocks:
             h = block(h, context, rows)
-        before = parted(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
+        before = repeat_branches(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
         return self.proj_out(h, before).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 

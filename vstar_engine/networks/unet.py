@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vstar_engine.config.models import UNetSpec
 
-from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, parted, to_clip, to_frames
+from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, repeat_branches, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
 from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, context_shape
@@ -150,7 +150,7 @@ class UNet(nn.Module, Denoiser):
         if rows % latents.shape[0]:
             raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
         emb = timestep if isinstance(timestep, TimestepEmbedding) else self.embed(timestep, fps)
-        inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else parted(tar, rows), latents.shape[2])
+        inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else repeat_branches(tar, rows), latents.shape[2])
         x = to_frames(latents)
         if cached is None:
             skips = self.encode(x, inputs, self.input_blocks)
@@ -177,7 +177,7 @@ class UNet(nn.Module, Denoiser):
     def decode(self, x: Tensor, skips: list[Tensor], inputs: StageInputs, blocks: nn.ModuleList) -> Tensor:
         """Runs some output blocks, each with the last skip connection that is left; branches may have shared it."""
         for stage in blocks:
-            x = stage(torch.cat([x, parted(skips.pop(), x.shape[0], pixels=True)], dim=1), *inputs)
+            x = stage(torch.cat([x, repeat_branches(skips.pop(), x.shape[0], pixels=True)], dim=1), *inputs)
         return x
 
     def around(self, cached: CachedFeatures, x: Tensor, inputs: StageInputs) -> Tensor:
