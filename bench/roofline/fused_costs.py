@@ -20,7 +20,7 @@ from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
 from vstar_engine.machine.memory import without_data
 from vstar_engine.networks import fp8
-from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.tar import toeplitz
 
@@ -83,7 +83,7 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
             timesteps, context_kv = unet.timestep_table(timestep[0], fps), unet.prepare_context(context[:1], context[1:, :1])
             weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)
             inputs = StepInputs(clean, timesteps.rows[0], fps, tar, weights, noise, plain)
-            step = Step(dtype, timesteps, (Call((0,), Conditioning((), context_kv)),), inputs)
+            step = SamplingStep(dtype, timesteps, (NetworkCall((0,), Conditioning((), context_kv)),), inputs)
             return traced_call(lambda: unet.run_step(step))
         inputs = [latents, timestep, context, fps, tar]
         _, *rest = inputs if stage == STEM else batched(inputs)

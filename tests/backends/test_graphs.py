@@ -17,7 +17,7 @@ from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
 from vstar_engine.bench.step.workload import TINY
 from vstar_engine.networks.precomputed import CachedFeatures
-from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
@@ -48,7 +48,7 @@ def step(
     dtype: torch.dtype = torch.float32,
     conditioning: Conditioning | None = None,
     **cached: Any,
-) -> Step:
+) -> SamplingStep:
     """A guided step of one video; everything in it is another for another seed."""
     device = next(unet.parameters()).device
     latents, timestep, context, fps, tar = step_inputs(TINY, TINY.size, frames, device, dtype)
@@ -58,7 +58,7 @@ def step(
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
     inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
     conditioning = conditioning or Conditioning((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
-    return Step(dtype, timesteps, (Call((0,), conditioning, **cached),), inputs)
+    return SamplingStep(dtype, timesteps, (NetworkCall((0,), conditioning, **cached),), inputs)
 
 
 def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -128,7 +128,7 @@ def test_latents_in_any_layout_and_another_call_mode(device):
     with torch.inference_mode():
         recorded.run_step(step(recorded))
 
-    def strided(unet: UNet) -> Step:
+    def strided(unet: UNet) -> SamplingStep:
         made = step(unet, seed=1)
         latents = made.inputs.latents.transpose(3, 4).contiguous().transpose(3, 4)
         return replace(made, inputs=made.inputs._replace(latents=latents))

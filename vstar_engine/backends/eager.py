@@ -13,7 +13,7 @@ from vstar_engine.config.models import Spec, UNetSpec
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
 from vstar_engine.networks.precomputed import CachedFeatures, ContextKV
-from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
 
@@ -47,7 +47,7 @@ def kind(device: torch.device, graphs: bool = True) -> type[UNet]:
 class Fixed:
     """Copies of what a step of one shape reads that stay where they are, and the recorded step on them."""
 
-    def __init__(self, unet: "RecordedUnet", step: Step):
+    def __init__(self, unet: "RecordedUnet", step: SamplingStep):
         # made outside inference mode, they may be written in it and elsewhere
         with torch.inference_mode(False):
             inputs = StepInputs(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.inputs))
@@ -56,7 +56,7 @@ class Fixed:
         # without self in it: what is dropped must not wait for the collector to give its memory back
         self.recording = Recording(lambda: Denoiser.run_step(unet, kept), unet.device, pool=unet.pool)
 
-    def __call__(self, unet: UNet, step: Step) -> tuple[Tensor, ...]:
+    def __call__(self, unet: UNet, step: SamplingStep) -> tuple[Tensor, ...]:
         for mine, theirs in zip(self.kept.inputs, step.inputs, strict=True):
             mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
@@ -105,14 +105,14 @@ class RecordedUnet(UNet):
             torch.cuda.empty_cache()
         return had
 
-    def run_step(self, step: Step) -> tuple[Tensor, ...]:
+    def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() or self._watched():
             return super().run_step(step)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
 
-    def blank(self, place: int, call: Call) -> Call:
+    def blank(self, place: int, call: NetworkCall) -> NetworkCall:
         """Returns a call like the one at a place of a step, on memory of its own."""
         key, cached = (place, call.conditioning.shape, call.conditioning.contexts[0].dtype), call.cached
         # kept here until the call holds it
@@ -120,7 +120,7 @@ class RecordedUnet(UNet):
         self.conditionings[key] = conditioning
         if cached is not None and cached.features is not None:
             cached = CachedFeatures(cached.stages, torch.empty_like(cached.features))
-        return Call(call.rows, conditioning, cached)
+        return NetworkCall(call.rows, conditioning, cached)
 
     def _blank_conditioning(self, like: Conditioning) -> Conditioning:
         """Returns uninitialised K and V for contexts of a shape."""
@@ -144,7 +144,7 @@ class RecordedUnet(UNet):
         return any(part._forward_hooks or part._forward_pre_hooks for part in self._parts)
 
 
-def shape_of(step: Step) -> tuple[object, ...]:
+def shape_of(step: SamplingStep) -> tuple[object, ...]:
     """Says what a recorded step stands for: the shapes of what it reads, and which calls it makes of what."""
     calls = [
         (call.rows, call.conditioning.shape, call.cached and (call.cached.stages, call.cached.features is not None))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vstar_engine.kernels.guided_step import guided_step
 
 from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
-from .step import Step
+from .step import SamplingStep
 
 
 class Denoiser:
@@ -46,7 +46,7 @@ class Denoiser:
         """
         raise ValueError("this network only runs whole: step caching needs eager PyTorch")
 
-    def run_step(self, step: Step) -> tuple[Tensor, ...]:
+    def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
         """Takes a sampling step; the results are the caller's own.
 
         Returns the next latents, the finished latents as predicted now, and the deep features of each call that keeps some.

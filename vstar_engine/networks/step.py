@@ -46,7 +46,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
-class Call:
+class NetworkCall:
     """A call of the network in a step: the videos whose latents it takes, what is heard, and deep features, if any are kept."""
 
     rows: tuple[int, ...]
@@ -59,12 +59,12 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplingStep:
     """A step to take; the predictions of its calls, one after another, are what `StepInputs.plain` counts."""
 
     dtype: torch.dtype
     timesteps: TimestepTable
-    calls: tuple[Call, ...]
+    calls: tuple[NetworkCall, ...]
     inputs: StepInputs
 
 

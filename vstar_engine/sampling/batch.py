@@ -12,7 +12,7 @@ from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
-from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.prompting.embeddings import Embeddings
 
 from . import tar
@@ -120,10 +120,10 @@ class Batch(SamplingLoop[Row]):
             [self._names(rows, conditioning) for rows, conditioning in calls],
         )
         made = tuple(
-            Call(rows, conditioning, None if self.cache is None else self.cache.features(branches, whole))
+            NetworkCall(rows, conditioning, None if self.cache is None else self.cache.features(branches, whole))
             for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
-        latents, clean, *features = self.denoiser.run_step(Step(self.dtype, known.timesteps, made, inputs))
+        latents, clean, *features = self.denoiser.run_step(SamplingStep(self.dtype, known.timesteps, made, inputs))
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):
                 self.cache.keep(branches, kept)

@@ -12,7 +12,7 @@ from vstar_engine.backends import eager
 from vstar_engine.config.timeline import anchor_frames
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
 from vstar_engine.networks.blocks import ResBlock, TemporalConvBlock, TemporalTransformer
-from vstar_engine.networks.step import Call, Conditioning, Step, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -290,7 +290,7 @@ def _stepped(
     plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
     for index in range(len(walk)):
         inputs = StepInputs(x, timesteps.rows[index], fps, g[index], weights[index].to(x), noise[index], plain)
-        x, clean = unet.run_step(Step(x.dtype, timesteps, (Call((0,), conditioning),), inputs))
+        x, clean = unet.run_step(SamplingStep(x.dtype, timesteps, (NetworkCall((0,), conditioning),), inputs))
         found.append((x, clean))
     return found
 
