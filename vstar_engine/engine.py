@@ -28,7 +28,7 @@ from vstar_engine.networks.vae import Vae
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.fp8_calibration import calibrate, check_choice
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import checkpoint, key_map
@@ -306,7 +306,7 @@ class Engine:
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
             rows = [
-                Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
+                BatchRow.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
         # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
@@ -315,7 +315,7 @@ class Engine:
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()
-    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
+    def finish(self, batch: Batch, row: BatchRow, on_part: OnPart | None = None) -> Video:
         """Decodes a video whose steps are done, as many frames at once as fit; `on_part` hears each run of them as a video."""
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None

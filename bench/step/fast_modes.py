@@ -24,7 +24,7 @@ from vstar_engine.prompting.embeddings import Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling import fp8_calibration
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import bundled
 
@@ -81,7 +81,7 @@ class Walk:
         tar = replace(TAR, until_step=until_step(self.sampling.until, self.sampling.steps))
         request = Request(STATES[:1], scene.frames, len(self.runs), (height, width), self.sampling, tar)
         cache = StepCache(spec.unet) if STEP_CACHE in self.sampling.fast else None
-        batch = Batch(self.unet, spec, scene.dtype, [Row.of(0, request, None, *self.contexts, spec)], cache=cache)
+        batch = Batch(self.unet, spec, scene.dtype, [BatchRow.of(0, request, None, *self.contexts, spec)], cache=cache)
         run = []
         for _ in range(batch.steps):
             batch.step()

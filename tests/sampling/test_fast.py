@@ -7,7 +7,7 @@ from support.denoisers import Watched
 from vstar_engine import Sampling
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 
 SPEC = MODELS["mini"]
 
@@ -42,7 +42,7 @@ def test_steps_without_guidance_ask_for_one_branch(batched):
 
     sampling = Sampling(5, batch_guidance=batched, fast=("guidance-interval",))
     request = Request(("a",), frames=2, size=(32, 32), sampling=sampling)
-    row = Row.of(0, request, None, torch.zeros(1, 2, 77, 64), torch.zeros(1, 1, 77, 64), SPEC)
+    row = BatchRow.of(0, request, None, torch.zeros(1, 2, 77, 64), torch.zeros(1, 1, 77, 64), SPEC)
     batch = Batch(Watched(zeros, lambda *given: asked.append(len(given[2]))), SPEC, torch.float32, [row])
     for _ in range(5):
         batch.step()

@@ -17,7 +17,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FEW_STEP, GUIDANCE_INTERVAL, STEP_CACHE
 from vstar_engine.kernels.guided_step import guided_step
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
 from vstar_engine.sampling.step_cache import StepCache
@@ -58,7 +58,7 @@ def final(golden):
     def sampled(sampling):
         if sampling not in found:
             request = Request(tuple(config["anchors"]), config["frames"], 0, size, sampling, Tar({0: 1.0, 1: 4.0}))
-            row = Row.of(0, request, None, *texts, spec)
+            row = BatchRow.of(0, request, None, *texts, spec)
             row.latents = judge.tensor("x_T")
             cache = StepCache(spec.unet) if STEP_CACHE in sampling.fast else None
             batch = Batch(unet, spec, torch.float32, [row], cache=cache)

@@ -22,7 +22,7 @@ from .step_cache import StepCache
 
 
 @dataclass(eq=False, kw_only=True)
-class Row(Trajectory):
+class BatchRow(Trajectory):
     """One video of a batch: what it shows, and how far its latents (1, 4, T, h, w) have come.
 
     `index` is its place among the requests and `held` the embeddings it brought; context and uncond_context are
@@ -36,7 +36,9 @@ class Row(Trajectory):
     uncond_context: Tensor
 
     @staticmethod
-    def of(index: int, request: Request, held: Embeddings | None, context: Tensor, uncond_context: Tensor, spec: Spec) -> "Row":
+    def of(
+        index: int, request: Request, held: Embeddings | None, context: Tensor, uncond_context: Tensor, spec: Spec
+    ) -> "BatchRow":
         """Draws the first noise of a request whose size is filled in; on the CPU, so that a seed is the same everywhere."""
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
@@ -44,7 +46,7 @@ class Row(Trajectory):
         latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
         # a GPU reads pinned memory without waiting
         noise = partial(torch.randn, latents.shape, generator=generator, pin_memory=context.is_cuda)
-        return Row(
+        return BatchRow(
             latents.to(context.device),
             Schedule.of(request.sampling),
             request.sampling.guidance,
@@ -66,7 +68,7 @@ class Tables:
     tar: Tensor
 
     @staticmethod
-    def of(rows: Sequence[Row], denoiser: Denoiser, spec: Spec) -> "Tables":
+    def of(rows: Sequence[BatchRow], denoiser: Denoiser, spec: Spec) -> "Tables":
         requests, schedule, device = [row.request for row in rows], rows[0].schedule, rows[0].latents.device
         steps, levels = len(schedule), spec.unet.levels
         timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
@@ -76,13 +78,13 @@ class Tables:
 
 
 @dataclass
-class Batch(SamplingLoop[Row]):
+class Batch(SamplingLoop[BatchRow]):
     """Rows that share each call of the denoiser. `seconds` is what each stage took."""
 
     denoiser: Denoiser
     spec: Spec
     dtype: torch.dtype
-    rows: list[Row]
+    rows: list[BatchRow]
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
     cache: StepCache | None = None

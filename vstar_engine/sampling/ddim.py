@@ -64,13 +64,13 @@ class Trajectory:
             self.drawn = self.noise(index)
 
 
-Row = TypeVar("Row", bound=Trajectory)
+TrajectoryT = TypeVar("TrajectoryT", bound=Trajectory)
 
 
-class SamplingLoop(Generic[Row]):
+class SamplingLoop(Generic[TrajectoryT]):
     """Trajectories that take their steps together; `done` counts the steps. A subclass says how a step is computed."""
 
-    rows: list[Row]
+    rows: list[TrajectoryT]
     done: int = 0
     _coefficients: Tensor | None = None
 
