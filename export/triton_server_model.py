@@ -14,7 +14,7 @@ import triton_python_backend_utils as triton
 from torch import Tensor
 
 from vstar_engine import Engine, Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends.inputs import full
 from vstar_engine.config.models import model_named
 from vstar_engine.config.request import Request
@@ -64,7 +64,7 @@ def remote_engine(manifest: Mapping[str, Any], folder: Path) -> Engine:
     tower: Any = text
     vae: Any = RemoteVae()
     return Engine(
-        spec, tower, RemoteUnet(), vae, cpu, dtype, identity["weights"], [], None, artifact=Artifact(folder, manifest)
+        spec, tower, RemoteUnet(), vae, cpu, dtype, identity["weights"], [], None, artifact=BuiltEngine(folder, manifest)
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.config import request_warnings
@@ -65,7 +65,7 @@ class Engine:
         unused: list[str],
         text_hash: str | None,
         vocabulary: Set[str] = frozenset(),
-        artifact: Artifact | None = None,
+        artifact: BuiltEngine | None = None,
         path: Path | None = None,
         loras: Sequence[Lora] = (),
         fp8: Mapping[str, float] | None = None,
@@ -87,7 +87,7 @@ class Engine:
         dtype: str | None = None,
         spatial_attention: str = "auto",
         text: str | None = "weights",
-        engine: str | Path | Artifact | None = None,
+        engine: str | Path | BuiltEngine | None = None,
         loras: Sequence[str] = (),
         graphs: bool = True,
         fp8: bool = False,
@@ -106,7 +106,7 @@ class Engine:
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
         """
-        artifact = engine if engine is None or isinstance(engine, Artifact) else Artifact.open(engine)
+        artifact = engine if engine is None or isinstance(engine, BuiltEngine) else BuiltEngine.open(engine)
         choice = Choice.of(artifact, model, weights, backend, device, dtype)
         spec, runs = model_named(choice.model), backend_named(choice.backend)
         kind = dtype_named(choice.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import EAGER, TENSORRT, backend_named, eager
 from vstar_engine.backends.inputs import shared
 from vstar_engine.bench.harness.contest import Contest, NotHere, Provider
@@ -32,7 +32,7 @@ SHARED = ("model", "dtype", "size", "weights")
 
 def contest(folders: Sequence[Path], frames: int) -> Contest:
     """Sets built engines against eager; ValueError for engines that do not answer the same question."""
-    artifacts = [Artifact.open(folder) for folder in folders]
+    artifacts = [BuiltEngine.open(folder) for folder in folders]
     first = artifacts[0]
     for artifact in artifacts[1:]:
         for name in SHARED:
@@ -107,7 +107,7 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
         seconds = time.monotonic() - begun
         files = [{"name": path.name, "bytes": path.stat().st_size} for path in Path(folder).iterdir() if path.is_file()]
         manifest = {"identity": {"options": builder.options(settings)}, "facts": facts, "files": files}
-        artifact = Artifact(Path(folder), manifest)
+        artifact = BuiltEngine(Path(folder), manifest)
         try:
             denoiser = backend_named(backend).load(artifact, device=scene.device, dtype=scene.dtype)
         except EngineError as error:

@@ -7,7 +7,7 @@ import torch
 from support.denoisers import Watched
 from support.engines import engine_at
 from vstar_engine import Engine, Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.request import Request
 from vstar_engine.errors import EngineError, MemoryShortage
 from vstar_engine.machine import memory
@@ -142,7 +142,7 @@ def test_a_batch_of_none(mini):
 
 
 def test_a_built_engine_refuses_more_rows_than_it_was_built_for(mini, tmp_path):
-    built = Engine(**{**vars(mini), "artifact": Artifact.open(engine_at(tmp_path / "engine", batch=4))})
+    built = Engine(**{**vars(mini), "artifact": BuiltEngine.open(engine_at(tmp_path / "engine", batch=4))})
     assert len(built.run_batch(MIXED[:2])) == 2
     with pytest.raises(EngineError, match="takes a batch of 4, got 5"):
         built.run_batch(MIXED[:3])

@@ -10,7 +10,7 @@ import torch
 import torch._inductor
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import EngineError, OutputError
 
 # registers the ops that a package calls by name
@@ -34,7 +34,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": " ".join([described(device), *more]), "versions": {"torch": torch.__version__}}
 
 
-def has_texts_axis(artifact: Artifact) -> bool:
+def has_texts_axis(artifact: BuiltEngine) -> bool:
     """Returns whether a package takes context as (texts, batch, frames, 77, C)."""
     inputs = artifact.manifest["facts"].get("unet", {}).get("inputs", ())
     return any(given["name"] == "context" and given["shape"][0] == "texts" for given in inputs)
@@ -52,7 +52,7 @@ def check_room(package: Path) -> None:
         )
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> "InductorUnet":
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> "InductorUnet":
     """Opens the engine's package.
 
     Raises EngineError where PyTorch cannot, or where the ops that it calls have no library; OutputError where it has no room.

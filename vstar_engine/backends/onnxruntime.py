@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 from vstar_engine.networks.denoiser import Denoiser
 
@@ -37,7 +37,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> "OnnxUnet":
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> "OnnxUnet":
     """Opens the engine's UNet. Raises DeviceError without a provider for the device, EngineError for a file it cannot read."""
     runtime = library()
     provider = PROVIDERS[device.type]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import DeviceError, EngineError
 from vstar_engine.machine.device import current, described
 from vstar_engine.networks.denoiser import Denoiser
@@ -52,12 +52,12 @@ def gpu(device: torch.device, compatibility: str) -> str:
     return {"exact": described(device), "capability": f"any sm_{major}{minor}", "ampere": "any from sm_80 on"}[compatibility]
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
     """Opens the engine's plan. Raises MissingLibrary, DeviceError without a GPU, EngineError where TensorRT cannot load it."""
     return open_plan(library("tensorrt"), artifact, device, dtype, graphs)
 
 
-def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
+def open_plan(trt: Any, artifact: BuiltEngine, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
     """Loads a plan and the plugin that it was built with."""
     if device.type != "cuda":
         raise DeviceError(f"a TensorRT engine runs on an NVIDIA GPU, got device {device}; use --device cuda")
