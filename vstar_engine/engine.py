@@ -45,7 +45,7 @@ from .warmup import Clip, warm_up
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
-OnPart = Callable[[Video], None]
+OnFrames = Callable[[Video], None]
 # frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
 USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
@@ -244,15 +244,16 @@ class Engine:
         request: Request,
         on_step: Callable[[int, int], None] | None = None,
         embeddings: Embeddings | None = None,
-        on_part: OnPart | None = None,
+        on_frames: OnFrames | None = None,
     ) -> Video:
-        """Makes the video of a request; `on_step` hears (steps done, steps in all), `on_part` the video's frames as they come.
+        """Makes the video of a request.
 
+        `on_step` is called with (steps done, steps in all), `on_frames` with the video's frames as they are decoded.
         `embeddings` hold the request's states and negatives and spare the text tower. A seed draws the same noise on every
         device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_part)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames)
         assert video is not None
         return video
 
@@ -262,13 +263,13 @@ class Engine:
         on_step: Callable[[int, int], None] | None = None,
         cancelled: Callable[[int], bool] | None = None,
         embeddings: Sequence[Embeddings | None] = (),
-        on_part: OnPart | None = None,
+        on_frames: OnFrames | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests of the same frames, size and steps together; all else is each request's own.
 
         A video does not depend on those it rode with, but for the rounding of a wider batch. `cancelled` is asked before every
-        step whether the request of that index is still wanted; those that are not give None. `on_part` hears runs of decoded
-        frames, each a video with the provenance of its own, one video after another. Raises as `run` does.
+        step whether the request of that index is still wanted; those that are not give None. `on_frames` is called
+        with runs of decoded frames, each a video with its own provenance, one video after another. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
         while batch.rows and batch.done < batch.steps:
@@ -280,7 +281,7 @@ class Engine:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
         for row in batch.rows:
-            videos[row.index] = self.finish(batch, row, on_part)
+            videos[row.index] = self.finish(batch, row, on_frames)
         return videos
 
     @torch.inference_mode()
@@ -315,8 +316,8 @@ class Engine:
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()
-    def finish(self, batch: Batch, row: BatchRow, on_part: OnPart | None = None) -> Video:
-        """Decodes a video whose steps are done, as many frames at once as fit; `on_part` hears each run of them as a video."""
+    def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
+        """Decodes a video whose steps are done, as many frames at once as fit; `on_frames` is called with each run of them."""
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
@@ -327,8 +328,8 @@ class Engine:
                 part = frames[done : done + len(pixels)]
                 part[:] = to_bytes(pixels.transpose(0, 1))
                 done += len(part)
-                if on_part:
-                    on_part(replace(whole, frames=part))
+                if on_frames:
+                    on_frames(replace(whole, frames=part))
         if self.device.type == "cpu":
             malloc.give_back()
         return whole

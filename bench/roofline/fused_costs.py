@@ -82,8 +82,8 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
             # what is made once a video is not counted
             timesteps, context_kv = unet.timestep_table(timestep[0], fps), unet.prepare_context(context[:1], context[1:, :1])
             weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)
-            inputs = StepInputs(clean, timesteps.rows[0], fps, tar, weights, noise, plain)
-            step = SamplingStep(dtype, timesteps, (NetworkCall((0,), Conditioning((), context_kv)),), inputs)
+            taken = StepInputs(clean, timesteps.rows[0], fps, tar, weights, noise, plain)
+            step = SamplingStep(dtype, timesteps, (NetworkCall((0,), Conditioning((), context_kv)),), taken)
             return traced_call(lambda: unet.run_step(step))
         inputs = [latents, timestep, context, fps, tar]
         _, *rest = inputs if stage == STEM else batched(inputs)

@@ -140,7 +140,7 @@ def test_a_device_that_is_not_there():
 def test_frames_are_heard_as_they_are_decoded(mini, monkeypatch):
     parts = []
     request = Request(("snow", "flowers"), 11, 1, (32, 32), QUICK)
-    video = mini.run(request, on_part=parts.append)
+    video = mini.run(request, on_frames=parts.append)
     assert [len(part.frames) for part in parts] == [8, 3]
     assert (np.concatenate([part.frames for part in parts]) == video.frames).all()
     assert all(part.provenance == video.provenance for part in parts)

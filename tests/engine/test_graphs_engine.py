@@ -193,7 +193,7 @@ def test_recordings_make_room_for_decoding(engine, monkeypatch):
     monkeypatch.setattr(memory, "check", lambda *given, **named: None)
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     sizes = []
-    after = engine.run(engine_request(), on_part=lambda part: sizes.append(len(part.frames)))
+    after = engine.run(engine_request(), on_frames=lambda part: sizes.append(len(part.frames)))
     assert sizes == [1, 1]
     assert not engine.denoiser.recent
     assert (after.frames == before.frames).all()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config.request import MAX_FRAMES, Request
-from vstar_engine.engine import Engine, OnPart
+from vstar_engine.engine import Engine, OnFrames
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.sampling.batch import Batch, BatchRow
@@ -109,8 +109,8 @@ class Model:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
 
-    def finish(self, batch: Batch, row: BatchRow, on_part: OnPart | None = None) -> Video:
-        return self.engine.finish(batch, row, on_part)
+    def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
+        return self.engine.finish(batch, row, on_frames)
 
     def learn_colours(self, row: BatchRow, video: Video) -> None:
         """Fits what latents look like by a line from each cell's channels to the mean colour of its pixels."""
