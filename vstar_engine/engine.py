@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.artifacts.source_hash import engine_hash
-from vstar_engine.backends import graph_memory
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request, rows_at_once
@@ -26,12 +25,11 @@ from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.fp8 import convert
 from vstar_engine.networks.text_encoder import TextTower
-from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.fp8_calibration import calibrate, check_choice
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import checkpoint, key_map
@@ -48,7 +46,7 @@ from .warmup import Clip, warm_up
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
-OnPart = Callable[[Video], None]
+OnFrames = Callable[[Video], None]
 # frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
 USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
@@ -68,7 +66,7 @@ class Engine:
         unused: list[str],
         text_hash: str | None,
         vocabulary: Set[str] = frozenset(),
-        artifact: Artifact | None = None,
+        artifact: BuiltEngine | None = None,
         path: Path | None = None,
         loras: Sequence[Lora] = (),
         fp8: Mapping[str, float] | None = None,
@@ -91,7 +89,7 @@ class Engine:
         dtype: str | None = None,
         spatial_attention: str = "auto",
         text: str | None = "weights",
-        engine: str | Path | Artifact | None = None,
+        engine: str | Path | BuiltEngine | None = None,
         loras: Sequence[str] = (),
         graphs: bool = True,
         fp8: bool = False,
@@ -110,7 +108,7 @@ class Engine:
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
         """
-        artifact = engine if engine is None or isinstance(engine, Artifact) else Artifact.open(engine)
+        artifact = engine if engine is None or isinstance(engine, BuiltEngine) else BuiltEngine.open(engine)
         choice = Choice.of(artifact, model, weights, backend, device, dtype)
         spec, runs = model_named(choice.model), backend_named(choice.backend)
         kind = dtype_named(choice.dtype)
@@ -158,7 +156,7 @@ class Engine:
         if fp8:
             made.fp8 = calibrate(denoiser, spec, made.embed)
             convert(denoiser, made.fp8)
-            graph_memory.forget_graphs(denoiser)
+            denoiser.forget_graphs()
             if where.type == "cpu":
                 request_warnings.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
         if warm:
@@ -168,7 +166,7 @@ class Engine:
     @property
     def records(self) -> bool:
         """Returns whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
-        return graph_memory.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
+        return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[Clip]:
         """Returns the clips to warm where none are named: a built engine's own, else usual ones."""
@@ -192,18 +190,19 @@ class Engine:
         """
         if self.fp8 is not None:
             raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
-        if self.artifact is not None or not isinstance(self.denoiser, UNet):
+        unet = self.denoiser.module
+        if self.artifact is not None or unet is None:
             raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
         before = [str(lora) for lora in self.loras]
         try:
-            self._refill(self.denoiser, loras)
+            self._refill(unet, loras)
         except CheckpointError:
-            self._refill(self.denoiser, before)
+            self._refill(unet, before)
             raise
 
-    def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
+    def _refill(self, unet: nn.Module, loras: Sequence[str]) -> None:
         """Reads the UNet's weights again, with LoRAs merged in."""
-        graph_memory.forget_graphs(unet)
+        self.denoiser.forget_graphs()
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
@@ -249,15 +248,16 @@ class Engine:
         request: Request,
         on_step: Callable[[int, int], None] | None = None,
         embeddings: Embeddings | None = None,
-        on_part: OnPart | None = None,
+        on_frames: OnFrames | None = None,
     ) -> Video:
-        """Makes the video of a request; `on_step` hears (steps done, steps in all), `on_part` the video's frames as they come.
+        """Makes the video of a request.
 
+        `on_step` is called with (steps done, steps in all), `on_frames` with the video's frames as they are decoded.
         `embeddings` hold the request's states and negatives and spare the text tower. A seed draws the same noise on every
         device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_part)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames)
         assert video is not None
         return video
 
@@ -267,13 +267,13 @@ class Engine:
         on_step: Callable[[int, int], None] | None = None,
         cancelled: Callable[[int], bool] | None = None,
         embeddings: Sequence[Embeddings | None] = (),
-        on_part: OnPart | None = None,
+        on_frames: OnFrames | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests of the same frames, size and steps together; all else is each request's own.
 
         A video does not depend on those it rode with, but for the rounding of a wider batch. `cancelled` is asked before every
-        step whether the request of that index is still wanted; those that are not give None. `on_part` hears runs of decoded
-        frames, each a video with the provenance of its own, one video after another. Raises as `run` does.
+        step whether the request of that index is still wanted; those that are not give None. `on_frames` is called
+        with runs of decoded frames, each a video with its own provenance, one video after another. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
         while batch.rows and batch.done < batch.steps:
@@ -285,7 +285,7 @@ class Engine:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
         for row in batch.rows:
-            videos[row.index] = self.finish(batch, row, on_part)
+            videos[row.index] = self.finish(batch, row, on_frames)
         return videos
 
     @undisturbed
@@ -307,12 +307,12 @@ class Engine:
         if self.artifact is not None:
             self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
-        graph_memory.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
+        memory.make_room(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
         seconds = {"text": 0.0, "denoise": 0.0}
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
             rows = [
-                Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
+                BatchRow.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
         # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
@@ -322,20 +322,20 @@ class Engine:
 
     @undisturbed
     @torch.inference_mode()
-    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
-        """Decodes a video whose steps are done, as many frames at once as fit; `on_part` hears each run of them as a video."""
+    def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
+        """Decodes a video whose steps are done, as many frames at once as fit; `on_frames` is called with each run of them."""
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
         whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
-            chunk = graph_memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
+            chunk = memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
                 part = frames[done : done + len(pixels)]
                 part[:] = to_bytes(pixels.transpose(0, 1))
                 done += len(part)
-                if on_part:
-                    on_part(replace(whole, frames=part))
+                if on_frames:
+                    on_frames(replace(whole, frames=part))
         if self.device.type == "cpu":
             malloc.give_back()
         return whole

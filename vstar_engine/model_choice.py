@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.manifest import read_weights
 from vstar_engine.config.models import model_named
 from vstar_engine.weights import bundled
@@ -23,7 +23,7 @@ class Choice:
 
     @staticmethod
     def of(
-        artifact: Artifact | None,
+        artifact: BuiltEngine | None,
         model: str | None,
         weights: str | Path | None,
         backend: str | None,
@@ -48,7 +48,7 @@ class Choice:
         bundled.check_model(read_weights(path), path, spec)
 
 
-def check_options(artifact: Artifact, spatial_attention: str, graphs: bool) -> None:
+def check_options(artifact: BuiltEngine, spatial_attention: str, graphs: bool) -> None:
     """Raises ValueError for an option that changes nothing in a built engine."""
     if spatial_attention != "auto":
         said = f"{artifact.folder} attends within frames as it was built to, got spatial attention {spatial_attention!r}"

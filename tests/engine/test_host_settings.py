@@ -65,5 +65,7 @@ def test_an_engine_loads_beside_them(plain):
 
 def test_planning_memory_sets_nothing(monkeypatch):
     memory.frame_bytes.cache_clear()
-    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: pytest.fail(f"the process's default dtype was set to {dtype}"))
+    monkeypatch.setattr(
+        torch, "set_default_dtype", lambda dtype: pytest.fail(f"the process's default dtype was set to {dtype}")
+    )
     assert memory.frame_bytes(MODELS["mini"], 32, 32, torch.float16) > 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vstar_engine.artifacts.built_engine import Artifact, size_words
+from vstar_engine.artifacts.built_engine import BuiltEngine, size_words
 from vstar_engine.artifacts.files import check_writable
 from vstar_engine.config.models import Spec, model_named, parse_size
 from vstar_engine.config.request import Request
@@ -206,7 +206,7 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
-    artifact = None if args.engine is None else Artifact.open(args.engine)
+    artifact = None if args.engine is None else BuiltEngine.open(args.engine)
     choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
     if artifact is not None:
         check_options(artifact, args.spatial_attention, args.graphs)

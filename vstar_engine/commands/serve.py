@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import model_named, parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary, OutputError
@@ -147,12 +147,12 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
-def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
+def choice_of(args: argparse.Namespace) -> tuple[Choice, BuiltEngine | None]:
     """Returns the model that is asked for; the bundled one where nothing is."""
     if args.model is None and args.weights is None and args.engine is None:
         args.model = BUNDLED[0]
         log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
-    artifact = None if args.engine is None else Artifact.open(args.engine)
+    artifact = None if args.engine is None else BuiltEngine.open(args.engine)
     return Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype), artifact
 
 

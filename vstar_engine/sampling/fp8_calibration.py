@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import Spec
 from vstar_engine.config.sampling import FP8, Sampling, Tar
 from vstar_engine.networks.fp8 import check, watched
@@ -21,7 +21,7 @@ FRAMES, STEPS = 8, 8
 PROMPTS = ("a landscape covered in thick snow, bare trees", "a lush green meadow in full spring")
 
 
-def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | None, text: bool) -> None:
+def check_choice(device: torch.device, dtype: torch.dtype, artifact: BuiltEngine | None, text: bool) -> None:
     """Raises DeviceError where FP8 cannot be multiplied, ValueError where there is no network to convert or no text to try."""
     if artifact is not None:
         raise ValueError(f"{FP8} converts the network in eager PyTorch, and {artifact.folder} computes as it was built")
@@ -44,8 +44,8 @@ def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
 
     def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
         g = table(Tar(), spec.unet.levels, FRAMES, index).to(device)
-        heard, unheard = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
-        return heard, unheard
+        cond, uncond = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
+        return cond, uncond
 
     with watched(unet) as largest:
         for _ in sample(denoise, Schedule.ddim(STEPS), tape[0].to(device), guidance=Sampling.guidance, noise=tape[1:]):

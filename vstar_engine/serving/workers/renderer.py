@@ -47,8 +47,8 @@ class Renderer(Protocol):
     def step(self, batch: Any) -> None:
         """Takes every video of a batch one step further, and returns when that is done."""
 
-    def finish(self, batch: Any, row: Any, on_part: Callable[[Video], None] | None = None) -> Video:
-        """Decodes a video whose steps are done; `on_part` hears each run of frames, and what it raises ends the decoding."""
+    def finish(self, batch: Any, row: Any, on_frames: Callable[[Video], None] | None = None) -> Video:
+        """Decodes a video whose steps are done; `on_frames` hears each run of frames, and what it raises ends the decoding."""
 
     def learn_colours(self, row: Any, video: Video) -> None:
         """Learns from a finished video what `preview` needs."""
