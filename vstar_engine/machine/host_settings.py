@@ -7,7 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-Given, Made = ParamSpec("Given"), TypeVar("Made")
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +23,8 @@ from vstar_engine.networks.vae import CHUNK, Vae
 
 from . import memory_groups
 from .host_settings import kept_out
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # beyond the tensors seen from outside: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
@@ -79,6 +82,14 @@ def without_data() -> Iterator[None]:
         yield
 
 
+def in_dtype(module: Network, dtype: torch.dtype) -> Network:
+    """Gives a network without data parameters of `dtype`; `Module.to` cannot, and a default dtype is the whole process's."""
+    for name, parameter in list(module.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+    return module
+
+
 @lru_cache(maxsize=64)
 def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
     """Counts the bytes of every weight that text-to-video keeps, with the text tower or without it."""
@@ -94,7 +105,7 @@ def activation_bytes(request: Footprint) -> int:
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     text = spec.text.context_length, spec.unet.context_dim
     with without_data():
-        unet = UNet(spec.unet).to(request.dtype)
+        unet = in_dtype(UNet(spec.unet), request.dtype)
         with LiveBytes() as denoising:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w, dtype=request.dtype),
@@ -110,7 +121,7 @@ def activation_bytes(request: Footprint) -> int:
 def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
     """Finds what decoding takes at its peak for each frame that is decoded at once, in bytes."""
     with without_data():
-        vae = Vae(spec.vae, encoder=False).to(dtype)
+        vae = in_dtype(Vae(spec.vae, encoder=False), dtype)
         latents = torch.empty(1, spec.unet.out_channels, 1, height // spec.vae.factor, width // spec.vae.factor, dtype=dtype)
         with LiveBytes() as decoding:
             vae.decode(latents)
