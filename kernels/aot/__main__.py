@@ -258,7 +258,9 @@ def numbers(text: str) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot.__main__", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vstar_engine.kernels.aot.__main__", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--arch", type=numbers, default=list(ARCHITECTURES), help="compute capabilities, such as 80,90")
     parser.add_argument("--head-dim", type=numbers, default=list(HEAD_DIMS))
     parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES))

@@ -165,7 +165,9 @@ def page(manifest: Record) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vstar_engine.kernels.aot.report", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("folder", type=Path, help="where `vstar_engine.kernels.aot.__main__` put its manifest")
     chosen = parser.parse_args(arguments)
     path = chosen.folder / "manifest.json"

@@ -95,7 +95,7 @@ def write(found: list[Embedded], out: Path) -> str:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m vstar_engine.kernels.tensorrt.embed_cubins", description=__doc__.splitlines()[0]
+        prog="python -m vstar_engine.kernels.tensorrt.embed_cubins", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--arch", type=numbers, default=list(ARCHITECTURES), help="compute capabilities, such as 80,90")
     parser.add_argument("--head-dim", type=numbers, default=[64])

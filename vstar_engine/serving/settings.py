@@ -96,7 +96,11 @@ class Settings:
     @property
     def database_url(self) -> str:
         """Returns the URL of the database of jobs: by default an SQLite file in the data folder."""
-        return self.database or f"sqlite:///{(self.data / 'jobs.sqlite').absolute()}"
+        from sqlalchemy.engine import URL
+
+        # the name of a folder may hold what a URL gives a meaning to
+        path = str((self.data / "jobs.sqlite").absolute())
+        return self.database or URL.create("sqlite", database=path).render_as_string(hide_password=False)
 
     @property
     def loopback(self) -> bool:
