@@ -88,8 +88,8 @@ def _leave_one(below: dict[str, Any], above: set[str]) -> None:
 def _check_service(name: str, text: str, action: argparse.Action) -> None:
     if text.startswith(("tcp://", "udp://", "sctp://")):
         raise ValueError(
-            f"{name} is {text!r}, which Kubernetes sets for a Service of the name {PREFIX[:-1].lower()}; set enableServiceLinks: "
-            f"false for the pod, or give {action.option_strings[-1]}"
+            f"{name} is {text!r}, which Kubernetes sets for a Service of the name {PREFIX[:-1].lower()}; "
+            f"set enableServiceLinks: false for the pod, or give {action.option_strings[-1]}"
         )
 
 
