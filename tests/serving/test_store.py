@@ -95,7 +95,10 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch)
     """The database may know whole seconds only."""
     times = [10.1, 10.3, 10.2, 11.5, 10.9]  # by id
     kept = [
-        Record(Job(f"video_{n}", "me", "mini", "", ("a",), 8, (32, 64), created_at=at), int(at) * 1000)
+        Record(
+            Job(id=f"video_{n}", key_id="me", model="mini", prompt="", states=("a",), frames=8, size=(32, 64), created_at=at),
+            int(at) * 1000,
+        )
         for n, at in enumerate(times)
     ]
 

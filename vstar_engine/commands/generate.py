@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,9 @@ from tqdm import tqdm
 
 from vstar_engine.artifacts.built_engine import Artifact, size_words
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import Spec, model_named, parse_size
+from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request
-from vstar_engine.config.sampling import FEW_STEP, TAR_PRESETS, Sampling, Tar, parse_sigma, tar_named, until_step
-from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.config.video_fields import request_from
 from vstar_engine.engine import Engine
 from vstar_engine.machine import memory
 from vstar_engine.machine.device import device_named, dtype_named
@@ -26,71 +24,19 @@ from vstar_engine.sampling.fp8_calibration import check_choice
 from vstar_engine.video import Video, check_ending, encoding
 
 from . import frame_plan
-from .model_options import add_fast_option, add_model_options, fast_from
+from .model_options import add_model_options, fast_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
-
-DEFAULT_TAR = "64D1_32D8"
-
-
-def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Makes an option type that checks text but keeps it, so that settings print as they were given."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return text
-
-    return check
+from .video_options import add_video_options, settle, values_from
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `generate`; defaults come from the dataclasses they fill."""
+    """Adds the options of `generate`."""
     parser.add_argument("prompt", nargs="?", help="what the whole video shows; it becomes a synopsis of states")
-    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
     parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
     parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
-    parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
-    parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
-    few, least = Sampling.few(), f"with --fast {FEW_STEP}"
-    said = f"denoising steps (default {Sampling.steps}, {least} {few.steps})"
-    parser.add_argument("--steps", type=int, help=said)
-    said = f"guidance scale (default {Sampling.guidance}, {least} {few.guidance})"
-    parser.add_argument("--guidance", type=float, help=said)
-    parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
-    parser.add_argument(
-        "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
-    )
-    parser.add_argument("--fps", type=float, default=Request.fps, help="frame rate of the file (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=Request.seed, help="seed of all noise (default %(default)s)")
-    parser.add_argument("--tar", default=DEFAULT_TAR, help=f"preset: {', '.join(TAR_PRESETS)} (default %(default)s)")
-    parser.add_argument(
-        "--sigma",
-        action="extend",
-        nargs="+",
-        type=_checked(parse_sigma),
-        metavar="LEVEL=VALUE",
-        help="sets a level's sigma; repeatable",
-    )
-    parser.add_argument("--strength", type=float, default=Tar.strength, help="TAR strength (default %(default)s)")
-    parser.add_argument(
-        "--until",
-        type=_checked(until_step),
-        metavar="STEP",
-        help="last regularised step, counted from 0, or a share of the steps such as 56%% "
-        f"(default {Tar.until_step}, {least} {few.until}%)",
-    )
-    parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
-    add_timeline_options(parser)
-    parser.add_argument(
-        "--batch-guidance",
-        action=argparse.BooleanOptionalAction,
-        default=Sampling.batch_guidance,
-        help="both guidance branches in one batch (faster) or in two passes (less memory)",
-    )
-    add_fast_option(parser)
+    add_video_options(parser)
+    parser.add_argument("--plan", action="store_true", help="print which frame hears what, and stop")
     add_model_options(parser)
     parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
@@ -100,34 +46,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_llm_options(parser)
     add_config_options(parser)
     parser.set_defaults(settle=settle)
-
-
-def settle(args: argparse.Namespace) -> None:
-    """Fills in the defaults that depend on other settings."""
-    own = Sampling.usual(fast_from(args)[0])
-    args.steps = own.steps if args.steps is None else args.steps
-    args.guidance = own.guidance if args.guidance is None else args.guidance
-    args.until = own.until if args.until is None else args.until
-
-
-def add_timeline_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say when each state is heard."""
-    parser.add_argument(
-        "--mode", default=Request.mode, help=f"how states spread: {', '.join(SPREAD_MODES)} (default %(default)s)"
-    )
-    parser.add_argument(
-        "--at",
-        action="extend",
-        nargs="+",
-        type=_checked(parse_position),
-        metavar="PLACE",
-        help="where each state sits: a frame such as 12, or a share of the clip such as 0.5 or 50%%",
-    )
-    parser.add_argument(
-        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="each state's relative length"
-    )
-    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
-    parser.add_argument("--plan", action="store_true", help="print which frame hears what, and stop")
 
 
 def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
@@ -160,36 +78,16 @@ def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
     return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
 
 
-def tar_from(args: argparse.Namespace) -> Tar | None:
-    """Returns the preset with single settings on top of it."""
-    preset = tar_named(args.tar)
-    sigma = {**(preset.sigma if preset else {}), **dict(parse_sigma(text) for text in args.sigma or [])}
-    return Tar(sigma, args.strength, until_step(args.until, args.steps)) if sigma else None
-
-
-def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
+def request_for(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
     """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    fast, _ = fast_from(args)
-    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
-    size, tar = parse_size(args.size) if args.size else None, tar_from(args)
-    at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
-    if not at and not durations:
-        at, durations = synopsis.at, synopsis.durations
-    negative, negatives = ("", tuple(args.negatives)) if args.negatives else synopsis.unwanted(negative)
-    return Request(
-        synopsis.states,
-        args.frames,
-        args.seed,
-        size,
-        sampling,
-        tar,
-        negative,
-        args.mode,
-        args.fps,
-        at,
-        durations,
-        negatives,
-    ).fitted(spec)
+    values = {**values_from(args), "states": synopsis.states}
+    if not values["at"] and not values["durations"]:
+        values |= {"at": synopsis.at, "durations": synopsis.durations}
+    if values["negatives"]:
+        values["negative"] = ""
+    else:
+        values["negative"], values["negatives"] = synopsis.unwanted(negative)
+    return request_from(values).fitted(spec)
 
 
 def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
@@ -217,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     negative = args.negative if bundle is None else bundle.negative_prompt
 
     def requests_for(synopses: list[Synopsis]) -> list[Request]:
-        return [request_from(args, spec, synopsis, negative) for synopsis in synopses]
+        return [request_for(args, spec, synopsis, negative) for synopsis in synopses]
 
     given = given_synopses(args, bundle)
     requests = requests_for(given)
