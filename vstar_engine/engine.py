@@ -42,7 +42,7 @@ from .errors import CheckpointError
 from .loading import _under, load_text, open_weights
 from .model_choice import Choice, check_options
 from .video import Video, to_bytes
-from .warmup import Clip, warm_up
+from .warmup import ClipSize, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Engine:
         loras: Sequence[str] = (),
         graphs: bool = True,
         fp8: bool = False,
-        warm: bool | Sequence[Clip] = False,
+        warm: bool | Sequence[ClipSize] = False,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
@@ -167,14 +167,14 @@ class Engine:
         """Returns whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
         return graph_memory.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
 
-    def clips(self) -> list[Clip]:
+    def clips(self) -> list[ClipSize]:
         """Returns the clips to warm where none are named: a built engine's own, else usual ones."""
         frames, size = USUAL[self.device.type], self.spec.size
         if self.artifact is not None:
             frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
         return [(count, *size) for count in frames]
 
-    def warm(self, clips: Sequence[Clip] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
+    def warm(self, clips: Sequence[ClipSize] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
         """Takes clips, none: those of `clips`, through all stages, with as few steps as show every kind that `sampling` has.
 
         Another number of videos, another `fast` or `batch_guidance`, and guidance 1 are other steps. Raises as `run` does.
@@ -345,7 +345,7 @@ class Engine:
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Returns what the frames hear, (1, T, 77, C), and what they should not show, (1, 1 or T, 77, C)."""
         anchors, negative = self._encoded(request, embeddings, encode)
-        where = request.anchors()
+        where = request.anchors
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
         if len(negative) == 1:
             return context, negative[None]

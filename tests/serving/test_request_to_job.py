@@ -64,7 +64,7 @@ def test_states_with_places_durations_and_negatives():
     job = job_of(synopsis=states, negative_prompt="e")
     assert (job.at, job.negatives, job.negative) == ((0, 0.5, 1.0), ("b", "e", "e"), "")
     job = job_of(subprompts=[{"text": "a", "duration": 2.0}, {"text": "b"}], num_frames=9, spread="ease")
-    assert (job.durations, job.request().anchors(), job.mode) == ((2.0,), [0, 8], "ease")
+    assert (job.durations, job.request().anchors, job.mode) == ((2.0,), [0, 8], "ease")
 
 
 @pytest.mark.parametrize("name", TAR_PRESETS)

@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from vstar_engine.artifacts.built_engine import Artifact, size_words
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import Spec, model_named
-from vstar_engine.config.request import Request
-from vstar_engine.config.video_fields import request_from
+from vstar_engine.config.models import model_named
+from vstar_engine.config.request import Clip, Request
 from vstar_engine.engine import Engine
 from vstar_engine.machine import memory
 from vstar_engine.machine.device import device_named, dtype_named
@@ -27,7 +26,7 @@ from . import frame_plan
 from .model_options import add_model_options, fast_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
-from .video_options import add_video_options, settle, values_from
+from .video_options import add_video_options, clip_of, settle
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
-    """Returns the states of each video asked for; a prompt, repeated, stands in until `told` makes its synopsis."""
+    """Returns the synopses of the videos asked for; none for a prompt, whose synopsis `described` makes."""
     given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
     if bundle is not None:
         if given or args.negative or args.negatives:
@@ -59,12 +58,10 @@ def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[
         raise ValueError(f"give exactly one of PROMPT, --states and --synopsis, got {', '.join(given) or 'none'}")
     if args.synopsis is not None:
         return read_synopses(args.synopsis)
-    if args.states is not None:
-        return [Synopsis(args.states[0], tuple(args.states))]
-    return [Synopsis(args.prompt, (args.prompt,) * (_count(args) or 1))]
+    return [] if args.states is None else [Synopsis(args.states[0], tuple(args.states))]
 
 
-def _count(args: argparse.Namespace) -> int | None:
+def state_count(args: argparse.Namespace) -> int | None:
     """Returns how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
     if args.no_synopsis:
         return 1
@@ -73,21 +70,17 @@ def _count(args: argparse.Namespace) -> int | None:
     return len(args.at or args.durations or args.negatives or ()) or None
 
 
-def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
-    """Replaces a prompt by its synopsis."""
-    return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
+def described(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
+    """Returns the given synopses, or that of the prompt."""
+    return given or list(synopses(args, [args.prompt], state_count(args), args.frames))
 
 
-def request_for(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
-    """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    values = {**values_from(args), "states": synopsis.states}
-    if not values["at"] and not values["durations"]:
-        values |= {"at": synopsis.at, "durations": synopsis.durations}
-    if values["negatives"]:
-        values["negative"] = ""
-    else:
-        values["negative"], values["negatives"] = synopsis.unwanted(negative)
-    return request_from(values).fitted(spec)
+def check_states(args: argparse.Namespace, clip: Clip, given: list[Synopsis]) -> None:
+    """Raises ValueError where a clip cannot show the states that are given, or as many as the prompt shall have."""
+    for synopsis in given:
+        clip.showing(synopsis)
+    if not given and (count := state_count(args)) is not None:
+        clip.places(count)
 
 
 def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
@@ -112,36 +105,33 @@ def run(args: argparse.Namespace) -> int:
             args.size = size_words(artifact.identity["size"])
     spec = model_named(choice.model)
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
-    negative = args.negative if bundle is None else bundle.negative_prompt
-
-    def requests_for(synopses: list[Synopsis]) -> list[Request]:
-        return [request_for(args, spec, synopsis, negative) for synopsis in synopses]
-
     given = given_synopses(args, bundle)
-    requests = requests_for(given)
+    clip = clip_of(args).fitted(spec)
+    if bundle is not None:
+        clip = replace(clip, negative=bundle.negative_prompt)
+    check_states(args, clip, given)
     if args.plan:
-        for request in requests_for(told(args, given)):
+        for synopsis in described(args, given):
+            request = clip.showing(synopsis)
             print(json.dumps(frame_plan.as_json(request)) if args.json else printable(frame_plan.as_text(request)))
         return 0
-    files = outputs(args, len(requests))
+    files = outputs(args, len(given) or 1)
     dtype = dtype_named(choice.dtype)
     device = device_named(choice.device, dtype)
     _, fp8 = fast_from(args)
     if fp8:
         check_choice(device, dtype, artifact, bundle is None)
-    for request in requests:
-        if artifact is not None:
-            artifact.check_requests(request)
-        memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
-    found = told(args, given)
-    requests = requests_for(found)
+    if artifact is not None:
+        artifact.check_requests(clip)
+    memory.check(memory.Footprint.of(clip, spec, dtype, text=bundle is None), device, loaded=False)
+    found = described(args, given)
+    requests = [clip.showing(synopsis) for synopsis in found]
     text = "weights" if bundle is None else None
     settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
     engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
-    if engine.records:  # requests of one command differ in nothing that is recorded
-        first = requests[0]
-        assert first.size is not None
-        engine.warm([(first.frames, *first.size)], first.sampling)
+    if engine.records:
+        assert clip.size is not None
+        engine.warm([(clip.frames, *clip.size)], clip.sampling)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from vstar_engine.config.request import Clip
 from vstar_engine.config.sampling import FEW_STEP, Tar, tar_of
-from vstar_engine.config.video_fields import BODY, TAR, VIDEO_FIELDS, VideoField, fields_at, unchanged
+from vstar_engine.config.video_fields import BODY, TAR, VIDEO_FIELDS, VideoField, clip_from, fields_at, unchanged
 
 from .model_options import add_fast_option, fast_from
 
@@ -72,10 +73,11 @@ def value_of(row: VideoField, args: argparse.Namespace) -> Any:
     return None if text is None else parse(text)
 
 
-def values_from(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that options gave, by their paths."""
-    values = {row.path: value_of(row, args) for row in VIDEO_FIELDS if row.place != TAR and row.path != FAST_PATH}
-    return {**values, FAST_PATH: fast_from(args)[0], "tar": tar_from(args)}
+def clip_of(args: argparse.Namespace) -> Clip:
+    """Returns the clip that options ask for."""
+    apart = ("states", FAST_PATH)
+    values = {row.path: value_of(row, args) for row in VIDEO_FIELDS if row.place != TAR and row.path not in apart}
+    return clip_from({**values, FAST_PATH: fast_from(args)[0], "tar": tar_from(args)})
 
 
 def tar_from(args: argparse.Namespace) -> Tar | None:

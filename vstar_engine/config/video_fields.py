@@ -1,6 +1,6 @@
 """The settings of a video: one table that the command line, the HTTP API, stored jobs, remix and `inspect` are made from.
 
-A new setting is a field of `Request`, `Sampling` or `Tar`, with its type, default and check, and a row of VIDEO_FIELDS.
+A new setting is a field of `Clip`, `Sampling` or `Tar`, with its type, default and check, and a row of VIDEO_FIELDS.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from .models import parse_size
-from .request import MAX_FRAMES, Request
+from .request import MAX_FRAMES, Clip, Request
 from .sampling import FEW_STEP, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
 from .timeline import SPREAD_MODES, parse_position
 
@@ -178,7 +178,16 @@ def fields_at(place: str | None) -> list[VideoField]:
     return [row for row in VIDEO_FIELDS if row.place == place]
 
 
+def clip_from(values: Mapping[str, Any]) -> Clip:
+    """Builds a clip of values by their paths, the finished `Tar` under "tar"; what is left out has its default."""
+    return Clip(**_keywords(values))
+
+
 def request_from(values: Mapping[str, Any]) -> Request:
-    """Builds a request of values by their paths, the finished `Tar` under "tar"; what is left out has its default."""
+    """Builds a request as `clip_from` builds a clip, of its states too."""
+    return Request(**_keywords(values))
+
+
+def _keywords(values: Mapping[str, Any]) -> dict[str, Any]:
     sampling = {path.removeprefix("sampling."): value for path, value in values.items() if path.startswith("sampling.")}
-    return Request(**{path: value for path, value in values.items() if "." not in path}, sampling=Sampling(**sampling))
+    return {path: value for path, value in values.items() if "." not in path} | {"sampling": Sampling(**sampling)}

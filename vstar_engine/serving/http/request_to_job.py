@@ -49,7 +49,7 @@ class Resolver:
             import_module("vstar_engine.prompting.embeddings")
 
     def plain(self, body: VideoSettings, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
-        """Returns the job of a body before any language model or file is asked: the prompt stands in for its states."""
+        """Returns the job of a body before any language model or file is asked: its states are the given ones or its prompt."""
         if body.model not in (None, self.spec.name):
             raise ApiError(404, "model_not_found", f"this server has the model {self.spec.name!r} alone", "model")
         states = self._states(body, prompt)
@@ -60,7 +60,7 @@ class Resolver:
             id=id or new_id(),
             key_id=owner,
             model=self.spec.name,
-            prompt=prompt or states["states"][0],
+            prompt=prompt or next(iter(states["states"]), ""),
             created_at=time.time(),
             tar=tar_json(tar_from_body(body.tar, values["steps"], self.sampling.until)),
             embeddings=body.embeddings,
@@ -86,7 +86,7 @@ class Resolver:
     def _states(self, body: VideoSettings, prompt: str | None) -> dict[str, tuple[Any, ...]]:
         """Returns what a body says of each state, by the names in a job; ApiError where it says something of some alone."""
         if not body.states:
-            return {**{row.name: () for row in fields_at(STATE)}, "states": (prompt or "",)}
+            return {**{row.name: () for row in fields_at(STATE)}, "states": () if prompt is None else (prompt,)}
         states = [State(text=state) if isinstance(state, str) else state for state in body.states]
         said: dict[str, list[Any]] = {row.name: [getattr(state, row.http_name) for state in states] for row in fields_at(STATE)}
         if any(said["negatives"]):
