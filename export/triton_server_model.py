@@ -19,6 +19,7 @@ from vstar_engine.backends.inputs import full
 from vstar_engine.config.models import model_named
 from vstar_engine.config.request import Request
 from vstar_engine.errors import VstarError
+from vstar_engine.loading import LoadedModel
 from vstar_engine.machine.device import dtype_named
 
 
@@ -58,7 +59,7 @@ def remote_engine(manifest: Mapping[str, Any], folder: Path) -> Engine:
     spec, cpu = model_named(identity["model"]), torch.device("cpu")
     tower: Any = text
     vae: Any = RemoteVae()
-    return Engine(spec, tower, denoise, vae, cpu, dtype, identity["weights"], [], None, artifact=Artifact(folder, manifest))
+    return Engine(LoadedModel(spec, tower, denoise, vae, cpu, dtype, identity["weights"], artifact=Artifact(folder, manifest)))
 
 
 class TritonPythonModel:

@@ -9,21 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vstar_engine.artifacts.built_engine import Artifact, size_words
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import model_named
 from vstar_engine.config.request import Clip, Request
 from vstar_engine.engine import Engine
+from vstar_engine.loading import check_machine, load_model
 from vstar_engine.machine import memory
-from vstar_engine.machine.device import device_named, dtype_named
-from vstar_engine.model_choice import Choice, check_options
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synopses
-from vstar_engine.sampling.fp8_calibration import check_choice
 from vstar_engine.video import Video, check_ending, encoding
 
 from . import frame_plan
-from .model_options import add_model_options, fast_from
+from .model_options import add_model_options, choice_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
 from .video_options import add_video_options, clip_of, settle
@@ -83,6 +80,13 @@ def check_states(args: argparse.Namespace, clip: Clip, given: list[Synopsis]) ->
         clip.places(count)
 
 
+def settled(clip: Clip, choice: ModelChoice, bundle: Embeddings | None) -> Clip:
+    """Returns a clip with the size of its model or built engine, and the negative prompt of its embeddings."""
+    if clip.size is None and choice.engine is not None and choice.engine.identity["size"]:
+        clip = replace(clip, size=tuple(choice.engine.identity["size"]))
+    return clip.fitted(choice.spec) if bundle is None else replace(clip.fitted(choice.spec), negative=bundle.negative_prompt)
+
+
 def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
     """Names the files of each video and checks that each can be written."""
     out = Path(args.out)
@@ -97,18 +101,10 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
-    artifact = None if args.engine is None else Artifact.open(args.engine)
-    choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
-    if artifact is not None:
-        check_options(artifact, args.spatial_attention, args.graphs)
-        if args.size is None and artifact.identity["size"]:
-            args.size = size_words(artifact.identity["size"])
-    spec = model_named(choice.model)
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
+    choice = choice_from(args, ModelChoice.text if bundle is None else None)
     given = given_synopses(args, bundle)
-    clip = clip_of(args).fitted(spec)
-    if bundle is not None:
-        clip = replace(clip, negative=bundle.negative_prompt)
+    clip = settled(clip_of(args), choice, bundle)
     check_states(args, clip, given)
     if args.plan:
         for synopsis in described(args, given):
@@ -116,19 +112,13 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(frame_plan.as_json(request)) if args.json else printable(frame_plan.as_text(request)))
         return 0
     files = outputs(args, len(given) or 1)
-    dtype = dtype_named(choice.dtype)
-    device = device_named(choice.device, dtype)
-    _, fp8 = fast_from(args)
-    if fp8:
-        check_choice(device, dtype, artifact, bundle is None)
-    if artifact is not None:
-        artifact.check_requests(clip)
-    memory.check(memory.Footprint.of(clip, spec, dtype, text=bundle is None), device, loaded=False)
+    device, dtype = check_machine(choice)
+    if choice.engine is not None:
+        choice.engine.check_requests(clip)
+    memory.check(memory.Footprint.of(clip, choice.spec, dtype, text=bundle is None), device, loaded=False)
     found = described(args, given)
     requests = [clip.showing(synopsis) for synopsis in found]
-    text = "weights" if bundle is None else None
-    settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
+    engine = Engine(load_model(choice, device, dtype))
     if engine.records:
         assert clip.size is not None
         engine.warm([(clip.frames, *clip.size)], clip.sampling)
