@@ -28,10 +28,10 @@ from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import Adapted
 
-from . import __version__
 from .errors import CheckpointError
 from .loading import LoadedModel, check_machine, load_model, open_weights
 from .model_choice import ModelChoice
+from .version import __version__
 from .video import Video, to_bytes
 from .warmup import ClipSize, warm_up
 
