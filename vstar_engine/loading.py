@@ -15,7 +15,7 @@ from vstar_engine.backends import TENSORRT, backend_named, graph_memory
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec
 from vstar_engine.config.sampling import FP8
-from vstar_engine.machine import malloc
+from vstar_engine.machine import malloc, threads
 from vstar_engine.machine.device import device_named, dtype_named
 from vstar_engine.networks import fp8
 from vstar_engine.networks.denoiser import Denoiser
@@ -76,6 +76,7 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
         artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
     if device.type == "cpu":
         malloc.keep_pages()
+        threads.warn(torch.get_num_threads())
     with torch.device("meta"):
         vae = Vae(spec.vae, encoder=False)
     tower, unused = None, [name for name in tensors if name.startswith(key_map.TEXT)]

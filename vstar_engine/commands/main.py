@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from vstar_engine.errors import MemoryShortage, VstarError
+from vstar_engine.machine import threads
 from vstar_engine.version import __version__
 
 from .option_sources import Parser, layered, to_toml
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ours alone: the exporter and its libraries would log hundreds of lines
     logging.getLogger(PACKAGE).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
+    if words[:1] != ["serve"]:  # which computes in its workers alone: each of them is given what it needs when it starts
+        threads.prepare()
     try:
         parser, parsers = build_parser(words[0] if words else "")
         if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):
