@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,34 +13,25 @@ from torch import Tensor, nn
 
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import digest_of
-from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.config import request_warnings
-from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
-from vstar_engine.machine import malloc, memory, threads
-from vstar_engine.machine.device import device_named, dtype_named
-from vstar_engine.networks.denoiser import Denoiser
-from vstar_engine.networks.fp8 import convert
-from vstar_engine.networks.text_encoder import TextTower
-from vstar_engine.networks.vae import Vae
+from vstar_engine.machine import malloc, memory
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
-from vstar_engine.sampling.fp8_calibration import calibrate, check_choice
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import checkpoint, key_map
-from vstar_engine.weights.lora import Adapted, Lora
+from vstar_engine.weights.lora import Adapted
 
-from . import __version__
-from .backends import EAGER, TENSORRT, backend_named
 from .errors import CheckpointError
-from .loading import _under, load_text, open_weights
-from .model_choice import Choice, check_options
+from .loading import LoadedModel, check_machine, load_model, open_weights
+from .model_choice import ModelChoice
+from .version import __version__
 from .video import Video, to_bytes
-from .warmup import Clip, warm_up
+from .warmup import ClipSize, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -53,30 +44,12 @@ USUAL = {"cpu": (16,), "cuda": (16, 64)}
 class Engine:
     """A loaded model; make one with `Engine.load`, then call `generate` as often as you like."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        text: TextTower | None,
-        denoiser: Denoiser,
-        vae: Vae,
-        device: torch.device,
-        dtype: torch.dtype,
-        weights: str,
-        unused: list[str],
-        text_hash: str | None,
-        vocabulary: Set[str] = frozenset(),
-        artifact: BuiltEngine | None = None,
-        path: Path | None = None,
-        loras: Sequence[Lora] = (),
-        fp8: Mapping[str, float] | None = None,
-    ):
-        self.spec, self.text, self.denoiser, self.vae = spec, text, denoiser, vae
-        self.artifact = artifact  # the built engine that `denoiser` runs; none in eager
-        self.device, self.dtype, self.weights, self.unused = device, dtype, weights, unused
-        self.path, self.loras = path, tuple(loras)  # where the weights lie, and what is merged into the UNet's
-        self.fp8 = fp8  # the largest input, in calibration, of each layer that multiplies in FP8; None where none does
-        self.text_hash = text_hash
-        self.vocabulary = vocabulary  # all words the model knows; empty where it may know any
+    def __init__(self, loaded: LoadedModel):
+        self.spec, self.text, self.denoiser, self.vae = loaded.spec, loaded.text, loaded.denoiser, loaded.vae
+        self.device, self.dtype, self.artifact = loaded.device, loaded.dtype, loaded.artifact
+        self.weights, self.path, self.unused = loaded.weights, loaded.path, loaded.unused
+        self.text_hash, self.vocabulary = loaded.text_hash, loaded.vocabulary
+        self.loras, self.fp8 = tuple(loaded.loras), loaded.fp8
 
     @staticmethod
     def load(
@@ -91,7 +64,7 @@ class Engine:
         loras: Sequence[str] = (),
         graphs: bool = True,
         fp8: bool = False,
-        warm: bool | Sequence[Clip] = False,
+        warm: bool | Sequence[ClipSize] = False,
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
@@ -106,57 +79,20 @@ class Engine:
         shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
         an optional library is asked for and absent.
         """
-        artifact = engine if engine is None or isinstance(engine, BuiltEngine) else BuiltEngine.open(engine)
-        choice = Choice.of(artifact, model, weights, backend, device, dtype)
-        spec, runs = model_named(choice.model), backend_named(choice.backend)
-        kind = dtype_named(choice.dtype)
-        where = device_named(choice.device, kind)
-        if text not in ("weights", None):
-            raise ValueError(f"text must be 'weights' or None, got {text!r}")
-        if artifact is None and choice.backend != EAGER:
-            raise ValueError(
-                f"backend {choice.backend} runs a built engine: make one with `vstar-engine build --backend {choice.backend}` "
-                "and give its folder as engine"
-            )
-        if artifact is not None:
-            check_options(artifact, spatial_attention, graphs)
-        if fp8:
-            check_choice(where, kind, artifact, text is not None)
-        files = list(loras or (artifact.manifest["loras"] if artifact else ()))
-        tensors = open_weights(spec, choice.weights, files)
-        if artifact is not None:
-            here = runs.machine(where, artifact.identity["options"])
-            asked = {"weights_path": choice.weights, "loras": files}
-            artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
-        if where.type == "cpu":
-            malloc.keep_pages()
-            threads.warn(torch.get_num_threads())
-        with torch.device("meta"):
-            vae = Vae(spec.vae, encoder=False)
-        tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, key_map.TEXT))
-        unused += checkpoint.load(vae, tensors, key_map.VAE, device=where, dtype=kind)
-        if artifact is None:
-            denoiser = runs.load(spec, tensors, device=where, dtype=kind, spatial_attention=spatial_attention, graphs=graphs)
-        else:
-            recording = {"graphs": graphs} if choice.backend in TENSORRT else {}
-            denoiser = runs.load(artifact, device=where, dtype=kind, **recording)
-        unused += [name for name in tensors if not name.startswith((key_map.UNET, key_map.VAE, key_map.TEXT))]
-        text_hash = checkpoint.text_hash(tensors, spec.text)
-        log.info("%s: %d tensors used, %d not needed", spec.name, len(tensors) - len(unused), len(unused))
-        log.debug("not needed: %s", ", ".join(unused))
-        source = tensors.manifest.get("source", {}).get("sha256", tensors.path.name)
-        vae = vae.eval().requires_grad_(False)
-        vocabulary = frozenset(tensors.manifest.get("vocabulary", ()))
-        merged = tensors.loras if isinstance(tensors, Adapted) else ()
-        made = Engine(
-            spec, tower, denoiser, vae, where, kind, source, unused, text_hash, vocabulary, artifact, tensors.path, merged
+        choice = ModelChoice.of(
+            engine,
+            model=model,
+            weights=weights,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            spatial_attention=spatial_attention,
+            text=text,
+            loras=tuple(loras),
+            graphs=graphs,
+            fp8=fp8,
         )
-        if fp8:
-            made.fp8 = calibrate(denoiser, spec, made.embed)
-            convert(denoiser, made.fp8)
-            denoiser.forget_graphs()
-            if where.type == "cpu":
-                request_warnings.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
+        made = Engine(load_model(choice, *check_machine(choice)))
         if warm:
             made.warm(() if warm is True else warm)
         return made
@@ -166,14 +102,14 @@ class Engine:
         """Returns whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
         return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
-    def clips(self) -> list[Clip]:
+    def clips(self) -> list[ClipSize]:
         """Returns the clips to warm where none are named: a built engine's own, else usual ones."""
         frames, size = USUAL[self.device.type], self.spec.size
         if self.artifact is not None:
             frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
         return [(count, *size) for count in frames]
 
-    def warm(self, clips: Sequence[Clip] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
+    def warm(self, clips: Sequence[ClipSize] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
         """Takes clips, none: those of `clips`, through all stages, with as few steps as show every kind that `sampling` has.
 
         Another number of videos, another `fast` or `batch_guidance`, and guidance 1 are other steps. Raises as `run` does.
@@ -346,7 +282,7 @@ class Engine:
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Returns what the frames hear, (1, T, 77, C), and what they should not show, (1, 1 or T, 77, C)."""
         anchors, negative = self._encoded(request, embeddings, encode)
-        where = request.anchors()
+        where = request.anchors
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
         if len(negative) == 1:
             return context, negative[None]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # frames, height, width
-Clip = tuple[int, int, int]
+ClipSize = tuple[int, int, int]
 PROMPT = "red and blue flowers on a green meadow, white clouds"
 # how often a step of each kind is taken: the first plain, the second recorded
 RUNS = 2
@@ -55,7 +55,7 @@ def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
     return min(taken)
 
 
-def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
+def warm_up(engine: Any, clips: Sequence[ClipSize], sampling: Sampling) -> None:
     """Takes each clip through all stages of an engine, and has all of them kept."""
     # imported here, as what follows: a server's worker loads this module before it loads PyTorch
     from vstar_engine.backends.cuda_graphs import growing

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
 from vstar_engine.backends.cuda_graphs import SHAPES, Recording
@@ -123,7 +124,7 @@ def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, m
 
 
 def test_an_engine_without_a_text_tower_is_warmed(engine):
-    bare = Engine(**{**vars(engine), "text": None})
+    bare = engine_like(engine, text=None)
     bare.warm([(2, 32, 32)])
     assert len(bare.denoiser.recent) == 1
 

@@ -97,12 +97,15 @@ class Callbacks:
 def test_a_list_is_in_order_within_a_second(newest_first, tmp_path):
     """The database may know whole seconds only."""
     times = [10.1, 10.3, 10.2, 11.5, 10.9]
-    jobs = [Job(new_id(), "me", "mini", "", ("a",), 8, (32, 64), created_at=at) for at in times]
+    jobs = [
+        Job(id=new_id(), key_id="me", model="mini", prompt="", states=("a",), frames=8, size=(32, 64), created_at=at)
+        for at in times
+    ]
 
     async def listed():
         kept = JobStore(Settings(data=tmp_path), "mini")
         kept.open()
-        await kept.start(Callbacks())
+        await kept.start(Callbacks(), lambda: False)
         try:
             for job in jobs:
                 await kept.add(job, at_once=False)

@@ -27,6 +27,7 @@ from vstar_engine.weights.checkpoint import text_hash
 from .model_options import add_text_options
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, prompts_given, synopses
+from .video_options import add_video_options
 
 SUFFIX, INDEX = ".safetensors", "index.jsonl"
 
@@ -34,10 +35,9 @@ SUFFIX, INDEX = ".safetensors", "index.jsonl"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `embed`."""
     parser.add_argument("prompt", nargs="*", help="what each video shows")
-    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="the states of one video, in order")
     parser.add_argument("--synopsis", metavar="FILE", help="synopses as `synopsis` writes them")
     parser.add_argument("--prompts", metavar="FILE", help="a prompt a line, or a synopsis as a JSON object; of any length")
-    parser.add_argument("--negative", default="", help="what the videos should not show")
+    add_video_options(parser, ("states", "negative"))
     parser.add_argument(
         "--out", default="embeddings", help=f"a {SUFFIX} file for one, or a folder, which is resumed (default %(default)s)"
     )

@@ -15,7 +15,7 @@ SILENT = 1e-6
 def shares(request: Request) -> list[dict[int, float]]:
     """Returns, for each frame, the share of each state that it hears, by the state's number from 1."""
     count = len(request.states)
-    weights = spread(torch.eye(count)[:, None], request.frames, request.mode, request.anchors())[:, 0]
+    weights = spread(torch.eye(count)[:, None], request.frames, request.mode, request.anchors)[:, 0]
     return [{i: share for i, share in enumerate(row, 1) if share > SILENT} for row in weights.tolist()]
 
 
@@ -45,4 +45,4 @@ def _words(heard: tuple[int, ...], first: dict[int, float], last: dict[int, floa
 def as_json(request: Request) -> dict[str, Any]:
     """Returns the plan as plain values: the states, the frames they sit at, and every frame's shares."""
     frames = [{str(i): round(share, 4) for i, share in row.items()} for row in shares(request)]
-    return {"states": request.states, "negatives": request.negatives, "at": request.anchors(), "frames": frames}
+    return {"states": request.states, "negatives": request.negatives, "at": request.anchors, "frames": frames}

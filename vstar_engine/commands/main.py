@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from vstar_engine import __version__
 from vstar_engine.errors import MemoryShortage, VstarError
 from vstar_engine.machine import threads
+from vstar_engine.version import __version__
 
 from .option_sources import Parser, layered, to_toml
 
 PACKAGE = "vstar_engine"
+# printed where no command is given; the bundled model makes each run as it stands
+EXAMPLES = """\
+vstar-engine makes long videos from text. Three commands to start with:
+
+  vstar-engine generate "a meadow from winter to spring" --model mini --out spring.mp4   # make a video
+  vstar-engine inspect spring.mp4   # print its settings, and the command that makes it again
+  vstar-engine serve --model mini   # serve videos over HTTP, on port 8000
+
+vstar-engine --help lists all commands; vstar-engine COMMAND --help says what one takes."""
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 # commands whose settings also come from the environment and a file
 LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
@@ -40,7 +49,7 @@ class Command:
 
 COMMANDS = {
     "generate": Command("make a video from a prompt or a sequence of states", "commands.generate"),
-    "synopsis": Command("describe the states that prompts pass through", "commands.prompt_options"),
+    "synopsis": Command("describe the states that prompts pass through", "commands.synopsis"),
     "embed": Command("encode synopses once, for `generate --embeddings`", "commands.embed"),
     "build": Command("compile the UNet once for this machine, for `generate --engine`", "export.commands.build"),
     "engines": Command("list the engines that were built, or remove some", "commands.engines"),
@@ -81,6 +90,9 @@ def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and gives its exit code; one sentence on stderr says what went wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(EXAMPLES)
+        return 0
     verbose = "-v" in words or "--verbose" in words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     # ours alone: the exporter and its libraries would log hundreds of lines

@@ -5,14 +5,14 @@ import argparse
 from vstar_engine.backends import BACKENDS
 from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS
 from vstar_engine.config.sampling import FAST, FP8
-from vstar_engine.model_choice import Choice
+from vstar_engine.model_choice import ModelChoice
 
 
 def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
     """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
 
     def add(name: str, help: str) -> None:
-        default = getattr(Choice, name)
+        default = getattr(ModelChoice, name)
         said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
         parser.add_argument(f"--{name}", default=None if unset else default, help=said)
 
@@ -49,11 +49,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_lora_option(parser)
     parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
     parser.add_argument(
-        "--spatial-attention", default="auto", help=f"one of {', '.join(ATTENTION_NAMES)} (default %(default)s)"
+        "--spatial-attention",
+        default=ModelChoice.spatial_attention,
+        help=f"one of {', '.join(ATTENTION_NAMES)} (default %(default)s)",
     )
     parser.add_argument(
         "--graphs",
         action=argparse.BooleanOptionalAction,
-        default=True,
+        default=ModelChoice.graphs,
         help="on a GPU, replay the network's steps as CUDA graphs (default on)",
     )
+
+
+def choice_from(args: argparse.Namespace, text: str | None = ModelChoice.text) -> ModelChoice:
+    """Returns the model that options choose, without its text tower where `text` is None."""
+    names = ("model", "weights", "backend", "device", "dtype", "spatial_attention", "graphs")
+    given = {name: getattr(args, name) for name in names}
+    return ModelChoice.of(args.engine, **given, text=text, loras=tuple(args.lora or ()), fp8=fast_from(args)[1])

@@ -1,19 +1,13 @@
-"""The `synopsis` command, and the options for prompts, states and language models that other commands share."""
+"""The options for prompts, states and language models that commands share."""
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
-from vstar_engine.artifacts.files import check_writable, write_aside
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.prompting.llm import Endpoint, Llm
 from vstar_engine.prompting.synopsis import PROMPT, Synopsis, read_prompts, read_synopses, synopsize
-
-from .option_sources import add_config_options
 
 
 def add_llm_options(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +22,6 @@ def add_llm_options(parser: argparse.ArgumentParser) -> None:
         "--llm-timeout", type=float, default=Endpoint.timeout, metavar="S", help="seconds for one answer (default %(default)s)"
     )
     group.add_argument("--llm-required", action="store_true", help="fail where the endpoint does; else offline rules serve")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `synopsis`."""
-    parser.add_argument("prompt", nargs="*", help="what each video shows")
-    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line, or a synopsis as a JSON object")
-    parser.add_argument("--out", metavar="FILE", help="a .json list, or .jsonl with one a line (default: print the list)")
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-    add_llm_options(parser)
-    add_config_options(parser)
 
 
 def cache_folder() -> Path:
@@ -86,29 +70,6 @@ def prompts_given(args: argparse.Namespace) -> Iterator[str | Synopsis]:
         yield from read_synopses(file)
     if args.prompts:
         yield from read_prompts(args.prompts)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs `synopsis`: each is written as soon as it is known."""
-    made = synopses(args, prompts_given(args), args.state_count)
-    if args.out is None:
-        _write(made, sys.stdout, as_list=True)
-        return 0
-    out = Path(args.out)
-    check_writable(out, args.force)
-    with write_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
-        count = _write(made, file, as_list=out.suffix != ".jsonl")
-    print(f"wrote {out}: {count} {'synopsis' if count == 1 else 'synopses'}")
-    return 0
-
-
-def _write(made: Iterable[Synopsis], file: IO[str], as_list: bool) -> int:
-    """Writes a JSON list with an element a line, or the elements alone; gives their number."""
-    count, before, between, after = 0, *(("[\n", ",\n", "\n]\n") if as_list else ("", "\n", "\n"))
-    for count, synopsis in enumerate(made, 1):
-        file.write((before if count == 1 else between) + printable(json.dumps(synopsis.entry(), ensure_ascii=False)))
-    file.write(after if count else before + after if as_list else "")
-    return count
 
 
 def printable(text: str) -> str:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import parse_size
-from vstar_engine.config.sampling import TAR_PRESETS, parse_sigma, until_step
-from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.config.timeline import parse_position
 from vstar_engine.prompting.synopsis import GIVEN, Synopsis, read_synopses
 
 from .option_sources import add_config_options
 from .prompt_options import printable
+from .video_options import add_http_options, http_from
 
 if TYPE_CHECKING:
     from vstar_engine.client import Client, Video
@@ -37,28 +36,10 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 def add_submit_options(parser: argparse.ArgumentParser) -> None:
     """Adds what a video may be asked to be; what is left out is as the server has it."""
     parser.add_argument("prompt", nargs="?", help="what the whole video shows; the server makes its synopsis")
-    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
     parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
     parser.add_argument("--embeddings", metavar="ID", help="states from a bundle that the server holds")
     parser.add_argument("--model", help="the model, where a server offers several")
-    parser.add_argument("--frames", type=int, help="frames in one pass")
-    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, as for `generate`")
-    parser.add_argument("--steps", type=int, help="denoising steps")
-    parser.add_argument("--guidance", type=float, help="guidance scale")
-    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise")
-    parser.add_argument("--fps", type=float, help="frame rate of the file")
-    parser.add_argument("--seed", type=int, help="seed of all noise")
-    parser.add_argument("--tar", help=f"preset: {', '.join(TAR_PRESETS)}")
-    parser.add_argument("--sigma", action="extend", nargs="+", metavar="LEVEL=VALUE", help="sets a level's sigma; repeatable")
-    parser.add_argument("--strength", type=float, help="TAR strength")
-    parser.add_argument("--until", metavar="STEP", help="last regularised step, counted from 0, or a share such as 56%%")
-    parser.add_argument("--negative", help="what the video should not show")
-    parser.add_argument("--mode", help=f"how states spread: {', '.join(SPREAD_MODES)}")
-    parser.add_argument("--at", action="extend", nargs="+", metavar="PLACE", help="where each state sits: 12, 0.5 or 50%%")
-    parser.add_argument(
-        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="states' relative lengths"
-    )
-    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
+    add_http_options(parser)
     parser.add_argument("--no-synopsis", action="store_true", help="take the prompt as it is, as the only state")
     parser.add_argument("--priority", type=int, help="higher runs earlier")
     parser.add_argument("--metadata", action="extend", nargs="+", metavar="NAME=TEXT", help="kept with the job; repeatable")
@@ -122,32 +103,11 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields that options name, without those left out."""
     fields = {
         "model": args.model,
-        "num_frames": args.frames,
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance,
-        "eta": args.eta,
-        "fps": args.fps,
-        "seed": args.seed,
-        "negative_prompt": args.negative,
-        "spread": args.mode,
         "enhance_prompt": False if args.no_synopsis else None,
         "priority": args.priority,
-        "tar": tar_of(args),
         "metadata": metadata_of(args.metadata) if args.metadata else None,
     }
-    if args.size is not None:  # HTTP says the width first
-        height, width = parse_size(args.size)
-        fields["size"] = f"{width}x{height}"
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def tar_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Returns the motion settings that options name, None where there are none."""
-    sigma = {str(level): value for level, value in map(parse_sigma, args.sigma or ())}
-    step = None if args.until is None else until_step(args.until)
-    until = args.until if args.until is not None and args.until.endswith("%") else step
-    named = {"preset": args.tar, "sigma": sigma or None, "strength": args.strength, "until": until}
-    return {name: value for name, value in named.items() if value is not None} or None
+    return http_from(args) | {name: value for name, value in fields.items() if value is not None}
 
 
 def metadata_of(words: list[str]) -> dict[str, str]:

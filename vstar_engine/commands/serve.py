@@ -7,16 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.artifacts.built_engine import BuiltEngine
-from vstar_engine.config.models import model_named, parse_size
+from vstar_engine.config.models import parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary, OutputError
-from vstar_engine.model_choice import Choice
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.serving.jobs.events import EngineClient
 from vstar_engine.serving.settings import HOUR, MIB, Settings
 from vstar_engine.weights.bundled import BUNDLED
 
-from .model_options import add_fast_option, add_model_options, fast_from
+from .model_options import add_fast_option, add_model_options, choice_from, fast_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, llm_from
 
@@ -147,32 +146,19 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
-def choice_of(args: argparse.Namespace) -> tuple[Choice, BuiltEngine | None]:
+def choice_of(args: argparse.Namespace) -> ModelChoice:
     """Returns the model that is asked for; the bundled one where nothing is."""
     if args.model is None and args.weights is None and args.engine is None:
         args.model = BUNDLED[0]
         log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
-    artifact = None if args.engine is None else BuiltEngine.open(args.engine)
-    return Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype), artifact
+    return choice_from(args)
 
 
-def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
-    """Returns what the worker loads, as plain values: `Engine.load`'s arguments and where bundles lie, or a renderer's own."""
+def worker_settings(args: argparse.Namespace, choice: ModelChoice) -> dict[str, Any]:
+    """Returns what the worker loads, as plain values: the model and where bundles lie, or a renderer's own."""
     if args.renderer is not None:
         return json.loads(args.renderer_settings)
-    engine = {
-        "model": choice.model,
-        "weights": None if choice.weights is None else str(choice.weights),
-        "backend": choice.backend,
-        "device": choice.device,
-        "dtype": choice.dtype,
-        "spatial_attention": args.spatial_attention,
-        "graphs": args.graphs,
-        "engine": args.engine,
-        "loras": list(args.lora or ()),
-        "fp8": fast_from(args)[1],
-    }
-    return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
+    return {"engine": choice.arguments(), "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -189,14 +175,14 @@ def run(args: argparse.Namespace) -> int:
     settings.check_bind(len(known))
     request_log.configure(args.log_level, not args.log_text)
     tracing.configure()
-    choice, artifact = choice_of(args)
+    choice = choice_of(args)
     if args.renderer is None:
         choice.check_weights()
     llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0])
     for secret in (api_keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
         os.environ.pop(secret, None)
     resolver = request_to_job.Resolver(
-        model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required, usual
+        choice.spec, choice.engine, settings.embeddings, not args.no_synopsis, llm, args.llm_required, usual
     )
     engine = _engine(args, settings, choice)
     gateway = service.Service(settings, engine, resolver)
@@ -212,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> EngineClient:
+def _engine(args: argparse.Namespace, settings: Settings, choice: ModelChoice) -> EngineClient:
     """Returns the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
     from vstar_engine.serving.workers import local_process
 

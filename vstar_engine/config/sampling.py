@@ -175,3 +175,10 @@ def tar_named(name: str) -> Tar | None:
     if name not in TAR_PRESETS:
         raise ValueError(f"unknown TAR preset {name!r}; known presets: {', '.join(TAR_PRESETS)}")
     return TAR_PRESETS[name]
+
+
+def tar_of(preset: str, sigma: Mapping[int, float], until: int | str, steps: int, **others: float) -> Tar | None:
+    """Returns a preset with single settings on top of it, `others` by their names; None where no level has a sigma."""
+    named = tar_named(preset)
+    sigma = {**(named.sigma if named else {}), **sigma}
+    return Tar(sigma, until_step=until_step(until, steps), **others) if sigma else None

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
-from vstar_engine.config.sampling import Sampling, Tar, tar_named, until_step
-from vstar_engine.config.timeline import Position, parse_position
+from vstar_engine.config.sampling import Sampling, Tar, tar_of
+from vstar_engine.config.video_fields import BODY, DEFAULT_PRESET, STATE, TAR, VideoField, fields_at
 from vstar_engine.errors import CheckpointError, EndpointError
 from vstar_engine.prompting.llm import Llm
 from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, synopsize
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
 from vstar_engine.serving.jobs.job import Job, new_id, tar_from, tar_json
 
-from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, Wishes
+from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, VideoSettings
 
 if TYPE_CHECKING:
     from vstar_engine.prompting.embeddings import Embeddings
@@ -48,66 +48,54 @@ class Resolver:
         if self.bundles is not None:  # PyTorch reads them and takes a second to load, which no request shall wait for
             import_module("vstar_engine.prompting.embeddings")
 
-    def plain(self, body: Wishes, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
-        """Returns the job of a body before any language model or file is asked: the prompt stands in for its states."""
+    def plain(self, body: VideoSettings, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
+        """Returns the job of a body before any language model or file is asked: its states are the given ones or its prompt."""
         if body.model not in (None, self.spec.name):
             raise ApiError(404, "model_not_found", f"this server has the model {self.spec.name!r} alone", "model")
-        states, at, durations, negatives = self._given(body, prompt)
-        fps = body.fps if body.fps is not None else Request.fps
-        usual = self.sampling
-        steps = body.num_inference_steps or usual.steps
+        states = self._states(body, prompt)
+        values = {**self._settings(body), **states}
+        if values["negatives"]:
+            values["negative"] = ""
         return Job(
             id=id or new_id(),
             key_id=owner,
             model=self.spec.name,
-            prompt=prompt or states[0],
-            states=states,
-            frames=frames_of(body, fps),
-            size=self._size(body.size),
+            prompt=prompt or next(iter(states["states"]), ""),
             created_at=time.time(),
-            seed=SEEDS.randrange(2**32) if body.seed is None else body.seed,
-            fps=fps,
-            steps=steps,
-            guidance=usual.guidance if body.guidance_scale is None else body.guidance_scale,
-            eta=usual.eta if body.eta is None else body.eta,
-            tar=tar_json(tar_of(body.tar, steps, usual.until)),
-            negative="" if negatives else body.negative_prompt or "",
-            negatives=negatives,
-            at=at,
-            durations=durations,
-            mode=body.spread or Request.mode,
+            tar=tar_json(tar_from_body(body.tar, values["steps"], self.sampling.until)),
             embeddings=body.embeddings,
             priority=body.priority or 0,
             metadata=body.metadata or {},
             synopsis_source=GIVEN if body.states else PROMPT,
             fingerprint=fingerprint,
-            fast=usual.fast,
+            **values,
         )
 
-    def _given(
-        self, body: Wishes, prompt: str | None
-    ) -> tuple[tuple[str, ...], tuple[Position, ...], tuple[float, ...], tuple[str, ...]]:
+    def _settings(self, body: VideoSettings) -> dict[str, Any]:
+        """Returns the settings at the top of a body by their names in a job, with the server's own where it does not say."""
+        values: dict[str, Any] = {}
+        for row in fields_at(BODY):
+            said = getattr(body, row.http_name) if row.settable else None
+            usual = getattr(self.sampling, row.name) if row.path.startswith("sampling.") else row.default()
+            values[row.name] = usual if said is None else said
+        values["size"] = self._size(body.size)
+        values["frames"] = frames_of(body, values["fps"])
+        values["seed"] = SEEDS.randrange(2**32) if body.seed is None else body.seed
+        return values
+
+    def _states(self, body: VideoSettings, prompt: str | None) -> dict[str, tuple[Any, ...]]:
+        """Returns what a body says of each state, by the names in a job; ApiError where it says something of some alone."""
         if not body.states:
-            return (prompt or "",), (), (), ()
+            return {**{row.name: () for row in fields_at(STATE)}, "states": () if prompt is None else (prompt,)}
         states = [State(text=state) if isinstance(state, str) else state for state in body.states]
-        placed = [state.at for state in states if state.at is not None]
-        if placed and len(placed) < len(states):
-            raise invalid("`at` stands at some states only; give it to all or to none", "synopsis")
-        try:
-            at = tuple(parse_position(place) if isinstance(place, str) else place for place in placed)
-        except ValueError as error:
-            raise invalid(str(error), "synopsis") from error
-        durations = [state.duration for state in states]
-        given = durations[:-1] if durations and durations[-1] is None else durations
-        if any(duration is None for duration in given) and any(duration is not None for duration in durations):
-            raise invalid("`duration` stands at some states only; give it to all, or all but the last, or none", "synopsis")
-        negatives = tuple(state.negative or body.negative_prompt or "" for state in states)
-        return (
-            tuple(state.text for state in states),
-            at,
-            tuple(duration for duration in given if duration is not None),
-            negatives if any(state.negative for state in states) else (),
-        )
+        said: dict[str, list[Any]] = {row.name: [getattr(state, row.http_name) for state in states] for row in fields_at(STATE)}
+        if any(said["negatives"]):
+            said["negatives"] = [own or body.negative_prompt or "" for own in said["negatives"]]
+        else:
+            said["negatives"] = []
+        if said["durations"][-1] is None:  # the way from the last state leads nowhere
+            said["durations"].pop()
+        return {row.name: _of_each(row, said[row.name]) for row in fields_at(STATE)}
 
     def _size(self, text: str | None) -> tuple[int, int]:
         if text is None:
@@ -123,7 +111,7 @@ class Resolver:
             ) from error
         return int(height), int(width)
 
-    async def told(self, job: Job, body: Wishes) -> Job:
+    async def told(self, job: Job, body: VideoSettings) -> Job:
         """Returns the job with the states of its prompt or its bundle, checked as the engine will."""
         if job.embeddings is not None:
             job = await asyncio.to_thread(self._from_bundle, job)
@@ -142,22 +130,15 @@ class Resolver:
         except EndpointError as error:
             message = "the language model that describes prompts gives no answer; give a synopsis, or enhance_prompt: false"
             raise ApiError(503, "prompt_not_enhanced", message, "enhance_prompt", SERVER, {"Retry-After": "5"}) from error
-        states = tuple(state[:LONGEST_STATE] for state in synopsis.states)
-        return replace(job, states=states, synopsis_source=synopsis.source)
+        states: dict[str, Any] = {"states": tuple(state[:LONGEST_STATE] for state in synopsis.states)}
+        return replace(job, synopsis_source=synopsis.source, **states)
 
     def _from_bundle(self, job: Job) -> Job:
         bundle = self.bundle(job.embeddings or "")
         synopsis: Synopsis = bundle.synopsis
-        return replace(
-            job,
-            prompt=job.prompt or synopsis.prompt,
-            states=synopsis.states,
-            at=synopsis.at,
-            durations=synopsis.durations,
-            negative=bundle.negative_prompt,
-            negatives=synopsis.negatives,
-            synopsis_source=synopsis.source,
-        )
+        states: dict[str, Any] = {row.name: getattr(synopsis, row.name) for row in fields_at(STATE)}
+        states["negative"] = bundle.negative_prompt
+        return replace(job, prompt=job.prompt or synopsis.prompt, synopsis_source=synopsis.source, **states)
 
     def bundle(self, id: str) -> "Embeddings":
         """Reads the bundle of an id; ApiError where the operator put none of that name."""
@@ -181,63 +162,65 @@ class Resolver:
             raise invalid(str(error)) from error
 
 
+def _of_each(row: VideoField, said: list[Any]) -> tuple[Any, ...]:
+    """Returns what states say of one setting; ApiError where some do and others do not, or where it cannot be read."""
+    given = [value for value in said if value is not None]
+    if given and len(given) < len(said):
+        but = ", or to all but the last" if row.name == "durations" else ""
+        raise invalid(f"`{row.http_name}` stands at some states only; give it to all{but}, or to none", "synopsis")
+    try:
+        return tuple(row.parse(value) if row.parse and isinstance(value, str) else value for value in given)
+    except ValueError as error:
+        raise invalid(str(error), "synopsis") from error
+
+
 def bundle_path(folder: Path | None, id: str) -> Path | None:
     """Names the file of a bundle's id; None for an id that could be a path."""
     return folder / f"{id}.safetensors" if folder is not None and re.fullmatch(BUNDLE, id) else None
 
 
-def frames_of(body: Wishes, fps: float) -> int:
+def frames_of(body: VideoSettings, fps: float) -> int:
     """Returns the number of frames: as said, else as long as `seconds`, else the engine's default."""
     if body.num_frames is not None:
         return body.num_frames
     return max(1, round(int(body.seconds) * fps)) if body.seconds is not None else Request.frames
 
 
-def tar_of(given: str | TarSettings | None, steps: int, until: str = Sampling().until) -> Tar | None:
-    """Returns a preset with single settings on top of it, as on the command line; of the preset `none` only what is given."""
+def tar_from_body(given: str | TarSettings | None, steps: int, until: str = Sampling().until) -> Tar | None:
+    """Returns a preset with single settings on top of it, as on the command line; ApiError for one that makes no sense."""
     given = TarSettings(preset=given) if isinstance(given, str) else given or TarSettings()
+    said = {row.name: getattr(given, row.http_name) for row in fields_at(TAR)}
+    values = {"tar": DEFAULT_PRESET, "sigma": {}, "until_step": until} | {k: v for k, v in said.items() if v is not None}
+    sigma = values.pop("sigma")
+    levels = sigma if isinstance(sigma, dict) else {0: sigma}
     try:
-        tar = Tar() if given.preset is None else tar_named(given.preset)
-        if given.sigma is not None:
-            levels = given.sigma if isinstance(given.sigma, dict) else {"0": given.sigma}
-            before = tar.sigma if tar else {}
-            tar = replace(tar or Tar(), sigma={**before, **{int(level): sigma for level, sigma in levels.items()}})
-        if tar is None:
-            return None
-        strength = tar.strength if given.strength is None else given.strength
-        return replace(tar, strength=strength, until_step=until_step(until if given.until is None else given.until, steps))
+        return tar_of(
+            values.pop("tar"), {int(level): value for level, value in levels.items()}, values.pop("until_step"), steps, **values
+        )
     except ValueError as error:
         raise invalid(str(error), "tar") from error
 
 
-def fingerprint(kind: str, body: Wishes) -> str:
+def fingerprint(kind: str, body: VideoSettings) -> str:
     """Hashes what a body asks for, so that a repeated request is known."""
     said = json.dumps([kind, body.model_dump(mode="json", exclude_none=True)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def remixed(job: Job, body: Wishes, prompt: str) -> CreateVideo:
+def remixed(job: Job, body: VideoSettings, prompt: str) -> CreateVideo:
     """Returns the body that makes a job again with another prompt and what else is said anew."""
-    height, width = job.size
-    before: dict[str, Any] = {
-        "num_frames": job.frames,
-        "size": f"{width}x{height}",
-        "fps": job.fps,
-        "spread": job.mode,
-        "num_inference_steps": job.steps,
-        "guidance_scale": job.guidance,
-        "eta": job.eta,
-        "seed": job.seed,
-        "priority": job.priority,
-        "metadata": job.metadata,
-        "negative_prompt": job.negative if body.embeddings is None else None,
-        "tar": "none" if (tar := tar_from(job.tar)) is None else _spelled(tar),
-    }
+    before: dict[str, Any] = {row.http_name: job.shown()[row.http_name] for row in fields_at(BODY) if row.settable}
+    before |= {"priority": job.priority, "metadata": job.metadata, "tar": _body_tar(tar_from(job.tar))}
+    if body.embeddings is not None:
+        del before["negative_prompt"]
     if body.seconds is not None:
         del before["num_frames"]
     return CreateVideo(**{**before, **body.model_dump(exclude_none=True), "prompt": prompt})
 
 
-def _spelled(tar: Tar) -> dict[str, Any]:
-    sigma = {str(level): sigma for level, sigma in tar.sigma.items()}
-    return {"preset": "none", "sigma": sigma, "strength": tar.strength, "until": tar.until_step}
+def _body_tar(tar: Tar | None) -> str | dict[str, Any]:
+    """Returns what a body says of TAR; its levels are on top of the preset without any."""
+    if tar is None:
+        return "none"
+    said = {row.http_name: getattr(tar, row.name) for row in fields_at(TAR) if row.path != "tar"}
+    return {**said, "preset": "none", "sigma": {str(level): sigma for level, sigma in tar.sigma.items()}}

@@ -19,12 +19,12 @@ from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
 from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .request_body import read_body
-from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
+from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, VideoSettings
 from .service import Caller, Service
 from .video_object import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
-Body = TypeVar("Body", bound=Wishes)
+Body = TypeVar("Body", bound=VideoSettings)
 MEDIA = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
 # what OpenAI's clients can ask for and this engine does not do
 UNSUPPORTED = "is not something this engine does: it makes videos from words, and `remix` makes one again with other words"

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from vstar_engine.config.request import MAX_FRAMES
+from vstar_engine.config.video_fields import BODY, STATE, TAR, VideoField, fields_at, unchanged
 
 LONGEST_PROMPT, LONGEST_STATE, MOST_STATES = 2000, 1000, 32
 NO_NUL = r"^[^\x00]*$"
@@ -19,14 +20,24 @@ def _seen(words: str) -> str:
 
 
 Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, pattern=NO_NUL), AfterValidator(_seen)]
-Unwanted = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=NO_NUL)]
+Text = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=NO_NUL)]
 Words = Annotated[str, Field(min_length=1, max_length=LONGEST_STATE, pattern=NO_NUL), AfterValidator(_seen)]
-Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Level = Annotated[str, Field(pattern=r"^[0-9]$")]
-Place = Annotated[int, Field(ge=0, lt=MAX_FRAMES)] | Annotated[float, Field(ge=0, le=1)] | Annotated[str, Field(max_length=20)]
 Priority = Annotated[int, Field(ge=-10, le=10)]
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
 Note = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
+Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Level = Annotated[str, Field(pattern=r"^[0-9]$")]
+# what is taken for settings that JSON spells otherwise than the engine, by their names in the API
+TYPES: dict[str | None, Any] = {
+    "size": Annotated[str, Field(pattern=SIZE)],
+    "synopsis.text": Words,
+    "synopsis.at": Annotated[int, Field(ge=0, lt=MAX_FRAMES)]
+    | Annotated[float, Field(ge=0, le=1)]
+    | Annotated[str, Field(max_length=20)],
+    "tar.preset": Annotated[str, Field(max_length=40)],
+    "tar.sigma": Sigma | dict[Level, Sigma],
+    "tar.until": Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")],
+}
 
 
 class Strict(BaseModel):
@@ -35,52 +46,53 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class State(Strict):
+def _taken(row: VideoField) -> Any:
+    """Returns the type that a body may give a setting."""
+    if row.http in TYPES:
+        return TYPES[row.http]
+    if row.choices:
+        return Literal[row.choices]
+    limits: dict[str, Any] = dict(row.bounds) | ({"allow_inf_nan": False} if row.value_type is float else {})
+    return Text if row.value_type is str else Annotated[row.value_type, Field(**limits)]
+
+
+def _fields(place: str) -> Any:
+    """Makes a body of the settings that are taken at a place; all but a state's text may be left out."""
+    made: dict[str, Any] = {}
+    for row in fields_at(place):
+        if row.settable:
+            kind, said = _taken(row), row.http_help or row.help
+            needed = row.path == "states"
+            made[row.http_name] = (kind, Field(description=said)) if needed else (kind | None, Field(None, description=said))
+    return create_model("Fields", __base__=Strict, **made)
+
+
+_State: Any = _fields(STATE)
+_Tar: Any = _fields(TAR)
+_Video: Any = _fields(BODY)
+
+
+class State(_State):
     """One state of a synopsis: what is seen, and where in the clip."""
 
-    text: Words
-    at: Place | None = Field(default=None, description="a frame such as 12, or a share of the clip such as 0.5 or 50%")
-    duration: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
-        default=None, description="its length relative to the other states'"
-    )
-    negative: Unwanted | None = Field(default=None, description="what it should not show")
 
-
-class TarSettings(Strict):
+class TarSettings(_Tar):
     """Temporal attention regularisation: the motion dial. Smaller sigma means more motion."""
-
-    preset: Annotated[str, Field(max_length=40)] | None = Field(default=None, description="such as 64D1_32D8, or none")
-    sigma: Sigma | dict[Level, Sigma] | None = Field(
-        default=None, description="in frames, by level of the UNet, on top of the preset's; a number is level 0's"
-    )
-    strength: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] | None = None
-    until: Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")] | None = Field(
-        default=None, description="last step with it, counted from 0, or a share of the steps such as 56%"
-    )
 
 
 Synopsis = Annotated[list[Words | State], Field(min_length=1, max_length=MOST_STATES)]
 
 
-class Wishes(Strict):
+class VideoSettings(_Video):
     """What may be said of a video beside its prompt."""
 
     model: Annotated[str, Field(max_length=100)] | None = None
     seconds: Annotated[int, Field(ge=1, le=600)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}$")] | None = Field(
         default=None, description="length; num_frames comes before it"
     )
-    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
-    size: Annotated[str, Field(pattern=SIZE)] | None = Field(default=None, description="WIDTHxHEIGHT in pixels")
-    fps: Annotated[float, Field(ge=1, le=60, allow_inf_nan=False)] | None = Field(default=None, description="of the file")
     synopsis: Synopsis | None = Field(default=None, description="the states that the video passes through, in order")
     subprompts: Synopsis | None = Field(default=None, description="another name of synopsis")
-    spread: Literal["linear", "ease", "hold"] | None = Field(default=None, description="how states spread over the frames")
     tar: Annotated[str, Field(max_length=40)] | TarSettings | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    negative_prompt: Unwanted | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(default=None, description="drawn where it is not given")
     embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(default=None, description="id of a precomputed bundle")
     enhance_prompt: bool | None = Field(
         default=None, description="describe the prompt's states; true where no synopsis is given"
@@ -93,7 +105,7 @@ class Wishes(Strict):
     n: Annotated[int, Field(ge=1, le=1)] | Literal["1"] | None = None
 
     @model_validator(mode="after")
-    def _one_synopsis(self) -> "Wishes":
+    def _one_synopsis(self) -> "VideoSettings":
         given = [name for name in ("synopsis", "subprompts", "embeddings") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of {' and '.join(given)}")
@@ -108,7 +120,7 @@ class Wishes(Strict):
         return self.synopsis or self.subprompts
 
 
-class CreateVideo(Wishes):
+class CreateVideo(VideoSettings):
     """A video to make."""
 
     prompt: Prompt | None = Field(default=None, description="may be left out where a synopsis or embeddings are given")
@@ -120,7 +132,7 @@ class CreateVideo(Wishes):
         return self
 
 
-class RemixVideo(Wishes):
+class RemixVideo(VideoSettings):
     """A video made again with another prompt; everything else stays unless it is given."""
 
     prompt: Prompt
@@ -131,16 +143,28 @@ class VideoError(BaseModel):
     message: str
 
 
-class ShownState(BaseModel):
+def _shown_fields(place: str) -> Any:
+    """Makes an answer of the settings at a place; a state need not have more than its text."""
+    made: dict[str, Any] = {}
+    for row in fields_at(place):
+        kind: Any = row.value_type if row.to_http is unchanged else str
+        if place == STATE:
+            kind = kind if row.path == "states" else kind | None
+        elif row.many:
+            kind = list[kind]
+        made[row.http_name] = (kind, ...)
+    return create_model("Fields", **made)
+
+
+_ShownVideo: Any = _shown_fields(BODY)
+_ShownState: Any = _shown_fields(STATE)
+
+
+class ShownState(_ShownState):
     """One state of a video, as `State` takes it."""
 
-    text: str
-    at: int | float | None
-    duration: float | None
-    negative: str | None
 
-
-class Video(BaseModel):
+class Video(_ShownVideo):
     """A video and how far it is."""
 
     id: str
@@ -152,23 +176,13 @@ class Video(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     seconds: str
-    size: str
     prompt: str
     remixed_from_video_id: str | None = None
     error: VideoError | None = None
-    num_frames: int
-    fps: float
-    seed: int
     synopsis: list[str]
     states: list[ShownState] = Field(description="the synopsis with where its states stand, to be sent as one again")
     synopsis_source: str
-    spread: str
-    num_inference_steps: int
-    guidance_scale: float
-    eta: float
-    negative_prompt: str
     tar: dict[str, Any] | None
-    fast: list[str]
     embeddings: str | None
     priority: int
     metadata: dict[str, str]

@@ -29,7 +29,7 @@ from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
-from .schema import CreateVideo, RemixVideo, Video, Wishes
+from .schema import CreateVideo, RemixVideo, Video, VideoSettings
 from .video_object import video
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,9 @@ class Service:
         said = fingerprint(f"remix {id}", body)
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
-    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> StoredJob:
+    async def _accept(
+        self, caller: Caller, body: VideoSettings, prompt: str | None, said: str, source: str | None
+    ) -> StoredJob:
         id = self._id_of(caller) or await self._repeated(caller, said)
         job = self.resolver.plain(body, prompt, caller.owner, said, id)
         self.admission.check_budget(job)
@@ -181,7 +183,7 @@ class Service:
         except UNAVAILABLE as error:
             raise unwritable(error) from error
 
-    async def _enqueue(self, job: Job, body: Wishes) -> StoredJob:
+    async def _enqueue(self, job: Job, body: VideoSettings) -> StoredJob:
         with contextlib.ExitStack() as undo:
             if self.admission.reserve(job.id, job.key_id):
                 # a write that failed may have reached the database all the same: the watchdog counts it again if so

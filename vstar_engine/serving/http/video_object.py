@@ -3,6 +3,7 @@
 from itertools import islice, zip_longest
 from typing import Any
 
+from vstar_engine.config.video_fields import STATE, fields_at
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, JobProgress
 from vstar_engine.serving.queue.stored_job import StoredJob
@@ -24,25 +25,16 @@ def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | Non
         progress=_progress(outcome["status"] if outcome else None, progress),
         created_at=int(job.created_at),
         seconds=seconds_of(job),
-        size=size_of(job),
         prompt=job.prompt,
         remixed_from_video_id=job.remixed_from,
-        num_frames=job.frames,
-        fps=job.fps,
-        seed=job.seed,
         synopsis=list(job.states),
         states=states_of(job),
         synopsis_source=job.synopsis_source,
-        spread=job.mode,
-        num_inference_steps=job.steps,
-        guidance_scale=job.guidance,
-        eta=job.eta,
-        negative_prompt=job.negative,
         tar=job.tar,
-        fast=list(job.fast),
         embeddings=job.embeddings,
         priority=job.priority,
         metadata=job.metadata,
+        **job.shown(),
     )
     if outcome is None:
         if progress is not None:
@@ -73,20 +65,14 @@ def _progress(ended: str | None, progress: JobProgress | None) -> int:
 
 def states_of(job: Job) -> list[ShownState]:
     """Returns a job's states with their settings; one that shares the clip's negative prompt has none of its own."""
-    said = zip_longest(job.states, job.at, job.durations, job.negatives)
-    each = islice(said, len(job.states))
-    return [ShownState(text=text, at=at, duration=duration, negative=negative) for text, at, duration, negative in each]
+    names = [row.http_name for row in fields_at(STATE)]
+    each = islice(zip_longest(*(getattr(job, row.name) for row in fields_at(STATE))), len(job.states))
+    return [ShownState(**dict(zip(names, values, strict=True))) for values in each]
 
 
 def seconds_of(job: Job) -> str:
     """Spells how long a job's video plays."""
     return f"{job.frames / job.fps:.3f}".rstrip("0").rstrip(".")
-
-
-def size_of(job: Job) -> str:
-    """Spells a job's size as WIDTHxHEIGHT."""
-    height, width = job.size
-    return f"{width}x{height}"
 
 
 def poll_after(shown: Video) -> int:
