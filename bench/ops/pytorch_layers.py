@@ -73,7 +73,7 @@ def unfused(network: Network, *kinds: type[nn.Module]) -> Network:
 
 
 def in_one_go(unet: Network) -> Network:
-    """Makes the linear layers of a network without data as Triton's products, in place."""
+    """Makes the linear layers of a network without data as Triton's products, in site."""
     for module in unet.modules():
         if isinstance(module, Linear):
             module.__class__ = OneGoLinear

@@ -80,9 +80,10 @@ class Service:
     async def start(self) -> None:
         """Starts the store, which is open; the engine goes on starting behind it."""
         self._watch()
-        await self.store.start(self.runner)
+        await self.store.start(self.runner, lambda: len(self.admission) > len(self.runner.running))
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
+        self.store.look()
         metrics.recovered(len(unfinished))
         for takes, count in (await self.store.foreign()).items():
             log.warning(
@@ -309,7 +310,9 @@ class Service:
                     last = time.monotonic()
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
-                    self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
+                    if found := {id: owner for id, owner in unfinished.items() if id not in self.admission}:
+                        self.admission.restore(found)
+                        self.store.look()
             except UNAVAILABLE as error:
                 log.warning("the database of jobs cannot be used: %s, %s", unwritable(error).code, type(error).__name__)
             self.runner.board.forget()

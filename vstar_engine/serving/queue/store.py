@@ -29,6 +29,7 @@ from vstar_engine.serving.jobs.progress import FAILED
 from vstar_engine.serving.jobs.result_files import UNKNOWN
 from vstar_engine.serving.settings import Settings
 
+from .queue_worker import LOOK, QueueWorker, calm
 from .runner import Runner, Stopped
 from .sqlite import Connection, Disk, DiskError, prepare
 from .stored_job import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
@@ -36,7 +37,8 @@ from .stored_job import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, applicati
 log = logging.getLogger(__name__)
 
 QUEUE, WORKFLOW = "videos", "generate"
-POLLING = 0.05
+# seconds between two times that DBOS tells others of events and streams in Postgres, of which there are none; it would be 0.01
+SELDOM_TOLD = 1.0
 # what DBOS writes of a job's end, and the seconds between two tries where that cannot be written
 OUTCOMES = ("record_operation_result", "update_workflow_outcome")
 PAUSE = 1.0
@@ -117,6 +119,7 @@ class JobStore:
         self._disk: Disk | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._system: Any = None  # what DBOS writes through
+        self._queue: QueueWorker | None = None
         self._gone: dict[str, tuple[str, Place]] = {}  # id -> its owner and place
 
     @property
@@ -143,8 +146,11 @@ class JobStore:
                 hint = f"if {path} is damaged, move it away: the list of jobs starts anew, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
-    async def start(self, runner: Runner) -> None:
-        """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
+    async def start(self, runner: Runner, waiting: Callable[[], bool]) -> None:
+        """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used.
+
+        `waiting` says whether jobs are known that nobody has begun.
+        """
         global _runner
         _runner = runner
         DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign, assignment]
@@ -156,9 +162,11 @@ class JobStore:
             application_version=self.takes,
             serializer=DBOSPortableJSONSerializer(),
             log_level="ERROR",
+            notification_coalesce_sec=SELDOM_TOLD,
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
         )
         try:
+            calm()
             dbos = DBOS(config=config)
             its = logging.getLogger("dbos")
             its.handlers.clear()
@@ -169,9 +177,10 @@ class JobStore:
             for name in OUTCOMES:
                 setattr(self._system, name, patient(getattr(self._system, name)))
             self._system.update_workflow_outcome = self._told(self._system.update_workflow_outcome)
-            await DBOS.register_queue_async(
-                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
+            queue = await DBOS.register_queue_async(
+                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=LOOK, on_conflict="always_update"
             )
+            self._queue = QueueWorker(dbos, queue, waiting, self.alone)
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
 
@@ -224,6 +233,8 @@ class JobStore:
 
     async def stop(self) -> None:
         """Leaves the database; what has not ended is taken up at the next start."""
+        if self._queue is not None:
+            await asyncio.to_thread(self._queue.stop)
         await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
 
     def close(self) -> None:
@@ -233,6 +244,11 @@ class JobStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def look(self) -> None:
+        """Has jobs that wait taken now, as far as there is room, instead of at the queue's next look."""
+        if self._queue is not None:
+            self._queue.ring()
 
     async def add(self, job: Job, at_once: bool) -> None:
         """Writes a job down, to run in its turn or `at_once`. An id that is there already stays what it is."""
@@ -251,6 +267,7 @@ class JobStore:
                 },
                 job.to_json(),
             )
+            self.look()
         await self._sync()
 
     async def _sync(self) -> None:
@@ -311,6 +328,7 @@ class JobStore:
         """Puts jobs back into the queue, whose run here ended without an outcome. One that was cancelled meanwhile stays so."""
         for id in ids:
             await asyncio.to_thread(self._system.reenqueue_for_recovery, id, [self.settings.instance], QUEUE)
+        self.look()
 
     async def cancel(self, id: str) -> None:
         """Records a job as cancelled, unless it ended."""

@@ -40,7 +40,7 @@ class Dispatcher:
         self.pace = Pace()
         self.described: dict[str, Any] = {}
         self.counts = {"restarts": 0, "retried": 0, "batches": 0, "batched_jobs": 0, "between": 0}
-        self.news = asyncio.Event()
+        self.news, self.riding = asyncio.Event(), asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
         self.closing = False
 
@@ -194,6 +194,9 @@ class Dispatcher:
     async def _watch(self) -> None:
         """Ends workers that hang. Time is counted in ticks, so that a pause of this very process is no one's fault."""
         while True:
+            if not any(lane.tickets for lane in self.lanes):
+                self.riding.clear()
+                await self.riding.wait()
             await asyncio.sleep(TICK)
             for lane in self.lanes:
                 if not lane.up or not lane.tickets:
@@ -370,6 +373,7 @@ class Dispatcher:
         else:
             tickets[0].together = False
         lane.silent = 0.0
+        self.riding.set()
         self.counts["batches"] += 1
         self.counts["batched_jobs"] += len(tickets)
         lane.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
