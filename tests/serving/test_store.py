@@ -268,7 +268,7 @@ def test_what_was_set_aside_is_kept_no_longer_than_videos(tmp_path, settings, le
         os.utime(aside / f"{number}.mp4", (number, number))
     asyncio.run(retention.sweep(Kept({}), Settings(data=tmp_path, **settings), list))
     assert [path.name for path in sorted(aside.iterdir())] == ["0.mp4", "1.mp4"][2 - left :]
-    assert ("set aside were deleted" in caplog.text) == (left < 2)
+    assert ("files set aside" in caplog.text) == (left < 2)
 
 
 def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):
