@@ -78,9 +78,10 @@ class Service:
     async def start(self) -> None:
         """Connects the store, which must be open, and starts the engine in the background."""
         self._watch()
-        await self.store.start(self.runner)
+        await self.store.start(self.runner, lambda: len(self.admission) > len(self.runner.running))
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
+        self.store.look()
         self.metrics.recovered(len(unfinished))
         for takes, count in (await self.store.foreign()).items():
             log.warning(
@@ -309,7 +310,9 @@ class Service:
                     last = time.monotonic()
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
-                    self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
+                    if found := {id: owner for id, owner in unfinished.items() if id not in self.admission}:
+                        self.admission.restore(found)
+                        self.store.look()
             except UNAVAILABLE as error:
                 log.warning("the database of jobs is unavailable: %s, %s", unwritable(error).code, type(error).__name__)
             self.runner.tracker.drop_finished()

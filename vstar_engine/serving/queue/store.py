@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vstar_engine.serving.settings import Settings
 
 from . import dbos_patches
 from .errors import UNAVAILABLE, StoreError
+from .queue_worker import LOOK, QueueWorker
 from .sqlite import Connection, Disk, prepare
 from .stored_job import (
     FINISHED,
@@ -39,7 +40,8 @@ from .workflow import WORKFLOW, StoreCallbacks, Workflow, register
 log = logging.getLogger(__name__)
 
 QUEUE = "videos"
-POLLING = 0.05
+# seconds between two notices of events and streams in Postgres, which are not used here; DBOS's own default is 0.01
+NOTICE_INTERVAL = 1.0
 MIDDLE_PRIORITY = 1000
 
 # number of deleted jobs whose cursor is kept, for clients whose next page begins there
@@ -59,6 +61,7 @@ class JobStore:
         self._run: Workflow | None = None
         self._reports: set[asyncio.Task[None]] = set()
         self._system: Any = None  # DBOS's system database
+        self._queue: QueueWorker | None = None
         self._deleted: dict[str, tuple[str, PageCursor]] = {}  # id -> its owner and cursor
 
     @property
@@ -85,8 +88,11 @@ class JobStore:
                 hint = f"if {path} is damaged, move it away: the list of jobs then starts empty, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
-    async def start(self, callbacks: StoreCallbacks) -> None:
-        """Connects to the database and resumes unfinished jobs; StoreError if it cannot be used."""
+    async def start(self, callbacks: StoreCallbacks, waiting: Callable[[], bool]) -> None:
+        """Connects to the database and resumes unfinished jobs; StoreError if it cannot be used.
+
+        `waiting` returns whether jobs are known here that no worker has begun.
+        """
         self._callbacks, self._run = callbacks, register(callbacks)
         dbos_patches.refuse_pickle()
         engine: dict[str, Any] = {"hide_parameters": True}  # otherwise errors show the statement's parameters, and so prompts
@@ -97,18 +103,21 @@ class JobStore:
             application_version=self.takes,
             serializer=DBOSPortableJSONSerializer(),
             log_level="ERROR",
+            notification_coalesce_sec=NOTICE_INTERVAL,
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
         )
         try:
+            dbos_patches.stop_polling()
             dbos = DBOS(config=config)
             with dbos_patches.quiet_launch():
                 DBOS.launch()
             self._system = dbos._sys_db
             dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, self.settings.intervals.outcome_retry)
             dbos_patches.report_outcomes(self._system, self._report_soon)
-            await DBOS.register_queue_async(
-                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
+            queue = await DBOS.register_queue_async(
+                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=LOOK, on_conflict="always_update"
             )
+            self._queue = QueueWorker(dbos, queue, waiting, self.alone)
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
 
@@ -148,6 +157,8 @@ class JobStore:
 
     async def stop(self) -> None:
         """Disconnects from the database; unfinished jobs resume at the next start."""
+        if self._queue is not None:
+            await asyncio.to_thread(self._queue.stop)
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True, workflow_completion_timeout_sec=0)
 
     def close(self) -> None:
@@ -157,6 +168,11 @@ class JobStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def look(self) -> None:
+        """Starts waiting jobs now, as far as there is room, rather than at the queue's next look."""
+        if self._queue is not None:
+            self._queue.ring()
 
     async def add(self, job: Job, at_once: bool) -> None:
         """Stores a job, to run from the queue or `at_once`. A job whose id is already stored is not changed."""
@@ -176,6 +192,7 @@ class JobStore:
                 },
                 job.to_json(),
             )
+            self.look()
         await self._sync()
 
     async def _sync(self) -> None:
@@ -236,6 +253,7 @@ class JobStore:
         """Queues jobs again whose run here ended without an outcome. Jobs cancelled meanwhile stay cancelled."""
         for id in ids:
             await asyncio.to_thread(self._system.reenqueue_for_recovery, id, [self.settings.instance], QUEUE)
+        self.look()
 
     async def cancel(self, id: str) -> None:
         """Records a job as cancelled, unless it has ended."""

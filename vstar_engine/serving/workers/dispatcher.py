@@ -41,7 +41,7 @@ class Dispatcher:
         self.waiting = WaitingJobs(policy, self.step_times)
         self.described: dict[str, Any] = {}
         self.counts = {"restarts": 0, "retried": 0, "batches": 0, "batched_jobs": 0, "between": 0}
-        self.news = asyncio.Event()
+        self.news, self.running = asyncio.Event(), asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
         self.closing = False
 
@@ -196,6 +196,9 @@ class Dispatcher:
     async def _detect_hangs(self) -> None:
         """Kills workers that hang. Silence is counted in ticks, so that a pause of this process is not held against them."""
         while True:
+            if not any(worker.jobs for worker in self.workers):
+                self.running.clear()
+                await self.running.wait()
             await asyncio.sleep(TICK)
             for worker in self.workers:
                 if not worker.ready or not worker.jobs:
@@ -346,6 +349,7 @@ class Dispatcher:
         else:
             jobs[0].together = False
         worker.silent = 0.0
+        self.running.set()
         self.counts["batches"] += 1
         self.counts["batched_jobs"] += len(jobs)
         worker.link.send({"do": "run", "run": number, "jobs": [pending.job.to_json() for pending in jobs]})

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.machine import threads
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.settings import Settings
 
@@ -41,7 +42,7 @@ class ProcessLink:
         ours, theirs = socket.socketpair()
         with theirs:
             command = (sys.executable, "-m", "vstar_engine.serving.workers.worker", str(theirs.fileno()))
-            environment = {**os.environ, **self.environment}
+            environment = threads.environment({**os.environ, **self.environment})
             self.child = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment
             )
