@@ -102,7 +102,7 @@ def test_a_list_is_in_order_within_a_second(newest_first, tmp_path):
     async def listed():
         kept = JobStore(Settings(data=tmp_path), "mini")
         kept.open()
-        await kept.start(Callbacks())
+        await kept.start(Callbacks(), lambda: False)
         try:
             for job in jobs:
                 await kept.add(job, at_once=False)

@@ -81,7 +81,7 @@ class Service:
         await self.store.start(self.runner, lambda: len(self.admission) > len(self.runner.running))
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
-        self.store.look()
+        self.store.wake_queue()
         self.metrics.recovered(len(unfinished))
         for takes, count in (await self.store.foreign()).items():
             log.warning(
@@ -312,7 +312,7 @@ class Service:
                     self.admission.reconcile(unfinished)
                     if found := {id: owner for id, owner in unfinished.items() if id not in self.admission}:
                         self.admission.restore(found)
-                        self.store.look()
+                        self.store.wake_queue()
             except UNAVAILABLE as error:
                 log.warning("the database of jobs is unavailable: %s, %s", unwritable(error).code, type(error).__name__)
             self.runner.tracker.drop_finished()
