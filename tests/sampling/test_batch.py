@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.denoisers import Watched
 from support.engines import engine_at, engine_like
 from vstar_engine import Sampling, Tar
 from vstar_engine.artifacts.built_engine import BuiltEngine
@@ -56,7 +57,7 @@ def test_a_video_does_not_depend_on_those_it_rides_with(mini, alone, order):
 
 def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
     sizes = []
-    counting = engine_like(mini, denoiser=lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given))
+    counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: sizes.append(len(given[2]))))
     careful = request("rain", seed=9, batch_guidance=False)
     together = latents(counting, [MIXED[0], careful, MIXED[1]])
     assert sizes == [3, 2] * 4
@@ -87,7 +88,7 @@ def test_each_video_has_its_own_settings_on_it(mini):
 
 def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
     heard, sizes = [], []
-    counting = engine_like(mini, denoiser=lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given))
+    counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: sizes.append(len(given[2]))))
     videos = counting.run_batch(
         MIXED[:3], lambda done, total: heard.append((done, total)), lambda index: index == 0 and len(heard) == 2
     )
@@ -100,7 +101,7 @@ def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
 
 def test_when_all_are_cancelled_no_step_is_taken(mini):
     calls = []
-    counting = engine_like(mini, denoiser=lambda *given: calls.append(1) or mini.denoiser(*given))
+    counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: calls.append(1)))
     assert counting.run_batch(MIXED[:2], cancelled=lambda index: True) == [None, None]
     assert not calls
 
