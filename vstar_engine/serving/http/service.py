@@ -188,7 +188,7 @@ class Service:
             if self.admission.reserve(job.id, job.key_id):
                 # a write that failed may have reached the database all the same: the watchdog counts it again if so
                 undo.callback(self.admission.give_back, job.id)
-            job = await self.resolver.told(job, body)
+            job = await self.resolver.with_states(job, body)
             # with nobody before it a job need not wait for the queue's next look
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
