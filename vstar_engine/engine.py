@@ -9,21 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import digest_of
-from vstar_engine.backends import graph_memory
 from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory
-from vstar_engine.networks.unet import UNet
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import Adapted
@@ -38,7 +36,7 @@ from .warmup import ClipSize, warm_up
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
-OnPart = Callable[[Video], None]
+OnFrames = Callable[[Video], None]
 # frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
 USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
@@ -62,7 +60,7 @@ class Engine:
         dtype: str | None = None,
         spatial_attention: str = "auto",
         text: str | None = "weights",
-        engine: str | Path | Artifact | None = None,
+        engine: str | Path | BuiltEngine | None = None,
         loras: Sequence[str] = (),
         graphs: bool = True,
         fp8: bool = False,
@@ -103,7 +101,7 @@ class Engine:
     @property
     def records(self) -> bool:
         """Returns whether the first steps of a shape take longer, because they are recorded or tuned."""
-        return graph_memory.records(self.denoiser) or (self.artifact is not None and self.device.type == "cuda")
+        return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[ClipSize]:
         """Returns the default sizes to warm: those a built engine was built for, else usual ones."""
@@ -126,18 +124,19 @@ class Engine:
         """
         if self.fp8 is not None:
             raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
-        if self.artifact is not None or not isinstance(self.denoiser, UNet):
+        unet = self.denoiser.module
+        if self.artifact is not None or unet is None:
             raise ValueError("a built engine keeps the LoRAs it was built with; build another with `vstar-engine build --lora`")
         before = [str(lora) for lora in self.loras]
         try:
-            self._refill(self.denoiser, loras)
+            self._refill(unet, loras)
         except CheckpointError:
-            self._refill(self.denoiser, before)
+            self._refill(unet, before)
             raise
 
-    def _refill(self, unet: UNet, loras: Sequence[str]) -> None:
+    def _refill(self, unet: nn.Module, loras: Sequence[str]) -> None:
         """Reloads the UNet's weights with LoRAs merged in."""
-        graph_memory.forget_graphs(unet)
+        self.denoiser.forget_graphs()
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
         self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
@@ -183,15 +182,15 @@ class Engine:
         request: Request,
         on_step: Callable[[int, int], None] | None = None,
         embeddings: Embeddings | None = None,
-        on_part: OnPart | None = None,
+        on_frames: OnFrames | None = None,
     ) -> Video:
-        """Makes the video of a request. `on_step` gets (steps done, all steps), `on_part` runs of frames as they are decoded.
+        """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
 
         `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
         and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_part)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames)
         assert video is not None
         return video
 
@@ -201,12 +200,12 @@ class Engine:
         on_step: Callable[[int, int], None] | None = None,
         cancelled: Callable[[int], bool] | None = None,
         embeddings: Sequence[Embeddings | None] = (),
-        on_part: OnPart | None = None,
+        on_frames: OnFrames | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
         A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step;
-        a cancelled request gives None. `on_part` gets runs of decoded frames, each as a video with its own provenance, one
+        a cancelled request gives None. `on_frames` gets runs of decoded frames, each as a video with its own provenance, one
         video after another. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
@@ -219,7 +218,7 @@ class Engine:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
         for row in batch.rows:
-            videos[row.index] = self.finish(batch, row, on_part)
+            videos[row.index] = self.finish(batch, row, on_frames)
         return videos
 
     @torch.inference_mode()
@@ -240,12 +239,12 @@ class Engine:
         if self.artifact is not None:
             self.artifact.check_requests(*requests)
         footprint = memory.Footprint.of(first, self.spec, self.dtype)
-        graph_memory.check(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
+        memory.make_room(replace(footprint, batch=rows_at_once(requests)), self.denoiser, self.device)
         seconds = {"text": 0.0, "denoise": 0.0}
         with _timed(seconds, "text"):
             given = [*embeddings] or [None] * len(requests)
             rows = [
-                Row.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
+                BatchRow.of(i, request, held, *self._context(request, held, encode or self.embed), self.spec)
                 for i, (request, held) in enumerate(zip(requests, given, strict=True))
             ]
         # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
@@ -254,20 +253,20 @@ class Engine:
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @torch.inference_mode()
-    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
-        """Decodes a row whose steps are done, as many frames at once as fit; `on_part` gets each run of frames as a video."""
+    def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
+        """Decodes a row whose steps are done, as many frames at once as fit; `on_frames` gets each run of frames as a video."""
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
         whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
-            chunk = graph_memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
+            chunk = memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
                 part = frames[done : done + len(pixels)]
                 part[:] = to_bytes(pixels.transpose(0, 1))
                 done += len(part)
-                if on_part:
-                    on_part(replace(whole, frames=part))
+                if on_frames:
+                    on_frames(replace(whole, frames=part))
         if self.device.type == "cpu":
             malloc.give_back()
         return whole

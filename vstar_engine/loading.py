@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.source_hash import engine_hash
-from vstar_engine.backends import TENSORRT, backend_named, graph_memory
+from vstar_engine.backends import TENSORRT, backend_named
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec
 from vstar_engine.config.sampling import FP8
@@ -51,7 +51,7 @@ class LoadedModel:
     unused: list[str] = field(default_factory=list)
     text_hash: str | None = None
     vocabulary: Set[str] = frozenset()
-    artifact: Artifact | None = None
+    artifact: BuiltEngine | None = None
     path: Path | None = None
     loras: Sequence[Lora] = ()
     fp8: Mapping[str, float] | None = None
@@ -121,7 +121,7 @@ def _convert(unet: UNet, spec: Spec, tower: TextTower | None, device: torch.devi
     assert tower is not None
     largest = calibrate(unet, spec, lambda prompts: tower(tokenize(prompts).to(device)))
     fp8.convert(unet, largest)
-    graph_memory.forget_graphs(unet)
+    unet.forget_graphs()
     if device.type == "cpu":
         request_warnings.warn_once(f"{FP8} saves no time on a CPU; it shows the error that a GPU would make")
     return largest

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.manifest import read_weights
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.sampling import FP8
@@ -27,13 +27,13 @@ class ModelChoice:
     dtype: str = "float32"
     spatial_attention: str = "auto"
     text: str | None = WEIGHTS
-    engine: Artifact | None = None
+    engine: BuiltEngine | None = None
     loras: tuple[str, ...] = ()
     graphs: bool = True
     fp8: bool = False
 
     @staticmethod
-    def of(engine: str | Path | Artifact | None = None, **asked: Any) -> "ModelChoice":
+    def of(engine: str | Path | BuiltEngine | None = None, **asked: Any) -> "ModelChoice":
         """Settles each setting: as asked for unless None, else as the built engine has it, else its default.
 
         Raises EngineError for a setting that differs from the built engine's, ValueError for one that makes no sense.
@@ -41,7 +41,7 @@ class ModelChoice:
         asked = {name: value for name, value in asked.items() if value is not None or name == "text"}
         if engine is None:
             return ModelChoice(**asked)
-        artifact = engine if isinstance(engine, Artifact) else Artifact.open(engine)
+        artifact = engine if isinstance(engine, BuiltEngine) else BuiltEngine.open(engine)
         own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
         other = {"weights_path": asked["weights"]} if "weights" in asked else {}
         artifact.check(other, **{name: asked[name] for name in own if name in asked})
@@ -68,7 +68,7 @@ class ModelChoice:
                 f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
             )
 
-    def _check_built(self, engine: Artifact) -> None:
+    def _check_built(self, engine: BuiltEngine) -> None:
         """Raises ValueError for an option that changes nothing in a built engine."""
         if self.spatial_attention != "auto":
             said = f"{engine.folder} attends within frames as it was built to, got spatial attention {self.spatial_attention!r}"

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 
 ROOT = Path(__file__).parents[2]
 SIZE = "32x64"
@@ -44,7 +44,7 @@ def command(*words, code=0):
 def build(folder, backend, *more):
     words = ["build", "--model", "mini", "--backend", backend, "--dtype", "float16", "--device", "cuda", "--size", SIZE]
     command("-m", "vstar_engine", *words, "--frames", "16,32", *more, "--out", folder)
-    return Artifact.open(folder)
+    return BuiltEngine.open(folder)
 
 
 def check_run(folder, weights=None):

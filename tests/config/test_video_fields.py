@@ -32,7 +32,7 @@ from vstar_engine.serving.http.routes import router
 from vstar_engine.serving.http.schema import CreateVideo, RemixVideo
 from vstar_engine.serving.http.video_object import video
 from vstar_engine.serving.jobs.job import Job
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 
 found = {}
 
@@ -53,7 +53,7 @@ body, resolver = CreateVideo.model_validate({"prompt": "snow", "contrast": 2.0},
 job = asyncio.run(resolver.with_states(resolver.plain(body, "snow", "", ""), body))
 found["stored"] = json.loads(json.dumps(job.to_json()))["contrast"]
 found["engine"] = Job.from_json(job.to_json()).request().sampling.contrast
-found["shown"] = video(Record(job, 0), None, None).model_dump(mode="json")["contrast"]
+found["shown"] = video(StoredJob(job, 0), None, None).model_dump(mode="json")["contrast"]
 found["remix"] = remixed(job, RemixVideo(prompt="rain"), "rain").contrast
 found["another remix"] = remixed(job, RemixVideo(prompt="rain", contrast=3.0), "rain").contrast
 found["left out"] = resolver.plain(CreateVideo(prompt="snow"), "snow", "", "").contrast

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vstar_engine import Engine, Sampling
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.bench.harness.random_networks import step_inputs
 from vstar_engine.bench.ops.pytorch_layers import unfused
 from vstar_engine.commands import main
@@ -356,7 +356,7 @@ def test_what_does_not_compose(mini, small):
     with pytest.raises(ValueError, match="needs the text tower and states, not embeddings"):
         Engine.load("mini", text=None, fp8=True)
     with pytest.raises(ValueError, match="converts the network in eager PyTorch, and DIR computes as it was built"):
-        ModelChoice("mini", engine=Artifact(Path("DIR"), {}), fp8=True)
+        ModelChoice("mini", engine=BuiltEngine(Path("DIR"), {}), fp8=True)
     with pytest.raises(ValueError, match="a network in fp8 keeps the LoRAs it was loaded with"):
         small.adapt(["a.safetensors"])
     with pytest.raises(ValueError, match=r"fp8 is a way to load the network, .*Engine.load\(fp8=True\)"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.denoisers import Watched
 from support.engines import engine_like
 from vstar_engine import Sampling
 from vstar_engine.commands.inspect import command_for
@@ -113,11 +114,10 @@ def test_the_engine_asks_for_one_branch_a_step_and_warns_once(mini, caplog):
     assert "LoRA" not in caplog.text
     asked = []
 
-    def denoiser(latents, timestep, context, fps, tar):
+    def seen(latents, timestep, *given):
         asked.append((len(latents), int(timestep[0])))
-        return mini.denoiser(latents, timestep, context, fps, tar)
 
-    watched = engine_like(mini, denoiser=denoiser)
+    watched = engine_like(mini, denoiser=Watched(mini.denoiser, seen))
     request = Request(("snow", "flowers"), 3, 1, (32, 64), Sampling.few())
     one, two = watched.run(request), watched.run(request)
     assert asked == [(1, 999), (1, 759), (1, 499), (1, 259)] * 2

@@ -85,14 +85,14 @@ def name_of(identity: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class BuiltEngine:
     """A built engine whose files were checked against its manifest."""
 
     folder: Path
     manifest: Mapping[str, Any]
 
     @staticmethod
-    def open(folder: str | Path) -> "Artifact":
+    def open(folder: str | Path) -> "BuiltEngine":
         """Reads an engine's folder, or one of that name among the engines.
 
         Raises EngineError for a folder that others may write, or whose manifest or files are damaged: before any library reads
@@ -110,7 +110,7 @@ class Artifact:
         if "sha256" not in manifest:
             raise EngineError(f"{path / MANIFEST} was altered: it states no sha256 of itself")
         _check_stated(path / MANIFEST, manifest)
-        return Artifact(path, manifest)
+        return BuiltEngine(path, manifest)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -235,12 +235,12 @@ def _check_stated(path: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def engines(root: Path) -> Iterator[Artifact | EngineError]:
+def engines(root: Path) -> Iterator[BuiltEngine | EngineError]:
     """Yields each engine below `root` by name, or what is wrong with it."""
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
         if folder.is_dir() and not folder.name.startswith("."):
             try:
-                yield Artifact.open(folder)
+                yield BuiltEngine.open(folder)
             except EngineError as error:
                 yield error
 

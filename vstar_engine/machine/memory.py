@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Clip, rows_at_once
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import CHUNK, Vae
@@ -100,7 +101,7 @@ def activation_bytes(request: Footprint) -> int:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
                 torch.empty(request.batch, 1, dtype=torch.int64),
-                unet.hear(torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim)),
+                unet.prepare_context(torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim)),
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
@@ -118,9 +119,18 @@ def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
     return decoding.peak
 
 
-def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
+def frames_within(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
     """Returns how many frames may be decoded at once in `free` bytes; 0 where not even one fits."""
     return min(CHUNK, max(0, int((free - WORKSPACE) / (MARGIN * frame_bytes(spec, height, width, dtype)))))
+
+
+def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, denoiser: Denoiser, device: torch.device) -> int:
+    """Returns how many frames to decode at once, at least one; drops the denoiser's CUDA graphs where none would fit."""
+
+    def fitting() -> int:
+        return frames_within(spec, height, width, dtype, available_bytes(device) - denoiser.graph_bytes())
+
+    return fitting() or (denoiser.forget_graphs() and fitting()) or 1
 
 
 def available_bytes(device: torch.device) -> int:
@@ -152,6 +162,16 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
             f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
             f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
         )
+
+
+def make_room(request: Footprint, denoiser: Denoiser, device: torch.device) -> None:
+    """Drops the CUDA graphs of earlier shapes where a batch needs their memory; raises MemoryShortage where it still lacks."""
+    try:
+        check(request, device, loaded=True, kept=denoiser.graph_bytes())
+    except MemoryShortage:
+        if not denoiser.forget_graphs():
+            raise
+        check(request, device, loaded=True)
 
 
 def _nearest(request: Footprint, free: int, loaded: bool) -> str:

@@ -31,8 +31,8 @@ def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
 
     def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
         g = table(Tar(), spec.unet.levels, FRAMES, index).to(device)
-        heard, unheard = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
-        return heard, unheard
+        cond, uncond = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
+        return cond, uncond
 
     with watched(unet) as largest:
         for _ in sample(denoise, Schedule.ddim(STEPS), tape[0].to(device), guidance=Sampling.guidance, noise=tape[1:]):

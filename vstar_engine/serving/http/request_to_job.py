@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar, tar_of
@@ -39,7 +39,7 @@ class Resolver:
     """
 
     spec: Spec
-    artifact: Artifact | None = None
+    artifact: BuiltEngine | None = None
     bundles: Path | None = None
     enhance: bool = True
     llm: Llm | None = None

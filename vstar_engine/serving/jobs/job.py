@@ -9,13 +9,13 @@ from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Tar
 from vstar_engine.config.video_fields import BODY, STATE, fields_at, request_from
 
-# raised when the fields of a job change their meaning, so that an older server's jobs are not read wrongly
+# increased when a field of Job changes its meaning, so that jobs of an older server are not misread
 VERSION = 1
 ID = re.compile(r"video_[0-9a-f]{32}")
 
 
 def new_id() -> str:
-    """Returns a random id."""
+    """Returns a random id that cannot be guessed."""
     return f"video_{uuid.uuid4().hex}"
 
 
@@ -53,12 +53,12 @@ class Job(_Settings):
     fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values that `from_json` reads back."""
+        """Returns the job as plain JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Job":
-        """Reads what `to_json` wrote; TypeError for other fields."""
+        """Reads a job from `to_json`; TypeError for unknown or missing fields."""
         tuples = {f.name for f in fields(Job) if str(f.type).startswith("tuple")}
         given: dict[str, Any] = {name: tuple(value) if name in tuples else value for name, value in content.items()}
         return Job(**given)
@@ -90,7 +90,7 @@ def tar_json(tar: Tar | None) -> dict[str, Any] | None:
 
 
 def tar_from(content: dict[str, Any] | None) -> Tar | None:
-    """Reads what `tar_json` wrote."""
+    """Reads TAR from `tar_json`."""
     if content is None:
         return None
     return Tar(**{**content, "sigma": {int(level): value for level, value in content["sigma"].items()}})

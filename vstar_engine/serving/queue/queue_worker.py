@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import dbos._dbos
-import dbos._workflow_commands
 from dbos import DBOS, Queue
 from dbos._queue import queue_worker_thread
 
@@ -21,20 +19,8 @@ LOOK = 0.05
 SLOW_ALONE, SLOW_SHARED = 5.0, 1.0
 # the same for DBOS's own queue, into which it puts jobs that ran when a server ended
 SLOW_RECOVERED = 30.0
-# seconds between two looks for jobs with a delay or a deadline, of which there are none
-SELDOM = 60.0
 # seconds that a look may take to end
 ENDING = 10.0
-
-
-def calm() -> None:
-    """Keeps DBOS, before it is launched, from looking by itself every second: the queues are listened to here."""
-    dbos._dbos.queue_thread = _listen_to_nothing
-    dbos._workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC = SELDOM
-
-
-def _listen_to_nothing(stop_event: threading.Event, dbos: DBOS) -> None:
-    pass
 
 
 class Bell:

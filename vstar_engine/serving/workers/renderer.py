@@ -39,7 +39,7 @@ class Renderer(Protocol):
         """Returns the clips (frames, height, width) to warm where none are named."""
 
     def most_at_once(self) -> int:
-        """Returns how many videos can ride together by how the engine was built."""
+        """Returns the largest batch that the engine was built for."""
 
     def begin(self, jobs: Sequence[Job]) -> Batch:
         """Prepares jobs of one shape. Raises ValueError for a job that makes no sense."""
@@ -47,8 +47,8 @@ class Renderer(Protocol):
     def step(self, batch: Any) -> None:
         """Takes every video of a batch one step further, and returns when that is done."""
 
-    def finish(self, batch: Any, row: Any, on_part: Callable[[Video], None] | None = None) -> Video:
-        """Decodes a video whose steps are done; `on_part` hears each run of frames, and what it raises ends the decoding."""
+    def finish(self, batch: Any, row: Any, on_frames: Callable[[Video], None] | None = None) -> Video:
+        """Decodes a video whose steps are done; `on_frames` hears each run of frames, and what it raises ends the decoding."""
 
     def learn_colours(self, row: Any, video: Video) -> None:
         """Learns from a finished video what `preview` needs."""
