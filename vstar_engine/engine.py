@@ -1,4 +1,4 @@
-"""The engine: owns the text tower, the denoiser and the autoencoder, and takes states to a video."""
+"""The engine: runs the text tower, the denoiser and the VAE to turn states into a video."""
 
 import logging
 import time
@@ -42,7 +42,7 @@ USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
 
 class Engine:
-    """A loaded model; make one with `Engine.load`, then call `generate` as often as you like."""
+    """A loaded model. Make one with `Engine.load`, then call `generate` for each video."""
 
     def __init__(self, loaded: LoadedModel):
         self.spec, self.text, self.denoiser, self.vae = loaded.spec, loaded.text, loaded.denoiser, loaded.vae
@@ -68,16 +68,17 @@ class Engine:
     ) -> "Engine":
         """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
 
-        `engine` is a folder made by `vstar-engine build`: its back end runs the UNet, and it says which model, weights, device
-        and dtype are meant; without it these are videocrafter2 in eager PyTorch, in float32 on the CPU. `text` says where the
-        text tower comes from: the weights, or None for nowhere; then videos are made from `Embeddings`. `loras` are FILE or
-        FILE:STRENGTH, merged into the UNet; a built engine has its own in it. On a GPU the steps of `eager` and TensorRT replay
-        CUDA graphs, one a shape, recorded in a shape's first two steps; not with `graphs=False`. With `fp8` layers multiply in
-        FP8, scaled by what a short clip shows when it is loaded. `warm` names clips to take through all stages as it loads,
-        True: those of `clips`, so that no request waits for kernels to be loaded, tried out and recorded.
+        `engine` is a folder made by `vstar-engine build`. Its back end runs the UNet, and it sets model, weights, device and
+        dtype. Without it these default to videocrafter2 in eager PyTorch, in float32 on the CPU.
+        `text` is "weights", or None to load no text tower and make videos from `Embeddings`.
+        `loras` are FILE or FILE:STRENGTH and are merged into the UNet; a built engine contains its own.
+        `graphs` replays the steps of `eager` and TensorRT as CUDA graphs on a GPU, one for each shape.
+        `fp8` runs layers in FP8, calibrated on a short clip while loading.
+        `warm` runs clips of these sizes through all stages, True those of `clips`, so that no request waits for kernels to be
+        loaded, tuned and recorded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
-        shaped by anything else than is here, DeviceError for a device or dtype that cannot compute here, MissingLibrary where
-        an optional library is asked for and absent.
+        built for something else, DeviceError for a device or dtype that cannot compute here, MissingLibrary for an optional
+        library that is not installed.
         """
         choice = ModelChoice.of(
             engine,
@@ -99,27 +100,27 @@ class Engine:
 
     @property
     def records(self) -> bool:
-        """Returns whether a shape's first steps take longer: they are recorded, or a library on a GPU readies itself."""
+        """Returns whether the first steps of a shape take longer, because they are recorded or tuned."""
         return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[ClipSize]:
-        """Returns the clips to warm where none are named: a built engine's own, else usual ones."""
+        """Returns the default sizes to warm: those a built engine was built for, else usual ones."""
         frames, size = USUAL[self.device.type], self.spec.size
         if self.artifact is not None:
             frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
         return [(count, *size) for count in frames]
 
     def warm(self, clips: Sequence[ClipSize] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
-        """Takes clips, none: those of `clips`, through all stages, with as few steps as show every kind that `sampling` has.
+        """Runs clips of some sizes, by default those of `clips`, through all stages, with as few steps as cover `sampling`.
 
-        Another number of videos, another `fast` or `batch_guidance`, and guidance 1 are other steps. Raises as `run` does.
+        Another batch size, `fast`, `batch_guidance` or guidance 1 takes other steps, which stay cold. Raises as `run` does.
         """
         warm_up(self, clips or self.clips(), sampling)
 
     def adapt(self, loras: Sequence[str] = ()) -> None:
-        """Changes which LoRAs (FILE or FILE:STRENGTH) are in the UNet; none gives back the weights' own values, to the bit.
+        """Replaces the LoRAs (FILE or FILE:STRENGTH) merged into the UNet; none restores the weights, bit for bit.
 
-        Raises CheckpointError for a file that does not fit, and the UNet stays as it was; ValueError for a built engine.
+        Raises CheckpointError for a file that does not fit and leaves the UNet as it was; ValueError for a built engine.
         """
         if self.fp8 is not None:
             raise ValueError(f"a network in {FP8} keeps the LoRAs it was loaded with; load another with `loras`")
@@ -134,7 +135,7 @@ class Engine:
             raise
 
     def _refill(self, unet: nn.Module, loras: Sequence[str]) -> None:
-        """Reads the UNet's weights again, with LoRAs merged in."""
+        """Reloads the UNet's weights with LoRAs merged in."""
         self.denoiser.forget_graphs()
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
@@ -159,8 +160,8 @@ class Engine:
     ) -> Video:
         """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
 
-        `at` or `durations` place the states (`timeline.place`) and `negatives` are one for each. Embeddings bring their states,
-        places and negatives with them; other places may be given.
+        `at` or `durations` place the states (`timeline.place`); `negatives` has one for each state. Embeddings contain states,
+        places and negatives; `at` or `durations` override their places.
         """
         embeddings = None
         if isinstance(states, Embeddings):
@@ -183,11 +184,10 @@ class Engine:
         embeddings: Embeddings | None = None,
         on_frames: OnFrames | None = None,
     ) -> Video:
-        """Makes the video of a request.
+        """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
 
-        `on_step` is called with (steps done, steps in all), `on_frames` with the video's frames as they are decoded.
-        `embeddings` hold the request's states and negatives and spare the text tower. A seed draws the same noise on every
-        device and backend. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
+        `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
+        and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit.
         """
         (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames)
@@ -202,11 +202,11 @@ class Engine:
         embeddings: Sequence[Embeddings | None] = (),
         on_frames: OnFrames | None = None,
     ) -> list[Video | None]:
-        """Makes the videos of requests of the same frames, size and steps together; all else is each request's own.
+        """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
-        A video does not depend on those it rode with, but for the rounding of a wider batch. `cancelled` is asked before every
-        step whether the request of that index is still wanted; those that are not give None. `on_frames` is called
-        with runs of decoded frames, each a video with its own provenance, one video after another. Raises as `run` does.
+        A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step;
+        a cancelled request gives None. `on_frames` gets runs of decoded frames, each as a video with its own provenance, one
+        video after another. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
         while batch.rows and batch.done < batch.steps:
@@ -225,9 +225,9 @@ class Engine:
     def begin(
         self, requests: Sequence[Request], embeddings: Sequence[Embeddings | None] = (), encode: Encode | None = None
     ) -> Batch:
-        """Prepares requests that share frames, size and steps; `Batch.step` as often as they have steps, then `finish` each.
+        """Prepares a batch of requests that share frames, size and steps. Call `Batch.step` for each step, then `finish`.
 
-        `encode` takes the place of `embed`. Raises as `run` does.
+        `encode` replaces `embed`. Raises as `run` does.
         """
         if not requests:
             raise ValueError("there is no request in the batch; give at least one")
@@ -254,7 +254,7 @@ class Engine:
 
     @torch.inference_mode()
     def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
-        """Decodes a video whose steps are done, as many frames at once as fit; `on_frames` is called with each run of them."""
+        """Decodes a row whose steps are done, as many frames at once as fit; `on_frames` gets each run of frames as a video."""
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
@@ -272,15 +272,15 @@ class Engine:
         return whole
 
     def _fitted(self, request: Request) -> Request:
-        """Returns a request with the size filled in, and says what the model was not trained for."""
+        """Returns a request with its size filled in, and warns of what the model was not trained for."""
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
-        request_warnings.remark(request, self.spec, self.vocabulary, bool(self.loras))
+        request_warnings.warn_untrained(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Returns what the frames hear, (1, T, 77, C), and what they should not show, (1, 1 or T, 77, C)."""
+        """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C)."""
         anchors, negative = self._encoded(request, embeddings, encode)
         where = request.anchors
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
@@ -296,7 +296,7 @@ class Engine:
         return self.text(tokenize(prompts).to(self.device))
 
     def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Returns the states (K, 77, C) and the negative prompt (1, 77, C), or those of each state (K, 77, C)."""
+        """Returns the embeddings of the states, (K, 77, C), and of the negative prompts, (1 or K, 77, C)."""
         if embeddings is None:
             return encode(request.states), encode(request.negatives or [request.negative])
         held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)

@@ -1,4 +1,4 @@
-"""A choice becomes networks with weights in them."""
+"""Loads what a `ModelChoice` names: networks with weights in them."""
 
 import logging
 from collections.abc import Mapping, Sequence, Set
@@ -117,7 +117,7 @@ def _denoiser(choice: ModelChoice, tensors: Mapping[str, Tensor], device: torch.
 
 @torch.inference_mode()
 def _convert(unet: UNet, spec: Spec, tower: TextTower | None, device: torch.device) -> dict[str, float]:
-    """Has the UNet's layers multiply in FP8, and returns the largest input of each that calibration saw."""
+    """Converts the UNet to FP8 and returns each layer's largest input in calibration."""
     assert tower is not None
     largest = calibrate(unet, spec, lambda prompts: tower(tokenize(prompts).to(device)))
     fp8.convert(unet, largest)

@@ -18,7 +18,7 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What is loaded, as `Engine.load` describes it, by the names of its arguments."""
+    """The arguments of `Engine.load`, settled and checked; `Engine.load` describes them."""
 
     model: str = "videocrafter2"
     weights: str | Path | None = None
@@ -34,9 +34,9 @@ class ModelChoice:
 
     @staticmethod
     def of(engine: str | Path | BuiltEngine | None = None, **asked: Any) -> "ModelChoice":
-        """Settles each setting: as asked for (None: not), else as the built engine says, else its default.
+        """Settles each setting: as asked for unless None, else as the built engine has it, else its default.
 
-        Raises EngineError where one is not the built engine's, ValueError for one that makes no sense.
+        Raises EngineError for a setting that differs from the built engine's, ValueError for one that makes no sense.
         """
         asked = {name: value for name, value in asked.items() if value is not None or name == "text"}
         if engine is None:
@@ -89,7 +89,7 @@ class ModelChoice:
         bundled.check_model(read_weights(path), path, self.spec)
 
     def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of `Engine.load` in another process, as plain values."""
+        """Returns the arguments of `Engine.load` as plain values, for another process."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         plain["weights"] = None if self.weights is None else str(self.weights)
         return {**plain, "engine": None if self.engine is None else str(self.engine.folder), "loras": list(self.loras)}

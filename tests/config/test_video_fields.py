@@ -50,7 +50,7 @@ found["provenance"] = json.loads("".join(provenance))["request"]["sampling"]["co
 found["submit"] = bodies(build_parser("submit")[0].parse_args(["submit", "snow", "--contrast", "2"]))[0]["contrast"]
 
 body, resolver = CreateVideo.model_validate({"prompt": "snow", "contrast": 2.0}, strict=True), Resolver(MODELS["mini"])
-job = asyncio.run(resolver.told(resolver.plain(body, "snow", "", ""), body))
+job = asyncio.run(resolver.with_states(resolver.plain(body, "snow", "", ""), body))
 found["stored"] = json.loads(json.dumps(job.to_json()))["contrast"]
 found["engine"] = Job.from_json(job.to_json()).request().sampling.contrast
 found["shown"] = video(StoredJob(job, 0), None, None).model_dump(mode="json")["contrast"]

@@ -24,7 +24,7 @@ RESOLVER = Resolver(MODELS["mini"])
 def job_of(resolver=RESOLVER, **fields):
     body = CreateVideo.model_validate({"prompt": "a tree", **fields}, strict=True)
     plain = resolver.plain(body, body.prompt, "alice", fingerprint("create", body))
-    return asyncio.run(resolver.told(plain, body))
+    return asyncio.run(resolver.with_states(plain, body))
 
 
 def test_defaults_are_the_engines():
@@ -144,7 +144,7 @@ def test_a_bundle_brings_its_states(tmp_path):
     body = CreateVideo(embeddings="winter")
     resolver = bundle(tmp_path)
     plain = resolver.plain(body, None, "alice", "")
-    job = asyncio.run(resolver.told(plain, body))
+    job = asyncio.run(resolver.with_states(plain, body))
     assert (job.states, job.at, job.negative, job.prompt) == (("a", "b"), (0, 1.0), "blurry", "a to b")
     assert Job.from_json(job.to_json()) == job
     for bad in ("other", "../winter"):

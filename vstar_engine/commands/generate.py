@@ -1,4 +1,4 @@
-"""The `generate` command: options to a request, the request to files, and back from a file to its command."""
+"""The `generate` command: makes a request of its options, and files of the request."""
 
 import argparse
 import json
@@ -28,11 +28,13 @@ from .video_options import add_video_options, clip_of, settle
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `generate`."""
-    parser.add_argument("prompt", nargs="?", help="what the whole video shows; it becomes a synopsis of states")
-    parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
-    parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
+    parser.add_argument("prompt", nargs="?", help="what the video shows; it is turned into states")
+    parser.add_argument(
+        "--synopsis", metavar="FILE", help="file of states: JSON, or one state a line; a JSON list makes several videos"
+    )
+    parser.add_argument("--embeddings", metavar="FILE", help="file of `embed` with encoded states; no text tower is loaded")
     add_video_options(parser)
-    parser.add_argument("--plan", action="store_true", help="print which frame hears what, and stop")
+    parser.add_argument("--plan", action="store_true", help="print the weight of each state in each frame, and stop")
     add_model_options(parser)
     parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
@@ -45,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
-    """Returns the synopses of the videos asked for; none for a prompt, whose synopsis `described` makes."""
+    """Returns the synopses that options give; none for a prompt, whose synopsis `described` makes."""
     given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
     if bundle is not None:
         if given or args.negative or args.negatives:
@@ -59,7 +61,7 @@ def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[
 
 
 def state_count(args: argparse.Namespace) -> int | None:
-    """Returns how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
+    """Returns how many states a prompt becomes: --state-count, or one for each place, duration or negative; None: open."""
     if args.no_synopsis:
         return 1
     if args.state_count is not None:
@@ -68,12 +70,12 @@ def state_count(args: argparse.Namespace) -> int | None:
 
 
 def described(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
-    """Returns the given synopses, or that of the prompt."""
+    """Returns the given synopses, or the synopsis of the prompt."""
     return given or list(synopses(args, [args.prompt], state_count(args), args.frames))
 
 
 def check_states(args: argparse.Namespace, clip: Clip, given: list[Synopsis]) -> None:
-    """Raises ValueError where a clip cannot show the states that are given, or as many as the prompt shall have."""
+    """Raises ValueError when a clip cannot show the given states, or the number of states a prompt becomes."""
     for synopsis in given:
         clip.showing(synopsis)
     if not given and (count := state_count(args)) is not None:
@@ -88,7 +90,7 @@ def settled(clip: Clip, choice: ModelChoice, bundle: Embeddings | None) -> Clip:
 
 
 def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
-    """Names the files of each video and checks that each can be written."""
+    """Returns the files of each video; raises unless each can be written."""
     out = Path(args.out)
     check_ending(out)
     named = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
@@ -100,7 +102,7 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
+    """Runs `generate`. Settings are checked before a language model is asked and before weights are read."""
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     choice = choice_from(args, ModelChoice.text if bundle is None else None)
     given = given_synopses(args, bundle)
@@ -132,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: list[Path], about: dict[str, str]) -> Video:
-    """Makes a video and its files; an mp4 is written while the video is decoded. `about` joins the provenance."""
+    """Makes a video and its files, with `about` in the provenance; encodes an mp4 while the video is decoded."""
 
-    def told(video: Video) -> Video:
+    def with_about(video: Video) -> Video:
         return replace(video, provenance={**video.provenance, **about})
 
     first, beside = paths[0], paths[1:]
@@ -147,11 +149,11 @@ def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: li
         def step(done: int, total: int) -> None:
             bar.update()
 
-        def heard(part: Video) -> None:
+        def write(part: Video) -> None:
             if along:
-                along(told(part))
+                along(with_about(part))
 
-        video = told(engine.run(request, step, bundle, heard))
+        video = with_about(engine.run(request, step, bundle, write))
     for path in beside if along else paths:
         video.save(path)
     return video

@@ -1,4 +1,4 @@
-"""The `inspect` command: the settings that a video carries, and the command that makes it again."""
+"""The `inspect` command: prints the settings that made a video, and the command that makes it again."""
 
 import argparse
 import json
@@ -13,20 +13,20 @@ from .video_options import words_of
 
 
 def command_for(provenance: dict[str, Any]) -> str:
-    """Returns the shell command that makes a video again; DIR stands for the weights whose source has the stated sha256."""
+    """Returns the shell command that makes a video again; DIR stands for the folder of weights."""
     request, words = provenance["request"], ["vstar-engine", "generate"]
     words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
     if provenance["model"] not in BUNDLED:
         words += ["--weights", "DIR"]
     words += [f"--lora={one['lora']}" for one in provenance.get("loras", ())]
-    told: tuple[str, ...] = ("negative",) if request.get("negatives") else ()
+    without: tuple[str, ...] = ("negative",) if request.get("negatives") else ()
     if "embeddings" in provenance:
         words.append(f"--embeddings={provenance['embeddings']}")
-        told = ("states", "negative", "negatives")
+        without = ("states", "negative", "negatives")
     if FP8 in provenance:  # a way to load the network, which one option names with those to sample with it
         sampling = request["sampling"]
         request = {**request, "sampling": {**sampling, "fast": [*sampling.get("fast", ()), FP8]}}
-    return shlex.join([*words, *words_of(request, without=told)])
+    return shlex.join([*words, *words_of(request, without)])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

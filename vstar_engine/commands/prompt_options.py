@@ -1,4 +1,4 @@
-"""The options for prompts, states and language models that commands share."""
+"""Options for prompts and language models, shared by commands."""
 
 import argparse
 import os
@@ -11,27 +11,33 @@ from vstar_engine.prompting.synopsis import PROMPT, Synopsis, read_prompts, read
 
 
 def add_llm_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how a prompt becomes states."""
+    """Adds the options for turning a prompt into states."""
     group = parser.add_argument_group("synopsis")
-    group.add_argument("--no-synopsis", action="store_true", help="use a prompt as it is, as the only state")
-    group.add_argument("--state-count", type=int, metavar="N", help="states of a prompt (default: as many as it needs)")
-    group.add_argument("--llm-url", metavar="URL", help="OpenAI-compatible endpoint such as http://localhost:11434/v1")
-    group.add_argument("--llm-model", metavar="NAME", help="the chat model to ask there")
-    group.add_argument("--llm-key-env", metavar="NAME", help="environment variable that holds the endpoint's key")
+    group.add_argument("--no-synopsis", action="store_true", help="use the prompt as the only state")
+    group.add_argument("--state-count", type=int, metavar="N", help="number of states (default: as many as the prompt needs)")
+    group.add_argument("--llm-url", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:11434/v1")
+    group.add_argument("--llm-model", metavar="NAME", help="chat model at the endpoint")
+    group.add_argument("--llm-key-env", metavar="NAME", help="environment variable with the endpoint's API key")
     group.add_argument(
-        "--llm-timeout", type=float, default=Endpoint.timeout, metavar="S", help="seconds for one answer (default %(default)s)"
+        "--llm-timeout",
+        type=float,
+        default=Endpoint.timeout,
+        metavar="S",
+        help="timeout of a request in seconds (default %(default)s)",
     )
-    group.add_argument("--llm-required", action="store_true", help="fail where the endpoint does; else offline rules serve")
+    group.add_argument(
+        "--llm-required", action="store_true", help="fail when the endpoint fails, instead of falling back to offline rules"
+    )
 
 
 def cache_folder() -> Path:
-    """Returns the folder for what can be made again: $VSTAR_CACHE, or vstar-engine under the user's cache folder."""
+    """Returns the cache folder: $VSTAR_CACHE, or vstar-engine under the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("VSTAR_CACHE") or Path(base) / "vstar-engine")
 
 
 def llm_from(args: argparse.Namespace) -> Llm | None:
-    """Returns the language model asked for; None where there is none to ask."""
+    """Returns the language model that options name; None without --llm-url."""
     if args.llm_url is None:
         if args.llm_required:
             raise ValueError("--llm-required needs an endpoint: give --llm-url and --llm-model")
@@ -45,7 +51,7 @@ def llm_from(args: argparse.Namespace) -> Llm | None:
 def synopses(
     args: argparse.Namespace, prompts: Iterable[str | Synopsis], count: int | None, most: int = MAX_FRAMES
 ) -> Iterator[Synopsis]:
-    """Returns a synopsis of each prompt, as the options say; a synopsis stays what it is."""
+    """Yields a synopsis for each prompt, as options say; a given synopsis is passed on."""
     llm = None if args.no_synopsis else llm_from(args)
     if count is not None and not 1 <= count <= most:
         raise ValueError(f"a prompt can become 1 to {most} states here, got {count}")
@@ -59,7 +65,7 @@ def synopses(
 
 
 def prompts_given(args: argparse.Namespace) -> Iterator[str | Synopsis]:
-    """Returns the prompts of a command that takes many: words of the command line, --states, and lines of files."""
+    """Yields the prompts of a command that takes many: from the command line, --states and files."""
     states, file = getattr(args, "states", None), getattr(args, "synopsis", None)
     if not (args.prompt or args.prompts or states or file):
         raise ValueError("there is nothing to do; give prompts, or --prompts FILE with one a line")
@@ -73,5 +79,5 @@ def prompts_given(args: argparse.Namespace) -> Iterator[str | Synopsis]:
 
 
 def printable(text: str) -> str:
-    """Spells out what no terminal or file can hold."""
+    """Escapes characters that cannot be encoded as UTF-8."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The `synopsis` command: prompts to the states that their videos pass through."""
+"""The `synopsis` command: turns prompts into states."""
 
 import argparse
 import json
@@ -17,15 +17,17 @@ from .prompt_options import add_llm_options, printable, prompts_given, synopses
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `synopsis`."""
     parser.add_argument("prompt", nargs="*", help="what each video shows")
-    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line, or a synopsis as a JSON object")
-    parser.add_argument("--out", metavar="FILE", help="a .json list, or .jsonl with one a line (default: print the list)")
+    parser.add_argument("--prompts", metavar="FILE", help="file with a prompt or a JSON synopsis on each line")
+    parser.add_argument(
+        "--out", metavar="FILE", help="file to write: .json for a list, .jsonl for lines (default: print a list)"
+    )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     add_llm_options(parser)
     add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `synopsis`: each is written as soon as it is known."""
+    """Runs `synopsis`; writes each synopsis as soon as it is made."""
     made = synopses(args, prompts_given(args), args.state_count)
     if args.out is None:
         _write(made, sys.stdout, as_list=True)
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(made: Iterable[Synopsis], file: IO[str], as_list: bool) -> int:
-    """Writes a JSON list with an element a line, or the elements alone; gives their number."""
+    """Writes a JSON list with an element on each line, or JSON lines; returns their number."""
     count, before, between, after = 0, *(("[\n", ",\n", "\n]\n") if as_list else ("", "\n", "\n"))
     for count, synopsis in enumerate(made, 1):
         file.write((before if count == 1 else between) + printable(json.dumps(synopsis.entry(), ensure_ascii=False)))

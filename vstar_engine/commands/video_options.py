@@ -1,4 +1,4 @@
-"""A video's settings on the command line: options, their values, and the words that say them again."""
+"""The settings of a video on the command line: options made from the table, their values, and back."""
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +14,7 @@ FAST_PATH = "sampling.fast"
 
 
 def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Makes an option type that checks text but keeps it, so that settings print as they were given."""
+    """Returns an option type that checks text but keeps it, so that settings print as they were given."""
 
     def check(text: str) -> str:
         try:
@@ -27,7 +27,7 @@ def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 
 def add_video_options(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
-    """Adds an option for each setting, or for those of some paths; defaults come from the dataclasses they fill."""
+    """Adds an option for each setting, or for those at the paths `only`; defaults come from the dataclasses."""
     for row in VIDEO_FIELDS:
         if row.path == FAST_PATH and only is None:
             add_fast_option(parser)
@@ -36,14 +36,14 @@ def add_video_options(parser: argparse.ArgumentParser, only: Collection[str] | N
 
 
 def add_http_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each setting that a server takes; one that is left out is as the server has it."""
+    """Adds an option for each setting that a server takes; the server fills in those left out."""
     for row in VIDEO_FIELDS:
         if row.place is not None and row.settable:
             add_option(parser, row, defaults=False)
 
 
 def add_option(parser: argparse.ArgumentParser, row: VideoField, defaults: bool = True) -> None:
-    """Adds the option of a setting; without `defaults` one that is left out is None."""
+    """Adds the option of a setting; without `defaults` it defaults to None."""
     default, said = row.default() if defaults and not row.many else None, row.help
     how: dict[str, Any] = {"default": None if row.follows_fast else default}
     if row.value_type is bool:
@@ -66,7 +66,7 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def value_of(row: VideoField, args: argparse.Namespace) -> Any:
-    """Returns the value that an option gave a setting; None, or none of many, where it was left out."""
+    """Returns the parsed value of a setting's option; None, or an empty tuple, when it was left out."""
     text, parse = getattr(args, row.attribute), row.parse or unchanged
     if row.many:
         return tuple(map(parse, text or ()))
@@ -87,7 +87,7 @@ def tar_from(args: argparse.Namespace) -> Tar | None:
 
 
 def http_from(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields of a body, without its states, that options name."""
+    """Returns the fields of a body, except its states, that options set."""
     body: dict[str, Any] = {}
     for row in fields_at(BODY):
         if row.settable and (value := value_of(row, args)) is not None:
@@ -104,7 +104,7 @@ def _http_tar(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def words_of(request: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:
-    """Returns the options that say the request in a file's provenance again, without those of some paths."""
+    """Returns the options that reproduce the request in a file's provenance, except those at paths of `without`."""
     words: list[str] = []
     for row in VIDEO_FIELDS:
         if row.path not in without:

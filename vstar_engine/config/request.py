@@ -1,4 +1,4 @@
-"""One video to make: its clip, and with states a request; frozen dataclasses that check what they are given."""
+"""What may be asked of a video: a `Clip` without states, a `Request` with them; both check their values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -26,11 +26,11 @@ class Description(Protocol):
 
 @dataclass(frozen=True)
 class Clip:
-    """Everything that decides a video's frames but its states, and the rate its file plays at.
+    """All settings of a video except its states.
 
-    `size` is (height, width) in pixels, None for the model's own. `mode` is how states spread over frames
-    (`prompting.interpolation.spread`), `at` or `durations` where (`timeline.place`), both empty for evenly. `negatives`, one a
-    state, take the place of `negative`.
+    `size` is (height, width) in pixels, None for the model's own. `mode` sets how states are interpolated over the frames
+    (`prompting.interpolation.spread`). `at` or `durations` place the states (`timeline.place`); without either they are evenly
+    spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
     """
 
     frames: int = 64
@@ -58,7 +58,7 @@ class Clip:
             raise ValueError("give one negative prompt for the whole video or one for each state, not both")
 
     def fitted(self, spec: Spec) -> Self:
-        """Returns the same with its size filled in; ValueError when `spec` has no such size or TAR level."""
+        """Returns the clip with its size filled in; ValueError when the model has no such size or TAR level."""
         size = self.size or spec.size
         spec.check_size(*size)
         if self.tar is not None:
@@ -74,7 +74,7 @@ class Clip:
         return place(count, self.frames, self.mode, self.at, self.durations)
 
     def showing(self, description: Description) -> "Request":
-        """Returns the request for this clip of states; its own places and negative prompts come before theirs."""
+        """Returns the request of this clip and states; the clip's places and negative prompts override theirs."""
         given = {one.name: getattr(self, one.name) for one in fields(Clip)}
         if not self.at and not self.durations:
             given |= {"at": description.at, "durations": description.durations}
@@ -90,7 +90,7 @@ class _States:
 
 @dataclass(frozen=True)
 class Request(Clip, _States):
-    """A clip and the states it shows, its first field: one video to make."""
+    """One video to make: a clip, and the states it shows as its first field."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,11 +100,11 @@ class Request(Clip, _States):
 
     @cached_property
     def anchors(self) -> list[int]:
-        """The frame that each state sits at."""
+        """Returns the frame that each state sits at."""
         return self.places(len(self.states))
 
 
 def rows_at_once(clips: Sequence[Clip]) -> int:
-    """Counts the rows of the largest call of the network, when clips are denoised together."""
+    """Returns the batch size of the largest network call when clips are denoised together."""
     guided = sum(clip.sampling.guidance != 1.0 for clip in clips)
     return len(clips) + (guided if all(clip.sampling.batch_guidance for clip in clips) else 0)

@@ -1,4 +1,4 @@
-"""From a body to a job: defaults, units, a prompt's synopsis and every check that needs no engine."""
+"""Turns the body of a request into a job: defaults, units, states, and all checks that need no engine."""
 
 import asyncio
 import hashlib
@@ -32,8 +32,10 @@ SEEDS = random.SystemRandom()
 
 @dataclass(frozen=True)
 class Resolver:
-    """What bodies are read against: the model, the built engine that runs it, bundles of embeddings, whether and by whom a
-    prompt's states are described where a body does not say, and the sampling where it does not.
+    """Turns bodies into jobs for a model.
+
+    `artifact` is the built engine that runs it and `bundles` the folder of embeddings. `enhance` sets whether a prompt is
+    turned into states by default, `llm` by which language model. `sampling` has the defaults of sampling.
     """
 
     spec: Spec
@@ -49,7 +51,7 @@ class Resolver:
             import_module("vstar_engine.prompting.embeddings")
 
     def plain(self, body: VideoSettings, prompt: str | None, owner: str, fingerprint: str, id: str | None = None) -> Job:
-        """Returns the job of a body before any language model or file is asked: its states are the given ones or its prompt."""
+        """Returns the job of a body with its given states, or its prompt as the only state; reads no file."""
         if body.model not in (None, self.spec.name):
             raise ApiError(404, "model_not_found", f"this server has the model {self.spec.name!r} alone", "model")
         states = self._states(body, prompt)
@@ -72,7 +74,7 @@ class Resolver:
         )
 
     def _settings(self, body: VideoSettings) -> dict[str, Any]:
-        """Returns the settings at the top of a body by their names in a job, with the server's own where it does not say."""
+        """Returns the settings at the top of a body, by their names in a job, with the server's defaults."""
         values: dict[str, Any] = {}
         for row in fields_at(BODY):
             said = getattr(body, row.http_name) if row.settable else None
@@ -84,7 +86,7 @@ class Resolver:
         return values
 
     def _states(self, body: VideoSettings, prompt: str | None) -> dict[str, tuple[Any, ...]]:
-        """Returns what a body says of each state, by the names in a job; ApiError where it says something of some alone."""
+        """Returns the states of a body and their settings, by their names in a job; ApiError when only some have one."""
         if not body.states:
             return {**{row.name: () for row in fields_at(STATE)}, "states": () if prompt is None else (prompt,)}
         states = [State(text=state) if isinstance(state, str) else state for state in body.states]
@@ -93,7 +95,7 @@ class Resolver:
             said["negatives"] = [own or body.negative_prompt or "" for own in said["negatives"]]
         else:
             said["negatives"] = []
-        if said["durations"][-1] is None:  # the way from the last state leads nowhere
+        if said["durations"][-1] is None:  # the last state has no next one to be a distance from
             said["durations"].pop()
         return {row.name: _of_each(row, said[row.name]) for row in fields_at(STATE)}
 
@@ -111,8 +113,8 @@ class Resolver:
             ) from error
         return int(height), int(width)
 
-    async def told(self, job: Job, body: VideoSettings) -> Job:
-        """Returns the job with the states of its prompt or its bundle, checked as the engine will."""
+    async def with_states(self, job: Job, body: VideoSettings) -> Job:
+        """Returns the checked job with the states of its prompt or its embeddings."""
         if job.embeddings is not None:
             job = await asyncio.to_thread(self._from_bundle, job)
         elif not body.states and (self.enhance if body.enhance_prompt is None else body.enhance_prompt):
@@ -141,7 +143,7 @@ class Resolver:
         return replace(job, prompt=job.prompt or synopsis.prompt, synopsis_source=synopsis.source, **states)
 
     def bundle(self, id: str) -> "Embeddings":
-        """Reads the bundle of an id; ApiError where the operator put none of that name."""
+        """Reads embeddings by their id; ApiError when the server has none of that id."""
         path = bundle_path(self.bundles, id)
         if path is None or not path.is_file():
             raise invalid(f"there are no embeddings {id!r} on this server", "embeddings", "embeddings_not_found")
@@ -153,7 +155,7 @@ class Resolver:
             raise invalid(f"the embeddings {id!r} cannot be used: they are damaged or of another kind", "embeddings") from error
 
     def check(self, job: Job) -> None:
-        """Raises ApiError for what the engine would refuse."""
+        """Raises ApiError for a request that the engine would refuse."""
         try:
             request = job.request().fitted(self.spec)
             if self.artifact is not None:
@@ -163,7 +165,7 @@ class Resolver:
 
 
 def _of_each(row: VideoField, said: list[Any]) -> tuple[Any, ...]:
-    """Returns what states say of one setting; ApiError where some do and others do not, or where it cannot be read."""
+    """Returns one setting of all states; ApiError when only some have it or it cannot be read."""
     given = [value for value in said if value is not None]
     if given and len(given) < len(said):
         but = ", or to all but the last" if row.name == "durations" else ""
@@ -175,19 +177,19 @@ def _of_each(row: VideoField, said: list[Any]) -> tuple[Any, ...]:
 
 
 def bundle_path(folder: Path | None, id: str) -> Path | None:
-    """Names the file of a bundle's id; None for an id that could be a path."""
+    """Returns the file of embeddings by their id; None for an id that could be a path."""
     return folder / f"{id}.safetensors" if folder is not None and re.fullmatch(BUNDLE, id) else None
 
 
 def frames_of(body: VideoSettings, fps: float) -> int:
-    """Returns the number of frames: as said, else as long as `seconds`, else the engine's default."""
+    """Returns the number of frames: `num_frames`, else `seconds` at the frame rate, else the default."""
     if body.num_frames is not None:
         return body.num_frames
     return max(1, round(int(body.seconds) * fps)) if body.seconds is not None else Request.frames
 
 
 def tar_from_body(given: str | TarSettings | None, steps: int, until: str = Sampling().until) -> Tar | None:
-    """Returns a preset with single settings on top of it, as on the command line; ApiError for one that makes no sense."""
+    """Returns the TAR of a body; ApiError for a setting that makes no sense."""
     given = TarSettings(preset=given) if isinstance(given, str) else given or TarSettings()
     said = {row.name: getattr(given, row.http_name) for row in fields_at(TAR)}
     values = {"tar": DEFAULT_PRESET, "sigma": {}, "until_step": until} | {k: v for k, v in said.items() if v is not None}
@@ -202,13 +204,13 @@ def tar_from_body(given: str | TarSettings | None, steps: int, until: str = Samp
 
 
 def fingerprint(kind: str, body: VideoSettings) -> str:
-    """Hashes what a body asks for, so that a repeated request is known."""
+    """Returns a hash of a body, by which a repeated request is recognised."""
     said = json.dumps([kind, body.model_dump(mode="json", exclude_none=True)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def remixed(job: Job, body: VideoSettings, prompt: str) -> CreateVideo:
-    """Returns the body that makes a job again with another prompt and what else is said anew."""
+    """Returns the body of a remix: the settings of a job, overridden by those of `body`, with another prompt."""
     before: dict[str, Any] = {row.http_name: job.shown()[row.http_name] for row in fields_at(BODY) if row.settable}
     before |= {"priority": job.priority, "metadata": job.metadata, "tar": _body_tar(tar_from(job.tar))}
     if body.embeddings is not None:
@@ -219,7 +221,7 @@ def remixed(job: Job, body: VideoSettings, prompt: str) -> CreateVideo:
 
 
 def _body_tar(tar: Tar | None) -> str | dict[str, Any]:
-    """Returns what a body says of TAR; its levels are on top of the preset without any."""
+    """Returns TAR as a body has it: the preset `none` and its own levels on top."""
     if tar is None:
         return "none"
     said = {row.http_name: getattr(tar, row.name) for row in fields_at(TAR) if row.path != "tar"}

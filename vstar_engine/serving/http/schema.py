@@ -1,4 +1,4 @@
-"""The bodies of the API, as OpenAI's Videos clients speak them and with what this engine adds."""
+"""The bodies of the API: OpenAI's Videos API and the settings of this engine."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ BUNDLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 def _seen(words: str) -> str:
     if not words.strip():
-        raise ValueError("these words are blank; say what shall be seen")
+        raise ValueError("this text is blank; describe what the video shows")
     return words
 
 
@@ -41,13 +41,13 @@ TYPES: dict[str | None, Any] = {
 
 
 class Strict(BaseModel):
-    """A body without fields that are not declared."""
+    """A body that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 def _taken(row: VideoField) -> Any:
-    """Returns the type that a body may give a setting."""
+    """Returns the type of a setting in a body."""
     if row.http in TYPES:
         return TYPES[row.http]
     if row.choices:
@@ -57,7 +57,7 @@ def _taken(row: VideoField) -> Any:
 
 
 def _fields(place: str) -> Any:
-    """Makes a body of the settings that are taken at a place; all but a state's text may be left out."""
+    """Returns a model of the settings at a place of a body; all but a state's text are optional."""
     made: dict[str, Any] = {}
     for row in fields_at(place):
         if row.settable:
@@ -73,33 +73,35 @@ _Video: Any = _fields(BODY)
 
 
 class State(_State):
-    """One state of a synopsis: what is seen, and where in the clip."""
+    """One state of a synopsis."""
 
 
 class TarSettings(_Tar):
-    """Temporal attention regularisation: the motion dial. Smaller sigma means more motion."""
+    """Temporal attention regularisation. A smaller sigma means more motion."""
 
 
 Synopsis = Annotated[list[Words | State], Field(min_length=1, max_length=MOST_STATES)]
 
 
 class VideoSettings(_Video):
-    """What may be said of a video beside its prompt."""
+    """All settings of a video except its prompt."""
 
     model: Annotated[str, Field(max_length=100)] | None = None
     seconds: Annotated[int, Field(ge=1, le=600)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}$")] | None = Field(
-        default=None, description="length; num_frames comes before it"
+        default=None, description="length of the video; num_frames overrides it"
     )
-    synopsis: Synopsis | None = Field(default=None, description="the states that the video passes through, in order")
+    synopsis: Synopsis | None = Field(default=None, description="the states of the video, in order")
     subprompts: Synopsis | None = Field(default=None, description="another name of synopsis")
     tar: Annotated[str, Field(max_length=40)] | TarSettings | None = None
-    embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(default=None, description="id of a precomputed bundle")
-    enhance_prompt: bool | None = Field(
-        default=None, description="describe the prompt's states; true where no synopsis is given"
+    embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(
+        default=None, description="id of precomputed embeddings on the server"
     )
-    priority: Priority | None = Field(default=None, description="higher runs earlier")
+    enhance_prompt: bool | None = Field(
+        default=None, description="turn the prompt into states; true by default without a synopsis"
+    )
+    priority: Priority | None = Field(default=None, description="jobs of higher priority run earlier")
     metadata: Annotated[dict[Label, Note], Field(max_length=16)] | None = None
-    # sent by habit, and ignored
+    # sent by clients of other servers; ignored
     user: Annotated[str, Field(max_length=512)] | None = None
     quality: Annotated[str, Field(max_length=64)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | Literal["1"] | None = None
@@ -123,7 +125,7 @@ class VideoSettings(_Video):
 class CreateVideo(VideoSettings):
     """A video to make."""
 
-    prompt: Prompt | None = Field(default=None, description="may be left out where a synopsis or embeddings are given")
+    prompt: Prompt | None = Field(default=None, description="optional with a synopsis or embeddings")
 
     @model_validator(mode="after")
     def _something(self) -> "CreateVideo":
@@ -133,7 +135,7 @@ class CreateVideo(VideoSettings):
 
 
 class RemixVideo(VideoSettings):
-    """A video made again with another prompt; everything else stays unless it is given."""
+    """A video to make again with another prompt; other settings stay unless given."""
 
     prompt: Prompt
 
@@ -144,7 +146,7 @@ class VideoError(BaseModel):
 
 
 def _shown_fields(place: str) -> Any:
-    """Makes an answer of the settings at a place; a state need not have more than its text."""
+    """Returns a model of the settings at a place of an answer; a state's settings but its text may be null."""
     made: dict[str, Any] = {}
     for row in fields_at(place):
         kind: Any = row.value_type if row.to_http is unchanged else str
@@ -161,11 +163,11 @@ _ShownState: Any = _shown_fields(STATE)
 
 
 class ShownState(_ShownState):
-    """One state of a video, as `State` takes it."""
+    """One state of a video, with the fields of `State`."""
 
 
 class Video(_ShownVideo):
-    """A video and how far it is."""
+    """A video and its progress."""
 
     id: str
     object: Literal["video"] = "video"
@@ -180,15 +182,15 @@ class Video(_ShownVideo):
     remixed_from_video_id: str | None = None
     error: VideoError | None = None
     synopsis: list[str]
-    states: list[ShownState] = Field(description="the synopsis with where its states stand, to be sent as one again")
+    states: list[ShownState] = Field(description="the states with their settings, as `synopsis` takes them")
     synopsis_source: str
     tar: dict[str, Any] | None
     embeddings: str | None
     priority: int
     metadata: dict[str, str]
-    stage: str | None = Field(default=None, description="what runs now: text, denoise, decode or encode")
+    stage: str | None = Field(default=None, description="running stage: text, denoise, decode or encode")
     step: int | None = None
-    seconds_left: float | None = Field(default=None, description="as far as the steps so far tell")
+    seconds_left: float | None = Field(default=None, description="estimated from the steps so far")
     bytes: int | None = None
     sha256: str | None = Field(default=None, description="of the mp4")
     inference_seconds: dict[str, float] | None = Field(default=None, description="by stage")

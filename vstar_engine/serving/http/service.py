@@ -189,8 +189,8 @@ class Service:
             if self.admission.reserve(job.id, job.key_id):
                 # a failed write may still have reached the database; the watchdog then counts the job again
                 undo.callback(self.admission.give_back, job.id)
-            job = await self.resolver.told(job, body)
-            # with no job before it the job need not wait for the queue's poll
+            job = await self.resolver.with_states(job, body)
+            # with nobody before it a job need not wait for the queue's next look
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
             undo.pop_all()

@@ -1,4 +1,4 @@
-"""A job: one video to make, serialisable as JSON."""
+"""A job: one video to make, as plain values that are stored."""
 
 import re
 import uuid
@@ -33,7 +33,7 @@ _Settings: Any = make_dataclass(
 
 @dataclass(frozen=True, kw_only=True)
 class Job(_Settings):
-    """One video to make and whose it is, with a field for each setting of `STORED`.
+    """One video to make and its owner, with a field for each setting of `STORED`.
 
     `tar` holds the fields of `config.Tar`, None for none. `embeddings` is the id of a precomputed bundle, whose states and
     negatives the job repeats. Higher `priority` runs earlier. `fingerprint` hashes the body that asked for it.
@@ -65,7 +65,7 @@ class Job(_Settings):
 
     @property
     def shape(self) -> tuple[int, tuple[int, int], int, tuple[str, ...]]:
-        """Returns what the jobs of one batch have in common: frames, size, steps and fast-sampling options."""
+        """Returns what jobs of one batch share: frames, size, steps and lossy options."""
         return self.frames, self.size, self.steps, self.fast
 
     @property
@@ -74,7 +74,7 @@ class Job(_Settings):
         return self.frames * self.size[0] * self.size[1] * self.steps
 
     def shown(self) -> dict[str, Any]:
-        """Returns the settings at the top of a video as the API shows them, by their names there."""
+        """Returns the settings at the top of the video object, by their names there."""
         return {row.http_name: row.to_http(getattr(self, row.name)) for row in fields_at(BODY)}
 
     def request(self) -> Request:
@@ -83,7 +83,7 @@ class Job(_Settings):
 
 
 def tar_json(tar: Tar | None) -> dict[str, Any] | None:
-    """Returns TAR as JSON, with its levels as strings."""
+    """Returns TAR as plain JSON values, with text for levels."""
     if tar is None:
         return None
     return {**vars(tar), "sigma": {str(level): value for level, value in tar.sigma.items()}}
