@@ -120,13 +120,17 @@ class Step:
             return partial(unet, latents, clock.timed(clock.table[0]), unet.hear(context), fps, tar)
         return partial(unet, *inputs)
 
-    def network(self, features: frozenset[str]) -> UNet:
-        """Returns the network that a set of improvements leads to, sharing its parameters with others."""
+    def network(self, features: frozenset[str], regularised: bool = True) -> UNet:
+        """Returns the network that a set of improvements leads to, sharing its parameters with others.
+
+        Without `regularised` attention by passes leaves TAR out; the kernel reads it from its input.
+        """
         scene = self.scene
         dtype = scene.dtype if DTYPE in features else torch.float32
         unet = scene.unet(dtype, "channels_last" if LAST in features else "contiguous")
 
         def attend(level: int | None) -> Attend:
+            level = level if regularised else None
             if CLEAN in features:
                 return without_waste(scene.bias(level))
             if HOISTED in features:
