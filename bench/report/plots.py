@@ -83,10 +83,10 @@ def draw(rows: Sequence[Row], folder: Path, ending: str) -> list[Path]:
 
 
 def links(
-    rows: Sequence[Row], spread: bool = False, kinds: tuple[str, ...] = ("time", "ladder"), folder: str = "docs/bench"
+    rows: Sequence[Row], spread: bool = False, kind: str = ""
 ) -> list[str]:
-    """Returns a document's links to plots of some kinds, which lie in `folder` from where it lies."""
-    return [f"![{plot.words}]({folder}/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kinds)]
+    """Returns a document's links to the plots of one kind, in the folder `plots` beside it."""
+    return [f"![{plot.words}](plots/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kind)]
 
 
 def _series(row: Row) -> Any:

@@ -1,6 +1,6 @@
 """The page of what `vstar_engine.kernels.aot.__main__` found in the kernels that it compiled, from its manifest.
 
-python -m vstar_engine.kernels.aot.report DIR > docs/compiled_kernels.md
+python -m vstar_engine.kernels.aot.report DIR > docs/performance/compiled_kernels.md
 """
 
 import argparse

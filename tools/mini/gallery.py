@@ -1,23 +1,20 @@
-"""Makes pictures with the mini model in docs/gallery: `python docs/gallery.py`, a few minutes on two cores.
+"""Makes pictures with the mini model in docs/gallery: `python -m tools.mini.gallery`, a few minutes on two cores.
 
 Contact sheets of one prompt and of VSTAR, similarity matrices of their frames, and temporal attention without and with TAR;
 and demo.png, the sheet that `make demo` writes.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.analysis import attention_maps, similarity
 from vstar_engine.video import Video, contact_sheet
 
-FOLDER = Path(__file__).parent / "gallery"
+FOLDER = Path(__file__).parents[2] / "docs" / "gallery"
 FRAMES, SEED, SAMPLING, PAPER = 64, 0, Sampling(guidance=6.0), Tar()
 STORIES = {
     "winter_to_spring": (
@@ -90,8 +87,8 @@ def main() -> None:
             made[VSTAR][0].save(FOLDER / "demo.png")
         sheets = {title: Image.fromarray(contact_sheet(made[title][0].frames)) for title in ("one prompt", VSTAR)}
         beside(sheets).save(FOLDER / f"{name}.png", optimize=True)
-        similarity = {title: similarity.cosine(similarity.pixels(video.frames)) for title, (video, _) in made.items()}
-        beside({title: heat(matrix, 0.0, 1.0) for title, matrix in similarity.items()}).save(
+        alike = {title: similarity.cosine(similarity.pixels(video.frames)) for title, (video, _) in made.items()}
+        beside({title: heat(matrix, 0.0, 1.0) for title, matrix in alike.items()}).save(
             FOLDER / f"{name}_similarity.png", optimize=True
         )
         for level in (0, 1):
