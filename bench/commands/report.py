@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", choices=TABLES, nargs="+", default=list(TABLES), help="which to print; default all")
     parser.add_argument("--spread", action="store_true", help="print the 20th and 80th percentiles too")
     parser.add_argument("--documents", type=Path, nargs="+", metavar="FILE.md", help="rewrite these documents' tables instead")
-    parser.add_argument("--check", action="store_true", help="with --documents: change nothing, exit with 1 if one is not current")
+    parser.add_argument("--check", action="store_true", help="with --documents: change nothing, exit with 1 if one is old")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw plots there (needs matplotlib)")
     parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the plots (default %(default)s)")
 

@@ -82,9 +82,7 @@ def draw(rows: Sequence[Row], folder: Path, ending: str) -> list[Path]:
     return written
 
 
-def links(
-    rows: Sequence[Row], spread: bool = False, kind: str = ""
-) -> list[str]:
+def links(rows: Sequence[Row], spread: bool = False, kind: str = "") -> list[str]:
     """Returns a document's links to the plots of one kind, in the folder `plots` beside it."""
     return [f"![{plot.words}](plots/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kind)]
 
