@@ -20,7 +20,7 @@ from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.request import Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
-from vstar_engine.machine import malloc, memory
+from vstar_engine.machine import malloc, memory, threads
 from vstar_engine.machine.device import device_named, dtype_named
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.fp8 import convert
@@ -132,6 +132,7 @@ class Engine:
             artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
         if where.type == "cpu":
             malloc.keep_pages()
+            threads.warn(torch.get_num_threads())
         with torch.device("meta"):
             vae = Vae(spec.vae, encoder=False)
         tower, unused = load_text(spec, tensors, where, kind) if text else (None, _under(tensors, key_map.TEXT))

@@ -5,7 +5,7 @@ from html import escape
 from itertools import groupby, pairwise
 from typing import Any
 
-from vstar_engine.bench.harness.rows import ABOVE, INTERRUPTED, OK, Row, seconds
+from vstar_engine.bench.harness.rows import ABOVE, INTERRUPTED, OK, ResultRow, seconds
 
 REMARK = "Faster than the ceiling: what it read lay in the cache, or the machine had slowed down when the ceiling was measured."
 
@@ -13,7 +13,7 @@ REMARK = "Faster than the ceiling: what it read lay in the cache, or the machine
 WIDEST = 6
 
 
-def machine_words(row: Row) -> str:
+def machine_words(row: ResultRow) -> str:
     """Names the machine of a row in a few words."""
     here = row.machine
     if row.device.startswith("cuda"):
@@ -21,7 +21,7 @@ def machine_words(row: Row) -> str:
     return f"{here.get('cpu')}, {here.get('threads')} threads"
 
 
-def conditions(rows: Sequence[Row], remark: str = "") -> str:
+def conditions(rows: Sequence[ResultRow], remark: str = "") -> str:
     """Says in a line what a table's numbers belong to, then folds away the commands that print them."""
     first = rows[0]
     days = sorted({row.at[:10] for row in rows})
@@ -39,13 +39,13 @@ def conditions(rows: Sequence[Row], remark: str = "") -> str:
     return f"{line}{remark}\n\n{folded(rows)}"
 
 
-def folded(rows: Sequence[Row]) -> str:
+def folded(rows: Sequence[ResultRow]) -> str:
     """Returns a folded block of the commands that print the rows anew."""
     commands = "\n".join(sorted({escape(row.command, quote=False) for row in rows}))
     return f"<details><summary>Command</summary><pre><code>{commands}</code></pre></details>"
 
 
-def cell(row: Row | None, own: Row | None = None, spread: bool = False) -> str:
+def cell(row: ResultRow | None, own: ResultRow | None = None, spread: bool = False) -> str:
     """Writes a provider's time, and how many times `own`'s it is."""
     if row is None:
         return ""
@@ -87,7 +87,7 @@ def across(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return markdown(first, rest)
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
+def grouped(rows: Iterable[ResultRow], key: Callable[[ResultRow], Any]) -> list[list[ResultRow]]:
     """Groups rows by a key, groups and rows in the order in which they came."""
     order: dict[Any, None] = dict.fromkeys(key(row) for row in rows)
     place = {value: i for i, value in enumerate(order)}
@@ -95,10 +95,10 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
     return [list(group) for _, group in groupby(ranked, key=key)]
 
 
-def part_of(rows: Sequence[Row], part: str, suite: str = "pipeline") -> list[list[Row]]:
+def part_of(rows: Sequence[ResultRow], part: str, suite: str = "pipeline") -> list[list[ResultRow]]:
     chosen = [row for row in rows if row.suite == suite and row.case["part"] == part]
     return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
 
 
-def titled(rows: Sequence[Row], words: str, remark: str = "") -> str:
+def titled(rows: Sequence[ResultRow], words: str, remark: str = "") -> str:
     return f"{words}, `{rows[0].case['model']}` at {rows[0].case['size']}; {conditions(rows, remark)}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vstar_engine.bench.harness.rows import Row, seconds
+from vstar_engine.bench.harness.rows import ResultRow, seconds
 from vstar_engine.bench.step.whole_videos import OURS, PATHS, PUBLISHED
 
 from .table_cells import cell, grouped, markdown, part_of, titled
@@ -10,7 +10,7 @@ from .table_cells import cell, grouped, markdown, part_of, titled
 WORDS = {PUBLISHED: "published path"}
 
 
-def videos(rows: Sequence[Row], spread: bool) -> list[str]:
+def videos(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """A row for each path to a video: its step, the whole of it, its memory, and whether it is the same video."""
     found = []
     for group in (same for some in part_of(rows, "videos") for same in grouped(some, lambda row: row.case["frames"])):
@@ -33,7 +33,7 @@ def videos(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _same(row: Row) -> str:
+def _same(row: ResultRow) -> str:
     """Says whether a video is the published path's: its bytes may differ by one step of 255, which is rounding."""
     if row.provider == PUBLISHED:
         return "is the reference"

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from vstar_engine.bench.harness.contest import NotHere, Pace, observed
 from vstar_engine.bench.harness.random_networks import lay_out
-from vstar_engine.bench.harness.rows import Row, Rows
+from vstar_engine.bench.harness.rows import ResultFile, ResultRow
 from vstar_engine.bench.harness.timing import interleave
-from vstar_engine.bench.ops.pytorch_layers import by_operators, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import STEP_CACHE, Sampling
 from vstar_engine.engine import Engine
@@ -34,7 +34,7 @@ from vstar_engine.weights import bundled
 
 from .fast_modes import GUIDANCE, STATES
 from .ladder import BASELINE, BATCHED, DTYPE, LAST, Step
-from .workload import TAR, Scene, trained_unet
+from .workload import TAR, Workload, trained_unet
 
 PUBLISHED, CLEAN, OURS, LOSSY = PATHS = ("published", "clean eager", "ours", f"ours, --fast {STEP_CACHE}")
 FEATURES = {PUBLISHED: frozenset[str](), CLEAN: BASELINE}
@@ -60,26 +60,26 @@ class Route:
 class Baseline:
     """A set of the ladder's improvements as a whole pipeline around the engine's weights, text tower and noise."""
 
-    def __init__(self, engine: Engine, scene: Scene, features: frozenset[str], request: Request):
-        self.engine, self.scene, self.features, self.request = engine, scene, features, request
-        self.dtype = scene.dtype if DTYPE in features else torch.float32
+    def __init__(self, engine: Engine, workload: Workload, features: frozenset[str], request: Request):
+        self.engine, self.workload, self.features, self.request = engine, workload, features, request
+        self.dtype = workload.dtype if DTYPE in features else torch.float32
         layout = "channels_last" if LAST in features else "contiguous"
-        scene.base[self.dtype, layout] = lay_out(trained_unet(scene.spec, scene.device, self.dtype), layout)
-        step = Step(scene)
+        workload.base[self.dtype, layout] = lay_out(trained_unet(workload.spec, workload.device, self.dtype), layout)
+        step = Step(workload)
         self.regularised, self.plain = (step.network(features, regularised) for regularised in (True, False))
-        vae = Vae(scene.spec.vae, encoder=False).to(scene.device, self.dtype).eval().requires_grad_(False)
+        vae = Vae(workload.spec.vae, encoder=False).to(workload.device, self.dtype).eval().requires_grad_(False)
         vae.load_state_dict(engine.vae.state_dict())
-        self.vae = by_operators(lay_out(vae, layout), Norm)
+        self.vae = unfused(lay_out(vae, layout), Norm)
 
     @torch.inference_mode()
     def __call__(self) -> Video:
         """Makes the video; its noise is the engine's for the request's seed."""
-        if self.scene.device.type == "cpu":
+        if self.workload.device.type == "cpu":
             map_pages()
         (row,) = self.engine.begin([self.request]).rows
         texts = [row.context, row.unconditional.expand_as(row.context)]
-        fps = torch.full((1,), self.request.sampling.fps_condition, device=self.scene.device)
-        no_bias = torch.zeros(1, self.scene.spec.unet.levels, self.scene.frames, device=self.scene.device)
+        fps = torch.full((1,), self.request.sampling.fps_condition, device=self.workload.device)
+        no_bias = torch.zeros(1, self.workload.spec.unet.levels, self.workload.frames, device=self.workload.device)
 
         def noise(index: int) -> Tensor:
             return torch.randn(row.latents.shape, generator=row.generator)
@@ -109,37 +109,37 @@ def likeness(frames: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     return {"differing": float(np.mean(apart > 0)), "largest": int(apart.max()), **psnr}
 
 
-def measure(scene: Scene, steps: int, rows: Rows, pace: Pace) -> None:
+def measure(workload: Workload, steps: int, rows: ResultFile, pace: Pace) -> None:
     """Makes the video by every path in turn and writes a row for each."""
-    if scene.model not in bundled.BUNDLED:
+    if workload.model not in bundled.BUNDLED:
         raise NotHere(f"whole videos take a model that comes with its weights, one of {', '.join(bundled.BUNDLED)}")
-    engine = Engine.load(scene.model, device=str(scene.device), dtype=str(scene.dtype)[6:])
+    engine = Engine.load(workload.model, device=str(workload.device), dtype=str(workload.dtype)[6:])
     exact = Sampling(steps, guidance=GUIDANCE)
-    height, width = scene.size
-    request = Request(STATES, scene.frames, 0, (height, width), exact, TAR)
+    height, width = workload.size
+    request = Request(STATES, workload.frames, 0, (height, width), exact, TAR)
     lossy = replace(request, sampling=replace(exact, fast=(STEP_CACHE,)))
 
     def ours(wanted: Request) -> Callable[[], Video]:
         def make() -> Video:
-            if scene.device.type == "cpu":
+            if workload.device.type == "cpu":
                 malloc.keep_pages()
             return engine.run(wanted)
 
         return make
 
     makers: dict[str, Callable[[], Video]] = {
-        **{name: Baseline(engine, scene, features, request) for name, features in FEATURES.items()},
+        **{name: Baseline(engine, workload, features, request) for name, features in FEATURES.items()},
         OURS: ours(request),
         LOSSY: ours(lossy),
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Route(make, Path(folder)) for name, make in makers.items()}
-        peaks = {name: observed(path, scene.device)[1] for name, path in paths.items()}
+        peaks = {name: observed(path, workload.device)[1] for name, path in paths.items()}
         for path in paths.values():
             path.steps.clear()
         busy = os.getloadavg()[0]
         timings = interleave(paths, pace.rounds, pace.warmup, min(pace.limit, max(pace.left, 0.0)))
-    case = {"part": "videos", **scene.case, "steps": steps, "guidance": GUIDANCE, "weights": "trained"}
+    case = {"part": "videos", **workload.case, "steps": steps, "guidance": GUIDANCE, "weights": "trained"}
     for name, path in paths.items():
         numbers = {
             **asdict(timings[name]),
@@ -148,4 +148,4 @@ def measure(scene: Scene, steps: int, rows: Rows, pace: Pace) -> None:
             "load": [round(busy, 2), round(os.getloadavg()[0], 2)],
             **likeness(path.frames, paths[PUBLISHED].frames),
         }
-        rows.write(Row("pipeline", case, name, str(scene.dtype)[6:], str(scene.device), numbers=numbers))
+        rows.write(ResultRow("pipeline", case, name, str(workload.dtype)[6:], str(workload.device), numbers=numbers))

@@ -1,4 +1,4 @@
-"""The page of what `vstar_engine.kernels.aot.__main__` found in the kernels that it compiled, from its manifest.
+"""The page of what `vstar_engine.kernels.aot` found in the kernels that it compiled, from its manifest.
 
 python -m vstar_engine.kernels.aot.report DIR > docs/performance/compiled_kernels.md
 """
@@ -38,7 +38,7 @@ INTRODUCTION = """# The Triton kernels as compiled
 
 **You want to know what the compiler made of each kernel.**
 
-What `python -m vstar_engine.kernels.aot.__main__ --head-dim {widths} --dtype {dtype} --out DIR` found in {count} kernels, with
+What `python -m vstar_engine.kernels.aot --head-dim {widths} --dtype {dtype} --out DIR` found in {count} kernels, with
 Triton {triton} and without a GPU, put down by `python -m vstar_engine.kernels.aot.report DIR`. Faults, which are spills, stack,
 scratch, too much shared memory, sweeps of less than 128 bits at a time and missing tensor-core instructions: {faults}.
 **No speed was measured.**
@@ -165,11 +165,11 @@ def page(manifest: Record) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where `vstar_engine.kernels.aot.__main__` put its manifest")
+    parser.add_argument("folder", type=Path, help="where `vstar_engine.kernels.aot` put its manifest")
     chosen = parser.parse_args(arguments)
     path = chosen.folder / "manifest.json"
     if not path.is_file():
-        parser.error(f"{path} is not there: make it with `python -m vstar_engine.kernels.aot.__main__ --out {chosen.folder}`")
+        parser.error(f"{path} is not there: make it with `python -m vstar_engine.kernels.aot --out {chosen.folder}`")
     try:
         sys.stdout.write(page(json.loads(path.read_text())))
     except ValueError as error:

@@ -14,7 +14,7 @@ from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.prompting.embeddings import embed
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.jobs import events
-from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
 from vstar_engine.serving.workers.engine_renderer import Model, TextCache
 from vstar_engine.serving.workers.local_process import ProcessEngine
 
@@ -135,27 +135,27 @@ def test_videos_from_the_child_are_those_of_the_engine(mini, tmp_path):
         job(prompt, seed=seed, frames=5, steps=3, guidance=guidance)
         for prompt, seed, guidance in (("snow", 4, 6.0), ("rain", 5, 1.0))
     ]
-    rules = Rules(buckets=((5, *SIZE),), max_batch=2, batch_delay=1.0, short=0.0)
+    policy = BatchingPolicy(buckets=((5, *SIZE),), max_batch=2, batch_delay=1.0, short_job_share=0.0)
 
-    async def told(engine, one):
+    async def events_of(engine, one):
         return [event async for event in engine.submit(one)]
 
     async def scenario():
-        engine = ProcessEngine(tmp_path, {"engine": {"model": "mini"}}, rules)
+        engine = ProcessEngine(tmp_path, {"engine": {"model": "mini"}}, policy)
         async with asyncio.timeout(240):
             await engine.start()
-            found = await asyncio.gather(*(told(engine, one) for one in jobs)), engine.facts()
+            found = await asyncio.gather(*(events_of(engine, one) for one in jobs)), engine.facts()
             await engine.close(0)
         return found
 
     found, facts = asyncio.run(scenario())
     assert facts["batch_limits"].keys() == {"5x32x64"}
     assert facts["device"] == "cpu"
-    for one, heard in zip(jobs, found, strict=True):
-        assert isinstance(heard[-1], events.Done)
-        ours = frames_of(tmp_path / heard[-1].file)
+    for one, received in zip(jobs, found, strict=True):
+        assert isinstance(received[-1], events.Done)
+        ours = frames_of(tmp_path / received[-1].file)
         theirs = frames_of(mini.run(one.request()).save(tmp_path / "alone.mp4"))
-        # a byte of rounding where they rode together, doubled by the codec
+        # a byte of rounding where they were batched, doubled by the codec
         assert np.abs(ours - theirs).max() <= 2
 
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from vstar_engine import __version__
 from vstar_engine.errors import MemoryShortage, VstarError
+from vstar_engine.machine import threads
 
 from .option_sources import Parser, layered, to_toml
 
@@ -85,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ours alone: the exporter and its libraries would log hundreds of lines
     logging.getLogger(PACKAGE).setLevel(logging.INFO if verbose else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
+    if words[:1] != ["serve"]:  # which computes in its workers alone: each of them is given what it needs when it starts
+        threads.prepare()
     try:
         parser, parsers = build_parser(words[0] if words else "")
         if words and words[0] in LAYERED and not {"-h", "--help"} & set(words):

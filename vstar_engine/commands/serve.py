@@ -87,8 +87,8 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("max_steps", "denoising steps of a video")
     add("max_work", "frames x pixels x steps of a video")
     add("max_connections", "connections of clients; beyond, the one goes whose client is slowest")
-    add("max_batch", "videos that may ride in one batch, where that was measured to pay")
-    add("batch_delay", "seconds that a video waits for others to ride with", float, metavar="S")
+    add("max_batch", "largest batch, where warm-up measured that batching pays")
+    add("batch_delay", "seconds that a job waits for others to form a batch", float, metavar="S")
     add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
     group.add_argument(
         "--min-free",
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise MissingLibrary(f"serving needs {error.name}, which is not installed; {EXTRA}") from error
     settings = settings_from(args)
-    known = api_keys.Keys.read(args.keys)
+    known = api_keys.ApiKeys.read(args.keys)
     settings.check_bind(len(known))
     request_log.configure(args.log_level, not args.log_text)
     tracing.configure()
@@ -217,8 +217,8 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
     from vstar_engine.serving.workers import local_process
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())
-    rules = local_process.Rules(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
-    what = (settings.videos, worker_settings(args, choice), rules, args.renderer or local_process.MODEL)
+    policy = local_process.BatchingPolicy(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
+    what = (settings.videos, worker_settings(args, choice), policy, args.renderer or local_process.MODEL)
     if not args.ray:
         if args.replicas is not None or args.address is not None:
             raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")
@@ -227,7 +227,5 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> Eng
 
     ray_cluster.library()
     resources = {"num_gpus": 1} if choice.device.startswith("cuda") else {"num_cpus": 1}
-    replicas = 1 if args.replicas is None else args.replicas
-    return ray_cluster.RayEngine(
-        *what, replicas=replicas, address=args.address, resources=resources, instance=settings.instance
-    )
+    replicas = ray_cluster.Replicas(1 if args.replicas is None else args.replicas, args.address, resources)
+    return ray_cluster.RayEngine(*what, replicas=replicas, instance=settings.instance)

@@ -22,7 +22,7 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
 
-class Keys:
+class ApiKeys:
     """Who may use the server. An owner with two keys keeps their videos while keys change."""
 
     def __init__(self, owners: Mapping[str, str]):
@@ -32,7 +32,7 @@ class Keys:
         return len(self._owners)
 
     @staticmethod
-    def read(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> "Keys":
+    def read(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> "ApiKeys":
         """Reads a key a line, `[OWNER ]KEY` or `[OWNER ]sha256:HEX`; in the environment also parted by commas.
 
         ValueError for a file that cannot be read or is open to others, and for a key that is too short.
@@ -53,7 +53,7 @@ class Keys:
                 owners[digest] = owner
         if file is not None and not owners:
             raise ValueError(f"{file} holds no keys; give one a line")
-        return Keys(owners)
+        return ApiKeys(owners)
 
     def owner(self, header: str | None) -> str | None:
         """Returns whose key an Authorization header carries; None for nobody's."""

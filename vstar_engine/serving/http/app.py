@@ -12,13 +12,13 @@ from starlette.types import ASGIApp
 
 from vstar_engine import __version__
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
-from vstar_engine.serving.queue.store import UNAVAILABLE
-from vstar_engine.serving.telemetry import metrics
-from vstar_engine.serving.telemetry.request_log import Requests
+from vstar_engine.serving.queue.errors import UNAVAILABLE
+from vstar_engine.serving.telemetry.metrics import CONTENT_TYPE
+from vstar_engine.serving.telemetry.request_log import RequestLogMiddleware
 
 from . import page
-from .api_keys import Keys
-from .middleware import Gate, count_refusal
+from .api_keys import ApiKeys
+from .middleware import AccessMiddleware, count_refusal
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
 from .service import Service, unwritable
@@ -28,7 +28,7 @@ BODIES: dict[str, type[BaseModel]] = {"create_video": CreateVideo, "create_and_w
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build(service: Service, keys: Keys) -> ASGIApp:
+def build(service: Service, keys: ApiKeys) -> ASGIApp:
     """Builds the whole application around a service, which is started and closed by who runs it."""
 
     app = FastAPI(title="vstar-engine", version=__version__, docs_url=None, redoc_url=None)
@@ -45,7 +45,8 @@ def build(service: Service, keys: Keys) -> ASGIApp:
     ):
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
-    return Requests(Gate(app, service.settings, keys))
+    access = AccessMiddleware(app, service.settings, keys, service.metrics)
+    return RequestLogMiddleware(access, service.metrics)
 
 
 def _add_system_routes(app: FastAPI) -> None:
@@ -64,9 +65,9 @@ def _add_system_routes(app: FastAPI) -> None:
         return JSONResponse({"status": "draining" if service.admission.draining else "starting"}, 503)
 
     @app.get("/metrics", tags=["system"], response_class=Response)
-    async def prometheus() -> Response:
+    async def prometheus(request: Request) -> Response:
         """Returns metrics in Prometheus's text format."""
-        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+        return Response(service_of(request).metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models", tags=["models"], response_model=Models)
     async def list_models(request: Request) -> Models:
@@ -95,7 +96,7 @@ def _answer(error: ApiError) -> JSONResponse:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    count_refusal(request.scope, error)
+    count_refusal(service_of(request).metrics, request.scope, error)
     return _answer(error)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vstar_engine.serving.settings import Settings
+
 log = logging.getLogger(__name__)
 
-# seconds in which a client has to send a whole request, from its first byte on; between two it may be silent as long
-IDLE = 30.0
 # what a client still has to send: the start of a request, or its body
 UNHEARD = (h11.IDLE, h11.SEND_BODY)
 
@@ -21,7 +21,8 @@ class Connection(H11Protocol):
     `most` may be open: beyond, the one goes whose client has let it wait longest, and where none waits, the newest.
     """
 
-    most = 400
+    most = Settings.max_connections
+    idle = Settings.idle_timeout
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
@@ -69,7 +70,7 @@ class Connection(H11Protocol):
     def _time(self) -> None:
         if self._late is None:
             self._since = self.loop.time()
-            self._late = self.loop.call_later(IDLE, self.end, "its request took too long")
+            self._late = self.loop.call_later(self.idle, self.end, "its request took too long")
 
     def _untime(self) -> None:
         if self._late is not None:

@@ -9,9 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vstar_engine.serving.errors import FINAL, UNAUTHENTICATED, ApiError
 from vstar_engine.serving.settings import LOOPBACK_NAMES, Settings
-from vstar_engine.serving.telemetry import metrics
+from vstar_engine.serving.telemetry.metrics import Metrics
 
-from .api_keys import LOCAL, METRICS, Keys
+from .api_keys import LOCAL, METRICS, ApiKeys
 from .service import Caller
 
 # open without a key: they tell nothing, and machines and browsers ask before they have one
@@ -22,11 +22,11 @@ LONGEST_KEY = 200
 SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 
 
-class Gate:
-    """ASGI middleware that lets requests in, with their `Caller` in the scope's state."""
+class AccessMiddleware:
+    """ASGI middleware: checks key, origin and body size, and puts the `Caller` into the scope's state."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys):
-        self.app, self.settings, self.keys = app, settings, keys
+    def __init__(self, app: ASGIApp, settings: Settings, keys: ApiKeys, metrics: Metrics):
+        self.app, self.settings, self.keys, self.metrics = app, settings, keys, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +43,7 @@ class Gate:
             scope.setdefault("state", {})["caller"] = self._caller(scope["path"], headers)
             self._check_length(headers)
         except ApiError as error:
-            count_refusal(scope, error)
+            count_refusal(self.metrics, scope, error)
             await answer(error, reply)
             return
         await self.app(scope, self._counted(receive), reply)
@@ -105,8 +105,8 @@ def _parts(url: str) -> SplitResult:
         return urlsplit("")
 
 
-def count_refusal(scope: Scope, error: ApiError) -> None:
-    """Counts an error where it kept a video from being accepted: not one of a question, or of a video that was accepted."""
+def count_refusal(metrics: Metrics, scope: Scope, error: ApiError) -> None:
+    """Counts an error that refused a video; not one of another request, or after the video was accepted."""
     asked = scope["method"] == "POST" and SUBMISSION.fullmatch(scope["path"]) is not None
     if asked and not scope.get("state", {}).get("accepted", False):
         metrics.refused(error.code)

@@ -16,7 +16,7 @@ from vstar_engine.serving.errors import FINAL, SERVER, ApiError, invalid
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.jobs.events import CANCELLED
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .request_body import read_body
 from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
@@ -56,9 +56,9 @@ async def read(request: Request, kind: type[Body]) -> Body:
         raise invalid(said, param, "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value") from error
 
 
-def answer(service: Service, record: Record, status: int = 200) -> JSONResponse:
+def answer(service: Service, stored: StoredJob, status: int = 200) -> JSONResponse:
     """Shows a video, and says when to ask again."""
-    shown = service.show(record)
+    shown = service.show(stored)
     headers = {"openai-poll-after-ms": str(poll_after(shown))}
     return JSONResponse(shown.model_dump(mode="json"), status, headers=headers)
 
@@ -79,9 +79,9 @@ async def list_videos(
 ) -> JSONResponse:
     """Lists the caller's videos, by default the newest first; `after` is the last id of the page before."""
     service, owner = service_of(request), caller_of(request).owner
-    edge = None if after is None else await service.edge(owner, after)
-    records, more = await service.store.page(owner, edge, limit, order == "desc")
-    data = [service.show(record) for record in records]
+    cursor = None if after is None else await service.cursor(owner, after)
+    stored_jobs, more = await service.store.page(owner, cursor, limit, order == "desc")
+    data = [service.show(stored) for stored in stored_jobs]
     ends = (data[0].id, data[-1].id) if data else (None, None)
     return JSONResponse(Videos(data=data, first_id=ends[0], last_id=ends[1], has_more=more).model_dump(mode="json"))
 
@@ -90,15 +90,15 @@ async def list_videos(
 async def create_and_wait(request: Request) -> FileResponse:
     """Makes a video and answers with its mp4. A client that leaves takes the video with it that was made for it."""
     service, caller = service_of(request), caller_of(request)
-    record = await service.create(caller, await read(request, CreateVideo))
+    stored = await service.create(caller, await read(request, CreateVideo))
     request.state.accepted = True
-    ended = asyncio.ensure_future(service.ended(record, service.settings.sync_timeout))
+    ended = asyncio.ensure_future(service.ended(stored, service.settings.sync_timeout))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() or ended.result().outcome is None:
-            if record.new:
-                await (service.withdraw if gone.done() else service.cancel)(caller.owner, record.job.id)
+            if stored.new:
+                await (service.withdraw if gone.done() else service.cancel)(caller.owner, stored.job.id)
             said = "the video took too long for one request; POST /v1/videos waits for none"
             raise ApiError(504, "timeout", said, None, SERVER, FINAL)
     finally:
@@ -182,8 +182,8 @@ async def download_content(
     return file
 
 
-def _file(service: Service, record: Record, variant: str) -> FileResponse:
-    shown = service.show(record)
+def _file(service: Service, stored: StoredJob, variant: str) -> FileResponse:
+    shown = service.show(stored)
     if shown.status == FAILED:
         assert shown.error is not None
         status = 409 if shown.error.code == CANCELLED else 422
@@ -206,38 +206,41 @@ def _file(service: Service, record: Record, variant: str) -> FileResponse:
 async def follow_video(request: Request, video_id: str) -> EventSourceResponse:
     """Streams what happens to a video: `status`, `stage` and `step` events, and at the end `completed` or `failed`."""
     service = service_of(request)
-    record = await service.get(caller_of(request).owner, video_id)
-    return EventSourceResponse(follow(service, record), ping=PING)
+    stored = await service.get(caller_of(request).owner, video_id)
+    return EventSourceResponse(follow(service, stored), ping=PING)
 
 
-async def follow(service: Service, record: Record) -> AsyncIterator[ServerSentEvent]:
+async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSentEvent]:
     """Yields the newest state, then what changes; a slow reader skips steps, never the end."""
     service.streams += 1
-    told: dict[str, Any] = {}
+    previous: dict[str, Any] = {}
     try:
         while not service.over:
-            shown, live = service.show(record), service.runner.board[record.job.id]
-            version = live.version if live else 0
+            shown, progress = service.show(stored), service.runner.tracker[stored.job.id]
+            version = progress.version if progress else 0
             if shown.status in (COMPLETED, FAILED):
                 yield _event(shown.status, shown.model_dump(mode="json"))
                 return
-            if told.get("status") != shown.status:
+            if previous.get("status") != shown.status:
                 yield _event("status", shown.model_dump(mode="json"))
-            if shown.stage and told.get("stage") != shown.stage:
+            if shown.stage and previous.get("stage") != shown.stage:
                 yield _event("stage", {"stage": shown.stage})
-            if shown.step and told.get("step") != shown.step:
-                preview = live.preview if live and live.preview is not told.get("preview") else None
+            if shown.step and previous.get("step") != shown.step:
+                preview = progress.preview if progress and progress.preview is not previous.get("preview") else None
                 yield _event("step", _step(shown, preview))
-            told = {**shown.model_dump(include={"status", "stage", "step"}), "preview": live.preview if live else None}
-            if live is not None:
-                await live.after(version, PAUSE)
+            previous = {
+                **shown.model_dump(include={"status", "stage", "step"}),
+                "preview": progress.preview if progress else None,
+            }
+            if progress is not None:
+                await progress.wait_for_change(version, PAUSE)
             else:
                 await asyncio.sleep(PAUSE)
-            if live is None or live.version == version:
-                known = await service.store.get(record.job.id)
+            if progress is None or progress.version == version:
+                known = await service.store.get(stored.job.id)
                 if known is None:
                     return
-                record = known
+                stored = known
     finally:
         service.streams -= 1
 

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import logging
+import math
 import signal
 import socket
 from types import FrameType
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp
 
 from vstar_engine.errors import VstarError
 
-from .connections import IDLE, Connection
+from .connections import Connection
 from .service import Service
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Server(uvicorn.Server):
     """A server whose first signal drains it while it still answers, and whose second ends it at once."""
 
     def __init__(self, app: ASGIApp, service: Service):
+        settings = service.settings
         super().__init__(
             uvicorn.Config(
                 app,
@@ -69,8 +71,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
-                http=type("Bounded", (Connection,), {"most": service.settings.max_connections}),
-                timeout_keep_alive=int(IDLE),
+                http=type("Bounded", (Connection,), {"most": settings.max_connections, "idle": settings.idle_timeout}),
+                timeout_keep_alive=math.ceil(settings.idle_timeout),
                 timeout_graceful_shutdown=LAST_ANSWERS,
             )
         )

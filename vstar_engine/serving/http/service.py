@@ -20,12 +20,13 @@ from vstar_engine.serving.jobs.job import ID, Job
 from vstar_engine.serving.jobs.progress import FAILED, RUNNING
 from vstar_engine.serving.queue import retention
 from vstar_engine.serving.queue.admission import Admission
+from vstar_engine.serving.queue.errors import UNAVAILABLE
 from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.queue.sqlite import DiskError
-from vstar_engine.serving.queue.store import UNAVAILABLE, JobStore, Place
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.store import JobStore, PageCursor
+from vstar_engine.serving.queue.stored_job import StoredJob
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.telemetry import metrics
+from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
 from .schema import CreateVideo, RemixVideo, Video, Wishes
@@ -35,10 +36,6 @@ log = logging.getLogger(__name__)
 
 # a repeated request within this many seconds is the same one, where its client says that it tries again
 REPEATED = 60.0
-TICK = 2.0
-# a job that two looks this far apart find pending and not running has lost its run
-LOST = 4.0
-RECONCILE = 10.0
 DELETE_WAIT = 30.0
 
 
@@ -63,11 +60,12 @@ class Caller:
 class Service:
     """Everything behind the routes. Start it within a running event loop."""
 
-    def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver):
+    def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver, runner: type[Runner] = Runner):
         self.settings, self.engine, self.resolver = settings, engine, resolver
         self.admission = Admission(settings)
         self.store = JobStore(settings, resolver.spec.name)
-        self.runner = Runner(engine, settings, self.admission.release)
+        self.metrics = Metrics()
+        self.runner = runner(engine, settings, self.admission.release, self.metrics)
         self.failure: VstarError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.streams, self.over = 0, False
@@ -80,10 +78,11 @@ class Service:
     async def start(self) -> None:
         """Starts the store, which is open; the engine goes on starting behind it."""
         self._watch()
-        await self.store.start(self.runner)
+        await self.store.start(self.runner, lambda: len(self.admission) > len(self.runner.running))
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
-        metrics.recovered(len(unfinished))
+        self.store.look()
+        self.metrics.recovered(len(unfinished))
         for takes, count in (await self.store.foreign()).items():
             log.warning(
                 "%d jobs wait for a server of the version and model that accepted them (%s): start it, or cancel them",
@@ -95,18 +94,18 @@ class Service:
             task.add_done_callback(self._broke)
 
     def _watch(self) -> None:
-        board, videos = self.runner.board, self.settings.videos
+        tracker, videos = self.runner.tracker, self.settings.videos
 
         def counted(name: str) -> Callable[[], float]:
             return lambda: self.engine.facts()["counters"][name]
 
-        metrics.watch(
+        self.metrics.watch(
             worker_restarts=counted("restarts"),
             embedding_cache_bytes=counted("cache_bytes"),
             embedding_cache_hits=counted("cache_hits"),
             embedding_cache_misses=counted("cache_misses"),
-            queued_jobs=lambda: len(self.admission) - board.count(RUNNING),
-            running_jobs=lambda: board.count(RUNNING),
+            queued_jobs=lambda: len(self.admission) - tracker.count(RUNNING),
+            running_jobs=lambda: tracker.count(RUNNING),
             queue_limit=lambda: self.settings.max_queue,
             ready=lambda: float(self.ready),
             draining=lambda: float(self.admission.draining),
@@ -152,21 +151,21 @@ class Service:
         await self.runner.drain(self.settings.grace)
         self.over = True
 
-    async def create(self, caller: Caller, body: CreateVideo) -> Record:
+    async def create(self, caller: Caller, body: CreateVideo) -> StoredJob:
         """Accepts a video, or finds the one that the same request made before."""
         return await self._accept(caller, body, body.prompt, fingerprint("create", body), None)
 
-    async def remix(self, caller: Caller, id: str, body: RemixVideo) -> Record:
+    async def remix(self, caller: Caller, id: str, body: RemixVideo) -> StoredJob:
         """Accepts another video like one that is there."""
-        record = await self.get(caller.owner, id)
-        if not record.ours:
+        stored = await self.get(caller.owner, id)
+        if not stored.ours:
             message = "this video was accepted by another version of vstar-engine and cannot be made again by this one"
             raise ApiError(409, "other_version", message, "video_id", headers=FINAL)
-        source = record.job
+        source = stored.job
         said = fingerprint(f"remix {id}", body)
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
-    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> Record:
+    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> StoredJob:
         id = self._id_of(caller) or await self._repeated(caller, said)
         job = self.resolver.plain(body, prompt, caller.owner, said, id)
         self.admission.check_budget(job)
@@ -182,7 +181,7 @@ class Service:
         except UNAVAILABLE as error:
             raise unwritable(error) from error
 
-    async def _enqueue(self, job: Job, body: Wishes) -> Record:
+    async def _enqueue(self, job: Job, body: Wishes) -> StoredJob:
         with contextlib.ExitStack() as undo:
             if self.admission.reserve(job.id, job.key_id):
                 # a write that failed may have reached the database all the same: the watchdog counts it again if so
@@ -193,9 +192,9 @@ class Service:
             await self.store.add(job, at_once=idle)
             undo.pop_all()
         self.admission.settle(job.id)
-        self.runner.board.open(job)
-        metrics.accepted(job)
-        return Record(job, int(job.created_at * 1000), new=True)
+        self.runner.tracker.track(job)
+        self.metrics.accepted()
+        return StoredJob(job, int(job.created_at * 1000), new=True)
 
     def _remember(self, caller: Caller, said: str, id: str) -> None:
         """Keeps a request's id for as long as its client may send it again."""
@@ -222,97 +221,99 @@ class Service:
         found = [r.job.id for r in await self.store.since(caller.owner, REPEATED) if r.job.fingerprint == said]
         return found[-1] if found else None
 
-    async def _known(self, job: Job) -> Record | None:
-        record = await self.store.get(job.id)
-        if record is None:
+    async def _known(self, job: Job) -> StoredJob | None:
+        stored = await self.store.get(job.id)
+        if stored is None:
             return None
-        if record.job.fingerprint != job.fingerprint or record.job.key_id != job.key_id:
+        if stored.job.fingerprint != job.fingerprint or stored.job.key_id != job.key_id:
             message = "this Idempotency-Key was used with another body"
             raise ApiError(409, "idempotency_key_reused", message, None, headers=FINAL)
-        return record
+        return stored
 
-    async def get(self, owner: str, id: str) -> Record:
+    async def get(self, owner: str, id: str) -> StoredJob:
         """Returns an owner's job; ApiError where there is none, or it is another's."""
-        record = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
-        if record is None or record.job.key_id != owner:
+        stored = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
+        if stored is None or stored.job.key_id != owner:
             raise not_found(id)
-        return record
+        return stored
 
-    async def edge(self, owner: str, id: str) -> Place:
+    async def cursor(self, owner: str, id: str) -> PageCursor:
         """Returns where an owner's job stands in the list."""
-        place = await self.store.place(owner, id) if ID.fullmatch(id) else None
-        if place is None:
+        cursor = await self.store.cursor(owner, id) if ID.fullmatch(id) else None
+        if cursor is None:
             raise not_found(id)
-        return place
+        return cursor
 
-    def _at_hand(self, id: str) -> Record | None:
-        """Returns a job that is on the board, where no other server could know more of it."""
-        live = self.runner.board[id] if self.store.alone else None
-        return Record(live.job, 0, live.outcome) if live else None
+    def _at_hand(self, id: str) -> StoredJob | None:
+        """Returns a tracked job, unless another server could know more of it."""
+        progress = self.runner.tracker[id] if self.store.alone else None
+        return StoredJob(progress.job, 0, progress.outcome) if progress else None
 
-    def show(self, record: Record) -> Video:
-        elsewhere = record.taken_by not in (None, self.settings.instance)
-        return video(record, self.runner.board[record.job.id], self.settings.keep_for, elsewhere)
+    def show(self, stored: StoredJob) -> Video:
+        elsewhere = stored.taken_by not in (None, self.settings.instance)
+        return video(stored, self.runner.tracker[stored.job.id], self.settings.keep_for, elsewhere)
 
-    async def cancel(self, owner: str, id: str) -> Record:
+    async def cancel(self, owner: str, id: str) -> StoredJob:
         """Stops a job; one that ended stays as it is."""
-        record = await self.get(owner, id)
-        if record.outcome is None and self._outcome_of(id) is None:
+        stored = await self.get(owner, id)
+        if stored.outcome is None and self._outcome_of(id) is None:
             await self.store.cancel(id)
             known = await self.store.get(id)
             if known is not None and known.ours and known.outcome is not None and known.outcome["status"] == FAILED:
                 await self.runner.cancel(known.job)
-            return known or record
-        return record
+            return known or stored
+        return stored
 
     def _outcome_of(self, id: str) -> dict[str, Any] | None:
-        live = self.runner.board[id]
-        return live.outcome if live else None
+        progress = self.runner.tracker[id]
+        return progress.outcome if progress else None
 
     async def delete(self, owner: str, id: str) -> None:
         """Stops a job and removes it with its files."""
-        record = await self.cancel(owner, id)
+        stored = await self.cancel(owner, id)
         await self.runner.left(id, DELETE_WAIT)
         await retention.delete(self.store, self.settings.videos, [id])
-        self.runner.board.drop(record.job.id)
+        self.runner.tracker.discard(stored.job.id)
 
     async def withdraw(self, owner: str, id: str) -> None:
         """Takes a job back whose client left before it heard of it: the same request makes it anew, and waits for that here."""
         async with self._locks.setdefault(id, asyncio.Lock()):
             await self.delete(owner, id)
 
-    async def ended(self, record: Record, timeout: float) -> Record:
+    async def ended(self, stored: StoredJob, timeout: float) -> StoredJob:
         """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
-            live = self.runner.board[record.job.id]
-            if live is not None and live.outcome is not None:
-                return Record(record.job, record.created, live.outcome)
-            if live is None:
+            progress = self.runner.tracker[stored.job.id]
+            if progress is not None and progress.outcome is not None:
+                return StoredJob(stored.job, stored.created, progress.outcome)
+            if progress is None:
                 await asyncio.sleep(min(left, 0.5))
             else:
-                await live.after(live.version, min(left, TICK))
-            if live is None or live.outcome is None:
-                record = await self.store.get(record.job.id) or record
-            if record.outcome is not None:
-                return record
-        return record
+                await progress.wait_for_change(progress.version, min(left, self.settings.intervals.watchdog))
+            if progress is None or progress.outcome is None:
+                stored = await self.store.get(stored.job.id) or stored
+            if stored.outcome is not None:
+                return stored
+        return stored
 
     async def _watchdog(self) -> None:
         """Takes up jobs whose run ended without an outcome, and stops runs whose job was cancelled elsewhere."""
-        last = 0.0
+        intervals, last = self.settings.intervals, 0.0
         while True:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(intervals.watchdog)
             try:
                 await self._look_after()
-                if time.monotonic() - last > RECONCILE:
+                if time.monotonic() - last > intervals.reconcile:
                     last = time.monotonic()
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
-                    self.admission.restore({id: owner for id, owner in unfinished.items() if id not in self.admission})
+                    if found := {id: owner for id, owner in unfinished.items() if id not in self.admission}:
+                        self.admission.restore(found)
+                        self.store.look()
             except UNAVAILABLE as error:
                 log.warning("the database of jobs cannot be used: %s, %s", unwritable(error).code, type(error).__name__)
-            self.runner.board.forget()
+            self.runner.tracker.drop_finished()
 
     async def _look_after(self) -> None:
         now = time.monotonic()
@@ -320,7 +321,7 @@ class Service:
         claimed = await self.store.claimed()
         odd = (claimed - running - set(self.runner.running)) | {id for id in running - claimed if id in self.runner.running}
         self._lost = {id: self._lost.get(id, now) for id in odd}
-        lost = [id for id, since in self._lost.items() if now - since >= LOST]
+        lost = [id for id, since in self._lost.items() if now - since >= self.settings.intervals.lost_after]
         if (resumed := [id for id in lost if id in claimed]) and not self.runner.stopping:
             log.warning("%d jobs had lost their run and are taken up again", len(resumed))
             await self.store.resume(resumed)
@@ -336,7 +337,7 @@ class Service:
     async def _sweeper(self) -> None:
         while True:
             try:
-                await retention.sweep(self.store, self.settings, self.runner.board.drop)
+                await retention.sweep(self.store, self.settings, self.runner.tracker.discard)
             except (*UNAVAILABLE, OSError) as error:
                 log.warning("nothing was swept: %s", type(error).__name__)
-            await asyncio.sleep(retention.EVERY)
+            await asyncio.sleep(self.settings.intervals.sweep)

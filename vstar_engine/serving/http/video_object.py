@@ -1,11 +1,11 @@
-"""A job as the API shows it: what the store has, and what is newer on the board."""
+"""A job as the API shows it: the stored job, updated by its progress."""
 
 from itertools import islice, zip_longest
 from typing import Any
 
 from vstar_engine.serving.jobs.job import Job
-from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, Live
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, JobProgress
+from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .schema import ShownState, Video, VideoError
 
@@ -13,15 +13,15 @@ from .schema import ShownState, Video, VideoError
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
-def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: bool = False) -> Video:
+def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | None, elsewhere: bool = False) -> Video:
     """Returns what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
-    job = record.job
-    outcome = record.outcome or (live.outcome if live else None)
+    job = stored.job
+    outcome = stored.outcome or (progress.outcome if progress else None)
     shown = Video(
         id=job.id,
         model=job.model,
-        status=_status(outcome, live, elsewhere),
-        progress=_progress(outcome["status"] if outcome else None, live),
+        status=_status(outcome, progress, elsewhere),
+        progress=_progress(outcome["status"] if outcome else None, progress),
         created_at=int(job.created_at),
         seconds=seconds_of(job),
         size=size_of(job),
@@ -45,8 +45,8 @@ def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: 
         metadata=job.metadata,
     )
     if outcome is None:
-        if live is not None:
-            shown.stage, shown.step, shown.seconds_left = live.stage, live.step, live.seconds_left
+        if progress is not None:
+            shown.stage, shown.step, shown.seconds_left = progress.stage, progress.step, progress.seconds_left
         return shown
     shown.completed_at = int(outcome["at"])
     shown.expires_at = int(outcome["at"] + keep_for) if keep_for is not None else None
@@ -57,18 +57,18 @@ def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: 
     return shown
 
 
-def _status(outcome: dict[str, Any] | None, live: Live | None, elsewhere: bool) -> Any:
+def _status(outcome: dict[str, Any] | None, progress: JobProgress | None, elsewhere: bool) -> Any:
     if outcome is not None:
         return outcome["status"]
     if elsewhere:
         return RUNNING
-    return live.status if live else QUEUED
+    return progress.status if progress else QUEUED
 
 
-def _progress(ended: str | None, live: Live | None) -> int:
+def _progress(ended: str | None, progress: JobProgress | None) -> int:
     if ended == COMPLETED:
         return 100
-    return live.progress if live else 0
+    return progress.percent if progress else 0
 
 
 def states_of(job: Job) -> list[ShownState]:

@@ -1,4 +1,4 @@
-"""A job: one video to make, as plain JSON values that outlive the process."""
+"""A job: one video to make, serialisable as JSON."""
 
 import re
 import uuid
@@ -9,22 +9,26 @@ from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar
 from vstar_engine.config.timeline import Position
 
-# raised when the fields of a job change their meaning, so that an older server's jobs are not read wrongly
+# increased when a field of Job changes its meaning, so that jobs of an older server are not misread
 VERSION = 1
 ID = re.compile(r"video_[0-9a-f]{32}")
 
 
 def new_id() -> str:
-    """Makes an id nobody can guess."""
+    """Returns a random id that cannot be guessed."""
     return f"video_{uuid.uuid4().hex}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make and whose it is. `size` is (height, width); `tar` holds the fields of `config.Tar`, None for none.
+    """One video to make, and the key that asked for it.
 
-    `embeddings` is the id of a precomputed bundle, whose states and negatives the job repeats. Higher `priority` runs earlier.
-    `fingerprint` hashes the body that asked for it. `fast` is `config.Sampling`'s.
+    size: (height, width).
+    tar: the fields of `config.Tar`; None: without TAR.
+    embeddings: id of a precomputed bundle; the job repeats its states and negative prompts.
+    priority: higher runs earlier.
+    fingerprint: hash of the request's body.
+    fast: the options of `config.Sampling.fast`.
     """
 
     id: str
@@ -55,28 +59,28 @@ class Job:
     fast: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values that `from_json` reads back."""
+        """Returns the job as plain JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Job":
-        """Reads what `to_json` wrote; TypeError for other fields."""
+        """Reads a job from `to_json`; TypeError for unknown or missing fields."""
         tuples = {f.name for f in fields(Job) if str(f.type).startswith("tuple")}
         given: dict[str, Any] = {name: tuple(value) if name in tuples else value for name, value in content.items()}
         return Job(**given)
 
     @property
     def shape(self) -> tuple[int, tuple[int, int], int, tuple[str, ...]]:
-        """What jobs must have in common to ride one batch: frames, size, steps and how they are sampled."""
+        """Returns what the jobs of one batch have in common: frames, size, steps and fast-sampling options."""
         return self.frames, self.size, self.steps, self.fast
 
     @property
     def work(self) -> int:
-        """Measures what a job costs: frames x pixels x steps."""
+        """Returns the cost of a job: frames x pixels x steps."""
         return self.frames * self.size[0] * self.size[1] * self.steps
 
     def request(self) -> Request:
-        """Returns the engine's request; ValueError where a setting makes no sense."""
+        """Returns the engine's request; ValueError for an invalid setting."""
         sampling = Sampling(steps=self.steps, eta=self.eta, guidance=self.guidance, fast=self.fast)
         return Request(
             self.states,
@@ -95,7 +99,7 @@ class Job:
 
 
 def tar_json(tar: Tar | None) -> dict[str, Any] | None:
-    """Returns TAR as JSON, its levels as words."""
+    """Returns TAR as JSON, with its levels as strings."""
     if tar is None:
         return None
     sigma = {str(level): value for level, value in tar.sigma.items()}
@@ -103,7 +107,7 @@ def tar_json(tar: Tar | None) -> dict[str, Any] | None:
 
 
 def tar_from(content: dict[str, Any] | None) -> Tar | None:
-    """Reads what `tar_json` wrote."""
+    """Reads TAR from `tar_json`."""
     if content is None:
         return None
     sigma = {int(level): value for level, value in content["sigma"].items()}

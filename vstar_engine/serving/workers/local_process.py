@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vstar_engine.machine import threads
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.settings import Settings
 
-from .dispatch_state import Message, Rules
+from .dispatch_state import BatchingPolicy, Message
 from .dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 MODEL = "vstar_engine.serving.workers.engine_renderer:load"
 # the longest line: a batch of jobs with all the text that they may hold
 LINE = 64 * 2**20
-DEFAULT_RULES = Rules()
+DEFAULT_POLICY = BatchingPolicy()
 
 
 class ProcessLink:
@@ -41,7 +42,7 @@ class ProcessLink:
         ours, theirs = socket.socketpair()
         with theirs:
             command = (sys.executable, "-m", "vstar_engine.serving.workers.worker", str(theirs.fileno()))
-            environment = {**os.environ, **self.environment}
+            environment = threads.environment({**os.environ, **self.environment})
             self.child = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment
             )
@@ -91,14 +92,14 @@ class ProcessEngine(Dispatcher):
         self,
         folder: Path,
         settings: Mapping[str, Any],
-        rules: Rules = DEFAULT_RULES,
+        policy: BatchingPolicy = DEFAULT_POLICY,
         factory: str = MODEL,
         environment: Mapping[str, str] | None = None,
         instance: str = Settings.instance,
     ):
         self.folder = folder.absolute()
         self.link = ProcessLink(self.folder, environment or {}, result_files.owner_of(instance))
-        super().__init__([self.link], {"factory": factory, "settings": dict(settings)}, rules)
+        super().__init__([self.link], {"factory": factory, "settings": dict(settings)}, policy)
 
     @property
     def pid(self) -> int | None:

@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vstar_engine.errors import MissingLibrary, OutputError
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.settings import Settings
 
-from .dispatch_state import Message, Rules, WorkerError
+from .dispatch_state import BatchingPolicy, Message, WorkerError
 from .dispatcher import Dispatcher
 from .local_process import MODEL, ProcessLink
 
@@ -31,7 +32,7 @@ NAMESPACE = "vstar-engine"
 LOOPBACK = "127.0.0.1"
 # seconds that an actor has to end its worker before it is ended itself
 ENDING = 5.0
-DEFAULT_RULES = Rules()
+DEFAULT_POLICY = BatchingPolicy()
 
 
 def library() -> Any:
@@ -163,31 +164,46 @@ class RayLink:
                 ray.kill(actor)
 
 
-class RayEngine(Dispatcher):
-    """An `EngineClient` whose workers are `replicas` actors on the Ray cluster at `address`, or on one started here.
+@dataclass(frozen=True)
+class Replicas:
+    """Where replicas run: how many, on the cluster at `address` (None: one started on this machine), each with `resources`.
 
-    `folder` takes the results, on this machine; `settings` are those of `factory`, as for `ProcessEngine`, and what they name
-    must lie at the same place on every node. `resources` is what Ray sets aside for a replica: {"num_gpus": 1}, say.
+    `resources` are Ray's, such as {"num_gpus": 1}.
+    """
+
+    count: int = 1
+    address: str | None = None
+    resources: Mapping[str, float] = field(default_factory=lambda: {"num_cpus": 1})
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"there must be at least 1 replica, got {self.count}")
+
+
+ONE_REPLICA = Replicas()
+
+
+class RayEngine(Dispatcher):
+    """An `EngineClient` whose workers are actors on a Ray cluster.
+
+    Results go to `folder` on this machine. `settings` are those of `factory`, as for `ProcessEngine`; the paths in them must
+    exist on every node.
     """
 
     def __init__(
         self,
         folder: Path,
         settings: Mapping[str, Any],
-        rules: Rules = DEFAULT_RULES,
+        policy: BatchingPolicy = DEFAULT_POLICY,
         factory: str = MODEL,
         environment: Mapping[str, str] | None = None,
-        replicas: int = 1,
-        address: str | None = None,
-        resources: Mapping[str, float] | None = None,
+        replicas: Replicas = ONE_REPLICA,
         instance: str = Settings.instance,
     ):
-        if replicas < 1:
-            raise ValueError(f"there must be at least 1 replica, got {replicas}")
-        self.folder, self.address, self.owner = folder.absolute(), address, result_files.owner_of(instance)
-        given = resources or {"num_cpus": 1}
-        links = [RayLink(number, self.folder, self.owner, environment or {}, given) for number in range(replicas)]
-        super().__init__(links, {"factory": factory, "settings": dict(settings)}, rules)
+        self.folder, self.address, self.owner = folder.absolute(), replicas.address, result_files.owner_of(instance)
+        numbers, resources = range(replicas.count), replicas.resources
+        links = [RayLink(number, self.folder, self.owner, environment or {}, resources) for number in numbers]
+        super().__init__(links, {"factory": factory, "settings": dict(settings)}, policy)
 
     async def start(self) -> None:
         """Joins the cluster and starts the replicas; returns when the first is warm."""

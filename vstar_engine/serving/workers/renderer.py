@@ -39,7 +39,7 @@ class Renderer(Protocol):
         """Returns the clips (frames, height, width) to warm where none are named."""
 
     def most_at_once(self) -> int:
-        """Returns how many videos can ride together by how the engine was built."""
+        """Returns the largest batch that the engine was built for."""
 
     def begin(self, jobs: Sequence[Job]) -> Batch:
         """Prepares jobs of one shape. Raises ValueError for a job that makes no sense."""

@@ -37,25 +37,25 @@ def bucket_name(frames: int, size: Sequence[int]) -> str:
 def warm(
     renderer: Renderer, buckets: Sequence[Bucket], most: int, known: dict[str, Any], fast: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Takes every bucket through all stages once, sampled as `fast` says, and gives what was measured.
+    """Runs every bucket through all stages once, with the options `fast`, and returns what was measured.
 
-    {"batch_limits": {bucket: jobs}, "paces": {bucket: seconds of "begin", "step", "finish"}}. `known` is what an earlier worker
-    of the same server measured, which is not measured again.
+    {"batch_limits": {bucket: jobs}, "stage_seconds": {bucket: seconds of "begin", "step", "finish"}}. `known` holds the
+    measurements of an earlier worker of the same server; they are not repeated.
     """
-    limits, paces = dict(known.get("batch_limits", {})), dict(known.get("paces", {}))
+    limits, stage_seconds = dict(known.get("batch_limits", {})), dict(known.get("stage_seconds", {}))
     device = renderer.facts()["device"]
     sampling = replace(Sampling.usual(fast), steps=STEPS["cpu" if device.startswith("cpu") else "gpu"])
     for bucket in buckets:
         name = bucket_name(bucket[0], bucket[1:])
         measured = _whole(renderer, bucket, sampling)
         if name not in limits:
-            paces[name] = measured
+            stage_seconds[name] = measured
             most_here = min(most, renderer.most_at_once())
-            limits[name] = _limit(renderer, bucket, paces[name]["step"], most_here, sampling)
-            log.info("%s: %.3f s a step, batches of up to %d", name, paces[name]["step"], limits[name])
+            limits[name] = _limit(renderer, bucket, stage_seconds[name]["step"], most_here, sampling)
+            log.info("%s: %.3f s a step, batches of up to %d", name, stage_seconds[name]["step"], limits[name])
     if device.startswith("cuda"):
         _record(renderer, {bucket: limits[bucket_name(bucket[0], bucket[1:])] for bucket in buckets}, Sampling.usual(fast))
-    return {"batch_limits": limits, "paces": paces}
+    return {"batch_limits": limits, "stage_seconds": stage_seconds}
 
 
 def _record(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) -> None:

@@ -69,9 +69,9 @@ class Run:
     shown: float = 0.0
 
     def index(self, id: str) -> int | None:
-        """Finds a job that still rides along."""
-        riding = {self.jobs[row.index].id: row.index for row in self.batch.rows}
-        return riding.get(id)
+        """Returns the index of a job that is still in the batch."""
+        running = {self.jobs[row.index].id: row.index for row in self.batch.rows}
+        return running.get(id)
 
 
 @dataclass
@@ -124,21 +124,21 @@ class Worker:
         else:
             raise ValueError(f"a worker is told to run or to cancel, got {message['do']!r}")
 
-    def tell(self, id: str, event: events.Event) -> None:
+    def report(self, id: str, event: events.Event) -> None:
         self.send({"say": "event", "id": id, "event": event.to_json()})
 
     def begin(self, number: int, jobs: list[Job]) -> None:
         """Takes a run in: its text is encoded at once."""
         for job in jobs:
-            self.tell(job.id, events.Started(len(jobs)))
-            self.tell(job.id, events.Stage("text"))
+            self.report(job.id, events.Started(len(jobs)))
+            self.report(job.id, events.Stage("text"))
         batch = self.guarded(number, jobs, lambda: self.renderer.begin(jobs))
         if batch is None:
             self.free(number, {}, 0)
             return
         self.runs.append(Run(number, jobs, batch))
         for job in jobs:
-            self.tell(job.id, events.Stage("denoise"))
+            self.report(job.id, events.Stage("denoise"))
 
     def guarded(self, number: int, jobs: list[Job], work: Callable[[], Any]) -> Any:
         """Does work for jobs; where it fails, tells of that and gives None. What breaks the device ends the process."""
@@ -166,13 +166,13 @@ class Worker:
             self.step(self.runs[-1])
 
     def step(self, run: Run) -> None:
-        riding = [run.jobs[row.index] for row in run.batch.rows]
+        running = [run.jobs[row.index] for row in run.batch.rows]
 
         def work() -> bool:
             self.renderer.step(run.batch)
             return True
 
-        if self.guarded(run.number, riding, work) is None:
+        if self.guarded(run.number, running, work) is None:
             self.leave(run)
             return
         self.progress(run)
@@ -187,7 +187,7 @@ class Worker:
         run.shown = now if show else run.shown
         for row in batch.rows:
             picture = self.picture(row) if show else None
-            self.tell(run.jobs[row.index].id, events.Step(batch.done, batch.steps, round(left, 3), picture))
+            self.report(run.jobs[row.index].id, events.Step(batch.done, batch.steps, round(left, 3), picture))
 
     def picture(self, row: Any) -> str | None:
         strip = self.renderer.preview(row)
@@ -214,7 +214,7 @@ class Worker:
             if run.index(job.id) is None:
                 raise Dropped
 
-        self.tell(job.id, events.Stage("decode"))
+        self.report(job.id, events.Stage("decode"))
         video = self.guarded(run.number, [job], lambda: self.renderer.finish(run.batch, row, look))
         if video is not None:
             look()
@@ -241,7 +241,7 @@ class Worker:
     def write(self, job: Job, video: Video) -> None:
         """Writes a video's files, on the writer's thread."""
         start = time.perf_counter()
-        self.tell(job.id, events.Stage("encode"))
+        self.report(job.id, events.Stage("encode"))
         try:
             about = result_files.write(video, self.folder, job.id, self.owner)
         except OSError as error:
@@ -260,7 +260,7 @@ class Worker:
         if cancelled:
             result_files.discard(self.folder, job.id)
             event = events.Failed(events.CANCELLED, "the job was cancelled")
-        self.tell(job.id, event)
+        self.report(job.id, event)
 
     def cancel(self, id: str) -> None:
         """Takes a job out between two steps or parts of decoding; one whose video is being written goes when that is done."""
@@ -270,7 +270,7 @@ class Worker:
         for run in list(self.runs):
             index = run.index(id)
             if index is not None:
-                self.tell(id, events.Failed(events.CANCELLED, "the job was cancelled"))
+                self.report(id, events.Failed(events.CANCELLED, "the job was cancelled"))
                 self.drop(run, index)
 
 
@@ -292,7 +292,7 @@ def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None
         send({"say": "refused", "message": str(error), "exit_code": getattr(error, "exit_code", 2)})
         return None
     facts = renderer.facts()
-    own = measured["paces"].get(bucket_name(16, facts["size"]))
+    own = measured["stage_seconds"].get(bucket_name(16, facts["size"]))
     step = None if own is None else own["step"]
     send({"say": "ready", "facts": {**facts, **measured, "step_seconds": step}})
     return Worker(renderer, Path(message["folder"]), message["owner"], send, inbox)
