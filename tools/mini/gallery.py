@@ -4,7 +4,9 @@ Contact sheets of one prompt and of VSTAR, similarity matrices of their frames, 
 and demo.png, the sheet that `make demo` writes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.analysis import attention_maps, similarity
+from vstar_engine.networks.unet import UNet
 from vstar_engine.video import Video, contact_sheet
 
 FOLDER = Path(__file__).parents[2] / "docs" / "gallery"
@@ -63,9 +66,9 @@ def beside(panels: dict[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def watched(engine: Engine, told: str | list[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
+def watched(engine: Engine, told: str | Sequence[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
     """Makes a video; gives it and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
-    with attention_maps.recorded(engine.denoiser, POSITIONS) as recording:
+    with attention_maps.recorded(cast(UNet, engine.denoiser), POSITIONS) as recording:
         video = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar)
     seen = [one for one in recording.attentions if one.step == PASS]
     levels = {level: [one.probs[0].mean(0) for one in seen if one.level == level] for level in range(engine.spec.unet.levels)}
