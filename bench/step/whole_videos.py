@@ -83,13 +83,15 @@ class Baseline:
 
         def denoise(latents: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
             unet: UNet = self.regularised if index <= TAR.until_step else self.plain
-            x, told = latents.to(self.dtype), timestep[:, None]
+            x, step_time = latents.to(self.dtype), timestep[:, None]
             if BATCHED in self.features:
-                both = unet(x.repeat(2, 1, 1, 1, 1), told.repeat(2, 1), torch.cat(texts).to(self.dtype), fps.repeat(2), no_bias)
-                conditional, unconditional = both.float().chunk(2)
+                both = unet(
+                    x.repeat(2, 1, 1, 1, 1), step_time.repeat(2, 1), torch.cat(texts).to(self.dtype), fps.repeat(2), no_bias
+                )
+                cond, uncond = both.float().chunk(2)
             else:
-                conditional, unconditional = (unet(x, told, text.to(self.dtype), fps, no_bias).float() for text in texts)
-            return conditional, unconditional
+                cond, uncond = (unet(x, step_time, text.to(self.dtype), fps, no_bias).float() for text in texts)
+            return cond, uncond
 
         start = time.perf_counter()
         *_, (_, _, latents, _) = sample(denoise, row.schedule, row.latents, guidance=GUIDANCE, noise=row.noise)
