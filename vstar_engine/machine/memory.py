@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vstar_engine.config.models import Spec
-from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.config.request import Clip, rows_at_once
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.text_encoder import TextTower
@@ -69,10 +69,10 @@ class Footprint:
     text: bool = True
 
     @staticmethod
-    def of(request: Request, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
-        """Reads a request whose size is filled in."""
-        assert request.size is not None
-        return Footprint(spec, request.frames, *request.size, dtype, rows_at_once([request]), text)
+    def of(clip: Clip, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
+        """Reads a clip whose size is filled in."""
+        assert clip.size is not None
+        return Footprint(spec, clip.frames, *clip.size, dtype, rows_at_once([clip]), text)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def without_data() -> Iterator[None]:
 
 
 def in_dtype(module: Network, dtype: torch.dtype) -> Network:
-    """Gives a network without data parameters of `dtype`; `Module.to` cannot, and a default dtype is the whole process's."""
+    """Returns a network without data whose parameters have `dtype`; `Module.to` cannot convert them."""
     for name, parameter in list(module.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))

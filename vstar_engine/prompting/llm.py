@@ -1,4 +1,4 @@
-"""A prompt's states by a language model behind any OpenAI-compatible chat endpoint, validated, and cached on disk."""
+"""Turns a prompt into states with a language model at an OpenAI-compatible endpoint; validates and caches them."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ MOST_WAITS, FIRST_WAIT = 3, 1.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a chat model is and what it is called; `timeout` is in seconds, for one answer."""
+    """The address and name of a chat model; `timeout` of a request is in seconds."""
 
     url: str
     model: str
@@ -82,11 +82,11 @@ class Endpoint:
 
 
 class Unsupported(EndpointError):
-    """The endpoint refuses this form of request; another form may do."""
+    """The endpoint does not support this form of request; another may work."""
 
 
 class Busy(EndpointError):
-    """The endpoint cannot answer now; `wait` is how many seconds it asks for, None where it does not say."""
+    """The endpoint cannot answer now; `wait` is the seconds it asks for, None where it names none."""
 
     def __init__(self, message: str, wait: float | None):
         super().__init__(message)
@@ -94,7 +94,7 @@ class Busy(EndpointError):
 
 
 class Llm:
-    """A chat model that turns prompts into states; it remembers which form of answer the endpoint can give."""
+    """A chat model that turns prompts into states; remembers which response format the endpoint supports."""
 
     def __init__(self, endpoint: Endpoint, cache: Path | None = None):
         self.endpoint, self.cache = endpoint, cache
@@ -110,7 +110,7 @@ class Llm:
         self._client = client_for(endpoint.chat_url, headers, endpoint.timeout, EndpointError)
 
     def states(self, prompt: str, count: int | None = None, most: int = MOST) -> tuple[str, ...]:
-        """Returns the states of a prompt: `count` of them, or 2 to `most`; the same question is asked once.
+        """Returns the states of a prompt, `count` of them or 2 to `most`; answers are cached.
 
         Raises EndpointError when the endpoint cannot be reached, refuses, or answers twice with something unusable.
         """
@@ -154,7 +154,7 @@ class Llm:
     def _converse(
         self, fields: dict[str, Any], messages: list[dict[str, str]], count: int | None, most: int
     ) -> tuple[str, ...]:
-        """Asks, and asks once more saying what is wrong with the answer."""
+        """Asks for states, and once more with the complaint when the answer cannot be used."""
         wrong = ""
         for _ in range(2):
             answer, whole = self._patiently({"model": self.endpoint.model, "messages": messages, **fields})
@@ -182,7 +182,7 @@ class Llm:
         raise AssertionError("the last try returns or raises")
 
     def _post(self, body: dict[str, Any]) -> tuple[str, bool]:
-        """Sends one request; gives the answer's text and whether it is whole."""
+        """Sends one request; returns the answer's text and whether it is complete."""
         url, started = shown_address(self.endpoint.chat_url), time.monotonic()
         try:
             with self._client.stream("POST", self.endpoint.chat_url, content=json.dumps(body)) as response:
@@ -236,7 +236,7 @@ def _read(kept: Path) -> tuple[str, ...] | None:
 
 
 def complaint(states: Sequence[str], count: int | None, most: int) -> str:
-    """Says what makes states unusable, "" for nothing: their number, a length, the same state twice in a row."""
+    """Returns why states cannot be used (their number, a length, the same state twice in a row), or ""."""
     if count and len(states) != count:
         return f"{count} states were asked for, it has {len(states)}"
     if not count and not FEWEST <= len(states) <= most:
