@@ -1,4 +1,4 @@
-"""The ops of an FP8 layer: shapes that are followed, the definition, what is refused. Their kernels are triton_e4m3.py's."""
+"""The ops of an FP8 layer on a CPU: shapes that are followed, the definition, what is refused."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from vstar_engine.kernels.fp8_layernorm import norm_e4m3
 from vstar_engine.kernels.fp8_linear import linear_e4m3, linear_e4m3_ref
 from vstar_engine.kernels.problems import E4M3, Fp8LinearProblem
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # half of e4m3's step between two powers of two
 ROUNDING = 2.0**-4
 

@@ -12,6 +12,7 @@ from vstar_engine.kernels.linear import feed_forward, linear, linear_ref
 from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 from vstar_engine.networks.layers import FeedForward, RowNorm
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 PRESENT, WHY = library.status()
 ISAS = library._load().isas if PRESENT else ()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

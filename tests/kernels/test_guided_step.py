@@ -7,6 +7,8 @@ from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_s
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 
 def arguments(*shape: int) -> list[torch.Tensor]:
     """A step of videos of which the last has no guidance."""
