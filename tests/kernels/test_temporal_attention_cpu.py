@@ -251,7 +251,7 @@ def test_a_library_whose_arguments_are_others_is_said(monkeypatch):
         _fields_ = arguments.LinearArguments._fields_[:-2]
 
     monkeypatch.setitem(arguments.CALLS, "vstar_linear", Shorter)
-    assert "built from other sources than these: vstar_linear takes other arguments; reinstall" in library._load.__wrapped__()
+    assert "built from other sources: vstar_linear takes other arguments; reinstall" in library._load.__wrapped__()
 
 
 def test_missing_library_is_said_once(monkeypatch, caplog):
