@@ -16,23 +16,23 @@ from .dispatch import triton_serves
 COEFFICIENTS = ("guidance", "spread", "inverse", "out", "skip", "kept", "direction", "sigma")
 
 
-def guided_step_ref(latents: Tensor, eps: Tensor, uncond: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def guided_step_ref(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the definition."""
     axes = (1,) * (latents.dim() - 1)
     guidance, spread, inverse, out, skip, kept, direction, sigma = coefficients.unflatten(0, (-1, *axes)).unbind(-1)
-    e_c, e_u = eps[: len(latents)].to(latents), eps[uncond].to(latents)
-    e = e_u + guidance * (e_c - e_u)
+    cond, uncond = eps[: len(latents)].to(latents), eps[plain].to(latents)
+    e = uncond + guidance * (cond - uncond)
     clean = out * ((latents - spread * e) * inverse) + skip * latents
     return kept * clean + direction * e + sigma * noise, clean
 
 
 @torch.library.custom_op("vstar::guided_step", mutates_args=())
-def _guided_step(latents: Tensor, eps: Tensor, uncond: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _guided_step(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     videos = len(latents)
     if eps.shape[1:] != latents.shape[1:] or len(eps) < videos:
         raise ValueError(f"eps must be {videos} or more like the latents {tuple(latents.shape)}, got {tuple(eps.shape)}")
-    if uncond.shape != (videos,) or uncond.dtype != torch.int64:
-        raise ValueError(f"uncond must be ({videos},) torch.int64, got {tuple(uncond.shape)} {uncond.dtype}")
+    if plain.shape != (videos,) or plain.dtype != torch.int64:
+        raise ValueError(f"plain must be ({videos},) torch.int64, got {tuple(plain.shape)} {plain.dtype}")
     if coefficients.shape != (videos, len(COEFFICIENTS)) or coefficients.dtype != latents.dtype:
         wanted = f"coefficients must be ({videos}, {len(COEFFICIENTS)}) {latents.dtype}"
         raise ValueError(f"{wanted}, got {tuple(coefficients.shape)} {coefficients.dtype}")
@@ -42,22 +42,22 @@ def _guided_step(latents: Tensor, eps: Tensor, uncond: Tensor, coefficients: Ten
         # imported here: a machine without Triton computes on its CPU
         from vstar_engine.kernels.gpu.guided_step import guided_step_triton
 
-        return guided_step_triton(latents.contiguous(), eps.contiguous(), uncond, coefficients.contiguous(), noise.contiguous())
-    return guided_step_ref(latents, eps, uncond, coefficients, noise)
+        return guided_step_triton(latents.contiguous(), eps.contiguous(), plain, coefficients.contiguous(), noise.contiguous())
+    return guided_step_ref(latents, eps, plain, coefficients, noise)
 
 
 @_guided_step.register_fake
-def _(latents: Tensor, eps: Tensor, uncond: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return latents.new_empty(latents.shape), latents.new_empty(latents.shape)
 
 
-def guided_step(latents: Tensor, eps: Tensor, uncond: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def guided_step(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Takes each video one step further; returns the next and the clean latents, both like `latents` (B, ...).
 
-    eps (B or more, ...) holds predictions: row i is video i's conditional one, row uncond[i] its unconditional one, where
-    uncond[i] = i disables guidance. coefficients (B, 8), in the latents' dtype, are named by COEFFICIENTS; noise is like the
+    eps (B or more, ...) holds predictions: row i is video i's conditional one, row plain[i] its unconditional one, where
+    plain[i] = i disables guidance. coefficients (B, 8), in the latents' dtype, are named by COEFFICIENTS; noise is like the
     latents. With gradients the definition runs.
     """
-    given = latents, eps, uncond, coefficients, noise
+    given = latents, eps, plain, coefficients, noise
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     return guided_step_ref(*given) if wanted or torch.compiler.is_compiling() else torch.ops.vstar.guided_step(*given)

@@ -98,7 +98,7 @@ class FusedEntry:
             return f"*{self.dtype}", True
         if name in WIDE_TENSORS:
             return "*fp32", True
-        if name == "uncond":
+        if name == "plain":
             return "*i64", True
         return ("fp32" if name == "eps" else "i32"), name in WIDE
 

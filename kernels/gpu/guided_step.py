@@ -12,7 +12,7 @@ WARPS = 4
 
 @triton.jit
 def guided_step_kernel(
-    latents, predicted, uncond, coefficients, noise, after, clean, count, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+    latents, predicted, plain, coefficients, noise, after, clean, count, BLOCK: tl.constexpr, WIDTH: tl.constexpr
 ):
     video = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -27,9 +27,9 @@ def guided_step_kernel(
     direction = tl.load(coefficients + video * WIDTH + 6)
     sigma = tl.load(coefficients + video * WIDTH + 7)
     x = tl.load(latents + here, mask=inside).to(tl.float32)
-    e_c = tl.load(predicted + here, mask=inside).to(tl.float32)
-    e_u = tl.load(predicted + tl.load(uncond + video) * count + at, mask=inside).to(tl.float32)
-    e = e_u + guidance * (e_c - e_u)
+    cond = tl.load(predicted + here, mask=inside).to(tl.float32)
+    uncond = tl.load(predicted + tl.load(plain + video) * count + at, mask=inside).to(tl.float32)
+    e = uncond + guidance * (cond - uncond)
     x0 = share * ((x - spread * e) * inverse) + skip * x
     fresh = tl.load(noise + here, mask=inside).to(tl.float32)
     tl.store(after + here, (kept * x0 + direction * e + sigma * fresh).to(after.dtype.element_ty), mask=inside)
@@ -37,7 +37,7 @@ def guided_step_kernel(
 
 
 def guided_step_triton(
-    latents: Tensor, eps: Tensor, uncond: Tensor, coefficients: Tensor, noise: Tensor
+    latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Launches on contiguous arguments as of `guided_step`."""
     after, clean = torch.empty_like(latents), torch.empty_like(latents)
@@ -45,7 +45,7 @@ def guided_step_triton(
     grid = (triton.cdiv(count, BLOCK), len(latents))
     with torch.cuda.device_of(latents):
         guided_step_kernel[grid](
-            *(latents, eps, uncond, coefficients, noise, after, clean, count),
+            *(latents, eps, plain, coefficients, noise, after, clean, count),
             BLOCK=BLOCK,
             WIDTH=coefficients.shape[1],
             num_warps=WARPS,

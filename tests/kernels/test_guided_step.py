@@ -13,9 +13,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def arguments(*shape: int) -> list[torch.Tensor]:
     """A step of videos of which the last has no guidance."""
     videos = shape[0]
-    uncond = torch.tensor([*range(videos, 2 * videos - 1), videos - 1])
+    plain = torch.tensor([*range(videos, 2 * videos - 1), videos - 1])
     eps, weights = torch.randn(2 * videos, *shape[1:]), torch.rand(videos, len(COEFFICIENTS))
-    return [torch.randn(shape), eps, uncond, weights, torch.randn(shape)]
+    return [torch.randn(shape), eps, plain, weights, torch.randn(shape)]
 
 
 def wide(given: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -26,12 +26,12 @@ def wide(given: list[torch.Tensor]) -> list[torch.Tensor]:
 def test_a_step_is_the_formula_of_each_video(i):
     """arXiv 2010.02502, eq. 12, with guidance and the rescale, written out in float64."""
     schedule, guidance = Schedule.ddim(7, eta=0.6), torch.tensor([4.0, -1.5, 9.0])
-    x, eps, uncond, _, noise = wide(arguments(3, 4, 5))
-    after, finished = guided_step(x, eps, uncond, coefficients(schedule, guidance)[6 - i], noise)
+    x, eps, plain, _, noise = wide(arguments(3, 4, 5))
+    after, finished = guided_step(x, eps, plain, coefficients(schedule, guidance)[6 - i], noise)
     a, a_prev, sigma = (float(getattr(schedule, name)[i]) for name in ("alpha", "alpha_prev", "sigma"))
     for video in range(3):
-        e_c, e_u = eps[video], eps[3 + video]
-        e = e_c if video == 2 else e_u + guidance[video] * (e_c - e_u)
+        cond, uncond = eps[video], eps[3 + video]
+        e = cond if video == 2 else uncond + guidance[video] * (cond - uncond)
         clean = (x[video] - (1 - a) ** 0.5 * e) / a**0.5 / float(schedule.scale[i])
         direction = (1 - a_prev - sigma**2) ** 0.5 * e
         torch.testing.assert_close(finished[video], clean)
@@ -47,15 +47,15 @@ def test_a_video_without_guidance_takes_its_prediction_to_the_bit():
 
 
 def test_predictions_may_be_in_half_precision():
-    x, eps, uncond, weights, noise = arguments(2, 3, 4)
-    half, single = (guided_step(x, given, uncond, weights, noise) for given in (eps.half(), eps.half().float()))
+    x, eps, plain, weights, noise = arguments(2, 3, 4)
+    half, single = (guided_step(x, given, plain, weights, noise) for given in (eps.half(), eps.half().float()))
     assert all(map(torch.equal, half, single))
 
 
 def test_gradients_pass():
-    x, eps, uncond, weights, noise = wide(arguments(2, 3, 4))
+    x, eps, plain, weights, noise = wide(arguments(2, 3, 4))
     leaves = [leaf.requires_grad_() for leaf in (x, eps, noise)]
-    assert torch.autograd.gradcheck(lambda x, eps, noise: guided_step(x, eps, uncond, weights, noise), leaves)
+    assert torch.autograd.gradcheck(lambda x, eps, noise: guided_step(x, eps, plain, weights, noise), leaves)
 
 
 def test_the_op_is_registered_as_torch_expects():
@@ -79,12 +79,12 @@ def test_a_compiler_sees_standard_operators():
     [
         (1, torch.ones(1, 3, 4), r"2 or more like the latents \(2, 3, 4\), got \(1, 3, 4\)"),
         (1, torch.ones(4, 3, 5), r"got \(4, 3, 5\)"),
-        (2, torch.ones(2), r"uncond must be \(2,\) torch.int64, got \(2,\) torch.float32"),
+        (2, torch.ones(2), r"plain must be \(2,\) torch.int64, got \(2,\) torch.float32"),
         (3, torch.ones(2, 7), r"\(2, 8\) torch.float32, got \(2, 7\)"),
         (3, torch.ones(2, 8).double(), r"got \(2, 8\) torch.float64"),
         (4, torch.ones(2, 3), r"noise must be \(2, 3, 4\) torch.float32, got \(2, 3\)"),
     ],
-    ids=["few", "shape", "uncond", "coefficients", "dtype", "noise"],
+    ids=["few", "shape", "plain", "coefficients", "dtype", "noise"],
 )
 def test_bad_input(place, value, words):
     given = arguments(2, 3, 4)
