@@ -14,6 +14,9 @@ from vstar_engine.networks.blocks import Stage, TemporalTransformer
 from vstar_engine.networks.layers import SelfAttention
 from vstar_engine.networks.unet import UNet
 
+# the place of `tar` among the arguments of `UNet.forward`
+TAR = 4
+
 
 @dataclass
 class Attention:
@@ -67,7 +70,7 @@ def recorded(unet: UNet, positions: Sequence[int]) -> Iterator[Recording]:
 
 def _keep_tar(recording: Recording) -> Any:
     def hook(module: UNet, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        recording.tar = kwargs["tar"] if "tar" in kwargs else args[-1]
+        recording.tar = kwargs["tar"] if "tar" in kwargs else args[TAR]
         recording.passes += 1
 
     return hook
