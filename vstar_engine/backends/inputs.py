@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from vstar_engine.networks.blocks import repeat_branches
+from vstar_engine.networks.precomputed import check_rows
 
 
 def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
@@ -30,6 +31,7 @@ def shared(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar:
 def _in_frames(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
     """Returns a row for each video, for each text in context, and all that frames share for each of them."""
     videos, frames = latents.shape[0], latents.shape[2]
+    check_rows(videos, context.shape[0])
     if tar.dim() != 3:
         raise ValueError(f"a built engine takes tar as (1 or B, levels, T), got {tuple(tar.shape)}; a dense one runs in eager")
     return {

@@ -48,6 +48,12 @@ class CachedFeatures:
     features: Tensor | None = None
 
 
+def check_rows(videos: int, texts: int) -> None:
+    """Raises ValueError unless a context has the same number of texts for every video."""
+    if texts % videos:
+        raise ValueError(f"context must have as many rows as latents, {videos}, or a multiple, got {texts}")
+
+
 def context_shape(contexts: Sequence[Tensor]) -> torch.Size:
     """Returns the shape of contexts one after another, with a row for each frame where one of them has that."""
     frames = max(context.shape[1] for context in contexts)

@@ -15,7 +15,7 @@ from vstar_engine.config.models import UNetSpec
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, repeat_branches, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
-from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, context_shape
+from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, check_rows, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
@@ -147,8 +147,7 @@ class UNet(nn.Module, Denoiser):
         `cached` without features is filled; with features, the blocks that made them are skipped.
         """
         rows = context.shape[0]
-        if rows % latents.shape[0]:
-            raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
+        check_rows(latents.shape[0], rows)
         emb = timestep if isinstance(timestep, TimestepEmbedding) else self.embed(timestep, fps)
         inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else repeat_branches(tar, rows), latents.shape[2])
         x = to_frames(latents)
