@@ -9,6 +9,7 @@ from typing import NoReturn
 from vstar_engine.bench.commands import main as commands
 from vstar_engine.commands.option_sources import Parser
 from vstar_engine.errors import VstarError
+from vstar_engine.machine import threads
 
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command and gives its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
+    threads.prepare()
     try:
         parser = Parser(prog="python -m vstar_engine.bench", description=commands.__doc__)
         commands.add_options(parser)

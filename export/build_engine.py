@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine import __version__
 from vstar_engine.artifacts.built_engine import KIND, BuiltEngine, check_engine, engines_root, name_of
 from vstar_engine.artifacts.files import check_writable, clear_killed, make_private, write_aside
 from vstar_engine.artifacts.manifest import write_manifest
 from vstar_engine.backends import backend_named
 from vstar_engine.errors import EngineError, OutputError
+from vstar_engine.version import __version__
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
 

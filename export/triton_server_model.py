@@ -19,6 +19,7 @@ from vstar_engine.backends.inputs import full
 from vstar_engine.config.models import model_named
 from vstar_engine.config.request import Request
 from vstar_engine.errors import VstarError
+from vstar_engine.loading import LoadedModel
 from vstar_engine.machine.device import dtype_named
 from vstar_engine.networks.denoiser import Denoiser
 
@@ -64,7 +65,7 @@ def remote_engine(manifest: Mapping[str, Any], folder: Path) -> Engine:
     tower: Any = text
     vae: Any = RemoteVae()
     return Engine(
-        spec, tower, RemoteUnet(), vae, cpu, dtype, identity["weights"], [], None, artifact=BuiltEngine(folder, manifest)
+        LoadedModel(spec, tower, RemoteUnet(), vae, cpu, dtype, identity["weights"], artifact=BuiltEngine(folder, manifest))
     )
 
 

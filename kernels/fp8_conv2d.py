@@ -7,39 +7,32 @@ in it, and to write every window of an image out as a row of a matrix would move
 Triton kernel reads the windows where they lie. Elsewhere PyTorch convolves the same values in float32, which holds them all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vstar_engine.kernels.gpu.autotune import autotune
+from vstar_engine.kernels.gpu.device import device
+
 from .dispatch import triton_serves
-from .fp8_quantize import E4M3
+from .problems import E4M3, Fp8ConvProblem, schema
 
 
-def conv_e4m3_ref(
-    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]
-) -> Tensor:
+def conv_e4m3_ref(problem: Fp8ConvProblem) -> Tensor:
     """Computes the definition, in float32 or, with a bias in it, float64."""
+    x, weight, step, scale, bias, stride, padding = problem
     wide = torch.promote_types(bias.dtype, torch.float32)
     images, kernel = (tensor.to(wide).movedim(-1, 1) for tensor in (x, weight))
     out = F.conv2d(images, kernel, None, stride, tuple(padding)).movedim(1, -1)
     return torch.addcmul(bias.to(wide), out, (step * scale).to(wide)).to(bias.dtype).contiguous()
 
 
-def sides(x: Tensor, weight: Tensor, stride: int, padding: Sequence[int]) -> tuple[int, int]:
-    """Returns the height and width of what is made."""
-    height, width = (
-        (side + 2 * beyond - kernel) // stride + 1
-        for side, beyond, kernel in zip(x.shape[1:3], padding, weight.shape[1:3], strict=True)
-    )
-    return height, width
-
-
-def _check(
-    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]
-) -> tuple[int, ...]:
-    """Returns the shape of the result."""
+def _checked(problem: Fp8ConvProblem) -> Fp8ConvProblem:
+    x, weight, step, scale, bias, stride, padding = problem
     if x.dim() != 4 or weight.dim() != 4 or x.shape[-1] != weight.shape[-1] or bias.shape != weight.shape[:1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias))
         raise ValueError(f"x (N, H, W, C), weight (O, kh, kw, C) and bias (O,) are wanted, got {shapes}")
@@ -50,28 +43,39 @@ def _check(
             raise ValueError(f"step and scale are float32 numbers on x's device, got {factor.dtype} {tuple(factor.shape)}")
     if stride < 1 or len(padding) != 2 or min(padding) < 0:
         raise ValueError(f"a stride from 1 up and two paddings from 0 up are wanted, got {stride} and {list(padding)}")
-    made = sides(x, weight, stride, padding)
-    if min(made) < 1 or x.numel() == 0:
+    if min(problem.out_shape[1:3]) < 1 or x.numel() == 0:
         raise ValueError(
             f"nothing is left of {tuple(x.shape)} by a kernel {tuple(weight.shape[1:3])}, padded by {list(padding)}"
         )
-    return (x.shape[0], *made, weight.shape[0])
+    return problem
 
 
-@torch.library.custom_op("vstar::conv_e4m3", mutates_args=())
-def conv_e4m3(
-    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]
-) -> Tensor:
+def candidates(problem: Fp8ConvProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
+    """Returns the launch table's tiles by name."""
+    # imported here: a machine without Triton computes on its CPU
+    from vstar_engine.kernels.gpu.fp8_conv2d import conv_e4m3_triton, tiles
+
+    return {f"{tile.rows}x{tile.columns}x{tile.depth}": partial(conv_e4m3_triton, problem, tile) for tile in tiles(arch)}
+
+
+def _compute(*given: Any) -> Tensor:
+    problem = _checked(Fp8ConvProblem(*given))
+    if not triton_serves(problem.x):
+        return conv_e4m3_ref(problem)
+    found = candidates(problem, device(problem.x).arch)
+    # the interpreter cannot be timed
+    return autotune(problem.case, found) if problem.x.is_cuda else next(iter(found.values()))()
+
+
+_conv_e4m3 = torch.library.custom_op("vstar::conv_e4m3", _compute, mutates_args=(), schema=schema(Fp8ConvProblem))
+
+
+@_conv_e4m3.register_fake
+def _(*given: Any) -> Tensor:
+    problem = _checked(Fp8ConvProblem(*given))
+    return problem.bias.new_empty(problem.out_shape)
+
+
+def conv_e4m3(problem: Fp8ConvProblem) -> Tensor:
     """Convolves x (N, H, W, C) with weight (O, kh, kw, C), padded by zeros, to (N, H', W', O) in the dtype of bias (O,)."""
-    _check(x, weight, step, scale, bias, stride, padding)
-    if triton_serves(x):
-        # imported here: a machine without Triton computes on its CPU
-        from vstar_engine.kernels.gpu.fp8_conv2d import conv_e4m3_gpu
-
-        return conv_e4m3_gpu(x.contiguous(), weight.contiguous(), step, scale, bias, stride, padding)
-    return conv_e4m3_ref(x, weight, step, scale, bias, stride, padding)
-
-
-@conv_e4m3.register_fake
-def _(x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor, stride: int, padding: Sequence[int]) -> Tensor:
-    return bias.new_empty(_check(x, weight, step, scale, bias, stride, padding))
+    return torch.ops.vstar.conv_e4m3(*problem)

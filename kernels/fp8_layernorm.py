@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import triton_serves
-from .fp8_quantize import E4M3, to_e4m3, to_e4m3_ref
+from .fp8_quantize import to_e4m3, to_e4m3_ref
+from .problems import E4M3
 
 
 def norm_e4m3_ref(x: Tensor, gain: Tensor, shift: Tensor, eps: float, step: Tensor) -> Tensor:

@@ -4,32 +4,33 @@
 
 PyTorch multiplies in FP8 what another operator rounded, and writes what the next ones read for the gate and the residual. On a
 GPU in half precision a Triton kernel that rounds, and ends in both, runs where it was timed to be faster. Elsewhere PyTorch's
-product runs, and the GEGLU of `geglu.py`. Rows that are normed are rounded with their norm (`norm_e4m3.py`), and what only
+product runs, and the GEGLU of `geglu.py`. Rows that are normed are rounded with their norm (`fp8_layernorm.py`), and what only
 another FP8 layer reads, as between those of a feed-forward, is rounded where it is made.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fp8_quantize import E4M3, to_e4m3, to_e4m3_ref
+from vstar_engine.kernels.gpu.autotune import autotune
+from vstar_engine.kernels.gpu.device import device
+
+from .fp8_quantize import to_e4m3, to_e4m3_ref
 from .geglu import geglu, geglu_ref
+from .problems import E4M3, Fp8LinearProblem, schema
+
+PYTORCH = "PyTorch"
 
 
-def linear_e4m3_ref(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def linear_e4m3_ref(problem: Fp8LinearProblem) -> Tensor:
     """Computes the definition: the product in float32 or, for float64, in that."""
+    x, weight, step, scale, bias, residual, gate, then, dtype = problem
     wide = torch.promote_types(dtype, torch.float32)
-    rows = x if x.dtype == E4M3 else to_e4m3_ref(x, step)
+    rows = to_e4m3_ref(x, step) if problem.rounds else x
     out = F.linear(rows.to(wide), weight.to(wide)) * (step.to(wide) * scale.to(wide))
     out = (out if bias is None else out + bias.to(wide)).to(dtype)
     if gate:
@@ -46,19 +47,10 @@ def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Ten
     return out if bias is None or within is not None else out.add_(bias)
 
 
-def by_operators(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def unfused(problem: Fp8LinearProblem) -> Tensor:
     """Computes by PyTorch's product, the rounding, the gate and the residual in passes of their own."""
-    rows = (x if x.dtype == E4M3 else to_e4m3(x, step)).reshape(-1, x.shape[-1])
+    x, weight, step, scale, bias, residual, gate, then, dtype = problem
+    rows = (to_e4m3(x, step) if problem.rounds else x).reshape(-1, x.shape[-1])
     out = product(rows, weight, step, scale, bias, dtype).unflatten(0, x.shape[:-1])
     if gate:
         out = geglu(out)
@@ -66,10 +58,8 @@ def by_operators(
     return out if then is None else to_e4m3(out, then)
 
 
-def _check(
-    x: Tensor, weight: Tensor, step: Tensor, scale: Tensor, residual: Tensor | None, gate: bool, then: Tensor | None
-) -> tuple[int, ...]:
-    """Returns the shape of the result."""
+def _checked(problem: Fp8LinearProblem) -> Fp8LinearProblem:
+    x, weight, step, scale, _, residual, gate, then, _ = problem
     if weight.dim() != 2 or weight.dtype != E4M3:
         raise ValueError(f"a weight (out, in) in e4m3 is wanted, got {weight.dtype} {tuple(weight.shape)}")
     if x.shape[-1:] != weight.shape[1:] or (gate and weight.shape[0] % 2):
@@ -80,47 +70,44 @@ def _check(
     for factor in (step, scale, step if then is None else then):
         if factor.shape != () or factor.dtype != torch.float32:
             raise ValueError(f"steps and scale are float32 numbers on x's device, got {factor.dtype} {tuple(factor.shape)}")
-    made = (*x.shape[:-1], weight.shape[0] // 2 if gate else weight.shape[0])
-    if residual is not None and residual.shape != made:
-        raise ValueError(f"a residual {made} is wanted, got {tuple(residual.shape)}")
-    return made
+    if residual is not None and residual.shape != problem.out_shape:
+        raise ValueError(f"a residual {problem.out_shape} is wanted, got {tuple(residual.shape)}")
+    return problem
 
 
-@torch.library.custom_op("vstar::linear_e4m3", mutates_args=())
-def linear_e4m3(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def candidates(problem: Fp8LinearProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
+    """Returns the implementations for a GPU by name, PyTorch's first; alone where cuBLAS does itself what is around."""
+    problem = problem._replace(weight=problem.weight.contiguous())
+    found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(unfused, problem)}
+    spared = problem.rounds or problem.residual is not None or problem.gate or problem.then is not None
+    if spared and problem.x.numel():
+        # imported here: a machine without Triton computes on its CPU
+        from vstar_engine.kernels.gpu.fp8_linear import linear_e4m3_triton, tiles
+
+        for tile in tiles(arch, problem.residual is not None, problem.gate):
+            found[f"Triton, {tile.rows}x{tile.columns}x{tile.depth}"] = partial(linear_e4m3_triton, problem, tile)
+    return found
+
+
+def _compute(*given: Any) -> Tensor:
+    problem = _checked(Fp8LinearProblem(*given))
+    if problem.x.is_cuda and problem.dtype in (torch.float16, torch.bfloat16):
+        return autotune(problem.case, candidates(problem, device(problem.x).arch))
+    return unfused(problem)
+
+
+_linear_e4m3 = torch.library.custom_op("vstar::linear_e4m3", _compute, mutates_args=(), schema=schema(Fp8LinearProblem))
+
+
+@_linear_e4m3.register_fake
+def _(*given: Any) -> Tensor:
+    problem = _checked(Fp8LinearProblem(*given))
+    return problem.x.new_empty(problem.out_shape, dtype=problem.out_dtype)
+
+
+def linear_e4m3(problem: Fp8LinearProblem) -> Tensor:
     """Multiplies x (..., in), of `dtype` or rounded, by weight (out, in); adds bias (out,) and a residual; or gates by halves.
 
     The result is of `dtype` or, with the step of an FP8 layer that is next, rounded for it.
     """
-    _check(x, weight, step, scale, residual, gate, then)
-    if x.is_cuda and dtype in (torch.float16, torch.bfloat16):
-        # imported here: a machine without Triton computes on its CPU
-        from vstar_engine.kernels.gpu.fp8_linear import linear_e4m3_gpu
-
-        return linear_e4m3_gpu(x, weight, step, scale, bias, residual, gate, then, dtype)
-    return by_operators(x, weight, step, scale, bias, residual, gate, then, dtype)
-
-
-@linear_e4m3.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return x.new_empty(_check(x, weight, step, scale, residual, gate, then), dtype=dtype if then is None else E4M3)
+    return torch.ops.vstar.linear_e4m3(*problem)

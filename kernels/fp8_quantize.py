@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .dispatch import triton_serves
+from .problems import E4M3
 
-E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
 
 

@@ -3,29 +3,31 @@
     out = x @ weight.T + bias + residual            or            out = value * gelu(gate), (value, gate) = x @ weight.T + bias
 
 PyTorch's norm writes what the product reads again, and so does the product for what is behind it. In float32 on a CPU rows are
-normed into the cache, and the rest is added where the sums still are; in half precision on a GPU a Triton kernel that does so
-runs where it was timed to be faster (`linear_gpu.py`). Elsewhere, and with gradients, the definition runs: PyTorch's own
-product, and the GEGLU of `geglu.py`.
+normed into the cache, and the rest is added where the sums still are. On a GPU in half precision cuBLAS's product is hard to
+beat, and a Triton kernel spares the passes around it: each shape is timed once, and the faster one runs. Elsewhere, and with
+gradients, the definition runs: PyTorch's own product, and the GEGLU of `geglu.py`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vstar_engine.kernels.cpu import calls, library
+from vstar_engine.kernels.gpu.autotune import autotune
+from vstar_engine.kernels.gpu.device import device
+from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES
 
 from .dispatch import decomposed
 from .geglu import geglu, geglu_ref
+from .problems import LayerNorm, LinearProblem, schema
 
-
-class LayerNorm(NamedTuple):
-    """A layer norm over the last axis: weight (in,), bias (in,) and what is added to the variance."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
+# features that 16-byte accesses take whole
+MULTIPLE = 16
+PYTORCH = "PyTorch"
 
 
 def normed(x: Tensor, norm: LayerNorm | None) -> Tensor:
@@ -33,19 +35,21 @@ def normed(x: Tensor, norm: LayerNorm | None) -> Tensor:
     return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
 
 
-def linear_ref(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    gate: bool = False,
-    norm: LayerNorm | None = None,
-) -> Tensor:
+def linear_ref(problem: LinearProblem) -> Tensor:
     """Computes the definition."""
-    out = F.linear(normed(x, norm), weight, bias)
-    if gate:
-        out = geglu_ref(out)
-    return out if residual is None else residual + out
+    return _in_passes(problem, geglu_ref)
+
+
+def unfused(problem: LinearProblem) -> Tensor:
+    """Computes by PyTorch's product, the norm, the gate and the residual in passes of their own."""
+    return _in_passes(problem, geglu)
+
+
+def _in_passes(problem: LinearProblem, gate: Callable[[Tensor], Tensor]) -> Tensor:
+    out = F.linear(normed(problem.x, problem.norm), problem.weight, problem.bias)
+    if problem.gate:
+        out = gate(out)
+    return out if problem.residual is None else problem.residual + out
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -59,93 +63,61 @@ def on_gpu(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.bfloat16) and x.is_cuda and not torch.is_grad_enabled() and not decomposed()
 
 
-def by_operators(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    norm: LayerNorm | None,
-) -> Tensor:
-    """Computes by PyTorch's product, the norm, the gate and the residual in passes of their own."""
-    out = F.linear(normed(x, norm), weight, bias)
-    if gate:
-        out = geglu(out)
-    return out if residual is None else residual + out
-
-
-def _check(x: Tensor, weight: Tensor, gate: bool) -> None:
-    if x.shape[-1] != weight.shape[1] or (gate and weight.shape[0] % 2):
+def _checked(problem: LinearProblem) -> LinearProblem:
+    x, weight = problem.x, problem.weight
+    if x.shape[-1] != weight.shape[1] or (problem.gate and weight.shape[0] % 2):
         raise ValueError(
             f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
             f"{tuple(x.shape)} and {weight.shape[0]}"
         )
+    return problem
 
 
-def _compute(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    gain: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-) -> Tensor:
-    _check(x, weight, gate)
-    residual = None if residual is None else residual.contiguous()
-    return calls.linear(x.contiguous(), weight.contiguous(), bias, residual, gate, gain, shift, eps)
+def candidates(problem: LinearProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
+    """Returns the implementations for a GPU by name, PyTorch's first.
+
+    PyTorch's alone serve products with nothing around them but a bias, which cuBLAS adds itself, rows that 16-byte accesses
+    or the kernel of the moments do not take whole, and GPUs older than the launch table.
+    """
+    found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(unfused, problem)}
+    spared = problem.gain is not None or problem.residual is not None or problem.gate
+    whole = not problem.out_shape[-1] % MULTIPLE and not problem.weight.shape[1] % MULTIPLE
+    if spared and whole and problem.x.numel() and arch >= ARCHITECTURES[0]:
+        # imported here: a machine without Triton computes on its CPU
+        from vstar_engine.kernels.gpu.linear import LONGEST, linear_triton, tiles
+
+        if problem.gain is None or problem.weight.shape[1] <= LONGEST:
+            for tile in tiles(arch, problem.gate):
+                found[f"Triton, {tile.rows}x{tile.columns}"] = partial(linear_triton, problem, tile)
+    return found
 
 
-_linear = torch.library.custom_op("vstar::linear", _compute, mutates_args=(), device_types="cpu")
+def _on_cpu(*given: Any) -> Tensor:
+    return calls.linear(_checked(LinearProblem(*given)).contiguous())
+
+
+_linear = torch.library.custom_op("vstar::linear", _on_cpu, mutates_args=(), device_types="cpu", schema=schema(LinearProblem))
 
 
 @_linear.register_kernel("cuda")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    gain: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-) -> Tensor:
-    _check(x, weight, gate)
-    # imported here: a machine without Triton computes on its CPU
-    from vstar_engine.kernels.gpu.linear_candidates import linear_gpu
-
-    return linear_gpu(x, weight, bias, residual, gate, gain, shift, eps)
+def _on_gpu(*given: Any) -> Tensor:
+    problem = _checked(LinearProblem(*given))
+    return autotune(problem.case, candidates(problem, device(problem.x).arch))
 
 
 @_linear.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    gain: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2 if gate else weight.shape[0]))
+def _(*given: Any) -> Tensor:
+    problem = LinearProblem(*given)
+    return problem.x.new_empty(problem.out_shape)
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    gate: bool = False,
-    norm: LayerNorm | None = None,
-) -> Tensor:
+def linear(problem: LinearProblem) -> Tensor:
     """Multiplies x (..., in), normed, by weight (out, in); adds bias (out,) and a residual; or gates one half by the other."""
+    x = problem.x
     if on_cpu(x) or on_gpu(x):
-        gain, shift, eps = norm or (None, None, 0.0)
-        compute = _compute if x.device.type == "cpu" and library.unwatched(x) else torch.ops.vstar.linear
-        return compute(x, weight, bias, residual, gate, gain, shift, eps)
-    return by_operators(x, weight, bias, residual, gate, norm)
+        compute = _on_cpu if x.device.type == "cpu" and library.unwatched(x) else torch.ops.vstar.linear
+        return compute(*problem)
+    return unfused(problem)
 
 
 def feed_forward(
@@ -161,5 +133,6 @@ def feed_forward(
         raise ValueError(f"x (..., width), weights (2 * inner, width) and (width, inner) are wanted, got {shapes}")
     if on_cpu(x) and library.unwatched(x):
         one, two = ((weight.contiguous(), bias) for weight, bias in (first, second))
-        return calls.feed_forward(x.contiguous(), one, two, *norm)
-    return linear(linear(x, *first, gate=True, norm=norm), *second, x)
+        return calls.feed_forward(x.contiguous(), one, two, norm)
+    hidden = linear(LinearProblem(x, *first, None, True, norm.weight, norm.bias, norm.eps))
+    return linear(LinearProblem(hidden, *second, x))

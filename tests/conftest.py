@@ -4,6 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+import support.prepared  # noqa: F401 - sets what OpenMP reads as PyTorch is loaded
+
+# isort: split
 import pytest
 import torch
 

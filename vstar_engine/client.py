@@ -38,7 +38,7 @@ QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "fail
 
 @dataclass(frozen=True)
 class Video:
-    """A job as the server tells it; `progress` is percent, `content` everything that was said."""
+    """A job as the server describes it: `progress` in percent, `content` the whole answer."""
 
     id: str
     status: str
@@ -56,10 +56,10 @@ class Video:
 
 
 class Client:
-    """Talks to one server; requests that may succeed when repeated are, for `patience` seconds.
+    """A client of one server; repeats requests that may succeed later, for `patience` seconds.
 
-    `url` and `key` default to the environment's VSTAR_SERVER and VSTAR_API_KEY. A submission carries an idempotency key, so
-    that repeating it makes no second job.
+    `url` and `key` default to the environment variables VSTAR_SERVER and VSTAR_API_KEY. A submission carries an idempotency
+    key, so that a repeated one makes no second job.
     """
 
     def __init__(self, url: str | None = None, key: str | None = None, patience: float = 60.0, timeout: float = 60.0):
@@ -82,7 +82,7 @@ class Client:
         self._http.close()
 
     def submit(self, prompt: str | None = None, *, idempotency_key: str | None = None, **settings: Any) -> Video:
-        """Asks for a video and gives its job; `settings` are the server's fields: `synopsis`, `num_frames`, `tar` ..."""
+        """Submits a video and returns its job; `settings` are the fields of the HTTP API, such as `num_frames` and `tar`."""
         body = {name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return Video.of(self._json("POST", "/v1/videos", json=body, headers=headers))
@@ -92,9 +92,9 @@ class Client:
         return Video.of(self._json("GET", _path(id)))
 
     def wait(self, id: str, progress: Callable[[Video], None] | None = None, timeout: float | None = None) -> Video:
-        """Waits for a job's end, through restarts of the server no longer than `patience`, and gives the completed video.
+        """Waits until a job has ended and returns the completed video; outlasts restarts of the server of up to `patience`.
 
-        `progress` hears of every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
+        `progress` is called at every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         before: Video | None = None
@@ -114,7 +114,7 @@ class Client:
             time.sleep(pause)
 
     def events(self, id: str) -> Iterator[dict[str, Any]]:
-        """Yields what the server tells of a job while it runs: stages, steps with the time left, previews, its end."""
+        """Yields a job's events: stages, steps with the time left, previews, its end."""
         with self._open("GET", f"{_path(id)}/events", headers={"Accept": "text/event-stream"}) as answer:
             kind, data = "message", []
             for line in answer.iter_lines():
@@ -128,7 +128,7 @@ class Client:
                     kind, data = "message", []
 
     def fetch(self, id: str, path: str | Path, variant: str = "video", force: bool = False) -> Path:
-        """Writes a completed video, its thumbnail or its spritesheet to a file, whole or not at all."""
+        """Downloads a completed video, its thumbnail or its spritesheet; the file is complete or absent."""
         if variant not in VARIANTS:
             raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, got {variant!r}")
         path = Path(path)
@@ -144,11 +144,11 @@ class Client:
         return path
 
     def cancel(self, id: str) -> Video:
-        """Stops a job; its record stays, as failed with the code `cancelled`."""
+        """Cancels a job; it stays listed as failed, with the code `cancelled`."""
         return Video.of(self._json("POST", f"{_path(id)}/cancel"))
 
     def delete(self, id: str) -> None:
-        """Stops a job if it runs, and removes its record and files."""
+        """Cancels a job if it runs, and deletes it with its files."""
         self._json("DELETE", _path(id))
 
     def list(self, limit: int | None = None, order: str = "desc") -> Iterator[Video]:
@@ -179,7 +179,7 @@ class Client:
         return content
 
     def _send(self, method: str, path: str, stream: bool = False, **request: Any) -> httpx.Response:
-        """Returns an answer of status 2xx, read unless `stream`, trying again while that may help; ServerError otherwise."""
+        """Returns a response of status 2xx, read unless `stream`; retries what may succeed later, else raises ServerError."""
         end, tries = time.monotonic() + self.patience, 0
         while True:
             asked = self._http.build_request(method, path, **request)
@@ -199,7 +199,7 @@ class Client:
 
     @contextmanager
     def _open(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
-        """Opens an answer whose content is read inside."""
+        """Opens a response whose content is read inside the block."""
         answer = self._send(method, path, stream=True, **request)
         try:
             yield answer
@@ -209,7 +209,7 @@ class Client:
             answer.close()
 
     def _pause(self, end: float, tries: int, answer: httpx.Response | None) -> bool:
-        """Waits before another try and says whether there shall be one."""
+        """Returns whether to try again, after waiting for it."""
         if answer is not None and (answer.status_code not in PASSING or answer.headers.get("x-should-retry") == "false"):
             return False
         pause = min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE) * random.uniform(0.75, 1.0)
@@ -222,7 +222,7 @@ class Client:
 
 
 def refusal(answer: httpx.Response) -> ServerError:
-    """Makes the error that an answer tells of."""
+    """Returns the error that a response describes."""
     try:
         error = answer.json()["error"]
         return ServerError(error["message"], answer.status_code, error.get("code"), error.get("param"))

@@ -1,4 +1,4 @@
-"""Frames to mp4, gif or png (a contact sheet) files that carry the settings that made them."""
+"""Writes frames to mp4, gif or png (contact sheet) files that carry the settings that made them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def _save_mp4(video: Video, path: Path) -> None:
 
 
 def _encode(parts: Iterator[Video], path: Path) -> None:
-    """Writes the frames of videos that follow each other as one; its size, rate and settings are the first's."""
+    """Writes the frames of consecutive videos as one file with the first one's size, rate and settings."""
     import av
 
     first = next(parts)
@@ -75,14 +75,14 @@ def _encode(parts: Iterator[Video], path: Path) -> None:
 
 
 class Unfinished(Exception):
-    """The frames of a file that is being written do not all come."""
+    """Not all frames of a file that is being written came."""
 
 
 @contextmanager
 def encoding(path: Path) -> Iterator[Callable[[Video], None]]:
-    """Writes an mp4 on a thread of its own while its frames are made: takes them as videos that follow each other.
+    """Encodes an mp4 on its own thread while its frames are made; pass it runs of frames as videos, in order.
 
-    The file is there, whole, when the block ends, or not at all. Raises OutputError then if it cannot be written.
+    When the block ends the file is complete or absent. Raises OutputError then if it cannot be written.
     """
     parts: SimpleQueue[Video | None] = SimpleQueue()
     complete = Event()
@@ -139,7 +139,7 @@ WRITERS = {".mp4": _save_mp4, ".gif": _save_gif, ".png": _save_png}
 
 
 def check_ending(path: Path) -> Any:
-    """Returns the writer for a file name's ending; ValueError names the endings there are."""
+    """Returns the writer for a file name's ending; ValueError for an unknown one."""
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"a video file ends in {', '.join(WRITERS)}, got {path.name!r}")
     return WRITERS[path.suffix.lower()]

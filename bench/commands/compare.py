@@ -19,7 +19,7 @@ from statistics import median
 
 from vstar_engine.bench.harness.ceilings import BANDWIDTH, MATRIX
 from vstar_engine.bench.harness.machine import COMMIT
-from vstar_engine.bench.harness.rows import INTERRUPTED, OK, SKIPPED, Row, read, seconds
+from vstar_engine.bench.harness.rows import INTERRUPTED, OK, SKIPPED, ResultRow, read, seconds
 from vstar_engine.bench.report.table_cells import markdown
 
 THRESHOLD = 0.03
@@ -29,7 +29,7 @@ BROKEN, MENDED, NEW, GONE = "broken", "mended", "only in the second", "only in t
 ELSEWHERE = "another machine"
 # of a row's machine: what makes it another, and what may explain a difference
 HARDWARE = ("gpu", "gpu_memory", "cpu", "cores", "threads")
-SOFTWARE = ("driver", "cuda", "cudnn", "cpu_kernel", "system", "python", "torch", "triton", "numpy", "xformers")
+SOFTWARE = ("driver", "cuda", "cudnn", "cpu_kernel", "waiting", "system", "python", "torch", "triton", "numpy", "xformers")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Span:
     interrupted: bool = False
 
     @staticmethod
-    def of(rows: Sequence[Row]) -> "Span":
+    def of(rows: Sequence[ResultRow]) -> "Span":
         cut = any(row.outcome == INTERRUPTED for row in rows)
         right = [row for row in rows if row.status == OK and "median" in row.numbers]
         if not right or any(row.status not in (OK, SKIPPED) for row in rows):
@@ -65,16 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="A.jsonl B.jsonl | MEASUREMENT...")
 
 
-def pooled(path: Path) -> dict[str, list[Row]]:
+def pooled(path: Path) -> dict[str, list[ResultRow]]:
     """Reads one side: the rows of each provider."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ResultRow]] = {}
     for row in read([path]):
         if row.provider not in (BANDWIDTH, MATRIX) and (row.status != OK or "median" in row.numbers):
             found.setdefault(row.key, []).append(row)
     return found
 
 
-def differing(first: Collection[Row], second: Collection[Row], names: Sequence[str]) -> list[str]:
+def differing(first: Collection[ResultRow], second: Collection[ResultRow], names: Sequence[str]) -> list[str]:
     """Says which of some facts of the machine the two sides do not share."""
     said = []
     for name in names:

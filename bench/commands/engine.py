@@ -18,7 +18,7 @@ import torch
 
 from vstar_engine.bench.harness.contest import FAILURES, Pace, hold
 from vstar_engine.bench.harness.options import add_common, open_rows
-from vstar_engine.bench.harness.rows import ABSENT, FAILED, SKIPPED, Row, Rows, sentence
+from vstar_engine.bench.harness.rows import ABSENT, FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.timing import summarise
 from vstar_engine.bench.step import compiled_step
 from vstar_engine.config.models import MODELS, Spec, model_named
@@ -89,17 +89,17 @@ def run(args: argparse.Namespace) -> int:
     case = {"part": "cold start", "model": args.model, "frames": args.frames}
     with open_rows(args) as rows:
         try:
-            row = Row("engine", case, "", args.dtype, str(device))
+            row = ResultRow("engine", case, "", args.dtype, str(device))
             if not args.no_starts:
                 measure_starts(args, row, disk, rows, pace)
             measure_builds(args, row, rows, pace)
         except FAILURES as error:
-            row = Row("engine", case, "eager", args.dtype, str(device))
+            row = ResultRow("engine", case, "eager", args.dtype, str(device))
             rows.write(replace(row, status=FAILED, note=sentence(error)))
     return 1 if rows.failures else 0
 
 
-def measure_starts(args: argparse.Namespace, row: Row, disk: int, rows: Rows, pace: Pace) -> None:
+def measure_starts(args: argparse.Namespace, row: ResultRow, disk: int, rows: ResultFile, pace: Pace) -> None:
     """Starts the engine while there is time; a row for each span of time, and one for what it holds."""
     if pace.left <= 0:
         rows.write(replace(row, provider="process", status=SKIPPED, note="0 s were left"))
@@ -138,7 +138,7 @@ def built_here(args: argparse.Namespace, backend: str, folder: Path) -> dict[str
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_builds(args: argparse.Namespace, row: Row, rows: Rows, pace: Pace) -> None:
+def measure_builds(args: argparse.Namespace, row: ResultRow, rows: ResultFile, pace: Pace) -> None:
     """Builds an engine for each back end once and writes what that took; then sets their steps against eager's."""
     folders = []
     with tempfile.TemporaryDirectory() as scratch:

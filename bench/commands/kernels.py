@@ -14,11 +14,11 @@ from vstar_engine.bench.harness.ceilings import ceilings
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.harness.machine import cache_bytes
 from vstar_engine.bench.harness.options import add_common, open_rows
-from vstar_engine.bench.harness.rows import Rows
+from vstar_engine.bench.harness.rows import ResultFile
 from vstar_engine.bench.harness.timing import seconds_of_short
 from vstar_engine.bench.ops import op_providers, peak_memory, temporal_transformer
 from vstar_engine.bench.ops.attention_providers import DENSE_PROVIDERS, LAYOUTS, PROVIDERS, Attention, Problem
-from vstar_engine.bench.ops.op_cases import Place
+from vstar_engine.bench.ops.op_cases import OpSite
 from vstar_engine.bench.ops.temporal_transformer import transformer_contest
 from vstar_engine.config.models import MODELS, Spec, model_named, parse_size
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
@@ -138,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def computed(args: argparse.Namespace, rows: Rows) -> None:
+def computed(args: argparse.Namespace, rows: ResultFile) -> None:
     """Writes the peaks of temporal attention by every provider that can be followed without data."""
     spec = model_named(args.model)
     names = [name for name, way in PROVIDERS.items() if way.traced and (not args.providers or name in args.providers)]
@@ -162,8 +162,8 @@ def contests(args: argparse.Namespace, device: torch.device) -> Iterator[Contest
             continue
         if op in op_providers.OPS:
             if depth != INIT:
-                place = Place.at(spec, size, depth, frames, batch, dtype, device)
-                yield from op_providers.contests(op, place, depth, args.providers, args.compiler)
+                site = OpSite.at(spec, size, depth, frames, batch, dtype, device)
+                yield from op_providers.contests(op, site, depth, args.providers, args.compiler)
             continue
         shape = attention_shape(spec, size, depth, frames, batch)
         for layout in args.layout:
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if rows.failures else 0
 
 
-def measure(asked: Iterator[Contest], rows: Rows, pace: Pace) -> None:
+def measure(asked: Iterator[Contest], rows: ResultFile, pace: Pace) -> None:
     """Holds contests one by one, compilers starting afresh in each: they give up on a function after eight shapes."""
     for contest in asked:
         torch.compiler.reset()

@@ -12,6 +12,7 @@ COMMANDS = {
     "pipeline": "a video by stage, the engine against clean baselines, the ladder from the published behaviour, a profile",
     "engine": "cold start, load, first step, build, size on disk, memory",
     "serve": "the server under load: latencies, throughput, and what it adds to the bare engine",
+    "busy": "a video beside processes that keep the cores busy, by how idle threads wait",
     "report": "result files as tables and plots; rewrites a document's tables",
     "compare": "two result files, or this engine and another commit's, with a verdict that respects the spread",
     "roofline": "FLOPs, bytes and floor of every op of one forward, computed from the architecture",

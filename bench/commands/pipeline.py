@@ -11,12 +11,12 @@ import torch
 
 from vstar_engine.bench.harness.contest import FAILURES, NotHere, Pace, hold
 from vstar_engine.bench.harness.options import add_common, open_rows
-from vstar_engine.bench.harness.rows import FAILED, SKIPPED, Row, Rows, sentence
+from vstar_engine.bench.harness.rows import FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.timing import seconds_of
 from vstar_engine.bench.step import fast_modes, precision_drift, profile, stages
 from vstar_engine.bench.step.ladder import COMPILED, ENGINE, GRAPH, IMPROVEMENTS, Step
 from vstar_engine.bench.step.ladder import HEADLINE as CONTESTANTS
-from vstar_engine.bench.step.workload import MODES, TINY, Scene, spec_named
+from vstar_engine.bench.step.workload import MODES, TINY, Workload, spec_named
 from vstar_engine.config.models import MODELS, parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
@@ -79,28 +79,28 @@ def run(args: argparse.Namespace) -> int:
     pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
     with open_rows(args) as rows:
         for frames in args.frames:
-            measure(Scene(args.model, frames, size, dtype, device, args.compiler, args.compile_mode), args, rows, pace)
+            measure(Workload(args.model, frames, size, dtype, device, args.compiler, args.compile_mode), args, rows, pace)
     return 1 if rows.failures else 0
 
 
-def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> None:
-    """Measures the parts of one scene; what cannot even be set up becomes a row, and the other parts go on."""
+def measure(workload: Workload, args: argparse.Namespace, rows: ResultFile, pace: Pace) -> None:
+    """Measures the parts of one workload; what cannot even be set up becomes a row, and the other parts go on."""
     torch.compiler.reset()
-    step = Step(scene)
+    step = Step(workload)
     without = {*args.without, *(COMPILED if args.no_compile else ()), *([GRAPH] if args.no_graph else ())}
     parts: dict[str, Callable[[], object]] = {
         HEADLINE: lambda: hold(step.headline(without, args.providers), rows, pace),
-        STAGES: lambda: stages.measure(scene, step, args.steps, rows, pace),
+        STAGES: lambda: stages.measure(workload, step, args.steps, rows, pace),
         LADDER: lambda: hold(step.ladder(without), rows, pace),
         ABLATION: lambda: hold(step.ablation(without), rows, pace),
-        TRAJECTORY: lambda: precision_drift.measure(scene, args.steps, rows, pace),
-        FAST: lambda: fast_modes.measure(scene, args.steps, rows, pace),
+        TRAJECTORY: lambda: precision_drift.measure(workload, args.steps, rows, pace),
+        FAST: lambda: fast_modes.measure(workload, args.steps, rows, pace),
     }
     chosen = {name: part for name, part in parts.items() if name in args.parts}
     if args.profile:
-        chosen["profile"] = lambda: profiled(scene, step, args.profile, rows, pace)
+        chosen["profile"] = lambda: profiled(workload, step, args.profile, rows, pace)
     for name, part in chosen.items():
-        row = Row("pipeline", {"part": name, **scene.case}, "all", str(scene.dtype)[6:], str(scene.device))
+        row = ResultRow("pipeline", {"part": name, **workload.case}, "all", str(workload.dtype)[6:], str(workload.device))
         if pace.left <= 0:
             rows.write(replace(row, status=SKIPPED, note="0 s were left"))
             continue
@@ -112,7 +112,7 @@ def measure(scene: Scene, args: argparse.Namespace, rows: Rows, pace: Pace) -> N
             rows.write(replace(row, status=FAILED, note=sentence(error)))
 
 
-def profiled(scene: Scene, step: Step, folder: Path, rows: Rows, pace: Pace) -> None:
+def profiled(workload: Workload, step: Step, folder: Path, rows: ResultFile, pace: Pace) -> None:
     """Profiles one step with as many rounds as fit into what is left: NotHere where none does."""
     call = step.call(ENGINE)
     call()
@@ -120,4 +120,4 @@ def profiled(scene: Scene, step: Step, folder: Path, rows: Rows, pace: Pace) -> 
     rounds = min(pace.rounds, int(pace.left / taken - RECORDED))
     if rounds < 1:
         raise NotHere(f"a profile takes about {(RECORDED + 1) * taken:.0f} s, and {pace.left:.0f} s were left")
-    profile.measure(scene, step, rounds, folder, rows)
+    profile.measure(workload, step, rounds, folder, rows)

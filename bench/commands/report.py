@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from vstar_engine.bench.harness.rows import Row, read
+from vstar_engine.bench.harness.rows import ResultRow, read
 from vstar_engine.bench.report import plots
 from vstar_engine.bench.report.tables import TABLES, newest
 
 RESULTS = Path(__file__).parents[1] / "results"
 # what a document's markers may name
 MORE = partial(plots.links, kinds=("roofline", "memory"), folder="bench")
-BLOCKS: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {**TABLES, "plots": plots.links, "more-plots": MORE}
+BLOCKS: dict[str, Callable[[Sequence[ResultRow], bool], list[str]]] = {**TABLES, "plots": plots.links, "more-plots": MORE}
 BLOCK = r"(<!-- {kind}:([\w-]+) -->\n).*?(<!-- /{kind}:\2 -->)"
 
 
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the plots (default %(default)s)")
 
 
-def rendered(name: str, rows: Sequence[Row], spread: bool = False) -> str:
+def rendered(name: str, rows: Sequence[ResultRow], spread: bool = False) -> str:
     """Returns the Markdown of one kind of table."""
     return "\n\n".join(BLOCKS[name](rows, spread))
 
 
-def renewed(text: str, rows: Sequence[Row]) -> str:
+def renewed(text: str, rows: Sequence[ResultRow]) -> str:
     """Returns a document with the tables between its markers made anew; ValueError for a marker that names no table."""
     return between_markers(text, "bench", BLOCKS, lambda name: rendered(name, rows))
 

@@ -17,7 +17,7 @@ from vstar_engine.bench.harness.random_networks import GUIDANCE_BRANCHES
 from vstar_engine.bench.report import tables
 from vstar_engine.bench.roofline import floors, fused_costs
 from vstar_engine.bench.roofline.op_costs import KEYS, Machine, Op, ops_of
-from vstar_engine.bench.step.workload import Scene, spec_named
+from vstar_engine.bench.step.workload import Workload, spec_named
 from vstar_engine.config.models import parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     with open_rows(args) as rows:
         for frames in args.frames:
             if args.measure:
-                scene = Scene(args.model, frames, size, dtype, device_named(there, dtype))
-                found = floors.measure(scene, rows, pace)
+                workload = Workload(args.model, frames, size, dtype, device_named(there, dtype))
+                found = floors.measure(workload, rows, pace)
             else:
                 machine = Machine(args.tflops * TERA, args.bandwidth * TERA)
                 print(f"**{args.model}, {frames} frames of {size[0]}x{size[1]}, batch {args.batch}, {str(dtype)[6:]}**\n")

@@ -21,7 +21,7 @@ import torch
 from vstar_engine import Engine
 from vstar_engine.bench.harness.contest import Pace
 from vstar_engine.bench.harness.options import add_common, open_rows
-from vstar_engine.bench.harness.rows import FAILED, SKIPPED, Row, Rows, sentence
+from vstar_engine.bench.harness.rows import FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.server import Server
 from vstar_engine.bench.harness.timing import Timing, summarise
 from vstar_engine.config.models import MODELS, model_named, parse_size
@@ -197,7 +197,7 @@ def overhead(args: argparse.Namespace, server: Server, folder: Path, pace: Pace)
     }
 
 
-def judged(row: Row, numbers: dict[str, Any]) -> Row:
+def judged(row: ResultRow, numbers: dict[str, Any]) -> ResultRow:
     """Returns the overhead's row; failed where four rounds of five took more than is allowed."""
     row = replace(row, numbers=numbers)
     if numbers["overhead_p20"] <= numbers["allowed"]:
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"jobs must be at least 1 and a rate above 0, got {args.jobs} and {args.rate}")
     size = body_of(args, 0)["size"]
     case = {"model": args.model, "frames": args.frames, "steps": args.steps, "size": size, "max_batch": args.max_batch}
-    row = Row("serve", case, "vstar-engine serve", args.dtype, args.device)
+    row = ResultRow("serve", case, "vstar-engine serve", args.dtype, args.device)
     pace = Pace.within(args.budget, rounds=args.rounds, limit=args.limit)
     with open_rows(args) as rows, tempfile.TemporaryDirectory() as folder:
         try:
@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if rows.failures else 0
 
 
-def measure(args: argparse.Namespace, row: Row, server: Server, folder: Path, rows: Rows, pace: Pace) -> None:
+def measure(args: argparse.Namespace, row: ResultRow, server: Server, folder: Path, rows: ResultFile, pace: Pace) -> None:
     """Measures one video alone, then each load that fits into what is left."""
     alone = alone_of(args, server.url)
     rate, slo = args.rate or 0.8 / alone, args.slo or 5 * alone

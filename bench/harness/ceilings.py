@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vstar_engine.kernels.cpu import library
 from vstar_engine.kernels.linear import linear
+from vstar_engine.kernels.problems import LinearProblem
 
 from .machine import cache_bytes
 from .timing import Timing, interleave, seconds_of_burst
@@ -93,7 +94,7 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
     if device.type == "cpu" and dtype == torch.float32 and library.status()[0]:
         rows = a[: side // 2, : side // 2].contiguous()
         columns = b[: side // 2, : side // 2].contiguous()
-        calls["our product"] = (torch.no_grad()(partial(linear, rows, columns, None)), work / 8)
+        calls["our product"] = (torch.no_grad()(partial(linear, LinearProblem(rows, columns, None))), work / 8)
     return Ceiling(calls)
 
 

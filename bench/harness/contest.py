@@ -13,7 +13,7 @@ from vstar_engine.machine.memory import LiveBytes
 
 from .ceilings import BANDWIDTH, MATRIX, UNITS, Ceiling, per_second, reached, trials
 from .machine import free_bytes
-from .rows import ABSENT, FAILED, SKIPPED, WRONG, Row, Rows, sentence
+from .rows import ABSENT, FAILED, SKIPPED, WRONG, ResultFile, ResultRow, sentence
 from .timing import Clock, Timing, interleave, seconds_of, seconds_of_burst, summarise, synchronize
 
 # what an allocation, a compiler or a kernel launch raises; anything else is this program's own fault and rises
@@ -61,8 +61,8 @@ class Contest:
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
     clock: Clock = seconds_of
 
-    def row(self, provider: str, **found: Any) -> Row:
-        return Row(self.suite, self.case, provider, str(self.dtype)[6:], str(self.device), **found)
+    def row(self, provider: str, **found: Any) -> ResultRow:
+        return ResultRow(self.suite, self.case, provider, str(self.dtype)[6:], str(self.device), **found)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Pace:
 
 
 @torch.no_grad()
-def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
+def hold(contest: Contest, rows: ResultFile, pace: Pace) -> dict[str, Timing]:
     """Checks every provider, times those that are right against each other and the ceilings, and writes a row for each.
 
     Who is right has a row at once, timed alone, for the case that the run is cut off; that of the rounds in turn replaces it.
@@ -126,7 +126,7 @@ def hold(contest: Contest, rows: Rows, pace: Pace) -> dict[str, Timing]:
     return timings
 
 
-def check(contest: Contest, provider: Provider) -> tuple[Row, Callable[[], Any] | None]:
+def check(contest: Contest, provider: Provider) -> tuple[ResultRow, Callable[[], Any] | None]:
     """Prepares a provider and holds its answer to what is right; gives its call, or None and a row that says why not."""
     row = contest.row(provider.name)
     free = free_bytes(contest.device)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vstar_engine.kernels.cpu import library
-from vstar_engine.machine import memory
+from vstar_engine.machine import memory, threads
 
 LIBRARIES = ("torch", "triton", "numpy", "xformers")
 SYSTEM_CPUS = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -36,6 +36,7 @@ def machine() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "waiting": threads.waiting(),
         "cpu_kernel": library.status()[0],
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),

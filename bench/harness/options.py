@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .rows import Rows
+from .rows import ResultFile
 
 
 def add_common(parser: argparse.ArgumentParser, rounds: int, limit: float) -> None:
@@ -20,8 +20,8 @@ def add_common(parser: argparse.ArgumentParser, rounds: int, limit: float) -> No
     parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="start nothing after this")
 
 
-def open_rows(args: argparse.Namespace) -> Rows:
+def open_rows(args: argparse.Namespace) -> ResultFile:
     """Opens the run's rows, and keeps TF32 out of float32 and cuDNN choosing by trial, for every provider alike."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-    return Rows(args.out, args.command_line)
+    return ResultFile(args.out, args.command_line)

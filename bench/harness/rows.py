@@ -23,7 +23,7 @@ ABOVE = "†"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One provider's answer to one case. `status` is OK or says why there are no numbers, `note` in a sentence."""
 
     suite: str
@@ -52,7 +52,7 @@ class Row:
         return f"{self.suite}: {words}: {self.provider}"
 
 
-class Rows:
+class ResultFile:
     """Appends a run's rows to a file, flushed one by one, and prints each; remembers what went wrong."""
 
     def __init__(self, path: Path | None, command: str):
@@ -68,13 +68,13 @@ class Rows:
         elif path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> "Rows":
+    def __enter__(self) -> "ResultFile":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._append({"outcome": COMPLETE if kind is None else INTERRUPTED})
 
-    def write(self, row: Row) -> Row:
+    def write(self, row: ResultRow) -> ResultRow:
         """Records a row of this run and gives it as it is recorded."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         row = replace(row, machine=self.machine, run=self.run, at=at, command=self.command)
@@ -92,14 +92,14 @@ class Rows:
                 file.write(json.dumps({"schema": SCHEMA, "run": self.run, **content}) + "\n")
 
 
-def read(paths: Iterable[Path]) -> list[Row]:
+def read(paths: Iterable[Path]) -> list[ResultRow]:
     """Reads result files; rows of a run that did not end have the outcome `interrupted`.
 
     A row timed alone counts where its run has none of the rounds in turn.
 
     Raises ValueError, with what would do, for a file that is not there or was written with another schema.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     ended: dict[str, str] = {}
     for path in paths:
         if not path.is_file():
@@ -115,7 +115,7 @@ def read(paths: Iterable[Path]) -> list[Row]:
             if "outcome" in content:
                 ended[content["run"]] = content["outcome"]
             else:
-                rows.append(Row(**content))
+                rows.append(ResultRow(**content))
     in_turn = {(row.run, row.key) for row in rows if not row.numbers.get("alone")}
     kept = (row for row in rows if not row.numbers.get("alone") or (row.run, row.key) not in in_turn)
     return [replace(row, outcome=ended.get(row.run, INTERRUPTED)) for row in kept]
@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}, is not JSON ({error}): not a results file") from error
 
 
-def words(row: Row) -> str:
+def words(row: ResultRow) -> str:
     """Says what a row found."""
     if row.status != OK:
         return row.status + (f", {row.note}" if row.note else "")

@@ -16,7 +16,7 @@ Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Form:
+class OpCase:
     """One use of an op: what draws its arguments, who computes it, and the least bytes and FLOPs it takes.
 
     Answers are held to float64 at `compared` items, from the first to the last of those arguments whose places `items` gives.
@@ -32,12 +32,12 @@ class Form:
     items: tuple[int, ...] = (0,)
     compared: int = 2
     others: dict[str, Call] = field(default_factory=dict)
-    serves: Callable[["Place"], bool] = lambda place: True
+    serves: Callable[["OpSite"], bool] = lambda site: True
     budget: float = 0.0
 
 
 @dataclass(frozen=True)
-class Place:
+class OpSite:
     """Where in a network an op stands: `batch` clips of `frames` frames of height x across cells of `channels` channels.
 
     `decoded` is the (N, H, W, C) that the autoencoder has at the level of the same number, None where it has no such level.
@@ -59,7 +59,7 @@ class Place:
     @staticmethod
     def at(
         spec: Spec, size: tuple[int, ...], level: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
-    ) -> "Place":
+    ) -> "OpSite":
         """Reads a level of a model's UNet, and of its autoencoder."""
         unet = spec.unet
         if level >= unet.levels:
@@ -69,9 +69,9 @@ class Place:
         heads, text = channels // unet.head_dim, spec.text.context_length
         here = (batch, frames, height, across, channels, heads, unet.norm_groups, text, dtype, device)
         if level >= len(spec.vae.channel_mult):
-            return Place(*here)
+            return OpSite(*here)
         decoded = (min(CHUNK, frames), *(side >> level for side in size), spec.vae.channels * spec.vae.channel_mult[level])
-        return Place(*here, decoded, spec.vae.norm_groups)
+        return OpSite(*here, decoded, spec.vae.norm_groups)
 
     @property
     def cells(self) -> int:

@@ -18,15 +18,18 @@ from vstar_engine.bench.harness.machine import cache_bytes
 from vstar_engine.bench.harness.random_networks import lay_out, relative_error, seeded
 from vstar_engine.bench.harness.timing import seconds_of_short
 from vstar_engine.kernels.geglu import geglu, geglu_ref
+from vstar_engine.kernels.gpu.autotune import autotune
+from vstar_engine.kernels.gpu.device import device
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
-from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
+from vstar_engine.kernels.linear import PYTORCH, candidates, feed_forward, linear, linear_ref
+from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 from vstar_engine.networks.layers import FrameConv
 from vstar_engine.networks.spatial_attention import best_attention, sdpa
 
 from .attention_providers import COMPILED, OURS, check_ours
 from .fp8_providers import roundings, small_convolutions, small_norms, small_projections
-from .op_cases import EPS, ROWS, Call, Form, Place
+from .op_cases import EPS, ROWS, Call, OpCase, OpSite
 
 CONVOLUTION, UPDATE = "temporal_convolution", "guided_step"
 OPERATORS, VOLUME, PRODUCTS = "PyTorch's operators", "3-D convolution", "three products"
@@ -44,53 +47,53 @@ MAX_COPIES = 16
 LATENTS = 4
 
 
-def on_cpu(place: Place) -> bool:
-    return (place.device.type, place.dtype) == ("cpu", torch.float32)
+def on_cpu(site: OpSite) -> bool:
+    return (site.device.type, site.dtype) == ("cpu", torch.float32)
 
 
-def on_gpu(place: Place) -> bool:
-    return (place.device.type, place.dtype) in ON_GPU
+def on_gpu(site: OpSite) -> bool:
+    return (site.device.type, site.dtype) in ON_GPU
 
 
-def on_cuda(place: Place) -> bool:
-    return place.device.type == "cuda"
+def on_cuda(site: OpSite) -> bool:
+    return site.device.type == "cuda"
 
 
-def norms(place: Place) -> Iterator[Form]:
+def norms(site: OpSite) -> Iterator[OpCase]:
     """Group norm and SiLU per frame, as in residual blocks, over whole clips, as in temporal convolutions, and in decoding."""
-    channels = place.channels
+    channels = site.channels
     shapes: dict[str, tuple[tuple[int, ...], int]] = {
-        "per frame": ((place.batch * place.frames, place.height, place.across, channels), place.groups),
-        "whole clips": ((place.batch, place.frames, place.cells, channels), place.groups),
+        "per frame": ((site.batch * site.frames, site.height, site.across, channels), site.groups),
+        "whole clips": ((site.batch, site.frames, site.cells, channels), site.groups),
     }
-    if place.decoded:
-        shapes["VAE, per frame"] = (place.decoded, place.vae_groups)
+    if site.decoded:
+        shapes["VAE, per frame"] = (site.decoded, site.vae_groups)
     for name, (shape, groups) in shapes.items():
 
         def draw(shape: tuple[int, ...] = shape) -> tuple[Tensor, ...]:
-            return (place.normal(*shape).movedim(-1, 1), *place.normal(2, shape[-1]).unbind())
+            return (site.normal(*shape).movedim(-1, 1), *site.normal(2, shape[-1]).unbind())
 
         def call(compute: Call, x: Tensor, weight: Tensor, bias: Tensor, groups: int = groups) -> Tensor:
             return compute(x, groups, weight, bias, EPS)
 
         ours, definition = partial(call, groupnorm_silu), partial(call, groupnorm_silu_ref)
-        budget = DECODER_BUDGET if shape is place.decoded else 0.0
-        yield Form(name, draw, ours, definition, place.nbytes(2 * math.prod(shape)), budget=budget)
+        budget = DECODER_BUDGET if shape is site.decoded else 0.0
+        yield OpCase(name, draw, ours, definition, site.nbytes(2 * math.prod(shape)), budget=budget)
 
 
-def gates(place: Place) -> Iterator[Form]:
+def gates(site: OpSite) -> Iterator[OpCase]:
     """The feed-forward's gate behind a projection that another made."""
-    inner = 4 * place.channels
+    inner = 4 * site.channels
 
     def draw() -> tuple[Tensor, ...]:
-        return (place.normal(place.rows, 2 * inner),)
+        return (site.normal(site.rows, 2 * inner),)
 
-    yield Form("feed-forward", draw, geglu, geglu_ref, place.nbytes(3 * place.rows * inner), compared=ROWS)
+    yield OpCase("feed-forward", draw, geglu, geglu_ref, site.nbytes(3 * site.rows * inner), compared=ROWS)
 
 
-def projections(place: Place) -> Iterator[Form]:
+def projections(site: OpSite) -> Iterator[OpCase]:
     """Projections with what is before and behind them: the norm of what attends, the gate, and the residuals."""
-    width = place.channels
+    width = site.channels
     # input, output and result widths
     uses = {
         "norm, q k v": (width, 3 * width, 3 * width),
@@ -102,8 +105,8 @@ def projections(place: Place) -> Iterator[Form]:
         normed = name.startswith("norm")
 
         def draw(into: int = into, out: int = out, normed: bool = normed) -> tuple[Tensor, ...]:
-            given = place.normal(place.rows, into), place.weight(out, into), place.normal(out)
-            return (*given, *place.normal(2, into).unbind()) if normed else (*given, place.normal(place.rows, out))
+            given = site.normal(site.rows, into), site.weight(out, into), site.normal(out)
+            return (*given, *site.normal(2, into).unbind()) if normed else (*given, site.normal(site.rows, out))
 
         def call(
             compute: Call,
@@ -115,108 +118,103 @@ def projections(place: Place) -> Iterator[Form]:
             gate: bool = made < out,
         ) -> Tensor:
             if normed:
-                return compute(x, weight, bias, None, gate, LayerNorm(more[0], more[1], EPS))
-            return compute(x, weight, bias, more[0])
+                return compute(LinearProblem(x, weight, bias, None, gate, more[0], more[1], EPS))
+            return compute(LinearProblem(x, weight, bias, more[0]))
 
-        moved = place.nbytes(place.rows * (into + made * (1 if normed else 2)), out * into)
-        items, work = (0,) if normed else (0, 3), 2.0 * place.rows * into * out
+        moved = site.nbytes(site.rows * (into + made * (1 if normed else 2)), out * into)
+        items, work = (0,) if normed else (0, 3), 2.0 * site.rows * into * out
         ours, definition, kernel = (partial(call, compute) for compute in (linear, linear_ref, by_triton))
-        others: dict[str, Call] = {KERNEL: kernel} if on_gpu(place) else {}
-        yield Form(
-            name, draw, ours, definition, moved, work, items, ROWS, others, serves=lambda place: on_cpu(place) or on_gpu(place)
+        others: dict[str, Call] = {KERNEL: kernel} if on_gpu(site) else {}
+        yield OpCase(
+            name, draw, ours, definition, moved, work, items, ROWS, others, serves=lambda site: on_cpu(site) or on_gpu(site)
         )
 
 
-def feed_forwards(place: Place) -> Iterator[Form]:
+def feed_forwards(site: OpSite) -> Iterator[OpCase]:
     """Both layers of a feed-forward in one call, against one call a layer."""
-    width, inner = place.channels, 4 * place.channels
+    width, inner = site.channels, 4 * site.channels
 
     def draw() -> tuple[Tensor, ...]:
         first, second = (
-            (place.weight(2 * inner, width), place.normal(2 * inner)),
-            (place.weight(width, inner), place.normal(width)),
+            (site.weight(2 * inner, width), site.normal(2 * inner)),
+            (site.weight(width, inner), site.normal(width)),
         )
-        return (place.normal(place.rows, width), *first, *second, *place.normal(2, width).unbind())
+        return (site.normal(site.rows, width), *first, *second, *site.normal(2, width).unbind())
 
     def layers(multiply: Call, x: Tensor, one: Tensor, bias: Tensor, two: Tensor, other: Tensor, *norm: Tensor) -> Tensor:
-        made = multiply(x, one, bias, None, True, LayerNorm(*norm, EPS))
-        return multiply(made, two, other, x)
+        made = multiply(LinearProblem(x, one, bias, None, True, *norm, EPS))
+        return multiply(LinearProblem(made, two, other, x))
 
     def ours(x: Tensor, one: Tensor, bias: Tensor, two: Tensor, other: Tensor, *norm: Tensor) -> Tensor:
         return feed_forward(x, (one, bias), (two, other), LayerNorm(*norm, EPS))
 
-    moved, work = place.nbytes(2 * place.rows * width, 3 * inner * width), 6.0 * place.rows * inner * width
+    moved, work = site.nbytes(2 * site.rows * width, 3 * inner * width), 6.0 * site.rows * inner * width
     definition, others = partial(layers, linear_ref), {LAYERS: lambda *given: layers(linear, *given)}
-    yield Form("norm to residual", draw, ours, definition, moved, work, (0,), ROWS, others, serves=on_cpu)
+    yield OpCase("norm to residual", draw, ours, definition, moved, work, (0,), ROWS, others, serves=on_cpu)
 
 
-def by_triton(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: bool = False, norm: LayerNorm | None = None
-) -> Tensor:
+def by_triton(problem: LinearProblem) -> Tensor:
     """Computes by Triton's product alone, at the tile that is timed to be the fastest."""
-    # imported here: Triton is a GPU's
-    from vstar_engine.kernels.gpu.linear_candidates import OPERATORS, fastest, name_of, ways
-
-    forms = {name: call for name, call in ways(x, weight, bias, residual, gate, norm).items() if name != OPERATORS}
-    return fastest(("Triton", name_of(x, weight, bias, residual, gate, norm is not None)), forms)
+    found = candidates(problem, device(problem.x).arch)
+    return autotune(("Triton", problem.case), {name: call for name, call in found.items() if name != PYTORCH})
 
 
-def attentions(place: Place) -> Iterator[Form]:
+def attentions(site: OpSite) -> Iterator[OpCase]:
     """Spatial attention within each frame, and to its text."""
-    images, heads, width = place.batch * place.frames, place.heads, place.channels // place.heads
-    for name, keys in (("self", place.cells), ("text", place.text)):
+    images, heads, width = site.batch * site.frames, site.heads, site.channels // site.heads
+    for name, keys in (("self", site.cells), ("text", site.text)):
 
         def draw(keys: int = keys) -> tuple[Tensor, ...]:
-            if keys == place.cells:
-                return place.normal(images, keys, 3, heads, width).unbind(2)
-            return (place.normal(images, place.cells, heads, width), *place.normal(images, keys, 2, heads, width).unbind(2))
+            if keys == site.cells:
+                return site.normal(images, keys, 3, heads, width).unbind(2)
+            return (site.normal(images, site.cells, heads, width), *site.normal(images, keys, 2, heads, width).unbind(2))
 
-        moved = place.nbytes(2 * images * (place.cells + keys) * place.channels)
-        work = 4.0 * images * place.cells * keys * place.channels
-        yield Form(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), serves=on_cpu)
+        moved = site.nbytes(2 * images * (site.cells + keys) * site.channels)
+        work = 4.0 * images * site.cells * keys * site.channels
+        yield OpCase(name, draw, best_attention, sdpa, moved, work, (0, 1, 2), serves=on_cpu)
 
 
-def convolutions(place: Place) -> Iterator[Form]:
+def convolutions(site: OpSite) -> Iterator[OpCase]:
     """The convolution over frames: as the engine runs it, by PyTorch in two and in three dimensions, by three products."""
-    module = lay_out(seeded(lambda: FrameConv(place.channels), place.device, place.dtype), "channels_last")
-    shape = (place.batch, place.frames, place.cells, place.channels)
+    module = lay_out(seeded(lambda: FrameConv(site.channels), site.device, site.dtype), "channels_last")
+    shape = (site.batch, site.frames, site.cells, site.channels)
     bias = module.bias
     assert bias is not None
     bias.normal_()
 
     def draw() -> tuple[Tensor, ...]:
-        return (place.normal(*shape).movedim(-1, 1),)
+        return (site.normal(*shape).movedim(-1, 1),)
 
     def flat(x: Tensor) -> Tensor:
         return F.conv2d(x, module.weight.to(x.dtype).flatten(3), bias.to(x.dtype), padding=(1, 0))
 
     def volume(x: Tensor) -> Tensor:
-        return F.conv3d(x.unflatten(3, (place.height, place.across)), module.weight, bias, padding=(1, 0, 0)).flatten(3)
+        return F.conv3d(x.unflatten(3, (site.height, site.across)), module.weight, bias, padding=(1, 0, 0)).flatten(3)
 
     def products(x: Tensor) -> Tensor:
         return by_products(x, module.weight, bias)
 
-    work = 6.0 * place.rows * place.channels**2
-    moved = place.nbytes(2 * math.prod(shape), 3 * place.channels**2)
-    yield Form("3x1x1", draw, module, flat, moved, work, others={VOLUME: volume, PRODUCTS: products})
+    work = 6.0 * site.rows * site.channels**2
+    moved = site.nbytes(2 * math.prod(shape), 3 * site.channels**2)
+    yield OpCase("3x1x1", draw, module, flat, moved, work, others={VOLUME: volume, PRODUCTS: products})
 
 
-def updates(place: Place) -> Iterator[Form]:
+def updates(site: OpSite) -> Iterator[OpCase]:
     """What follows the network in a step: guidance and the sampler's update of latents in float32."""
-    shape = (place.batch, LATENTS, place.frames, place.height, place.across)
-    plain = torch.arange(place.batch, 2 * place.batch, device=place.device)
+    shape = (site.batch, LATENTS, site.frames, site.height, site.across)
+    plain = torch.arange(site.batch, 2 * site.batch, device=site.device)
 
     def draw() -> tuple[Tensor, ...]:
-        latents, noise = torch.randn(2, *shape, device=place.device)
-        weights = torch.rand(place.batch, len(COEFFICIENTS), device=place.device)
-        return latents, place.normal(2 * place.batch, *shape[1:]), weights, noise
+        latents, noise = torch.randn(2, *shape, device=site.device)
+        weights = torch.rand(site.batch, len(COEFFICIENTS), device=site.device)
+        return latents, site.normal(2 * site.batch, *shape[1:]), weights, noise
 
     def call(compute: Callable[..., tuple[Tensor, Tensor]], x: Tensor, eps: Tensor, weights: Tensor, noise: Tensor) -> Tensor:
         return compute(x, eps, plain, weights, noise)[0]
 
-    moved = math.prod(shape) * (4.0 * torch.float32.itemsize + 2.0 * place.dtype.itemsize)
+    moved = math.prod(shape) * (4.0 * torch.float32.itemsize + 2.0 * site.dtype.itemsize)
     ours, definition = partial(call, guided_step), partial(call, guided_step_ref)
-    yield Form("guidance, DDIM", draw, ours, definition, moved, None, (), place.batch, serves=on_cuda)
+    yield OpCase("guidance, DDIM", draw, ours, definition, moved, None, (), site.batch, serves=on_cuda)
 
 
 def by_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -229,7 +227,7 @@ def by_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out.unflatten(1, x.shape[2:]).movedim(-1, 1)
 
 
-OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
+OPS: dict[str, Callable[[OpSite], Iterator[OpCase]]] = {
     "groupnorm_silu": norms,
     "geglu": gates,
     "to_e4m3": roundings,
@@ -244,32 +242,32 @@ OPS: dict[str, Callable[[Place], Iterator[Form]]] = {
 }
 
 
-def contests(op: str, place: Place, level: int, chosen: Sequence[str], compiler: str) -> Iterator[Contest]:
-    """Sets each use of an op at one place against PyTorch's operators, and these compiled; the latents have one level."""
+def contests(op: str, site: OpSite, level: int, chosen: Sequence[str], compiler: str) -> Iterator[Contest]:
+    """Sets each use of an op at one site against PyTorch's operators, and these compiled; the latents have one level."""
     if op == UPDATE and level:
         return
-    for form in OPS[op](place):
-        copies = min(MAX_COPIES, math.ceil(2 * cache_bytes(place.device) / form.bytes))
+    for form in OPS[op](site):
+        copies = min(MAX_COPIES, math.ceil(2 * cache_bytes(site.device) / form.bytes))
         drawn = [form.draw() for _ in range(copies)]
         calls = {OURS: form.ours, OPERATORS: form.definition, COMPILED: form.definition, **form.others}
         providers = [
-            Provider(name, partial(prepare, name, form, call, drawn, place, compiler), traced=name != COMPILED)
+            Provider(name, partial(prepare, name, form, call, drawn, site, compiler), traced=name != COMPILED)
             for name, call in calls.items()
             if not chosen or name in chosen
         ]
-        case = {"op": op, "form": form.name, "level": level, "frames": place.frames, "batch": place.batch}
+        case = {"op": op, "form": form.name, "level": level, "frames": site.frames, "batch": site.batch}
         yield Contest(
-            *("kernels", {**case, "shape": "x".join(map(str, drawn[0][0].shape))}, place.dtype, place.device, providers),
+            *("kernels", {**case, "shape": "x".join(map(str, drawn[0][0].shape))}, site.dtype, site.device, providers),
             error_of(form, drawn[0]),
-            max(ERROR_BUDGET[place.dtype], form.budget),
+            max(ERROR_BUDGET[site.dtype], form.budget),
             form.bytes,
             form.flops,
-            ceilings(place.device, place.dtype),
+            ceilings(site.device, site.dtype),
             seconds_of_short,
         )
 
 
-def error_of(form: Form, drawn: tuple[Tensor, ...]) -> Callable[[str, Tensor], float]:
+def error_of(form: OpCase, drawn: tuple[Tensor, ...]) -> Callable[[str, Tensor], float]:
     """Returns what holds an answer to the definition in float64, at items from the first to the last."""
     count = len(drawn[0])
     here = torch.linspace(0, count - 1, min(form.compared, count), device=drawn[0].device).long()
@@ -284,13 +282,13 @@ def error_of(form: Form, drawn: tuple[Tensor, ...]) -> Callable[[str, Tensor], f
 
 
 def prepare(
-    name: str, form: Form, call: Call, drawn: Sequence[tuple[Tensor, ...]], place: Place, compiler: str
+    name: str, form: OpCase, call: Call, drawn: Sequence[tuple[Tensor, ...]], site: OpSite, compiler: str
 ) -> Callable[[], Tensor]:
     """Returns a call that takes the problems in turn, the first one first."""
     if name == OURS:
-        if not form.serves(place):
+        if not form.serves(site):
             raise NotHere("here the engine runs PyTorch's operators")
-        check_ours(place.device)
+        check_ours(site.device)
     if name == COMPILED:
         # torch.compile tells apart what it wraps only so often
         torch.compiler.reset()

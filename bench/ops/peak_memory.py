@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vstar_engine.bench.harness.rows import ABSENT, Row
+from vstar_engine.bench.harness.rows import ABSENT, ResultRow
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.machine.memory import LiveBytes
 
@@ -24,10 +24,10 @@ def peak(attention: Attention, shape: tuple[int, ...], dtype: torch.dtype, layou
     return live.peak
 
 
-def row(name: str, shape: tuple[int, ...], dtype: torch.dtype, case: dict[str, object], sigma: float) -> Row:
+def row(name: str, shape: tuple[int, ...], dtype: torch.dtype, case: dict[str, object], sigma: float) -> ResultRow:
     """Makes a provider's row of its peak at a case of a contest."""
     said = {"op": "temporal_attention", **case, "shape": "x".join(map(str, shape))}
-    found = Row(SUITE, said, name, str(dtype)[6:], "computed")
+    found = ResultRow(SUITE, said, name, str(dtype)[6:], "computed")
     try:
         return replace(found, numbers={"peak_bytes": peak(PROVIDERS[name], shape, dtype, str(case["layout"]), sigma)})
     except MissingLibrary as missing:

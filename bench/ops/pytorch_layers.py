@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.bench.harness.random_networks import Network
-from vstar_engine.kernels.fp8_linear import by_operators as small_by_operators
+from vstar_engine.kernels.fp8_linear import unfused as fp8_unfused
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu_ref
-from vstar_engine.kernels.linear import LayerNorm, linear_ref, normed
+from vstar_engine.kernels.linear import linear_ref, normed
+from vstar_engine.kernels.problems import Fp8LinearProblem, LayerNorm, LinearProblem
 from vstar_engine.machine.malloc import M_MMAP_MAX, M_TRIM_THRESHOLD
 from vstar_engine.networks.blocks import SpatialBlock
 from vstar_engine.networks.fp8 import Fp8Linear, Fp8Pointwise
@@ -27,7 +28,7 @@ class PlainNorm(Norm):
 
 class PlainLinear(Linear):
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
-        return linear_ref(x, self.weight.flatten(1), self.bias, residual, gate, norm)
+        return linear_ref(LinearProblem(x, self.weight.flatten(1), self.bias, residual, gate, *(norm or ())))
 
 
 class OneGoLinear(Linear):
@@ -36,18 +37,17 @@ class OneGoLinear(Linear):
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         if residual is None and not gate and norm is None:
             return super().forward(x)
-        gain, shift, eps = norm or (None, None, 0.0)
         if norm is not None:
             torch.var_mean(x, -1)
-        return torch.ops.vstar.linear(x, self.weight.flatten(1), self.bias, residual, gate, gain, shift, eps)
+        return torch.ops.vstar.linear(*LinearProblem(x, self.weight.flatten(1), self.bias, residual, gate, *(norm or ())))
 
 
 class PlainFp8(Fp8Linear):
     """As PyTorch's product in FP8 on a GPU: the norm, the rounding, the gate and the residual in passes of their own."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
-        given = (normed(x, norm), self.weight, self.step, self.scale, self.bias, residual, gate, self.then)
-        return small_by_operators(*given, self.dtype)
+        given = (normed(x, norm), self.weight, self.step, self.scale, self.bias, residual, gate, self.then, self.dtype)
+        return fp8_unfused(Fp8LinearProblem(*given))
 
 
 class PlainFp8Pointwise(Fp8Pointwise, PlainFp8):
@@ -62,7 +62,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def by_operators(network: Network, *kinds: type[nn.Module]) -> Network:
+def unfused(network: Network, *kinds: type[nn.Module]) -> Network:
     """Makes layers of some kinds compute by PyTorch's own operators, in place; `SpatialBlock` stands for its attention."""
     for module in network.modules():
         if isinstance(module, kinds) and type(module) in PLAIN:
@@ -73,7 +73,7 @@ def by_operators(network: Network, *kinds: type[nn.Module]) -> Network:
 
 
 def in_one_go(unet: Network) -> Network:
-    """Makes the linear layers of a network without data as Triton's products, in place."""
+    """Makes the linear layers of a network without data as Triton's products, in site."""
     for module in unet.modules():
         if isinstance(module, Linear):
             module.__class__ = OneGoLinear

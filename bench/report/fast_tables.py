@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vstar_engine.bench.harness.rows import OK, Row
+from vstar_engine.bench.harness.rows import OK, ResultRow
 from vstar_engine.bench.step.fast_modes import EXACT, OPTIONS
 from vstar_engine.config.sampling import FEW_STEP
 
 from .table_cells import cell, grouped, machine_words, markdown, part_of, titled
 
 
-def fast(rows: Sequence[Row], spread: bool) -> list[str]:
+def fast(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """What each option of --fast saves and costs."""
     found = []
     for group in part_of(rows, "fast"):
@@ -30,7 +30,7 @@ def fast(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def strays(rows: Sequence[Row], spread: bool) -> list[str]:
+def strays(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """How far each option of --fast strays after every step."""
     found = []
     for group in grouped([row for row in rows if row.suite == "pipeline" and row.case["part"] == "fast"], _strays_of):
@@ -50,15 +50,15 @@ def strays(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _first(row: Row | None) -> str:
+def _first(row: ResultRow | None) -> str:
     return " (its first)" if row is not None and row.status == OK and row.note else ""
 
 
-def _strays_of(row: Row) -> Any:
+def _strays_of(row: ResultRow) -> Any:
     return row.case["model"], row.case["size"], row.case["frames"], row.dtype, machine_words(row)
 
 
-def _strayed(row: Row | None) -> str:
+def _strayed(row: ResultRow | None) -> str:
     if row is None or row.status != OK:
         return ""
     return f"{row.numbers['last_error']:.3f} ({row.numbers['last_cosine']:.3f})"

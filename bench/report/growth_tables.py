@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 from vstar_engine.bench.harness.contest import BANDWIDTH, MATRIX
-from vstar_engine.bench.harness.rows import OK, Row, seconds
+from vstar_engine.bench.harness.rows import OK, ResultRow, seconds
 
 from .table_cells import conditions, grouped, machine_words, markdown, part_of, titled
 
 
-def growth(rows: Sequence[Row], spread: bool) -> list[str]:
+def growth(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """Time and peak memory against frames, of every provider: temporal attention by level, then the guided step."""
     attention = [row for row in rows if row.suite == "kernels" and row.case["op"] == "temporal_attention"]
 
-    def same(row: Row) -> tuple[object, ...]:
+    def same(row: ResultRow) -> tuple[object, ...]:
         return row.case["level"], row.case["layout"], row.case["batch"], row.dtype, machine_words(row)
 
     found = []
@@ -25,7 +25,7 @@ def growth(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _table(group: Sequence[Row], title: str) -> list[str]:
+def _table(group: Sequence[ResultRow], title: str) -> list[str]:
     """Lays out providers down and frames across; nothing where there is one length alone."""
     measured = [row for row in group if row.status == OK and row.provider not in (BANDWIDTH, MATRIX)]
     lengths = sorted({row.case["frames"] for row in measured})
@@ -41,13 +41,13 @@ def _table(group: Sequence[Row], title: str) -> list[str]:
     return [f"{title}\n\n{markdown(head, body)}"]
 
 
-def _cells(row: Row | None) -> tuple[str, str]:
+def _cells(row: ResultRow | None) -> tuple[str, str]:
     if row is None:
         return "", ""
     peak = row.numbers.get("peak_bytes")
     return seconds(row.numbers["median"]), "" if peak is None else f"{peak / 2**20:.0f}"
 
 
-def _ratio(first: Row, last: Row, number: str) -> str:
+def _ratio(first: ResultRow, last: ResultRow, number: str) -> str:
     before, after = first.numbers.get(number), last.numbers.get(number)
     return f"{after / before:.3g}x" if before and after and first is not last else ""

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.bench.harness.rows import OK, Row
+from vstar_engine.bench.harness.rows import OK, ResultRow
 from vstar_engine.errors import MissingLibrary
 
 from .table_cells import grouped, machine_words
@@ -39,7 +39,7 @@ class Plot:
     fill: Callable[[Any], None]
 
 
-def planned(rows: Sequence[Row]) -> list[Plot]:
+def planned(rows: Sequence[ResultRow]) -> list[Plot]:
     """Lists the plots that the rows can fill."""
     timed = [row for row in rows if row.status == OK and "median" in row.numbers]
     attention = [
@@ -67,7 +67,7 @@ def planned(rows: Sequence[Row]) -> list[Plot]:
     return plots
 
 
-def draw(rows: Sequence[Row], folder: Path, ending: str) -> list[Path]:
+def draw(rows: Sequence[ResultRow], folder: Path, ending: str) -> list[Path]:
     """Draws every plot that the rows can fill and gives their files."""
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,35 +83,35 @@ def draw(rows: Sequence[Row], folder: Path, ending: str) -> list[Path]:
 
 
 def links(
-    rows: Sequence[Row], spread: bool = False, kinds: tuple[str, ...] = ("time", "ladder"), folder: str = "docs/bench"
+    rows: Sequence[ResultRow], spread: bool = False, kinds: tuple[str, ...] = ("time", "ladder"), folder: str = "docs/bench"
 ) -> list[str]:
     """Returns a document's links to plots of some kinds, which lie in `folder` from where it lies."""
     return [f"![{plot.words}]({folder}/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kinds)]
 
 
-def _series(row: Row) -> Any:
+def _series(row: ResultRow) -> Any:
     case = row.case
     return case["level"], case["layout"], case["batch"], row.dtype, machine_words(row)
 
 
-def _slug(row: Row) -> str:
+def _slug(row: ResultRow) -> str:
     case = row.case
     return f"level{case['level']}-{case['layout']}-b{case['batch']}-{row.dtype}-{_machine(row)}"
 
 
-def _machine(row: Row) -> str:
+def _machine(row: ResultRow) -> str:
     """Names the row's machine as a part of a file's name."""
     return re.sub("[^a-z0-9]+", "-", machine_words(row).lower()).strip("-")
 
 
-def _words(row: Row) -> str:
+def _words(row: ResultRow) -> str:
     case = row.case
     return (
         f"temporal attention, level {case['level']}, {case['layout']}, batch {case['batch']}, {row.dtype}, {machine_words(row)}"
     )
 
 
-def roofline(rows: Sequence[Row], axes: Any) -> None:
+def roofline(rows: Sequence[ResultRow], axes: Any) -> None:
     """Draws FLOP/s over FLOPs per byte under the ceilings measured in the same contests."""
     bandwidth = max(row.ceilings["bytes_per_second"] for row in rows)
     peak = max(row.ceilings["flops_per_second"] for row in rows)
@@ -127,7 +127,7 @@ def roofline(rows: Sequence[Row], axes: Any) -> None:
     _finish(axes, sorted(set(intensity.values())))
 
 
-def against_frames(rows: Sequence[Row], number: str, scale: float, words: str, axes: Any) -> None:
+def against_frames(rows: Sequence[ResultRow], number: str, scale: float, words: str, axes: Any) -> None:
     """Draws a number against the frames, a line a provider; times with their 20th to 80th percentile."""
     for group in grouped([row for row in rows if row.numbers.get(number)], lambda row: row.provider):
         group.sort(key=lambda row: row.case["frames"])
@@ -147,7 +147,7 @@ def _finish(axes: Any, ticks: Sequence[float]) -> None:
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def waterfall(rows: Iterable[Row], axes: Any) -> None:
+def waterfall(rows: Iterable[ResultRow], axes: Any) -> None:
     """Draws the ladder: what every improvement takes off the step before it, what is left, and the network built anew."""
     group = sorted(rows, key=lambda row: RUNGS.index(row.provider))
     steps, others = ([row for row in group if (row.provider in ADDED) is added] for added in (True, False))

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from vstar_engine.bench.harness.rows import ABOVE, INTERRUPTED, OK, Row, seconds
+from vstar_engine.bench.harness.rows import ABOVE, INTERRUPTED, OK, ResultRow, seconds
 
 REMARK = "Faster than the ceiling: what it read lay in the cache, or the machine had slowed down when the ceiling was measured."
 
 
-def machine_words(row: Row) -> str:
+def machine_words(row: ResultRow) -> str:
     """Names the machine of a row in a few words."""
     here = row.machine
     if row.device.startswith("cuda"):
@@ -17,7 +17,7 @@ def machine_words(row: Row) -> str:
     return f"{here.get('cpu')}, {here.get('threads')} threads"
 
 
-def conditions(rows: Sequence[Row]) -> str:
+def conditions(rows: Sequence[ResultRow]) -> str:
     """Says in a line what a table's numbers belong to."""
     first = rows[0]
     days = sorted({row.at[:10] for row in rows})
@@ -36,7 +36,7 @@ def conditions(rows: Sequence[Row]) -> str:
     return line
 
 
-def cell(row: Row | None, own: Row | None = None, spread: bool = False) -> str:
+def cell(row: ResultRow | None, own: ResultRow | None = None, spread: bool = False) -> str:
     """Writes a provider's time, and how many times `own`'s it is."""
     if row is None:
         return ""
@@ -60,7 +60,7 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return f"{table}\n\n{ABOVE} {REMARK}" if ABOVE in table else table
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
+def grouped(rows: Iterable[ResultRow], key: Callable[[ResultRow], Any]) -> list[list[ResultRow]]:
     """Groups rows by a key, groups and rows in the order in which they came."""
     order: dict[Any, None] = dict.fromkeys(key(row) for row in rows)
     place = {value: i for i, value in enumerate(order)}
@@ -68,10 +68,10 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
     return [list(group) for _, group in groupby(ranked, key=key)]
 
 
-def part_of(rows: Sequence[Row], part: str, suite: str = "pipeline") -> list[list[Row]]:
+def part_of(rows: Sequence[ResultRow], part: str, suite: str = "pipeline") -> list[list[ResultRow]]:
     chosen = [row for row in rows if row.suite == suite and row.case["part"] == part]
     return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
 
 
-def titled(rows: Sequence[Row], words: str) -> str:
+def titled(rows: Sequence[ResultRow], words: str) -> str:
     return f"{words}, `{rows[0].case['model']}` at {rows[0].case['size']}; {conditions(rows)}"

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vstar_engine.bench.harness.ceilings import BANDWIDTH, MATRIX
-from vstar_engine.bench.harness.rows import OK, Row, seconds, share
+from vstar_engine.bench.harness.rows import OK, ResultRow, seconds, share
 from vstar_engine.bench.ops.attention_providers import OURS, PROVIDERS
 from vstar_engine.bench.ops.op_providers import CONVOLUTION, NAMES
 from vstar_engine.bench.step.ladder import BUILT, ENGINE, IMPROVEMENTS
 
+from .busy_tables import busy
 from .fast_tables import fast, strays
 from .growth_tables import growth
 from .table_cells import cell, conditions, grouped, machine_words, markdown, part_of, titled
@@ -26,24 +27,28 @@ ABLATED = ("all", *(f"all but {name}" for name in IMPROVEMENTS))
 DRIFT = 1.1
 
 
-def newest(rows: Iterable[Row]) -> list[Row]:
+def newest(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """Keeps the latest row of each provider, case and machine, in the order in which each was first measured."""
-    found: dict[tuple[object, ...], Row] = {}
+    found: dict[tuple[object, ...], ResultRow] = {}
     for row in sorted(rows, key=lambda row: row.at):
         found[row.key, row.machine.get("gpu") or row.machine.get("cpu"), row.machine.get("threads")] = row
     return list(found.values())
 
 
-def _frames(row: Row) -> str:
+def _frames(row: ResultRow) -> str:
     return str(row.case["frames"])
 
 
-def _level_and_frames(row: Row) -> str:
+def _level_and_frames(row: ResultRow) -> str:
     return f"{row.case['frames']} at level {row.case['level']}"
 
 
 def by_provider(
-    rows: Sequence[Row], names: Iterable[str], spread: bool, label: Callable[[Row], str] = _frames, head: str = "frames"
+    rows: Sequence[ResultRow],
+    names: Iterable[str],
+    spread: bool,
+    label: Callable[[ResultRow], str] = _frames,
+    head: str = "frames",
 ) -> str:
     """Lays out cases down and providers across, each against ours."""
     known = {row.provider for row in rows}
@@ -61,26 +66,26 @@ def by_provider(
     return markdown([head, *columns, *(extra[i] for i in used)], kept)
 
 
-def _share(row: Row | None, name: str) -> str:
+def _share(row: ResultRow | None, name: str) -> str:
     value = None if row is None else row.numbers.get(name)
     return "" if value is None else share(value)
 
 
-def _floor(row: Row | None) -> str:
+def _floor(row: ResultRow | None) -> str:
     value = None if row is None else row.numbers.get("floor")
     return "" if value is None else seconds(value)
 
 
-def _memory(row: Row | None) -> str:
+def _memory(row: ResultRow | None) -> str:
     value = None if row is None else row.numbers.get("peak_bytes")
     return "" if value is None else f"{value / 2**20:.0f} MiB"
 
 
-def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
+def kernels(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """A table for each op, level, layout, batch, dtype and machine: frames down, providers across."""
     found = []
 
-    def same(row: Row) -> Any:
+    def same(row: ResultRow) -> Any:
         case = row.case
         level = case["level"] if "layout" in case else None
         return case["op"], level, case.get("layout"), case["batch"], row.dtype, machine_words(row)
@@ -98,11 +103,11 @@ def kernels(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def memory(rows: Sequence[Row], spread: bool) -> list[str]:
+def memory(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """What temporal attention allocates at its peak, computed: frames down, providers across."""
     found = []
 
-    def same(row: Row) -> Any:
+    def same(row: ResultRow) -> Any:
         return row.case["level"], row.case["layout"], row.case["batch"], row.dtype
 
     for group in grouped([row for row in rows if row.suite == "memory" and row.status == OK], same):
@@ -118,7 +123,7 @@ def memory(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def fused(rows: Sequence[Row], spread: bool) -> list[str]:
+def fused(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """The other ops and the temporal convolution: uses down, providers across."""
     found = []
     chosen = [row for row in rows if row.suite == "kernels" and "form" in row.case]
@@ -129,12 +134,12 @@ def fused(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _use(row: Row) -> str:
+def _use(row: ResultRow) -> str:
     case = row.case
     return f"`{case['op']}`, {case['form']}, level {case['level']}, {case['frames']} frames"
 
 
-def headline(rows: Sequence[Row], spread: bool) -> list[str]:
+def headline(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """The engine's guided step against clean baselines; a compiled one's search stands behind its name."""
     found = []
     for group in part_of(rows, "headline"):
@@ -145,7 +150,7 @@ def headline(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def drift(group: Sequence[Row], rows: Sequence[Row]) -> str:
+def drift(group: Sequence[ResultRow], rows: Sequence[ResultRow]) -> str:
     """Says how far the engine's step, one and the same, lies apart in the contests of a table's runs, where that is far."""
     asked = {(row.run, row.case["frames"]) for row in group}
     engine = [row for row in rows if row.numbers.get("features") == sorted(ENGINE) and "median" in row.numbers]
@@ -161,17 +166,19 @@ def _kind(provider: str) -> str:
     return provider if provider in HEADLINE else provider.rpartition(", ")[0]
 
 
-def stages(rows: Sequence[Row], spread: bool) -> list[str]:
+def stages(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """Where a whole video's seconds go, the engine's and by the published path, and the floors of the engine's stages."""
     found = []
     wholes = {
-        (*_scene(row), row.dtype, row.provider): row for row in rows if row.suite == "pipeline" and row.case["part"] == "whole"
+        (*_workload(row), row.dtype, row.provider): row
+        for row in rows
+        if row.suite == "pipeline" and row.case["part"] == "whole"
     }
     for group in part_of(rows, "stages"):
         body = []
         for same in grouped(sorted(group, key=lambda row: row.case["frames"]), lambda row: row.case["frames"]):
             table = {row.provider: row for row in same}
-            where = (*_scene(same[0]), same[0].dtype)
+            where = (*_workload(same[0]), same[0].dtype)
             whole, theirs = (wholes.get((*where, path)) for path in (OURS, PUBLISHED))
             steps = f"{whole.case['steps']} steps: {', '.join(whole.numbers['includes'])}" if whole else ""
             label = _frames(same[0])
@@ -186,13 +193,13 @@ def stages(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _by_path(table: Mapping[str, Row], name: str, spread: bool) -> str:
+def _by_path(table: Mapping[str, ResultRow], name: str, spread: bool) -> str:
     """A stage as the published path takes it, by how many times the engine's; what both share is the engine's."""
     own, theirs = table.get(name), table.get(f"{name}, {PUBLISHED}")
     return cell(theirs, own, spread) if theirs else cell(own, spread=spread)
 
 
-def _rungs(rows: Sequence[Row], part: str, names: Sequence[str], base: str, title: str) -> list[str]:
+def _rungs(rows: Sequence[ResultRow], part: str, names: Sequence[str], base: str, title: str) -> list[str]:
     found = []
     for group in part_of(rows, part):
         lengths = sorted({row.case["frames"] for row in group})
@@ -216,18 +223,18 @@ def _rungs(rows: Sequence[Row], part: str, names: Sequence[str], base: str, titl
     return found
 
 
-def ladder(rows: Sequence[Row], spread: bool) -> list[str]:
+def ladder(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """From the published behaviour, an improvement a line."""
     words = "One guided step, an improvement more a line (how many times as fast as published)"
     return _rungs(rows, "ladder", RUNGS, "published", words)
 
 
-def ablation(rows: Sequence[Row], spread: bool) -> list[str]:
+def ablation(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """All improvements but one."""
     return _rungs(rows, "ablation", ABLATED, "all", "One guided step without one improvement (its time by that of all)")
 
 
-def trajectory(rows: Sequence[Row], spread: bool) -> list[str]:
+def trajectory(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """How far the run's dtype strays, with the same noise."""
     found = []
     for group in part_of(rows, "trajectory"):
@@ -247,7 +254,7 @@ def trajectory(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def engine(rows: Sequence[Row], spread: bool) -> list[str]:
+def engine(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """Cold start, loading, building, sizes."""
     chosen = [row for row in rows if row.suite == "engine"]
     found = []
@@ -258,7 +265,7 @@ def engine(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _amounts(row: Row, spread: bool) -> str:
+def _amounts(row: ResultRow, spread: bool) -> str:
     if row.status != OK:
         return f"{row.status}, {row.note}"
     said = [cell(row, spread=spread)] if "median" in row.numbers else []
@@ -267,7 +274,7 @@ def _amounts(row: Row, spread: bool) -> str:
     return ", ".join(said)
 
 
-def serve(rows: Sequence[Row], spread: bool) -> list[str]:
+def serve(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """The server under load, and what it adds to the bare engine."""
     chosen = [row for row in rows if row.suite == "serve"]
     found = []
@@ -283,7 +290,7 @@ def serve(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-def _load(row: Row, spread: bool) -> list[str]:
+def _load(row: ResultRow, spread: bool) -> list[str]:
     case, numbers = row.case, row.numbers
     arriving = f"{case['part']}, {case['rate']:g} a second" if "rate" in case else case["part"]
     label = f"{arriving}; {case['frames']} frames, {case['steps']} steps"
@@ -302,7 +309,7 @@ def _load(row: Row, spread: bool) -> list[str]:
     ]
 
 
-def _overhead(row: Row, spread: bool) -> list[str]:
+def _overhead(row: ResultRow, spread: bool) -> list[str]:
     case, numbers = row.case, row.numbers
     label = f"{case['frames']} frames, {case['steps']} steps, {case['size']}"
     if row.status != OK:
@@ -311,31 +318,31 @@ def _overhead(row: Row, spread: bool) -> list[str]:
     return [label, cell(row, row, spread), seconds(numbers["bare"]), own, f"{numbers['outside_stages'] * 1e3:.1f} ms"]
 
 
-def roofline(rows: Sequence[Row], spread: bool) -> list[str]:
+def roofline(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """Time beside its floor: by kind of op, by block, and the whole forward, which no clock interrupts."""
     found = []
     for part in ("kind", "block"):
         for group in (same for some in part_of(rows, part, "roofline") for same in grouped(some, _frames)):
             ranked = sorted(group, key=lambda row: -row.numbers["median"])
             wholes = [row for row in rows if row.case.get("part") == "whole" and row.suite == "roofline"]
-            ranked += [row for row in wholes if (*_scene(row), row.dtype) == (*_scene(ranked[0]), ranked[0].dtype)]
+            ranked += [row for row in wholes if (*_workload(row), row.dtype) == (*_workload(ranked[0]), ranked[0].dtype)]
             head = [part, "ops", "TFLOP", "GB", "floor", "time", "of the ops' time", "floor / time"]
             words = f"One guided step of {group[0].case['frames']} frames by {part}"
             found.append(f"{titled(group, words)}\n\n{markdown(head, [_beside_floor(row, spread) for row in ranked])}")
     return found
 
 
-def _scene(row: Row) -> tuple[Any, ...]:
+def _workload(row: ResultRow) -> tuple[Any, ...]:
     return row.case["model"], row.case["size"], row.case["frames"], machine_words(row)
 
 
-def _beside_floor(row: Row, spread: bool) -> list[str]:
+def _beside_floor(row: ResultRow, spread: bool) -> list[str]:
     numbers = row.numbers
     part = f"{numbers['share']:.1%}" if "share" in numbers else ""
     return [row.provider, *_work(row), cell(row, spread=spread), part, share(numbers["share_of_floor"])]
 
 
-def _work(row: Row) -> list[str]:
+def _work(row: ResultRow) -> list[str]:
     """Says how many operators a row sums up, their TFLOPs, their GB and their floor."""
     numbers = row.numbers
     amounts = (numbers["flops"] / 1e12, numbers["bytes"] / 1e9)
@@ -343,14 +350,14 @@ def _work(row: Row) -> list[str]:
     return [str(numbers["ops"]), *said, seconds(numbers["floor"])]
 
 
-def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
+def fusion(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     """What fusing saves, computed: operators, bytes, and the floor at the rates given."""
     found = []
     for group in (same for some in part_of(rows, "fusion", "roofline") for same in grouped(some, lambda row: row.command)):
         first = group[0]
         rates = f"{first.ceilings['flops_per_second'] / 1e12:g} TFLOP/s, {first.ceilings['bytes_per_second'] / 1e12:g} TB/s"
-        scene = f"`{first.case['model']}` at {first.case['size']}, {first.dtype}"
-        title = f"One guided step, computed, not measured, {scene}; floors at {rates}: `{first.command}`"
+        workload = f"`{first.case['model']}` at {first.case['size']}, {first.dtype}"
+        title = f"One guided step, computed, not measured, {workload}; floors at {rates}: `{first.command}`"
         body = [
             [f"{row.case['frames']} frames, {row.provider}", *_work(row)]
             for row in sorted(group, key=lambda row: row.case["frames"])
@@ -359,7 +366,7 @@ def fusion(rows: Sequence[Row], spread: bool) -> list[str]:
     return found
 
 
-TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
+TABLES: dict[str, Callable[[Sequence[ResultRow], bool], list[str]]] = {
     "kernels": kernels,
     "memory": memory,
     "growth": growth,
@@ -375,4 +382,5 @@ TABLES: dict[str, Callable[[Sequence[Row], bool], list[str]]] = {
     "fusion": fusion,
     "engine": engine,
     "serve": serve,
+    "busy": busy,
 }

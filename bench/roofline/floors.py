@@ -11,10 +11,10 @@ from torch.utils.module_tracker import ModuleTracker
 from vstar_engine.bench.harness.ceilings import BANDWIDTH, MATRIX, ceilings, per_second, reached
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.harness.random_networks import relative_error
-from vstar_engine.bench.harness.rows import Row, Rows
+from vstar_engine.bench.harness.rows import ResultFile, ResultRow
 from vstar_engine.bench.harness.timing import Mark, mark, seconds_between, summarise
 from vstar_engine.bench.ops.attention_providers import check_ours
-from vstar_engine.bench.step.workload import ERROR_BUDGET, Scene
+from vstar_engine.bench.step.workload import ERROR_BUDGET, Workload
 from vstar_engine.machine import malloc
 from vstar_engine.networks.unet import UNet
 
@@ -61,19 +61,19 @@ class ByOps:
         return [[seconds_between(*span) for span in run.spans] for run in self.runs[-rounds:]]
 
 
-def contest(scene: Scene, by_ops: ByOps) -> Contest:
+def contest(workload: Workload, by_ops: ByOps) -> Contest:
     """The forward as it runs, and op by op, both held to the definition in a wider dtype."""
 
     def forward() -> Callable[[], Tensor]:
-        check_ours(scene.device)
+        check_ours(workload.device)
         return lambda: by_ops.unet(*by_ops.inputs)
 
     return Contest(
-        *(SUITE, {"part": FORWARD, **scene.case}, scene.dtype, scene.device),
+        *(SUITE, {"part": FORWARD, **workload.case}, workload.dtype, workload.device),
         [Provider(FORWARD, forward), Provider(BY_OPS, lambda: by_ops, traced=False)],
-        lambda _, answer: relative_error(answer, scene.wanted),
-        ERROR_BUDGET[scene.dtype],
-        ceilings=ceilings(scene.device, scene.dtype),
+        lambda _, answer: relative_error(answer, workload.wanted),
+        ERROR_BUDGET[workload.dtype],
+        ceilings=ceilings(workload.device, workload.dtype),
     )
 
 
@@ -102,12 +102,12 @@ def work(ops: Sequence[Op], machine: Machine, seconds: float) -> dict[str, float
 
 
 @torch.no_grad()
-def measure(scene: Scene, rows: Rows, pace: Pace) -> list[Row]:
-    """Times one scene's forward; writes a row for each kind of op, each block and the whole, and gives them."""
-    if scene.device.type == "cpu":
+def measure(workload: Workload, rows: ResultFile, pace: Pace) -> list[ResultRow]:
+    """Times one workload's forward; writes a row for each kind of op, each block and the whole, and gives them."""
+    if workload.device.type == "cpu":
         malloc.keep_pages()
-    by_ops = ByOps(scene.unet(scene.dtype, "channels_last"), scene.inputs)
-    held = contest(scene, by_ops)
+    by_ops = ByOps(workload.unet(workload.dtype, "channels_last"), workload.inputs)
+    held = contest(workload, by_ops)
     timings = hold(held, rows, pace)
     if not {FORWARD, BY_OPS} <= timings.keys():
         return []
@@ -115,8 +115,8 @@ def measure(scene: Scene, rows: Rows, pace: Pace) -> list[Row]:
     machine = Machine(most[MATRIX], most[BANDWIDTH])
     ops, seconds = by_ops.runs[-1].ops, by_ops.seconds(timings[BY_OPS].rounds)
 
-    def row(part: str, name: str, numbers: dict[str, Any]) -> Row:
-        found = replace(held.row(name), case={"part": part, **scene.case}, numbers=numbers, ceilings=per_second(most))
+    def row(part: str, name: str, numbers: dict[str, Any]) -> ResultRow:
+        found = replace(held.row(name), case={"part": part, **workload.case}, numbers=numbers, ceilings=per_second(most))
         return rows.write(found)
 
     written = [row(part, name, found) for part in PARTS for name, found in sums(ops, seconds, machine, KEYS[part]).items()]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vstar_engine.bench.harness.random_networks import lay_out, step_inputs
-from vstar_engine.bench.harness.rows import Row, Rows
-from vstar_engine.bench.ops.pytorch_layers import by_operators, in_one_go
+from vstar_engine.bench.harness.rows import ResultFile, ResultRow
+from vstar_engine.bench.ops.pytorch_layers import in_one_go, unfused
 from vstar_engine.bench.ops.temporal_transformer import without_waste
 from vstar_engine.bench.step.ladder import LAYERS, OURS, SPATIAL, batched
 from vstar_engine.bench.step.workload import TAR, ByPasses, temporal_transformers
@@ -54,10 +54,10 @@ def network(spec: Spec, stage: str, frames: int) -> UNet:
     if stage in IN_FP8:
         left = {SMALL_LINEAR: False, SMALL_CONVOLUTIONS: True}.get(stage)
         fp8.convert(unet, {name: 1.0 for name, layer in fp8.layers(unet).items() if flat(layer) is not left})
-        return by_operators(unet, fp8.Fp8Linear) if stage == SMALL_OPERATORS else in_one_go(unet)
+        return unfused(unet, fp8.Fp8Linear) if stage == SMALL_OPERATORS else in_one_go(unet)
     if stage in (FUSED, STEM, ENGINE):
         return unet
-    by_operators(unet, *OURS[LAYERS], *OURS[SPATIAL])
+    unfused(unet, *OURS[LAYERS], *OURS[SPATIAL])
     if stage == OPERATORS:
         for module, level in temporal_transformers(unet):
             sigma = None if level is None else TAR.sigma.get(level)
@@ -103,12 +103,14 @@ def by_passes(latents: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
     return 0.85 * finished + 0.5 * e + 0.1 * noise
 
 
-def count(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, machine: Machine, rows: Rows) -> list[Row]:
+def count(
+    spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, machine: Machine, rows: ResultFile
+) -> list[ResultRow]:
     """Writes a row for each of STAGES and gives them; they are computed, not measured."""
     case = {"part": "fusion", "model": spec.name, "frames": frames, "size": "x".join(map(str, size))}
     most = {"flops_per_second": machine.flops, "bytes_per_second": machine.bandwidth}
     return [
-        rows.write(Row(SUITE, case, stage, str(dtype)[6:], "computed", numbers=totals(found, machine), ceilings=most))
+        rows.write(ResultRow(SUITE, case, stage, str(dtype)[6:], "computed", numbers=totals(found, machine), ceilings=most))
         for stage, found in ((stage, ops_at(spec, stage, frames, size, dtype)) for stage in STAGES)
     ]
 

@@ -1,4 +1,4 @@
-"""One guided step by built engines: by those of a user and eager in turn, or by one built here of a scene's weights."""
+"""One guided step by built engines: by those of a user and eager in turn, or by one built here of a workload's weights."""
 
 import tempfile
 import time
@@ -24,7 +24,7 @@ from vstar_engine.loading import open_weights
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.weights import key_map
 
-from .workload import ERROR_BUDGET, Scene
+from .workload import ERROR_BUDGET, Workload
 
 # what must be one for a contest
 SHARED = ("model", "dtype", "size", "weights")
@@ -81,16 +81,22 @@ def tensorrt_here(device: torch.device) -> str:
     raise MissingLibrary("; ".join(missing))
 
 
-def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
-    """Builds a scene's network for a back end as `vstar-engine build` does, loads it, and says what that took.
+def built(workload: Workload, backend: str) -> tuple[Denoiser, dict[str, Any]]:
+    """Builds a workload's network for a back end as `vstar-engine build` does, loads it, and says what that took.
 
-    Where the scene has another compiler than inductor, the graph that would be compiled runs itself.
+    Where the workload has another compiler than inductor, the graph that would be compiled runs itself.
     """
-    builder, weights = builder_named(backend), official(scene.unet(scene.dtype, "channels_last"))
-    frames = (scene.frames,) if backend in TENSORRT else ()
-    wanted = {"dtype": scene.dtype, "device": scene.device, "frames": frames, "size": scene.size, "batch": GUIDANCE_BRANCHES}
-    settings = Settings(scene.spec, backend, **wanted)
-    if backend == "inductor" != scene.compiler:
+    builder, weights = builder_named(backend), official(workload.unet(workload.dtype, "channels_last"))
+    frames = (workload.frames,) if backend in TENSORRT else ()
+    wanted = {
+        "dtype": workload.dtype,
+        "device": workload.device,
+        "frames": frames,
+        "size": workload.size,
+        "batch": GUIDANCE_BRANCHES,
+    }
+    settings = Settings(workload.spec, backend, **wanted)
+    if backend == "inductor" != workload.compiler:
         # without its guards: they tell sizes of 1 apart, which the graph computes as any
         program = builder.traced(settings, weights, silent)[1].module(check_guards=False)
         return TracedGraph(program), {"backend": "none: the traced graph itself"}
@@ -109,7 +115,7 @@ def built(scene: Scene, backend: str) -> tuple[Denoiser, dict[str, Any]]:
         manifest = {"identity": {"options": builder.options(settings)}, "facts": facts, "files": files}
         artifact = BuiltEngine(Path(folder), manifest)
         try:
-            denoiser = backend_named(backend).load(artifact, device=scene.device, dtype=scene.dtype)
+            denoiser = backend_named(backend).load(artifact, device=workload.device, dtype=workload.dtype)
         except EngineError as error:
             raise RuntimeError(str(error)) from error
     marks = [*stages.values(), begun + seconds]

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from vstar_engine.bench.harness.contest import Pace
 from vstar_engine.bench.harness.random_networks import lay_out, relative_error
-from vstar_engine.bench.harness.rows import SKIPPED, Rows
-from vstar_engine.bench.harness.rows import Row as Found
+from vstar_engine.bench.harness.rows import SKIPPED, ResultFile, ResultRow
 from vstar_engine.bench.harness.timing import seconds_of, summarise
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FAST, FEW_STEP, FP8, GUIDANCE_INTERVAL, STEP_CACHE, Sampling, until_step
@@ -29,7 +28,7 @@ from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import bundled
 
 from .precision_drift import cosine
-from .workload import TAR, Scene, sharing, trained_unet
+from .workload import TAR, Workload, sharing, trained_unet
 
 EXACT, BOTH = "exact", f"{GUIDANCE_INTERVAL}, {STEP_CACHE}"
 OPTIONS = (EXACT, GUIDANCE_INTERVAL, STEP_CACHE, BOTH, FP8, FEW_STEP)
@@ -46,12 +45,12 @@ def sampling(option: str, steps: int) -> Sampling:
     return Sampling(steps, guidance=GUIDANCE, fast=() if option in (EXACT, FP8) else tuple(option.split(", ")))
 
 
-def encoder(scene: Scene) -> Encode:
+def encoder(workload: Workload) -> Encode:
     """Encodes by the text tower of a model that comes with weights; makes embeddings up where there is none."""
-    spec, where = scene.spec, (scene.device, scene.dtype)
-    if scene.model in bundled.BUNDLED:
+    spec, where = workload.spec, (workload.device, workload.dtype)
+    if workload.model in bundled.BUNDLED:
         tower, _ = load_text(spec, open_weights(spec, None), *where)
-        return lambda texts: tower(tokenize(texts).to(scene.device))
+        return lambda texts: tower(tokenize(texts).to(workload.device))
 
     def made_up(texts: Sequence[str]) -> Tensor:
         generator = torch.Generator().manual_seed(len(texts))
@@ -68,7 +67,7 @@ class Walk:
     `contexts` are the conditional and the unconditional one.
     """
 
-    scene: Scene
+    workload: Workload
     unet: UNet
     contexts: tuple[Tensor, Tensor]
     sampling: Sampling
@@ -76,12 +75,12 @@ class Walk:
 
     def __call__(self) -> None:
         """Takes the steps of the next seed's video."""
-        scene, spec = self.scene, self.scene.spec
-        height, width = scene.size
+        workload, spec = self.workload, self.workload.spec
+        height, width = workload.size
         tar = replace(TAR, until_step=until_step(self.sampling.until, self.sampling.steps))
-        request = Request(STATES[:1], scene.frames, len(self.runs), (height, width), self.sampling, tar)
+        request = Request(STATES[:1], workload.frames, len(self.runs), (height, width), self.sampling, tar)
         cache = StepCache(spec.unet) if STEP_CACHE in self.sampling.fast else None
-        batch = Batch(self.unet, spec, scene.dtype, [BatchRow.of(0, request, None, *self.contexts, spec)], cache=cache)
+        batch = Batch(self.unet, spec, workload.dtype, [BatchRow.of(0, request, None, *self.contexts, spec)], cache=cache)
         run = []
         for _ in range(batch.steps):
             batch.step()
@@ -109,27 +108,27 @@ class Walk:
         }
 
 
-def walks(scene: Scene, steps: int) -> dict[str, Walk | str]:
+def walks(workload: Workload, steps: int) -> dict[str, Walk | str]:
     """Returns every option's walk, or why there is none here."""
-    if scene.device.type == "cpu":
+    if workload.device.type == "cpu":
         malloc.keep_pages()  # as the engine does
-    encode, unet = encoder(scene), lay_out(trained_unet(scene.spec, scene.device, scene.dtype), "channels_last")
-    contexts = spread(encode(STATES[: scene.frames]), scene.frames)[None], encode([""])[None]
+    encode, unet = encoder(workload), lay_out(trained_unet(workload.spec, workload.device, workload.dtype), "channels_last")
+    contexts = spread(encode(STATES[: workload.frames]), workload.frames)[None], encode([""])[None]
     found: dict[str, Walk | str] = {}
     for option in OPTIONS:
         try:
-            taken = small(scene, unet, encode) if option == FP8 else unet
-            found[option] = Walk(scene, taken, contexts, sampling(option, steps))
+            taken = small(workload, unet, encode) if option == FP8 else unet
+            found[option] = Walk(workload, taken, contexts, sampling(option, steps))
         except DeviceError as error:
             found[option] = str(error)
     return found
 
 
-def small(scene: Scene, unet: UNet, encode: Encode) -> UNet:
+def small(workload: Workload, unet: UNet, encode: Encode) -> UNet:
     """Returns a network that multiplies in FP8 and shares all else with another."""
-    fp8.check(scene.device, scene.dtype)
+    fp8.check(workload.device, workload.dtype)
     unet = sharing(unet)
-    fp8.convert(unet, fp8_calibration.calibrate(unet, scene.spec, encode))
+    fp8.convert(unet, fp8_calibration.calibrate(unet, workload.spec, encode))
     return unet
 
 
@@ -149,20 +148,20 @@ def timed(ready: dict[str, Walk], pace: Pace) -> dict[str, list[float]]:
 
 
 @torch.inference_mode()
-def measure(scene: Scene, steps: int, rows: Rows, pace: Pace) -> None:
+def measure(workload: Workload, steps: int, rows: ResultFile, pace: Pace) -> None:
     """Times the options in turn and writes a row for each with its difference from the exact run."""
-    weights = "trained" if scene.model in bundled.BUNDLED else "seeded"
-    case = {"part": "fast", **scene.case, "steps": steps, "guidance": GUIDANCE, "weights": weights}
-    here = (str(scene.dtype)[6:], str(scene.device))
-    found = walks(scene, steps)
+    weights = "trained" if workload.model in bundled.BUNDLED else "seeded"
+    case = {"part": "fast", **workload.case, "steps": steps, "guidance": GUIDANCE, "weights": weights}
+    here = (str(workload.dtype)[6:], str(workload.device))
+    found = walks(workload, steps)
     ready = {option: walk for option, walk in found.items() if isinstance(walk, Walk)}
     taken = timed(ready, pace)
     for option, walk in found.items():
         words = walk if isinstance(walk, str) else "" if walk.runs else f"{max(pace.left, 0.0):.0f} s were left"
         if isinstance(walk, str) or words:
-            rows.write(Found("pipeline", case, option, *here, SKIPPED, words))
+            rows.write(ResultRow("pipeline", case, option, *here, SKIPPED, words))
             continue
         warm = taken[option][pace.warmup :]
         note = None if warm else "of its first video, which also loads what it runs"
         numbers = {**asdict(summarise(warm or taken[option])), "steps": len(walk.runs[0]), **walk.against(ready[EXACT])}
-        rows.write(Found("pipeline", case, option, *here, note=note, numbers=numbers))
+        rows.write(ResultRow("pipeline", case, option, *here, note=note, numbers=numbers))

@@ -12,7 +12,7 @@ from vstar_engine.bench.harness.ceilings import ceilings
 from vstar_engine.bench.harness.contest import Contest, NotHere, Provider
 from vstar_engine.bench.harness.random_networks import relative_error, seeded
 from vstar_engine.bench.ops.attention_providers import check_ours
-from vstar_engine.bench.ops.pytorch_layers import by_operators, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.bench.ops.temporal_transformer import Attend, as_published, with_hoisted, without_waste
 from vstar_engine.machine import malloc
 from vstar_engine.networks.blocks import SpatialBlock
@@ -21,7 +21,7 @@ from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
 
 from .compiled_step import built, tensorrt_here
-from .workload import ERROR_BUDGET, Scene
+from .workload import ERROR_BUDGET, Workload
 
 HOISTED, CLEAN, DTYPE, BATCHED, TEXT = "hoisted g", "no waste", "dtype", "batched guidance", "text K/V once"
 LAST, FUSED, COMPILE, GRAPH = "channels-last", "fused kernel", "torch.compile", "CUDA graph"
@@ -66,10 +66,10 @@ OURS: dict[str, tuple[type[nn.Module], ...]] = {LAYERS: (Norm, Linear), SPATIAL:
 
 
 class Step:
-    """Builds the step of a scene with any set of improvements; gives both branches' noise (2, C, T, H, W)."""
+    """Builds the step of a workload with any set of improvements; gives both branches' noise (2, C, T, H, W)."""
 
-    def __init__(self, scene: Scene):
-        self.scene = scene
+    def __init__(self, workload: Workload):
+        self.workload = workload
         self.built: dict[frozenset[str], Callable[[], Tensor]] = {}
         self.packages: dict[frozenset[str], dict[str, Any]] = {}
         self.kept: dict[str, Tensor] = {}
@@ -81,31 +81,31 @@ class Step:
         return self.built[features]
 
     def _build(self, features: frozenset[str]) -> Callable[[], Tensor]:
-        scene = self.scene
+        workload = self.workload
         if GRAPH in features:
-            if scene.device.type != "cuda":
+            if workload.device.type != "cuda":
                 raise NotHere("a CUDA graph needs a GPU")
-            return recorded(self.call(features - {GRAPH}), scene.device)
+            return recorded(self.call(features - {GRAPH}), workload.device)
         if FUSED in features:
-            check_ours(scene.device)
+            check_ours(workload.device)
         calls = self._built(features) if features & BUILT else self._branches(features)
         pages = malloc.keep_pages if PAGES in features else map_pages
 
         def step() -> Tensor:
-            if scene.device.type == "cpu":
+            if workload.device.type == "cpu":
                 pages()
             return torch.cat([call() for call in calls]) if len(calls) > 1 else calls[0]()
 
         return step
 
     def _built(self, features: frozenset[str]) -> list[Callable[[], Tensor]]:
-        backend = tensorrt_here(self.scene.device) if TENSORRT in features else "inductor"
-        denoiser, self.packages[features] = built(self.scene, backend)
-        return [partial(denoiser, *self.scene.inputs_as(self.scene.dtype))]
+        backend = tensorrt_here(self.workload.device) if TENSORRT in features else "inductor"
+        denoiser, self.packages[features] = built(self.workload, backend)
+        return [partial(denoiser, *self.workload.inputs_as(self.workload.dtype))]
 
     def _branches(self, features: frozenset[str]) -> list[Callable[[], Tensor]]:
         """Returns a call for both guidance branches, or one for each."""
-        inputs = self.scene.inputs_as(self.scene.dtype if DTYPE in features else torch.float32)
+        inputs = self.workload.inputs_as(self.workload.dtype if DTYPE in features else torch.float32)
         if BATCHED not in features:
             return [self._forward(features, _branch(inputs, i)) for i in range(2)]
         return [self._forward(features, inputs if STEM in features else batched(inputs))]
@@ -113,7 +113,7 @@ class Step:
     def _forward(self, features: frozenset[str], inputs: list[Tensor]) -> Callable[[], Tensor]:
         unet: Any = self.network(features)
         if COMPILE in features:
-            return partial(self.scene.compiled(unet), *inputs)
+            return partial(self.workload.compiled(unet), *inputs)
         if TEXT in features:
             latents, timestep, context, fps, tar = inputs
             timesteps = unet.timestep_table(timestep[0], fps)
@@ -122,31 +122,31 @@ class Step:
 
     def network(self, features: frozenset[str]) -> UNet:
         """Returns the network that a set of improvements leads to, sharing its parameters with others."""
-        scene = self.scene
-        dtype = scene.dtype if DTYPE in features else torch.float32
-        unet = scene.unet(dtype, "channels_last" if LAST in features else "contiguous")
+        workload = self.workload
+        dtype = workload.dtype if DTYPE in features else torch.float32
+        unet = workload.unet(dtype, "channels_last" if LAST in features else "contiguous")
 
         def attend(level: int | None) -> Attend:
             if CLEAN in features:
-                return without_waste(scene.bias(level))
+                return without_waste(workload.bias(level))
             if HOISTED in features:
-                return with_hoisted(scene.bias(level), self.kept, str(level))
-            return as_published(scene.sigma(level), self.kept, str(level))
+                return with_hoisted(workload.bias(level), self.kept, str(level))
+            return as_published(workload.sigma(level), self.kept, str(level))
 
-        unet = scene.by_passes(unet, None if FUSED in features else attend)
+        unet = workload.by_passes(unet, None if FUSED in features else attend)
         plain = [kind for feature, kinds in OURS.items() if feature not in features for kind in kinds]
-        return by_operators(unet, *plain)
+        return unfused(unet, *plain)
 
     def provider(self, name: str, features: frozenset[str]) -> Provider:
         """Names a set of improvements as a provider."""
         facts: dict[str, Any] = {"features": sorted(features)}
         if COMPILE in features:
-            facts["compiler"] = self.scene.search
+            facts["compiler"] = self.workload.search
 
         def prepare() -> Callable[[], Tensor]:
-            if name in (f"+ {DTYPE}", f"all but {DTYPE}") and self.scene.dtype == torch.float32:
+            if name in (f"+ {DTYPE}", f"all but {DTYPE}") and self.workload.dtype == torch.float32:
                 raise NotHere("the run's dtype is float32")
-            if name.endswith((SPATIAL, PAGES)) and self.scene.device.type != "cpu":
+            if name.endswith((SPATIAL, PAGES)) and self.workload.device.type != "cpu":
                 raise NotHere("only a CPU has that")
             call = self.call(features)
             facts.update(self.packages.get(features, {}))
@@ -156,10 +156,10 @@ class Step:
 
     def with_preview(self) -> Provider:
         """The published step with its preview: the whole clip decoded after every step."""
-        scene = self.scene
+        workload = self.workload
 
         def prepare() -> Callable[[], Tensor]:
-            vae = seeded(lambda: Vae(scene.spec.vae, encoder=False), scene.device, torch.float32)
+            vae = seeded(lambda: Vae(workload.spec.vae, encoder=False), workload.device, torch.float32)
             step = self.call(frozenset())
 
             def call() -> Tensor:
@@ -173,13 +173,13 @@ class Step:
 
     def contest(self, part: str, providers: Iterable[Provider]) -> Contest:
         """Sets providers against each other on this step."""
-        scene = self.scene
+        workload = self.workload
         return Contest(
-            *("pipeline", {"part": part, **scene.case}, scene.dtype, scene.device, list(providers)),
-            lambda name, answer: relative_error(answer, scene.wanted),
-            ERROR_BUDGET[scene.dtype],
-            flops=scene.flops["whole"],
-            ceilings=ceilings(scene.device, scene.dtype),
+            *("pipeline", {"part": part, **workload.case}, workload.dtype, workload.device, list(providers)),
+            lambda name, answer: relative_error(answer, workload.wanted),
+            ERROR_BUDGET[workload.dtype],
+            flops=workload.flops["whole"],
+            ceilings=ceilings(workload.device, workload.dtype),
         )
 
     def ladder(self, without: Iterable[str] = ()) -> Contest:
@@ -205,7 +205,7 @@ class Step:
     def headline(self, without: Iterable[str] = (), chosen: Sequence[str] = tuple(HEADLINE)) -> Contest:
         """The engine against clean baselines, `chosen` of them; the published step is there to be labelled as such."""
         sets = {name: features for name, features in HEADLINE.items() if name in chosen and not features & {*without}}
-        names = {name: f"{name}, {self.scene.search}" if COMPILE in features else name for name, features in sets.items()}
+        names = {name: f"{name}, {self.workload.search}" if COMPILE in features else name for name, features in sets.items()}
         return self.contest("headline", [self.provider(names[name], features) for name, features in sets.items()])
 
 

@@ -10,11 +10,11 @@ from torch.profiler import profile as profiler
 
 from vstar_engine.bench.harness.block_costs import profile as profile_blocks
 from vstar_engine.bench.harness.ceilings import MATRIX, measured, per_second
-from vstar_engine.bench.harness.rows import Row, Rows, share
+from vstar_engine.bench.harness.rows import ResultFile, ResultRow, share
 from vstar_engine.bench.harness.rows import seconds as words
 
 from .ladder import ENGINE, Step
-from .workload import Scene
+from .workload import Workload
 
 PAGE, TRACE = "profile.md", "trace.json.gz"
 TOP = 20
@@ -32,31 +32,33 @@ def operators(call: Callable[[], object], device: torch.device, trace: Path) -> 
     return sorted((row for row in table if row[2] > 0), key=lambda row: -row[2])
 
 
-def block_rows(scene: Scene, step: Step, rounds: int, peak: float) -> dict[str, dict[str, float]]:
+def block_rows(workload: Workload, step: Step, rounds: int, peak: float) -> dict[str, dict[str, float]]:
     """Returns seconds, share of the step, floor by FLOPs, and share of the matrix ceiling, `peak`, for each kind of block."""
     unet = step.network(ENGINE)
-    inputs = scene.inputs_as(scene.dtype)
+    inputs = workload.inputs_as(workload.dtype)
     seconds = profile_blocks(unet, lambda: unet(*inputs), rounds)
     return {
         kind: {
             "seconds": taken,
             "share": taken / seconds["whole"],
-            "share_of_matrix": scene.flops[kind] / taken / peak if taken > 0 else 0.0,
-            "tflop": scene.flops[kind] / 1e12,
-            "floor": scene.flops[kind] / peak,
+            "share_of_matrix": workload.flops[kind] / taken / peak if taken > 0 else 0.0,
+            "tflop": workload.flops[kind] / 1e12,
+            "floor": workload.flops[kind] / peak,
         }
         for kind, taken in seconds.items()
     }
 
 
-def page(scene: Scene, blocks: Mapping[str, Mapping[str, float]], table: list[tuple[str, int, float]], rows: Rows) -> str:
+def page(
+    workload: Workload, blocks: Mapping[str, Mapping[str, float]], table: list[tuple[str, int, float]], rows: ResultFile
+) -> str:
     """Writes the profile as Markdown."""
     here = rows.machine
     lines = [
-        f"# Where a step's time goes: {', '.join(f'{name} {value}' for name, value in scene.case.items())}",
+        f"# Where a step's time goes: {', '.join(f'{name} {value}' for name, value in workload.case.items())}",
         "",
-        f"{here['gpu'] or here['cpu']}, {str(scene.dtype)[6:]}, torch {here['torch']}, commit {str(here['commit'])[:12]}: both",
-        f"guidance branches in one batch. `{rows.command}`",
+        f"{here['gpu'] or here['cpu']}, {str(workload.dtype)[6:]}, torch {here['torch']}, commit {str(here['commit'])[:12]}.",
+        f"Both guidance branches run in one batch. `{rows.command}`",
         "",
         "| block | time | share | TFLOP | floor by FLOPs | share of the matrix ceiling |",
         "|---|--:|--:|--:|--:|--:|",
@@ -71,16 +73,16 @@ def page(scene: Scene, blocks: Mapping[str, Mapping[str, float]], table: list[tu
 
 
 @torch.no_grad()
-def measure(scene: Scene, step: Step, rounds: int, folder: Path, rows: Rows) -> None:
+def measure(workload: Workload, step: Step, rounds: int, folder: Path, rows: ResultFile) -> None:
     """Profiles one step of the engine into `folder` and writes its blocks as rows."""
     folder.mkdir(parents=True, exist_ok=True)
     call: Callable[[], Tensor] = step.call(ENGINE)
-    table = operators(call, scene.device, folder / TRACE)
-    most = measured(scene.device, scene.dtype, rounds)
-    blocks = block_rows(scene, step, rounds, most[MATRIX])
-    case = {"part": "profile", **scene.case}
+    table = operators(call, workload.device, folder / TRACE)
+    most = measured(workload.device, workload.dtype, rounds)
+    blocks = block_rows(workload, step, rounds, most[MATRIX])
+    case = {"part": "profile", **workload.case}
     for kind, found in blocks.items():
-        where = str(scene.dtype)[6:], str(scene.device)
-        rows.write(Row("pipeline", case, kind, *where, numbers=found, ceilings=per_second(most)))
-    (folder / PAGE).write_text(page(scene, blocks, table, rows))
+        where = str(workload.dtype)[6:], str(workload.device)
+        rows.write(ResultRow("pipeline", case, kind, *where, numbers=found, ceilings=per_second(most)))
+    (folder / PAGE).write_text(page(workload, blocks, table, rows))
     print(f"wrote {folder / PAGE} and {folder / TRACE}")

@@ -18,9 +18,9 @@ from vstar_engine.bench.harness.block_costs import flop_counter
 from vstar_engine.bench.harness.ceilings import ceilings
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.harness.random_networks import Network, lay_out, relative_error, seeded
-from vstar_engine.bench.harness.rows import OK, Row, Rows
+from vstar_engine.bench.harness.rows import OK, ResultFile, ResultRow
 from vstar_engine.bench.harness.timing import Timing, seconds_of, seconds_of_second
-from vstar_engine.bench.ops.pytorch_layers import by_operators, map_pages
+from vstar_engine.bench.ops.pytorch_layers import map_pages, unfused
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.machine import malloc
@@ -33,7 +33,7 @@ from vstar_engine.sampling.schedule import Schedule
 from vstar_engine.video import Video, to_bytes
 
 from .ladder import ENGINE, GRAPH, Step
-from .workload import ERROR_BUDGET, Scene
+from .workload import ERROR_BUDGET, Workload
 
 # five states and the negative prompt
 PROMPTS, WORDS = 6, 20
@@ -49,13 +49,13 @@ def named(name: str, path: str) -> str:
     return name if path == OURS else f"{name}, {path}"
 
 
-def clock(scene: Scene) -> Callable[[Callable[[], object]], list[float]]:
+def clock(workload: Workload) -> Callable[[Callable[[], object]], list[float]]:
     """On a CPU the paths keep and give back memory each in its way, so each runs untimed before it is timed."""
-    return seconds_of_second if scene.device.type == "cpu" else seconds_of
+    return seconds_of_second if workload.device.type == "cpu" else seconds_of
 
 
 @dataclass(frozen=True)
-class Least:
+class FastestCall:
     """What a stage takes at least: FLOPs and bytes, where known."""
 
     flops: float | None = None
@@ -64,7 +64,7 @@ class Least:
     @staticmethod
     def of(
         make: Callable[[], Network], run: Callable[[Network], object], times: int, dtype: torch.dtype, moved: float
-    ) -> "Least":
+    ) -> "FastestCall":
         """Counts `times` runs of a network, without data: its weights are read once, and the bytes `moved`."""
         with torch.device("meta"), torch.no_grad(), flop_counter() as counter:
             network = make()
@@ -72,51 +72,62 @@ class Least:
         # of a table of embeddings few lines are read
         layers = [layer for layer in network.modules() if not isinstance(layer, torch.nn.Embedding)]
         weights = sum(parameter.numel() for layer in layers for parameter in layer.parameters(recurse=False))
-        return Least(float(times * counter.get_total_flops()), weights * dtype.itemsize + moved)
+        return FastestCall(float(times * counter.get_total_flops()), weights * dtype.itemsize + moved)
 
 
 def stage(
-    scene: Scene, name: str, paths: Mapping[str, Prepare], error: Callable, budget: float, least: Least = Least()
+    workload: Workload,
+    name: str,
+    paths: Mapping[str, Prepare],
+    error: Callable,
+    budget: float,
+    least: FastestCall = FastestCall(),
 ) -> Contest:
     """Makes a stage a contest of its paths."""
-    case = {"part": "stages", **scene.case}
+    case = {"part": "stages", **workload.case}
     return Contest(
-        *("pipeline", case, scene.dtype, scene.device, [Provider(named(name, path), take) for path, take in paths.items()]),
+        *(
+            "pipeline",
+            case,
+            workload.dtype,
+            workload.device,
+            [Provider(named(name, path), take) for path, take in paths.items()],
+        ),
         lambda _, answer: error(answer),
         budget,
         least.bytes,
         least.flops,
-        ceilings(scene.device, scene.dtype),
-        clock(scene),
+        ceilings(workload.device, workload.dtype),
+        clock(workload),
     )
 
 
-def text(scene: Scene) -> Contest:
+def text(workload: Workload) -> Contest:
     """The text tower over five states and a negative prompt; making tokens of words is not counted."""
-    tokens = torch.zeros(PROMPTS, scene.spec.text.context_length, dtype=torch.int64, device=scene.device)
-    tokens[:, : WORDS + 2] = torch.randint(0, START, (PROMPTS, WORDS + 2), device=scene.device)
+    tokens = torch.zeros(PROMPTS, workload.spec.text.context_length, dtype=torch.int64, device=workload.device)
+    tokens[:, : WORDS + 2] = torch.randint(0, START, (PROMPTS, WORDS + 2), device=workload.device)
     tokens[:, 0], tokens[:, WORDS + 1] = START, END
 
     def tower(dtype: torch.dtype) -> TextTower:
-        return seeded(lambda: TextTower(scene.spec.text), scene.device, scene.dtype).to(dtype)
+        return seeded(lambda: TextTower(workload.spec.text), workload.device, workload.dtype).to(dtype)
 
     exact = tower(torch.float64)(tokens)
-    least = Least.of(
-        lambda: TextTower(scene.spec.text),
+    least = FastestCall.of(
+        lambda: TextTower(workload.spec.text),
         lambda meta: meta(tokens.to("meta")),
         1,
-        scene.dtype,
-        float(exact.numel() * scene.dtype.itemsize),
+        workload.dtype,
+        float(exact.numel() * workload.dtype.itemsize),
     )
-    paths = {OURS: lambda: partial(tower(scene.dtype), tokens), PUBLISHED: lambda: partial(tower(torch.float32), tokens)}
-    return stage(scene, TEXT, paths, partial(relative_error, wanted=exact), ERROR_BUDGET[scene.dtype], least)
+    paths = {OURS: lambda: partial(tower(workload.dtype), tokens), PUBLISHED: lambda: partial(tower(torch.float32), tokens)}
+    return stage(workload, TEXT, paths, partial(relative_error, wanted=exact), ERROR_BUDGET[workload.dtype], least)
 
 
-def sampler(scene: Scene, steps: int) -> Contest:
+def sampler(workload: Workload, steps: int) -> Contest:
     """Everything of `steps` sampling steps but the network: guidance, the update and its noise, in float32."""
-    height, width = (side // scene.spec.vae.factor for side in scene.size)
-    shape = (1, scene.spec.unet.in_channels, scene.frames, height, width)
-    latents, cond, uncond = torch.randn(3, *shape, device=scene.device).unbind()
+    height, width = (side // workload.spec.vae.factor for side in workload.size)
+    shape = (1, workload.spec.unet.in_channels, workload.frames, height, width)
+    latents, cond, uncond = torch.randn(3, *shape, device=workload.device).unbind()
     tape, schedule = torch.randn(steps, *shape), Schedule.ddim(steps)
 
     def run(dtype: torch.dtype) -> Tensor:
@@ -127,26 +138,28 @@ def sampler(scene: Scene, steps: int) -> Contest:
         return last[2]
 
     error = partial(relative_error, wanted=run(torch.float64))
-    return stage(scene, SAMPLER, {OURS: lambda: partial(run, torch.float32)}, error, ERROR_BUDGET[torch.float32])
+    return stage(workload, SAMPLER, {OURS: lambda: partial(run, torch.float32)}, error, ERROR_BUDGET[torch.float32])
 
 
-def decoder(scene: Scene, path: str = OURS) -> Vae:
+def decoder(workload: Workload, path: str = OURS) -> Vae:
     """Returns a path's autoencoder: laid out as the engine loads it, or as published; its weights are of the run's dtype."""
-    vae = seeded(lambda: Vae(scene.spec.vae, encoder=False), scene.device, scene.dtype)
+    vae = seeded(lambda: Vae(workload.spec.vae, encoder=False), workload.device, workload.dtype)
     if path == OURS:
         return lay_out(vae, "channels_last")
-    return by_operators(vae.to(torch.float32), Norm)
+    return unfused(vae.to(torch.float32), Norm)
 
 
-def decode(scene: Scene) -> Contest:
+def decode(workload: Workload) -> Contest:
     """The autoencoder over the whole clip, and its frames as bytes; the first and last frame are held to float64."""
-    height, width = (side // scene.spec.vae.factor for side in scene.size)
-    latents = torch.randn((1, scene.spec.unet.in_channels, scene.frames, height, width), device=scene.device).to(scene.dtype)
-    exact = decoder(scene, PUBLISHED).double().decode(latents[:, :, [0, -1]].double())[0].transpose(0, 1)
-    video = np.empty((scene.frames, *scene.size, 3), np.uint8)
+    height, width = (side // workload.spec.vae.factor for side in workload.size)
+    latents = torch.randn((1, workload.spec.unet.in_channels, workload.frames, height, width), device=workload.device).to(
+        workload.dtype
+    )
+    exact = decoder(workload, PUBLISHED).double().decode(latents[:, :, [0, -1]].double())[0].transpose(0, 1)
+    video = np.empty((workload.frames, *workload.size, 3), np.uint8)
 
     def run(vae: Vae, x: Tensor, pages: Callable[[], object]) -> Tensor:
-        if scene.device.type == "cpu":
+        if workload.device.type == "cpu":
             pages()
         ends, done = [], 0
         for pixels in vae.decoded(x, CHUNK):
@@ -157,27 +170,27 @@ def decode(scene: Scene) -> Contest:
 
     one = torch.empty_like(latents[:, :, :1], device="meta", dtype=torch.float32)
     moved = float(latents.nbytes + video.nbytes)
-    least = Least.of(
-        lambda: Vae(scene.spec.vae, encoder=False), lambda meta: meta.decode(one), scene.frames, scene.dtype, moved
+    least = FastestCall.of(
+        lambda: Vae(workload.spec.vae, encoder=False), lambda meta: meta.decode(one), workload.frames, workload.dtype, moved
     )
     paths: dict[str, Prepare] = {
-        OURS: lambda: partial(run, decoder(scene), latents, malloc.keep_pages),
-        PUBLISHED: lambda: partial(run, decoder(scene, PUBLISHED), latents.float(), map_pages),
+        OURS: lambda: partial(run, decoder(workload), latents, malloc.keep_pages),
+        PUBLISHED: lambda: partial(run, decoder(workload, PUBLISHED), latents.float(), map_pages),
     }
-    return stage(scene, DECODE, paths, partial(relative_error, wanted=exact), ERROR_BUDGET[scene.dtype], least)
+    return stage(workload, DECODE, paths, partial(relative_error, wanted=exact), ERROR_BUDGET[workload.dtype], least)
 
 
-def picture(scene: Scene) -> np.ndarray:
+def picture(workload: Workload) -> np.ndarray:
     """Draws a smooth, moving picture: (T, H, W, 3) uint8. Noise would be the worst case of any video coder."""
-    height, width = scene.size
-    t, y, x = np.meshgrid(np.arange(scene.frames) / 8, np.arange(height) / 24, np.arange(width) / 24, indexing="ij")
+    height, width = workload.size
+    t, y, x = np.meshgrid(np.arange(workload.frames) / 8, np.arange(height) / 24, np.arange(width) / 24, indexing="ij")
     channels = [np.sin(x + t), np.sin(y - t), np.sin((x + y) / 2 + t)]
     return (127.5 + 100 * np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def encode(scene: Scene, folder: Path) -> Contest:
+def encode(workload: Workload, folder: Path) -> Contest:
     """Writing the mp4, held to what reads back from it."""
-    video, path = Video(picture(scene), 8.0, {}), folder / "clip.mp4"
+    video, path = Video(picture(workload), 8.0, {}), folder / "clip.mp4"
 
     def prepare() -> Callable[[], Path]:
         try:
@@ -195,26 +208,26 @@ def encode(scene: Scene, folder: Path) -> Contest:
             return float("inf")
         return relative_error(torch.from_numpy(frames).float(), torch.from_numpy(video.frames).float())
 
-    return stage(scene, MP4, {OURS: prepare}, error, MP4_BUDGET)
+    return stage(workload, MP4, {OURS: prepare}, error, MP4_BUDGET)
 
 
-def contests(scene: Scene, step: Step, steps: int, folder: Path) -> Iterator[tuple[str, Contest]]:
+def contests(workload: Workload, step: Step, steps: int, folder: Path) -> Iterator[tuple[str, Contest]]:
     """Makes the stages one after another."""
-    features = ENGINE | ({GRAPH} if scene.device.type == "cuda" else set())
+    features = ENGINE | ({GRAPH} if workload.device.type == "cuda" else set())
     paths = [step.provider(STEP, features), step.provider(named(STEP, PUBLISHED), frozenset())]
-    yield STEP, replace(step.contest("stages", paths), clock=clock(scene))
-    yield TEXT, text(scene)
-    yield SAMPLER, sampler(scene, steps)
-    yield DECODE, decode(scene)
-    yield MP4, encode(scene, folder)
+    yield STEP, replace(step.contest("stages", paths), clock=clock(workload))
+    yield TEXT, text(workload)
+    yield SAMPLER, sampler(workload, steps)
+    yield DECODE, decode(workload)
+    yield MP4, encode(workload, folder)
 
 
 @torch.no_grad()
-def measure(scene: Scene, step: Step, steps: int, rows: Rows, pace: Pace) -> None:
+def measure(workload: Workload, step: Step, steps: int, rows: ResultFile, pace: Pace) -> None:
     """Measures every stage, then writes what a video of `steps` steps takes by each path."""
     parts: dict[str, dict[str, Timing]] = {OURS: {}, PUBLISHED: {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name, contest in contests(scene, step, steps, Path(folder)):
+        for name, contest in contests(workload, step, steps, Path(folder)):
             timings = hold(contest, rows, pace)
             shared = len(contest.providers) == 1
             for path, found in parts.items():
@@ -223,14 +236,14 @@ def measure(scene: Scene, step: Step, steps: int, rows: Rows, pace: Pace) -> Non
                     found[name] = timings[provider]
     for path, found in parts.items():
         if STEP in found:
-            rows.write(whole(scene, path, steps, found))
+            rows.write(whole(workload, path, steps, found))
 
 
-def whole(scene: Scene, path: str, steps: int, parts: Mapping[str, Timing]) -> Row:
+def whole(workload: Workload, path: str, steps: int, parts: Mapping[str, Timing]) -> ResultRow:
     """Sums the stages of a path up, each of them named."""
     times = {name: steps if name == STEP else 1 for name in parts}
     sums = {what: sum(times[name] * getattr(part, what) for name, part in parts.items()) for what in ("median", "p20", "p80")}
     seconds = {f"seconds of {name}": times[name] * part.median for name, part in parts.items()}
-    case = {"part": "whole", **scene.case, "steps": steps}
+    case = {"part": "whole", **workload.case, "steps": steps}
     numbers = {**sums, **seconds, "includes": list(parts)}
-    return Row("pipeline", case, path, str(scene.dtype)[6:], str(scene.device), OK, numbers=numbers)
+    return ResultRow("pipeline", case, path, str(workload.dtype)[6:], str(workload.device), OK, numbers=numbers)

@@ -72,7 +72,7 @@ def temporal_transformers(unet: UNet) -> list[tuple[TemporalTransformer, int | N
 
 
 @dataclass(frozen=True)
-class Scene:
+class Workload:
     """What a step is measured on: `compiler` is torch.compile's back end and `mode` of MODES its search, if it is inductor."""
 
     model: str

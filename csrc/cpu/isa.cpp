@@ -1,8 +1,8 @@
 // Which instruction sets this machine runs.
+#include "isa.h"
+
 #include <cstddef>
 #include <vector>
-
-#include "fused.h"
 
 namespace vstar {
 
@@ -39,7 +39,6 @@ const Isa* isa(int number) {
 
 }  // namespace vstar
 
-// How large the arguments of attention, GEGLU, group norm, linear layer and two of them are here, so that a caller can tell another build.
 extern "C" int64_t vstar_size_of(int arguments) {
   const int64_t sizes[] = {sizeof(vstar_attention), sizeof(vstar_geglu_arguments), sizeof(vstar_groupnorm_silu_arguments),
                            sizeof(vstar_linear_arguments), sizeof(vstar_linear_pair_arguments)};

@@ -4,8 +4,8 @@
 // inner dimension; bias, residual or gate are added to them there, so that what a layer writes is written once.
 #include <cmath>
 
-#include "fused.h"
-#include "outer.h"
+#include "linear.h"
+#include "outer_product.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
-// Threads. torch runs on an OpenMP pool whose idle workers spin for milliseconds; a second pool, or fresh threads, would
-// compete with them for the same cores. So the team is taken from the runtime already in the process, by the entry every Linux OpenMP
-// runtime offers (libgomp, libomp, libiomp5), and this library links to none.
-#include "attention.h"
+// The threads of the process. PyTorch runs on an OpenMP pool whose idle workers spin for milliseconds; a second pool, or fresh
+// threads, would compete with them for the same cores. So the team is taken from the runtime already in the process, by the
+// entry that every Linux OpenMP runtime offers (libgomp, libomp, libiomp5), and this library links to none.
+#include "threads.h"
 
 #include <dlfcn.h>
 

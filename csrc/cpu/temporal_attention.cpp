@@ -1,14 +1,15 @@
-// The C entry point: checks, lays out the bias and deals units of work to threads.
+// The entry point of temporal attention: checks, lays out the bias and deals units of work to threads.
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <memory>
 #include <new>
 #include <vector>
 
-#include "fused.h"
+#include "aligned_floats.h"
+#include "isa.h"
+#include "threads.h"
 
 namespace vstar {
 
@@ -45,10 +46,6 @@ struct BiasTables {
   }
 };
 
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-
 // As many heads are staged together as fill half of a common second-level cache: the rows of several heads are one stretch
 // of memory. With 128 KiB instead T = 64 takes 9 % longer, T = 128 15 %.
 constexpr int64_t kStageBytes = 512 * 1024;
@@ -81,8 +78,7 @@ struct Work {
 
   void run() {
     const ScratchPlan plan(a);
-    const size_t bytes = size_t(plan.floats()) * sizeof(float);
-    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    const AlignedFloats memory = aligned_floats(plan.floats());
     if (!memory) return out_of_memory.store(true);
     const Scratch scratch = plan.at(memory.get());
     for (int64_t begin; (begin = next.fetch_add(chunk)) < units;)
@@ -110,7 +106,7 @@ void ask_for_huge_pages(const vstar_attention& a, int64_t element_size) {
 // when another process holds its core.
 constexpr double kFlopsPerThread = 4e6;
 
-int run(const vstar_attention& a, Attend attend) {
+void run(const vstar_attention& a, Attend attend) {
   const BiasTables tables(a);
   ask_for_huge_pages(a, a.dtype == VSTAR_FLOAT32 ? 4 : 2);
   const int64_t units = a.batch * a.positions * a.heads;
@@ -123,19 +119,12 @@ int run(const vstar_attention& a, Attend attend) {
   if (chunk > a.heads) chunk = round_up(chunk, a.heads);
   Work work{a, tables.biases.data(), attend, units, chunk};
   parallel([](void* context) { static_cast<Work*>(context)->run(); }, &work, threads);
-  return work.next >= units && !work.out_of_memory ? VSTAR_OK : VSTAR_NO_MEMORY;
+  if (work.next < units || work.out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace
 }  // namespace vstar
 
-extern "C" int vstar_temporal_attention(const vstar_attention* arguments) {
-  if (!arguments || !vstar::valid(*arguments)) return VSTAR_BAD_ARGUMENT;
-  const vstar::Isa* isa = vstar::isa(arguments->isa);
-  if (!isa) return VSTAR_NO_SUCH_ISA;
-  try {
-    return vstar::run(*arguments, isa->attend);
-  } catch (const std::bad_alloc&) {
-    return VSTAR_NO_MEMORY;
-  }
+extern "C" int vstar_temporal_attention(const vstar_attention* a) {
+  return vstar::enter(a && vstar::valid(*a), a ? a->isa : 0, [&](const vstar::Isa& isa) { vstar::run(*a, isa.attend); });
 }

@@ -4,7 +4,7 @@ import ctypes
 
 
 class Arguments(ctypes.Structure):
-    """`struct vstar_attention` of csrc/cpu/attention.h."""
+    """`struct vstar_attention` of csrc/cpu/temporal_attention.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "bias")),
@@ -15,7 +15,7 @@ class Arguments(ctypes.Structure):
 
 
 class GegluArguments(ctypes.Structure):
-    """`struct vstar_geglu_arguments` of csrc/cpu/fused.h."""
+    """`struct vstar_geglu_arguments` of csrc/cpu/groupnorm_geglu.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "out")),
@@ -25,7 +25,7 @@ class GegluArguments(ctypes.Structure):
 
 
 class GroupNormArguments(ctypes.Structure):
-    """`struct vstar_groupnorm_silu_arguments` of csrc/cpu/fused.h."""
+    """`struct vstar_groupnorm_silu_arguments` of csrc/cpu/groupnorm_geglu.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "out")),
@@ -36,7 +36,7 @@ class GroupNormArguments(ctypes.Structure):
 
 
 class LinearArguments(ctypes.Structure):
-    """`struct vstar_linear_arguments` of csrc/cpu/fused.h."""
+    """`struct vstar_linear_arguments` of csrc/cpu/linear.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "norm_gain", "norm_shift", "out")),
@@ -47,7 +47,7 @@ class LinearArguments(ctypes.Structure):
 
 
 class LinearPairArguments(ctypes.Structure):
-    """`struct vstar_linear_pair_arguments` of csrc/cpu/fused.h."""
+    """`struct vstar_linear_pair_arguments` of csrc/cpu/linear.h."""
 
     _fields_ = (("first", LinearArguments), ("second", LinearArguments))
 

@@ -9,6 +9,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from vstar_engine.kernels.problems import LayerNorm, LinearProblem
+
 from .arguments import Arguments, GegluArguments, GroupNormArguments, LinearArguments, LinearPairArguments
 from .library import DTYPES, _isa, _library, _raise_for
 
@@ -52,56 +54,29 @@ def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps:
     return out
 
 
-def _linear_arguments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    gain: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    out: Tensor,
-) -> LinearArguments:
-    given = (x, weight, bias, residual, gain, shift, out)
+def _linear_arguments(problem: LinearProblem, out: Tensor) -> LinearArguments:
+    given = (problem.x, problem.weight, problem.bias, problem.residual, problem.gain, problem.shift, out)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
-    features, width = weight.shape
-    return LinearArguments(
-        *pointers, out.numel() // out.shape[-1], width, features, gate, _isa(_library()), torch.get_num_threads(), eps
-    )
+    features, width = problem.weight.shape
+    sizes = (out.numel() // out.shape[-1], width, features, problem.gate, _isa(_library()), torch.get_num_threads())
+    return LinearArguments(*pointers, *sizes, problem.eps)
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    gain: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-) -> Tensor:
+def linear(problem: LinearProblem) -> Tensor:
     """Norms contiguous float32 x (..., in), multiplies by weight (out, in), adds bias and residual, or gates half by half."""
-    features = weight.shape[0]
-    out = torch.empty((*x.shape[:-1], features // 2 if gate else features), dtype=x.dtype)
-    arguments = _linear_arguments(x, weight, bias, residual, gate, gain, shift, eps, out)
-    _raise_for(_library().handle.vstar_linear(ctypes.byref(arguments)))
+    out = torch.empty(problem.out_shape, dtype=problem.x.dtype)
+    _raise_for(_library().handle.vstar_linear(ctypes.byref(_linear_arguments(problem, out))))
     return out
 
 
 def feed_forward(
-    x: Tensor,
-    first: tuple[Tensor, Tensor | None],
-    second: tuple[Tensor, Tensor | None],
-    gain: Tensor,
-    shift: Tensor,
-    eps: float,
+    x: Tensor, first: tuple[Tensor, Tensor | None], second: tuple[Tensor, Tensor | None], norm: LayerNorm
 ) -> Tensor:
     """Adds to contiguous float32 x (..., width) what two layers, each (weight, bias), make of it, normed; the first gates."""
     out = torch.empty_like(x)
     arguments = LinearPairArguments(
-        _linear_arguments(x, *first, None, True, gain, shift, eps, out),
-        _linear_arguments(x, *second, x, False, None, None, 0.0, out),
+        _linear_arguments(LinearProblem(x, *first, None, True, *norm), out),
+        _linear_arguments(LinearProblem(x, *second, x), out),
     )
     _raise_for(_library().handle.vstar_linear_pair(ctypes.byref(arguments)))
     return out

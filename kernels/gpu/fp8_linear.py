@@ -1,10 +1,9 @@
-"""Triton kernel of `vstar::linear_e4m3`, and the choice between it and PyTorch's product.
+"""Triton kernel of `vstar::linear_e4m3`.
 
-A program makes a tile of the result, as in `linear_triton.py`. Rows that come in the network's dtype are rounded on the way to
+A program makes a tile of the result, as in `linear.py`. Rows that come in the network's dtype are rounded on the way to
 the tensor cores: they are read once, and what is rounded is never written. Scales, bias, gate and residual follow in float32.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vstar_engine.kernels.fp8_linear import by_operators
-from vstar_engine.kernels.fp8_quantize import E4M3
+from vstar_engine.kernels.problems import Fp8LinearProblem
 
-from .autotune import fastest
-from .device import device
 from .fp8_conv2d import WITHIN
 from .fp8_quantize import rounded
 from .linear import GROUP, Tile, biased, load, place_of
 from .temporal_attention_launch import nearest
 
-OPERATORS = "PyTorch"
-# no row was timed on a GPU: they fit the registers and the shared memory, and `fastest` tries them out where they run
+# no row was timed on a GPU: they fit the registers and the shared memory, and `autotune` tries them out where they run
 _ADA = (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3))
 _HOPPER = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 128, 8, 3))
 TILES: dict[int, tuple[Tile, ...]] = {89: _ADA, 90: _HOPPER, 100: _HOPPER, 120: _ADA}
@@ -33,39 +28,40 @@ BESIDE = 128
 
 @triton.jit(do_not_specialize=("rows",))
 def linear_e4m3_kernel(
-    x, weight, step, scale, bias, residual, then, out, rows, into, made,
+    x, weight, step, scale, bias, residual, then, out, rows, in_features, out_features,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
     ROUND: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr, THEN: tl.constexpr,
     WITHIN: tl.constexpr,
 ):  # fmt: skip
-    """x (rows, into), weight (made or, gated, 2 * made, into), out (rows, made); EVEN: `into` is a multiple of K.
+    """x (rows, in_features), weight (out_features or, gated, 2 * out_features, in_features), out (rows, out_features).
 
-    ROUND: x is to be divided by the step and rounded to e4m3, else it was; THEN: so is the result, by the step `then`.
+    EVEN: `in_features` is a multiple of K. ROUND: x is not in e4m3 yet: divide it by the step and round it.
+    THEN: round the result to e4m3 likewise, by the step `then`.
     """
-    block, part = place_of(rows, made, M, N, GROUP)
+    block, part = place_of(rows, out_features, M, N, GROUP)
     r, n, k = block * M + tl.arange(0, M), part * N + tl.arange(0, N), tl.arange(0, K)
     # beyond the end the last row and column are computed again, and not stored
-    row, column = tl.minimum(r, rows - 1), tl.minimum(n, made - 1)
-    left = x + row.to(tl.int64)[:, None] * into + k[None, :]
-    right = weight + column.to(tl.int64)[None, :] * into + k[:, None]
-    gates = right + tl.cast(made, tl.int64) * into
+    row, column = tl.minimum(r, rows - 1), tl.minimum(n, out_features - 1)
+    left = x + row.to(tl.int64)[:, None] * in_features + k[None, :]
+    right = weight + column.to(tl.int64)[None, :] * in_features + k[:, None]
+    gates = right + tl.cast(out_features, tl.int64) * in_features
     factor = tl.load(step)
     per_step, factor = 1.0 / factor, factor * tl.load(scale)
     total, gate = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
-    for start in tl.range(0, into, K, num_stages=STAGES):
-        inside = start + k < into
+    for start in tl.range(0, in_features, K, num_stages=STAGES):
+        inside = start + k < in_features
         a = load(left + start, inside[None, :], EVEN)
         if ROUND:
             a = rounded(a.to(tl.float32), per_step)
         total = tl.dot(a, load(right + start, inside[:, None], EVEN), total, max_num_imprecise_acc=WITHIN)
         if GATE:
             gate = tl.dot(a, load(gates + start, inside[:, None], EVEN), gate, max_num_imprecise_acc=WITHIN)
-    total = biased(total * factor, bias, 0, n, made, BIAS)
+    total = biased(total * factor, bias, 0, n, out_features, BIAS)
     if GATE:
-        gate = biased(gate * factor, bias, made, n, made, BIAS)
+        gate = biased(gate * factor, bias, out_features, n, out_features, BIAS)
         total = total * (0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476)))
-    place = r.to(tl.int64)[:, None] * made + n[None, :]
-    stored = (r < rows)[:, None] & (n < made)[None, :]
+    place = r.to(tl.int64)[:, None] * out_features + n[None, :]
+    stored = (r < rows)[:, None] & (n < out_features)[None, :]
     if RESIDUAL:
         # behind the sums: the tensor cores of some GPUs would add to it in fewer bits than float32 has
         total += tl.load(residual + place, mask=stored, other=0.0).to(tl.float32)
@@ -83,97 +79,23 @@ def tiles(arch: int, residual: bool, gate: bool) -> tuple[Tile, ...]:
     return tuple(tile._replace(columns=tile.columns // 2) if gate else tile for tile in found)
 
 
-def constants(tile: Tile, into: int, rounds: bool, bias: bool, residual: bool, gate: bool, then: bool) -> dict[str, Any]:
+def constants(tile: Tile, in_features: int, rounds: bool, bias: bool, residual: bool, gate: bool, then: bool) -> dict[str, Any]:
     """Returns the values that `linear_e4m3_kernel` is compiled for."""
     shape = {"M": tile.rows, "N": tile.columns, "K": tile.depth, "GROUP": GROUP, "STAGES": tile.stages}
     around = {"ROUND": rounds, "BIAS": bias, "RESIDUAL": residual, "GATE": gate, "THEN": then}
-    return {**shape, "EVEN": into % tile.depth == 0, **around, "WITHIN": min(WITHIN, tile.depth)}
+    return {**shape, "EVEN": in_features % tile.depth == 0, **around, "WITHIN": min(WITHIN, tile.depth)}
 
 
-def linear_e4m3_triton(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-    tile: Tile,
-) -> Tensor:
-    """Launches on contiguous x (..., in), weight (out, in) and residual, and float32 numbers beside them."""
-    into, made = x.shape[-1], weight.shape[0] // 2 if gate else weight.shape[0]
-    rows, out = x.numel() // into, x.new_empty((*x.shape[:-1], made), dtype=dtype if then is None else E4M3)
-    around = (x.dtype != E4M3, bias is not None, residual is not None, gate, then is not None)
-    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(made, tile.columns)
+def linear_e4m3_triton(problem: Fp8LinearProblem, tile: Tile) -> Tensor:
+    """Launches on tensors made contiguous."""
+    x, weight, step, scale, bias, residual, gate, then, _ = problem.contiguous()
+    in_features, out_features = x.shape[-1], problem.out_shape[-1]
+    rows, out = x.numel() // in_features, x.new_empty(problem.out_shape, dtype=problem.out_dtype)
+    around = (problem.rounds, bias is not None, residual is not None, gate, then is not None)
+    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(out_features, tile.columns)
     with torch.cuda.device_of(x):
         linear_e4m3_kernel[(programs,)](
-            x, weight, step, scale, bias, residual, then, out, rows, into, made,
-            **constants(tile, into, *around), num_warps=tile.warps,
+            x, weight, step, scale, bias, residual, then, out, rows, in_features, out_features,
+            **constants(tile, in_features, *around), num_warps=tile.warps,
         )  # fmt: skip
     return out
-
-
-def name_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> str:
-    """Names a case by all that its time depends on."""
-    around = {
-        "rounding": x.dtype != E4M3,
-        "bias": bias is not None,
-        "residual": residual is not None,
-        "gate": gate,
-        "rounding then": then is not None,
-    }
-    behind = "".join(f", {word}" for word, there in around.items() if there)
-    rows, (made, into) = x.numel() // x.shape[-1], weight.shape
-    return f"linear_e4m3 {rows}x{into} by {made}{behind}, {str(dtype)[6:]} on {x.device}"
-
-
-def ways(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> dict[str, Callable[[], Tensor]]:
-    """Returns the ways to compute here by name, PyTorch's first."""
-    behind = (weight.contiguous(), step, scale, bias)
-    found: dict[str, Callable[[], Tensor]] = {OPERATORS: lambda: by_operators(x, *behind, residual, gate, then, dtype)}
-    # PyTorch's alone is a product with nothing around it but what cuBLAS does itself
-    if x.numel() and (x.dtype != E4M3 or residual is not None or gate or then is not None):
-        for tile in tiles(device(x).arch, residual is not None, gate):
-
-            def by_triton(tile: Tile = tile) -> Tensor:
-                beside = None if residual is None else residual.contiguous()
-                return linear_e4m3_triton(x.contiguous(), *behind, beside, gate, then, dtype, tile)
-
-            found[f"Triton, {tile.rows}x{tile.columns}x{tile.depth}"] = by_triton
-    return found
-
-
-def linear_e4m3_gpu(
-    x: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gate: bool,
-    then: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Computes by whichever is the fastest here."""
-    name = name_of(x, weight, bias, residual, gate, then, dtype)
-    return fastest(name, ways(x, weight, step, scale, bias, residual, gate, then, dtype))

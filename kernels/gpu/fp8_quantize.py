@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vstar_engine.kernels.fp8_quantize import E4M3
+from vstar_engine.kernels.problems import E4M3
 
 # values that a program rounds: 16 a thread, so that half precision is read 16 bytes at a time and e4m3 written so
 BLOCK = 2048

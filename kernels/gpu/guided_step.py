@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vstar_engine.kernels.guided_step import COEFFICIENTS
-
 # values that a program makes: eight a thread, so that half precision is read 16 bytes at a time, and float32 twice that
 BLOCK = 1024
 WARPS = 4
@@ -49,7 +47,7 @@ def guided_step_triton(
         guided_step_kernel[grid](
             *(latents, eps, plain, coefficients, noise, after, clean, count),
             BLOCK=BLOCK,
-            WIDTH=len(COEFFICIENTS),
+            WIDTH=coefficients.shape[1],
             num_warps=WARPS,
         )
     return after, clean

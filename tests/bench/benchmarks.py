@@ -13,15 +13,15 @@ from vstar_engine.bench.harness.random_networks import relative_error
 from vstar_engine.bench.ops.attention_providers import Problem, ours
 from vstar_engine.bench.step import stages
 from vstar_engine.bench.step.ladder import ENGINE, Step
-from vstar_engine.bench.step.workload import ERROR_BUDGET, Scene
+from vstar_engine.bench.step.workload import ERROR_BUDGET, Workload
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
-    return Scene("mini", 16, (96, 128), torch.float32, CPU)
+def scene() -> Workload:
+    return Workload("mini", 16, (96, 128), torch.float32, CPU)
 
 
 def measured(benchmark: Any, call: Callable[[], object]) -> object:
@@ -38,15 +38,15 @@ def test_temporal_attention(benchmark: Any, frames: int) -> None:
 
 
 @torch.no_grad()
-def test_guided_step(benchmark: Any, scene: Scene) -> None:
-    answer = measured(benchmark, Step(scene).call(ENGINE))
-    assert relative_error(answer, scene.wanted) <= ERROR_BUDGET[torch.float32]
+def test_guided_step(benchmark: Any, workload: Workload) -> None:
+    answer = measured(benchmark, Step(workload).call(ENGINE))
+    assert relative_error(answer, workload.wanted) <= ERROR_BUDGET[torch.float32]
 
 
 @pytest.mark.parametrize("name", ["text", "sampler", "decode"])
 @torch.no_grad()
-def test_stage(benchmark: Any, scene: Scene, name: str) -> None:
-    contest = stages.sampler(scene, 25) if name == "sampler" else getattr(stages, name)(scene)
+def test_stage(benchmark: Any, workload: Workload, name: str) -> None:
+    contest = stages.sampler(workload, 25) if name == "sampler" else getattr(stages, name)(workload)
     provider = contest.providers[0]
     answer = measured(benchmark, provider.prepare())
     assert contest.error(provider.name, answer) <= contest.budget

@@ -13,7 +13,7 @@ from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.commands import compare
 from vstar_engine.bench.commands.compare import BROKEN, FASTER, GONE, MENDED, NEW, SAME, SLOWER, Span, verdict
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
-from vstar_engine.bench.harness.rows import OK, SKIPPED, WRONG, Row, Rows
+from vstar_engine.bench.harness.rows import OK, SKIPPED, WRONG, ResultFile, ResultRow
 
 EXACT = torch.ones(4)
 
@@ -43,10 +43,10 @@ def test_verdicts(before: Span | None, after: Span | None, says: str) -> None:
 
 
 def test_runs_of_one_side_are_pooled() -> None:
-    rows = [Row("t", {}, "a", numbers={"median": m, "p20": m - 0.1, "p80": m + 0.1}) for m in (1.0, 3.0, 2.0)]
+    rows = [ResultRow("t", {}, "a", numbers={"median": m, "p20": m - 0.1, "p80": m + 0.1}) for m in (1.0, 3.0, 2.0)]
     assert Span.of(rows) == Span("t: : a", 2.0, 0.9, 3.1, OK)
-    assert Span.of([*rows, Row("t", {}, "a", status=WRONG)]).status == WRONG
-    assert Span.of([*rows, Row("t", {}, "a", status=SKIPPED)]).status == OK
+    assert Span.of([*rows, ResultRow("t", {}, "a", status=WRONG)]).status == WRONG
+    assert Span.of([*rows, ResultRow("t", {}, "a", status=SKIPPED)]).status == OK
 
 
 def measured(path: Path, call: Callable[[], Tensor]) -> Path:
@@ -58,7 +58,7 @@ def measured(path: Path, call: Callable[[], Tensor]) -> Path:
 
     providers = [Provider("ours", lambda: call), Provider("other", lambda: steady)]
     contest = Contest("t", {}, torch.float32, torch.device("cpu"), providers, lambda _, x: float((x - EXACT).norm()), 1e-6)
-    with Rows(path, "test") as rows:
+    with ResultFile(path, "test") as rows:
         hold(contest, rows, Pace(rounds=9, warmup=0))
     return path
 
@@ -88,10 +88,10 @@ def test_a_planted_slowness_and_a_planted_fault_are_caught(tmp_path: Path, capsy
 
 
 def written(path: Path, median: float, *providers: str, complete: bool = True, **machine: object) -> str:
-    rows = Rows(path, "test")
+    rows = ResultFile(path, "test")
     rows.machine |= machine
     for name in providers:
-        rows.write(Row("t", {}, name, numbers={"median": median, "p20": median, "p80": median}))
+        rows.write(ResultRow("t", {}, name, numbers={"median": median, "p20": median, "p80": median}))
     if complete:
         rows.__exit__(None, None, None)
     return str(path)
@@ -125,8 +125,8 @@ def test_what_disappeared_fails_and_what_was_interrupted_is_marked(tmp_path: Pat
 
 def test_nothing_in_common_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
-        with Rows(tmp_path / name, "test") as rows:
-            rows.write(Row(name, {}, "ours", numbers={"median": 1.0, "p20": 1.0, "p80": 1.0}))
+        with ResultFile(tmp_path / name, "test") as rows:
+            rows.write(ResultRow(name, {}, "ours", numbers={"median": 1.0, "p20": 1.0, "p80": 1.0}))
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "nothing in common" in capsys.readouterr().err
 
@@ -159,12 +159,12 @@ def test_against_measures_both_in_turn_and_cleans_up(tmp_path: Path, monkeypatch
     def measure(command: list[str], out: Path, library: Path | None) -> None:
         turns.append("REF" if library else "here")
         if library:
-            assert (library / "vstar_engine" / "bench" / "contest.py").is_file()
+            assert (library / "vstar_engine" / "bench" / "harness" / "contest.py").is_file()
             head = compare.git("-C", str(library), "rev-parse", "HEAD")
             assert head == compare.git("rev-parse", "HEAD")
             assert compare.git("-C", str(library), "status", "--porcelain") == ""
-        with Rows(out, "test") as rows:
-            rows.write(Row("t", {}, "ours", numbers={"median": 1.0, "p20": 1.0, "p80": 1.0}))
+        with ResultFile(out, "test") as rows:
+            rows.write(ResultRow("t", {}, "ours", numbers={"median": 1.0, "p20": 1.0, "p80": 1.0}))
 
     run = subprocess.run
     monkeypatch.setattr(compare.subprocess, "run", install)

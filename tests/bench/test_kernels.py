@@ -23,7 +23,7 @@ from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, WRONG, read
 from vstar_engine.bench.harness.timing import seconds_of_short
 from vstar_engine.bench.ops import attention_providers, fp8_providers, op_providers, temporal_transformer
 from vstar_engine.bench.ops.attention_providers import COMPILED, FLEX, OURS, PROVIDERS, XFORMERS, Problem
-from vstar_engine.bench.ops.op_cases import Place
+from vstar_engine.bench.ops.op_cases import OpSite
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref, temporal_attention_ref
 from vstar_engine.networks.blocks import TemporalTransformer
@@ -207,8 +207,8 @@ def test_computed_peaks_are_the_measured_ones(layout: str, tmp_path: Path) -> No
     assert rendered("kernels", [*found.values()]) == ""
 
 
-def place(dtype: torch.dtype = torch.float32, level: int = 1) -> Place:
-    return Place.at(MODELS["mini"], (64, 64), level, 5, 2, dtype, CPU)
+def place(dtype: torch.dtype = torch.float32, level: int = 1) -> OpSite:
+    return OpSite.at(MODELS["mini"], (64, 64), level, 5, 2, dtype, CPU)
 
 
 def level_of(op: str) -> int:
@@ -299,7 +299,7 @@ def test_the_exact_transformer_is_the_published_passes() -> None:
 def test_the_decoders_norms_have_rows_of_their_own_shapes() -> None:
     shapes = {}
     for level in range(4):
-        here = Place.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
+        here = OpSite.at(FULL, FULL.size, level, 16, 1, torch.float32, torch.device("meta"))
         shapes[level] = next(form.draw()[0].shape for form in op_providers.norms(here) if form.name.startswith("VAE"))
     assert shapes == {0: (8, 128, 320, 512), 1: (8, 256, 160, 256), 2: (8, 512, 80, 128), 3: (8, 512, 40, 64)}
     budgets = {made.case["form"]: made.budget for made in op_providers.contests("groupnorm_silu", place(), 1, [OURS], "eager")}

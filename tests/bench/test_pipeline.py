@@ -14,7 +14,7 @@ from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.harness.block_costs import count_flops
 from vstar_engine.bench.harness.contest import NotHere, Pace, hold
 from vstar_engine.bench.harness.random_networks import relative_error, seeded_unet, step_inputs
-from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, WRONG, Rows, read
+from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, WRONG, ResultFile, read
 from vstar_engine.bench.report import tables
 from vstar_engine.bench.step import fast_modes, ladder, precision_drift, profile, stages, workload
 from vstar_engine.bench.step.ladder import (
@@ -32,7 +32,7 @@ from vstar_engine.bench.step.ladder import (
     Step,
 )
 from vstar_engine.bench.step.profile import PAGE, TRACE
-from vstar_engine.bench.step.workload import ERROR_BUDGET, TINY, Scene
+from vstar_engine.bench.step.workload import ERROR_BUDGET, TINY, Workload
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import DeviceError
@@ -48,8 +48,8 @@ PACE = Pace(rounds=1, warmup=0)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Scene:
-    return Scene("tiny", 5, TINY.size, torch.float32, CPU, compiler="eager")
+def tiny() -> Workload:
+    return Workload("tiny", 5, TINY.size, torch.float32, CPU, compiler="eager")
 
 
 def rungs(without: str = "") -> list[frozenset[str]]:
@@ -61,21 +61,21 @@ def rungs(without: str = "") -> list[frozenset[str]]:
     "features", dict.fromkeys([*rungs(), *rungs(CLEAN), BASELINE, ENGINE]), ids=lambda x: "+".join(sorted(x))
 )
 @torch.no_grad()
-def test_every_rung_computes_the_step(tiny: Scene, features: frozenset[str]) -> None:
+def test_every_rung_computes_the_step(tiny: Workload, features: frozenset[str]) -> None:
     answer = Step(tiny).call(features)()
     assert answer.shape == tiny.wanted.shape == (2, *tiny.inputs[0].shape[1:])
     assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
 
 
 @torch.no_grad()
-def test_a_step_without_the_regulariser_is_far_off(tiny: Scene) -> None:
+def test_a_step_without_the_regulariser_is_far_off(tiny: Workload) -> None:
     plain = tiny.by_passes(tiny.unet(torch.float32, "contiguous"), lambda level: ladder.without_waste(None))
     assert relative_error(plain(*tiny.inputs), tiny.wanted) > 100 * ERROR_BUDGET[torch.float32]
 
 
 @torch.no_grad()
-def test_the_dtype_rung_changes_the_dtype(tiny: Scene) -> None:
-    half = Scene("tiny", 3, TINY.size, torch.bfloat16, CPU)
+def test_the_dtype_rung_changes_the_dtype(tiny: Workload) -> None:
+    half = Workload("tiny", 3, TINY.size, torch.bfloat16, CPU)
     step = Step(half)
     assert step.call(frozenset({HOISTED}))().dtype == torch.float32
     assert step.call(frozenset({HOISTED, DTYPE}))().dtype == torch.bfloat16
@@ -83,7 +83,7 @@ def test_the_dtype_rung_changes_the_dtype(tiny: Scene) -> None:
 
 
 @torch.no_grad()
-def test_text_kept_is_not_projected_again(tiny: Scene) -> None:
+def test_text_kept_is_not_projected_again(tiny: Workload) -> None:
     call = Step(tiny)._forward(ENGINE, tiny.inputs)
     layers = [module for module in call.func.modules() if isinstance(module, CrossAttention)]
     assert set(call.args[2].kv) == set(layers)
@@ -94,7 +94,7 @@ def test_text_kept_is_not_projected_again(tiny: Scene) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_compiled_rung_is_traced_in_one_piece(tiny: Scene) -> None:
+def test_the_compiled_rung_is_traced_in_one_piece(tiny: Workload) -> None:
     torch.compiler.reset()
     for features in (ENGINE | {COMPILE}, BASELINE | {COMPILE}):
         answer = Step(tiny).call(features)()
@@ -103,7 +103,7 @@ def test_the_compiled_rung_is_traced_in_one_piece(tiny: Scene) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_packaged_step_computes_the_same(tiny: Scene) -> None:
+def test_the_packaged_step_computes_the_same(tiny: Workload) -> None:
     step = Step(replace(tiny, compiler="inductor"))
     answer = step.call(ENGINE | {AOTI})()
     assert relative_error(answer, tiny.wanted) <= ERROR_BUDGET[torch.float32]
@@ -113,12 +113,12 @@ def test_the_packaged_step_computes_the_same(tiny: Scene) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_graph_needs_a_gpu(tiny: Scene) -> None:
+def test_a_graph_needs_a_gpu(tiny: Workload) -> None:
     with pytest.raises(NotHere, match="needs a GPU"):
         Step(tiny).call(ENGINE | {GRAPH})
 
 
-def test_a_rung_left_out_is_left_out(tiny: Scene) -> None:
+def test_a_rung_left_out_is_left_out(tiny: Workload) -> None:
     names = [provider.name for provider in Step(tiny).ladder(without=[CLEAN, COMPILE]).providers]
     assert names[:3] == ["published, with preview", "published", f"+ {HOISTED}"]
     assert f"+ {CLEAN}" not in names
@@ -130,20 +130,20 @@ def test_a_rung_left_out_is_left_out(tiny: Scene) -> None:
 
 
 @torch.no_grad()
-def test_a_spoiled_kernel_is_refused(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spoiled_kernel_is_refused(tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step(tiny)
     real = step.call(ENGINE)
     monkeypatch.setitem(step.built, ENGINE, lambda: 1.001 * real())
-    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+    with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         hold(step.headline(COMPILED), rows, PACE)
     found = {row.provider: row.status for row in read([tmp_path / "rows.jsonl"])}
     assert (found["ours"], found["clean eager"], found["published"]) == (WRONG, OK, OK)
     assert found["ours, CUDA graph"] == SKIPPED
 
 
-def test_stages_sum_to_a_whole_video(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_sum_to_a_whole_video(tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
-    with Rows(path, "test") as rows:
+    with ResultFile(path, "test") as rows:
         stages.measure(tiny, Step(tiny), 4, rows, PACE)
     table = {(row.case["part"], row.provider): row.numbers for row in read([path])}
     parts = {
@@ -162,7 +162,7 @@ def test_stages_sum_to_a_whole_video(tiny: Scene, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.skipif(not library.status()[0], reason=f"needs the CPU kernel: {library.status()[1]}")
 @torch.no_grad()
-def test_the_decoder_is_laid_out_as_the_engine_loads_it(tiny: Scene) -> None:
+def test_the_decoder_is_laid_out_as_the_engine_loads_it(tiny: Workload) -> None:
     """So its norms see channels-last memory and are fused; the published path's are PyTorch's, on contiguous memory."""
     loaded = Vae(TINY.vae, encoder=False)
     checkpoint.load(loaded, dict(stages.decoder(tiny).state_dict()), "")
@@ -180,15 +180,15 @@ def test_the_decoder_is_laid_out_as_the_engine_loads_it(tiny: Scene) -> None:
         assert found[name].get("aten::native_group_norm", 0) == (len(norms) if name == "published" else 0)
 
 
-def test_a_missing_mp4_library_is_a_row(tiny: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mp4_library_is_a_row(tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+    with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         hold(stages.encode(tiny, tmp_path), rows, PACE)
     assert read([tmp_path / "rows.jsonl"])[0].status == ABSENT
 
 
-def test_the_trajectory_follows_float64_and_sees_a_missing_regulariser(tiny: Scene, tmp_path: Path) -> None:
-    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+def test_the_trajectory_follows_float64_and_sees_a_missing_regulariser(tiny: Workload, tmp_path: Path) -> None:
+    with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         precision_drift.measure(tiny, 3, rows, PACE)
     (row,) = read([tmp_path / "rows.jsonl"])
     assert len(row.numbers["cosine"]) == len(row.numbers["psnr"]) == 3
@@ -263,7 +263,7 @@ def test_what_fast_saves_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_option_replays_its_steps_as_a_video_on_a_gpu_does(
-    tiny: Scene, monkeypatch: pytest.MonkeyPatch, graphs: type
+    tiny: Workload, monkeypatch: pytest.MonkeyPatch, graphs: type
 ) -> None:
     """Walks over the stand-in for CUDA graphs: the same latents, and each kind of step replays from its second run on."""
     tiny = replace(tiny, frames=2)
@@ -309,9 +309,9 @@ def test_every_option_is_sampled_as_it_is_named(option: str) -> None:
     assert named == set() if option in ("exact", "fp8") else named == set(option.split(", "))
 
 
-def test_a_profile_is_a_page_rows_and_a_trace(tiny: Scene, tmp_path: Path) -> None:
+def test_a_profile_is_a_page_rows_and_a_trace(tiny: Workload, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with Rows(path, "vstar-engine bench pipeline --profile") as rows:
+    with ResultFile(path, "vstar-engine bench pipeline --profile") as rows:
         profile.measure(tiny, Step(tiny), 1, tmp_path, rows)
     page = (tmp_path / PAGE).read_text()
     assert "| temporal_transformer |" in page

@@ -16,15 +16,16 @@ from vstar_engine.bench.commands.report import RESULTS, rendered, renewed
 from vstar_engine.bench.harness import machine
 from vstar_engine.bench.harness.ceilings import BANDWIDTH
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
-from vstar_engine.bench.harness.rows import ABSENT, WRONG, Row, Rows, read
+from vstar_engine.bench.harness.rows import ABSENT, WRONG, ResultFile, ResultRow, read
 from vstar_engine.bench.report import plots, table_cells, tables
 from vstar_engine.bench.step.ladder import ENGINE
+from vstar_engine.commands import main as cli
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"cpu": "a processor", "threads": 2, "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
 
 
-def attention(provider: str, frames: int = 16, median: float = 0.01, **more: object) -> Row:
+def attention(provider: str, frames: int = 16, median: float = 0.01, **more: object) -> ResultRow:
     case = {
         "op": "temporal_attention",
         "level": 0,
@@ -43,14 +44,14 @@ def attention(provider: str, frames: int = 16, median: float = 0.01, **more: obj
     }
     numbers |= {"flops_per_second": frames * 1e9, "bytes_per_second": 1e9}
     ceilings = {"bytes_per_second": 2e9, "flops_per_second": 1e11}
-    row = Row("kernels", case, provider, "float32", "cpu", numbers=numbers, ceilings=ceilings, machine=MACHINE)
+    row = ResultRow("kernels", case, provider, "float32", "cpu", numbers=numbers, ceilings=ceilings, machine=MACHINE)
     return replace(row, run="1", at="2026-01-02T03:04:05Z", command="vstar-engine bench kernels", **more)
 
 
-def pipeline(part: str, provider: str, median: float, **case: object) -> Row:
+def pipeline(part: str, provider: str, median: float, **case: object) -> ResultRow:
     where = {"part": part, "model": "mini", "frames": 16, "size": "96x128", **case}
     numbers = {"median": median, "p20": median, "p80": median, "peak_bytes": 2**20}
-    row = Row("pipeline", where, provider, "float32", "cpu", numbers=numbers, machine=MACHINE)
+    row = ResultRow("pipeline", where, provider, "float32", "cpu", numbers=numbers, machine=MACHINE)
     return replace(row, at="2026-01-02T03:04:05Z", command="vstar-engine bench pipeline")
 
 
@@ -76,7 +77,7 @@ def test_a_kernel_table_sets_providers_against_ours() -> None:
 
 
 def test_a_use_of_another_op_is_a_line_and_convolutions_have_their_own_table() -> None:
-    def use(op: str, provider: str, median: float, form: str = "3x1x1") -> Row:
+    def use(op: str, provider: str, median: float, form: str = "3x1x1") -> ResultRow:
         case = {"op": op, "form": form, "level": 1, "frames": 16, "batch": 1, "shape": "2x4"}
         return replace(attention(provider, median=median), case=case)
 
@@ -113,7 +114,7 @@ def test_a_ladder_reads_from_the_published_step_down() -> None:
 
 
 def test_a_drift_between_contests_is_said_beside_each_of_them() -> None:
-    def engine(part: str, name: str, median: float, features: frozenset[str] = ENGINE) -> Row:
+    def engine(part: str, name: str, median: float, features: frozenset[str] = ENGINE) -> ResultRow:
         row = pipeline(part, name, median)
         return replace(row, run="1", numbers={**row.numbers, "features": sorted(features)})
 
@@ -155,7 +156,9 @@ def test_other_tables_hold_their_numbers() -> None:
     assert "| 16 | **1 s** | 2 s (2.00x) |" in rendered(
         "headline", [pipeline("headline", "ours", 1.0), pipeline("headline", "clean eager", 2.0)]
     )
-    held = Row("engine", {"part": "cold start", "model": "mini", "frames": 16}, "bytes", "float32", "cpu", machine=MACHINE)
+    held = ResultRow(
+        "engine", {"part": "cold start", "model": "mini", "frames": 16}, "bytes", "float32", "cpu", machine=MACHINE
+    )
     held = replace(held, numbers={"disk_bytes": 3 * 2**20}, at="2026-01-02")
     missing = replace(held, provider="AOTInductor", status=ABSENT, note="no compiler", numbers={})
     assert "| cold start: bytes | disk 3 MiB |" in rendered("engine", [held, missing])
@@ -164,7 +167,7 @@ def test_other_tables_hold_their_numbers() -> None:
 
 def test_a_document_is_made_current_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, readme = tmp_path / "rows.jsonl", tmp_path / "README.md"
-    with Rows(results, "vstar-engine bench kernels") as rows:
+    with ResultFile(results, "vstar-engine bench kernels") as rows:
         rows.write(attention("ours"))
     readme.write_text(
         "before\n<!-- bench:kernels -->\nstale\n<!-- /bench:kernels -->\nafter\n<!-- bench:engine -->\n<!-- /bench:engine -->\n"
@@ -182,15 +185,13 @@ def test_a_document_is_made_current_between_its_markers(tmp_path: Path, capsys: 
 def test_the_engines_command_line_leads_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "rows.jsonl"
     assert (
-        main.main(
-            ["bench", "kernels", "--rehearse", "--op", "temporal_attention", "--providers", "ours", "--out", str(results)]
-        )
+        cli.main(["bench", "kernels", "--rehearse", "--op", "temporal_attention", "--providers", "ours", "--out", str(results)])
         == 0
     )
     assert read([results])[0].command == "vstar-engine bench kernels --rehearse --op temporal_attention --providers ours"
-    assert main.main(["bench", "report", str(results), "--tables", "kernels"]) == 0
+    assert cli.main(["bench", "report", str(results), "--tables", "kernels"]) == 0
     assert "## kernels" in capsys.readouterr().out
-    assert main.main(["bench", "compare", str(results)]) == 2
+    assert cli.main(["bench", "compare", str(results)]) == 2
     assert "vstar-engine: compare takes two result files" in capsys.readouterr().err
 
 
@@ -271,7 +272,7 @@ def test_plots_without_matplotlib_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     results = tmp_path / "rows.jsonl"
-    with Rows(results, "vstar-engine bench kernels") as rows:
+    with ResultFile(results, "vstar-engine bench kernels") as rows:
         rows.write(attention("ours"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(results), "--plots", str(tmp_path)]) == 7
@@ -319,13 +320,13 @@ def test_a_contest_that_is_cut_off_keeps_who_was_right(tmp_path: Path) -> None:
     def right() -> Callable[[], Tensor]:
         return lambda: torch.ones(())
 
-    with pytest.raises(SystemExit), Rows(path, "test") as rows:
+    with pytest.raises(SystemExit), ResultFile(path, "test") as rows:
         hold(contest(right, stopped), rows, Pace(rounds=3))
     first, second = read([path])
     assert (first.provider, first.status, first.outcome, first.numbers["alone"]) == ("a", "ok", "interrupted", True)
     assert first.numbers["median"] > 0
     assert (second.status, second.note) == ("skipped", "stopped after 0 s of preparing it")
-    with Rows(path, "test") as rows:
+    with ResultFile(path, "test") as rows:
         hold(contest(right, right), rows, Pace(rounds=3))
     whole = [row for row in read([path]) if row.outcome == "complete"]
     assert [(row.provider, row.numbers["rounds"]) for row in whole] == [("a", 3), ("b", 3)]

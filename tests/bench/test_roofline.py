@@ -10,10 +10,10 @@ from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.commands import roofline
 from vstar_engine.bench.commands.report import rendered
 from vstar_engine.bench.harness.contest import Pace
-from vstar_engine.bench.harness.rows import OK, WRONG, Rows, read
+from vstar_engine.bench.harness.rows import OK, WRONG, ResultFile, read
 from vstar_engine.bench.roofline import floors, fused_costs
 from vstar_engine.bench.roofline.op_costs import KEYS, Machine, Op, ops_of
-from vstar_engine.bench.step.workload import TINY, Scene
+from vstar_engine.bench.step.workload import TINY, Workload
 from vstar_engine.config.models import model_named
 from vstar_engine.kernels.cpu import library
 
@@ -212,8 +212,8 @@ def test_every_op_is_timed_beside_its_floor(measured):
 
 def test_a_slow_op_is_found_where_it_stands(monkeypatch):
     """By a clock that ticks a microsecond a look and twenty milliseconds in one op of the last block."""
-    scene = Scene("tiny", 3, TINY.size, torch.float32, torch.device("cpu"))
-    last = scene.unet(torch.float32, "channels_last").out[2]
+    workload = Workload("tiny", 3, TINY.size, torch.float32, torch.device("cpu"))
+    last = workload.unet(torch.float32, "channels_last").out[2]
     convolve, now = last._conv_forward, [0.0]
 
     def mark():
@@ -229,8 +229,8 @@ def test_a_slow_op_is_found_where_it_stands(monkeypatch):
     library.impl("late", late, "CPU")
     monkeypatch.setattr(last, "_conv_forward", lambda *given: torch.ops.test_roofline.late(convolve(*given)))
     monkeypatch.setattr(floors, "mark", mark)
-    with Rows(None, "test") as rows:
-        found = floors.measure(scene, rows, Pace(rounds=3, warmup=1))
+    with ResultFile(None, "test") as rows:
+        found = floors.measure(workload, rows, Pace(rounds=3, warmup=1))
     blocks = {row.provider: row.numbers["median"] for row in found if row.case["part"] == "block"}
     assert blocks.pop("out") == pytest.approx(0.02, rel=0.01)
     assert max(blocks.values()) < 1e-3

@@ -10,7 +10,7 @@ import support.serve_packages  # noqa: F401 - skips where they are missing
 from vstar_engine.bench.commands import serve
 from vstar_engine.bench.commands.serve import BURST, POISSON, Outcome, arrivals, judged, measured, percentile
 from vstar_engine.bench.harness.contest import Pace
-from vstar_engine.bench.harness.rows import Row, Rows, read
+from vstar_engine.bench.harness.rows import ResultFile, ResultRow, read
 from vstar_engine.bench.report.tables import serve as table
 from vstar_engine.commands.main import main
 
@@ -42,7 +42,7 @@ def test_what_was_refused_or_failed_was_not_served_in_time():
         measured(outcomes[3:], 1.0, 1.0)
 
 
-ROW = Row("serve", {"frames": 4}, "vstar-engine serve")
+ROW = ResultRow("serve", {"frames": 4}, "vstar-engine serve")
 
 
 @pytest.mark.parametrize(("p20", "status"), [(0.059, "ok"), (0.061, "failed")])
@@ -78,7 +78,7 @@ def parsed(*words):
 
 
 def test_what_is_wanted_in_time_is_five_times_one_video_alone(loads, tmp_path):
-    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+    with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         serve.measure(parsed("--parts", "poisson", "burst"), ROW, Nowhere(), tmp_path, rows, Pace())
     assert loads == [1, 1, 24, 24]
     poisson, burst = read([tmp_path / "rows.jsonl"])
@@ -90,7 +90,7 @@ def test_what_is_wanted_in_time_is_five_times_one_video_alone(loads, tmp_path):
 )
 def test_a_load_that_does_not_fit_is_not_started(loads, tmp_path, budget, limit, says):
     pace = Pace.within(budget, limit=limit)
-    with Rows(tmp_path / "rows.jsonl", "test") as rows:
+    with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         serve.measure(parsed("--parts", "burst", "poisson"), ROW, Nowhere(), tmp_path, rows, pace)
     assert loads == [1, 1, 24]
     burst, poisson = read([tmp_path / "rows.jsonl"])

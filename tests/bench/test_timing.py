@@ -23,8 +23,8 @@ from vstar_engine.bench.harness.rows import (
     OK,
     SKIPPED,
     WRONG,
-    Row,
-    Rows,
+    ResultFile,
+    ResultRow,
     read,
     seconds,
     sentence,
@@ -49,8 +49,8 @@ def contest(*providers: Provider, **more: object) -> Contest:
     return Contest("test", {"frames": 4}, torch.float32, torch.device("cpu"), providers, error, 1e-3, **more)
 
 
-def held(path: Path, *providers: Provider, pace: Pace = Pace(rounds=1, warmup=0), **more: object) -> dict[str, Row]:  # noqa: B008
-    with Rows(path, COMMAND) as rows:
+def held(path: Path, *providers: Provider, pace: Pace = Pace(rounds=1, warmup=0), **more: object) -> dict[str, ResultRow]:  # noqa: B008
+    with ResultFile(path, COMMAND) as rows:
         hold(contest(*providers, **more), rows, pace)
     return {row.provider: row for row in read([path])}
 
@@ -180,9 +180,9 @@ def test_missing_and_failing_providers_become_rows_and_the_others_run(tmp_path: 
 
 
 def test_only_wrong_and_failed_rows_are_failures(tmp_path: Path) -> None:
-    rows = Rows(tmp_path / "rows.jsonl", COMMAND)
+    rows = ResultFile(tmp_path / "rows.jsonl", COMMAND)
     for status in (OK, ABSENT, SKIPPED, WRONG, FAILED):
-        rows.write(Row("test", {}, status, status=status))
+        rows.write(ResultRow("test", {}, status, status=status))
     assert rows.failures == ["test: : WRONG", "test: : failed"]
 
 
@@ -288,10 +288,10 @@ def test_an_interrupted_run_keeps_its_rows_and_says_so(tmp_path: Path, stop: typ
     def cut() -> Callable[[], Tensor]:
         raise stop
 
-    with Rows(path, COMMAND) as rows:
+    with ResultFile(path, COMMAND) as rows:
         hold(contest(Provider("ours", lambda: right)), rows, Pace(1, 0))
     both = [contest(Provider("first", lambda: right)), contest(Provider("ours", cut))]
-    with pytest.raises(stop), Rows(path, COMMAND) as rows:
+    with pytest.raises(stop), ResultFile(path, COMMAND) as rows:
         any(hold(one, rows, Pace(1, 0)) is None for one in both)
     assert [(row.provider, row.outcome) for row in read([path]) if row.status == OK] == [
         ("ours", "complete"),
@@ -301,13 +301,13 @@ def test_an_interrupted_run_keeps_its_rows_and_says_so(tmp_path: Path, stop: typ
 
 def test_a_run_that_was_killed_is_interrupted_too_and_the_file_can_go_on(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    killed = Rows(path, COMMAND)
-    killed.write(Row("test", {}, "ours"))
+    killed = ResultFile(path, COMMAND)
+    killed.write(ResultRow("test", {}, "ours"))
     with path.open("a") as file:
         file.write('{"schema": 2, "run": "half a li')
     assert [row.outcome for row in read([path])] == [INTERRUPTED]
-    with Rows(path, COMMAND) as rows:
-        rows.write(Row("test", {}, "again"))
+    with ResultFile(path, COMMAND) as rows:
+        rows.write(ResultRow("test", {}, "again"))
     assert [(row.provider, row.outcome) for row in read([path])] == [("ours", INTERRUPTED), ("again", "complete")]
 
 
@@ -319,7 +319,7 @@ def test_another_schema_is_refused_with_what_to_do(tmp_path: Path) -> None:
     ):
         read([path])
     with pytest.raises(ValueError, match="schema 1"):
-        Rows(path, COMMAND)
+        ResultFile(path, COMMAND)
 
 
 def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from support.denoisers import Watched
+from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.config.request import Request
 from vstar_engine.errors import CheckpointError, DeviceError, MemoryShortage
@@ -67,7 +68,7 @@ def test_every_setting_changes_the_video(mini, video, change):
 
 def test_guidance_one_is_the_conditional_branch_alone(mini):
     calls = []
-    counted = Engine(**{**vars(mini), "denoiser": Watched(mini.denoiser, lambda *given: calls.append(len(given[2])))})
+    counted = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: calls.append(len(given[2]))))
     counted.generate("snow", sampling=Sampling(steps=2, guidance=1.0), **SMALL)
     assert calls == [1, 1]
 

@@ -1,4 +1,4 @@
-"""The choice among ways to compute the same: timed once for each case, kept, and never made while a graph is recorded."""
+"""The choice among candidates that compute the same: timed once for each case, stored, never made while a graph is captured."""
 
 import logging
 import subprocess
@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from vstar_engine.kernels.gpu import autotune as module
-from vstar_engine.kernels.gpu import autotune_cache
-from vstar_engine.kernels.gpu.autotune import fastest
+from vstar_engine.kernels.gpu.autotune import autotune
 
 
 class Timer:
@@ -26,15 +25,15 @@ class Timer:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "kept", {})
+def _nothing_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "chosen", {})
     monkeypatch.setenv("VSTAR_CACHE", str(tmp_path))
     module.stored.cache_clear()
     yield
     module.stored.cache_clear()
 
 
-def ways(called=None):
+def candidates(called=None):
     def call(name):
         if called is not None:
             called.append(name)
@@ -53,122 +52,122 @@ def ways(called=None):
     ],
     ids=["ours", "plain", "best of the rounds", "a draw keeps the first"],
 )
-def test_the_faster_way_is_kept(seconds, wanted, caplog):
+def test_the_faster_candidate_is_chosen(seconds, wanted, caplog):
     timer = Timer(**seconds)
     with caplog.at_level(logging.INFO, logger="vstar_engine"):
-        assert fastest("case", ways(), timer) == wanted
+        assert autotune("case", candidates(), timer) == wanted
         # both in turn, each as often
         assert timer.timed == ["plain", "ours"] * module.ROUNDS
-        assert fastest("case", ways(), timer) == wanted
+        assert autotune("case", candidates(), timer) == wanted
     assert len(timer.timed) == 2 * module.ROUNDS
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert caplog.messages[0].startswith("case: plain ")
 
 
 def test_each_case_has_its_own():
-    assert fastest("small", ways(), Timer(plain=[1.0], ours=[2.0])) == "plain"
-    assert fastest("large", ways(), Timer(plain=[2.0], ours=[1.0])) == "ours"
-    assert module.kept == {"small": "plain", "large": "ours"}
+    assert autotune("small", candidates(), Timer(plain=[1.0], ours=[2.0])) == "plain"
+    assert autotune("large", candidates(), Timer(plain=[2.0], ours=[1.0])) == "ours"
+    assert module.chosen == {"small": "plain", "large": "ours"}
 
 
 def test_nothing_is_timed_before_it_is_warm():
     called = []
-    fastest("case", ways(called), Timer(plain=[1.0], ours=[2.0]))
+    autotune("case", candidates(called), Timer(plain=[1.0], ours=[2.0]))
     assert called[: 2 * module.WARM] == ["plain"] * module.WARM + ["ours"] * module.WARM
 
 
-def test_a_recorded_graph_takes_what_was_kept_and_else_the_first(monkeypatch):
+def test_a_captured_graph_takes_what_was_chosen_and_else_the_first(monkeypatch):
     monkeypatch.setattr(module, "capturing", lambda: True)
     timer = Timer(plain=[2.0], ours=[1.0])
-    assert fastest("case", ways(), timer) == "plain"
-    assert module.kept == {}
+    assert autotune("case", candidates(), timer) == "plain"
+    assert module.chosen == {}
     monkeypatch.setattr(module, "capturing", lambda: False)
-    assert fastest("case", ways(), timer) == "ours"
+    assert autotune("case", candidates(), timer) == "ours"
     timed = len(timer.timed)
     monkeypatch.setattr(module, "capturing", lambda: True)
-    assert fastest("case", ways(), timer) == "ours"
+    assert autotune("case", candidates(), timer) == "ours"
     assert len(timer.timed) == timed
 
 
-def test_determinism_and_a_lone_way_are_not_timed():
+def test_determinism_and_a_lone_candidate_are_not_timed():
     timer = Timer(plain=[2.0], ours=[1.0])
-    assert fastest("alone", {"plain": lambda: "plain"}, timer) == "plain"
+    assert autotune("alone", {"plain": lambda: "plain"}, timer) == "plain"
     torch.use_deterministic_algorithms(True)
     try:
-        assert fastest("case", ways(), timer) == "plain"
+        assert autotune("case", candidates(), timer) == "plain"
     finally:
         torch.use_deterministic_algorithms(False)
     assert timer.timed == []
-    assert module.kept == {}
+    assert module.chosen == {}
 
 
 PROCESS = """
 import sys
-from vstar_engine.kernels.gpu.autotune import fastest
+from vstar_engine.kernels.gpu.autotune import autotune
 
 timed = []
 seconds = {"plain": float(sys.argv[1]), "ours": 1.0}
-ways = {name: lambda name=name: name for name in seconds}
-way = fastest("case", ways, lambda call: timed.append(call()) or seconds[timed[-1]])
-print(way, len(timed))
+found = {name: lambda name=name: name for name in seconds}
+name = autotune("case", found, lambda call: timed.append(call()) or seconds[timed[-1]])
+print(name, len(timed))
 """
 
 
 def in_a_new_process(plain):
-    """Returns the way that a new process chooses, where the plain one takes so many seconds and ours one, and what it timed."""
+    """Returns what a new process chooses where `plain` takes so many seconds and `ours` one, and how many calls it timed."""
     done = subprocess.run([sys.executable, "-c", PROCESS, str(plain)], capture_output=True, text=True, check=True)
-    way, timed = done.stdout.split()
-    return way, int(timed)
+    name, timed = done.stdout.split()
+    return name, int(timed)
 
 
 def test_another_process_computes_by_what_the_first_one_chose():
     assert in_a_new_process(2.0) == ("ours", 2 * module.ROUNDS)
-    # it would choose the other way, had it timed them
+    # it would choose the other, had it timed them
     assert in_a_new_process(0.5) == ("ours", 0)
 
 
 def stored_again(monkeypatch):
     """What a next process finds."""
-    monkeypatch.setattr(module, "kept", {})
+    monkeypatch.setattr(module, "chosen", {})
     module.stored.cache_clear()
     return module.stored()
 
 
 def test_other_libraries_choose_anew(monkeypatch):
-    fastest("case", ways(), Timer(plain=[2.0], ours=[1.0]))
+    autotune("case", candidates(), Timer(plain=[2.0], ours=[1.0]))
     assert stored_again(monkeypatch).chosen == {"case": "ours"}
-    monkeypatch.setattr(autotune_cache, "kernel_hash", lambda: "other sources")
+    monkeypatch.setattr(module, "kernel_hash", lambda: "other sources")
     assert stored_again(monkeypatch).chosen == {}
-    assert fastest("case", ways(), Timer(plain=[1.0], ours=[2.0])) == "plain"
+    assert autotune("case", candidates(), Timer(plain=[1.0], ours=[2.0])) == "plain"
     assert len(list(module.stored().path.parent.iterdir())) == 2
 
 
-def test_a_way_that_is_no_more_is_not_taken(monkeypatch):
+def test_a_candidate_that_is_no_more_is_not_taken(monkeypatch):
     module.stored().add("case", "theirs", ["theirs"])
     assert stored_again(monkeypatch).chosen == {"case": "theirs"}
-    assert fastest("case", ways(), Timer(plain=[2.0], ours=[1.0])) == "ours"
+    assert autotune("case", candidates(), Timer(plain=[2.0], ours=[1.0])) == "ours"
 
 
-def test_what_another_process_chose_meanwhile_is_kept():
-    mine, other = autotune_cache.Choices(), autotune_cache.Choices()
-    assert other.add("case", "plain", ways()) == "plain"
-    assert mine.add("case", "ours", ways()) == "plain"
-    assert mine.add("more", "ours", ways()) == "ours"
-    assert autotune_cache.Choices().chosen == {"case": "plain", "more": "ours"}
+def test_what_another_process_chose_meanwhile_stays():
+    mine, other = module.Choices(), module.Choices()
+    assert other.add("case", "plain", candidates()) == "plain"
+    assert mine.add("case", "ours", candidates()) == "plain"
+    assert mine.add("more", "ours", candidates()) == "ours"
+    assert module.Choices().chosen == {"case": "plain", "more": "ours"}
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff", b'{"of": 1, "chosen": {}}', b"[" * 100000], ids=lambda x: str(x[:9])
 )
 def test_a_damaged_file_is_named_and_written_anew(content, monkeypatch, caplog):
-    fastest("case", ways(), Timer(plain=[2.0], ours=[1.0]))
+    autotune("case", candidates(), Timer(plain=[2.0], ours=[1.0]))
     path = module.stored().path
     path.write_bytes(content)
     assert stored_again(monkeypatch).chosen == {}
     (said,) = (record.message for record in caplog.records if record.levelname == "WARNING")
     assert said.startswith(str(path))
-    assert said.endswith("the fastest kernels are chosen anew")
-    assert fastest("case", ways(), Timer(plain=[1.0], ours=[2.0])) == "plain"
+    assert said.endswith("kernels are timed again")
+    assert autotune("case", candidates(), Timer(plain=[1.0], ours=[2.0])) == "plain"
     assert stored_again(monkeypatch).chosen == {"case": "plain"}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -177,6 +176,6 @@ def test_a_cache_that_cannot_be_written_is_named_once(monkeypatch, tmp_path, cap
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("VSTAR_CACHE", str(tmp_path / "file"))
     for case in ("small", "large"):
-        assert fastest(case, ways(), Timer(plain=[2.0], ours=[1.0])) == "ours"
+        assert autotune(case, candidates(), Timer(plain=[2.0], ours=[1.0])) == "ours"
     (said,) = (record.message for record in caplog.records if "cannot be written" in record.message)
-    assert said.endswith("the next process chooses the fastest kernels anew")
+    assert said.endswith("the next process times kernels again")

@@ -6,7 +6,7 @@ import torch
 from support.accuracy import relative_error
 from vstar_engine.kernels.fp8_layernorm import norm_e4m3
 from vstar_engine.kernels.fp8_linear import linear_e4m3, linear_e4m3_ref
-from vstar_engine.kernels.fp8_quantize import E4M3
+from vstar_engine.kernels.problems import E4M3, Fp8LinearProblem
 
 # half of e4m3's step between two powers of two
 ROUNDING = 2.0**-4
@@ -16,7 +16,7 @@ def products(dtype=torch.float16, x=(2, 3, 32), weight=(16, 32), residual=None, 
     rows, weight = torch.randn(x).to(E4M3 if rounded else dtype), torch.randn(weight).to(E4M3)
     beside = None if residual is None else torch.randn(residual).to(dtype)
     bias = torch.randn(len(weight)).to(dtype)
-    return rows, weight, torch.tensor(0.5), torch.tensor(0.01), bias, beside, gate, then, dtype
+    return Fp8LinearProblem(rows, weight, torch.tensor(0.5), torch.tensor(0.01), bias, beside, gate, then, dtype)
 
 
 LAYERS = {
@@ -33,7 +33,7 @@ def test_the_layer_is_an_op_that_shapes_follow_and_its_definition(kind):
     torch.manual_seed(6)
     given = products(**LAYERS[kind])
     torch.library.opcheck(torch.ops.vstar.linear_e4m3, given, test_utils="test_faketensor")
-    ours, definition = linear_e4m3(*given), linear_e4m3_ref(*given)
+    ours, definition = linear_e4m3(given), linear_e4m3_ref(given)
     assert (ours.shape, ours.dtype) == (definition.shape, definition.dtype)
     # sums in another order may round to the next number
     assert relative_error(ours.float(), definition.float()) < (ROUNDING if ours.dtype == E4M3 else 1e-3)
@@ -52,7 +52,7 @@ def test_the_layer_is_an_op_that_shapes_follow_and_its_definition(kind):
 )
 def test_what_cannot_be_multiplied_is_refused_in_a_sentence(changed, words):
     with pytest.raises(ValueError, match=words):
-        linear_e4m3(*products(**changed))
+        linear_e4m3(products(**changed))
 
 
 def test_what_cannot_be_normed_is_refused_in_a_sentence():

@@ -8,7 +8,8 @@ from support.accuracy import assert_as_accurate
 from vstar_engine.kernels.cpu import library
 from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
-from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear, linear_ref
+from vstar_engine.kernels.linear import feed_forward, linear, linear_ref
+from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 from vstar_engine.networks.layers import FeedForward, RowNorm
 
 PRESENT, WHY = library.status()
@@ -91,9 +92,9 @@ def test_linear(shape, after):
     bias = torch.randn(made) if "bias" in after else None
     residual = torch.randn(items, rows, made) if "residual" in after else None
     given, gate = (x, weight, bias, residual), "gate" in after
-    eager = linear_ref(*given, gate)
-    exact = linear_ref(*(None if tensor is None else tensor.double() for tensor in given), gate)
-    got = linear(*given, gate)
+    eager = linear_ref(LinearProblem(*given, gate))
+    exact = linear_ref(LinearProblem(*(None if tensor is None else tensor.double() for tensor in given), gate))
+    got = linear(LinearProblem(*given, gate))
     assert got.is_contiguous()
     assert_as_accurate(got, eager, exact)
 
@@ -109,14 +110,14 @@ def test_linear_norms_its_input(shape, gate):
     norm = LayerNorm(1 + torch.rand(features), torch.randn(features), 1e-5)
     residual = None if gate else torch.randn(items, rows, made)
     bias = torch.randn(made)
-    eager = linear_ref(x, weight, bias, residual, gate, norm)
-    wide = LayerNorm(norm.weight.double(), norm.bias.double(), norm.eps)
-    exact = linear_ref(x.double(), weight.double(), bias.double(), None if gate else residual.double(), gate, wide)
-    assert_as_accurate(linear(x, weight, bias, residual, gate, norm), eager, exact)
+    given = LinearProblem(x, weight, bias, residual, gate, *norm)
+    exact = linear_ref(LinearProblem(*(value.double() if isinstance(value, torch.Tensor) else value for value in given)))
+    assert_as_accurate(linear(given), linear_ref(given), exact)
 
 
 def feed_forward_ref(x, first, second, norm):
-    return linear_ref(linear_ref(x, *first, gate=True, norm=norm), *second, x)
+    hidden = linear_ref(LinearProblem(x, *first, None, True, *norm))
+    return linear_ref(LinearProblem(hidden, *second, x))
 
 
 @pytest.mark.usefixtures("isa")
@@ -170,14 +171,18 @@ def test_who_looks_on_sees_the_ops():
 @torch.no_grad()
 def test_linear_takes_any_strides():
     wide, weight = torch.randn(3, 5, 64), torch.randn(8, 32)
-    torch.testing.assert_close(linear(wide[..., ::2], weight, None), linear_ref(wide[..., ::2], weight, None))
     across = torch.randn(8, 5, 3).permute(2, 1, 0)
-    torch.testing.assert_close(linear(wide[..., :32], weight, None, across), linear_ref(wide[..., :32], weight, None, across))
+    for given in (
+        LinearProblem(wide[..., ::2], weight, None),
+        LinearProblem(wide[..., :32], weight, None, across),
+        LinearProblem(wide[..., :32], weight.T.contiguous().T, None),
+    ):
+        torch.testing.assert_close(linear(given), linear_ref(given))
 
 
 def test_linear_with_gradients_is_pytorchs():
     x, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(4, 8)
-    linear(x, weight, None, gate=True).sum().backward()
+    linear(LinearProblem(x, weight, None, gate=True)).sum().backward()
     assert x.grad is not None
 
 
@@ -189,7 +194,7 @@ def test_threads_share_the_rows(threads):
 
     def compute():
         with torch.no_grad():
-            return groupnorm_silu(x, *norm), geglu(gated), linear(gated, weight, None, gate=True)
+            return groupnorm_silu(x, *norm), geglu(gated), linear(LinearProblem(gated, weight, None, gate=True))
 
     one = compute()
     before = torch.get_num_threads()

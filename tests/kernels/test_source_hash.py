@@ -26,7 +26,7 @@ def identity():
         ("unet.py", True, False),
         ("layers.py", True, False),
         ("onnx_function.py", True, False),
-        ("temporal_attention_triton.py", True, True),
+        ("temporal_attention_launch.py", True, True),
         ("main.py", False, False),
     ],
 )

@@ -10,11 +10,11 @@ from support.accuracy import assert_as_accurate, relative_error
 from vstar_engine.kernels import fp8_linear as op
 from vstar_engine.kernels.fp8_conv2d import conv_e4m3, conv_e4m3_ref
 from vstar_engine.kernels.fp8_layernorm import norm_e4m3, norm_e4m3_ref
-from vstar_engine.kernels.fp8_linear import linear_e4m3_ref
-from vstar_engine.kernels.fp8_quantize import E4M3, LARGEST, to_e4m3, to_e4m3_ref
+from vstar_engine.kernels.fp8_linear import candidates, linear_e4m3_ref
+from vstar_engine.kernels.fp8_quantize import LARGEST, to_e4m3, to_e4m3_ref
 from vstar_engine.kernels.gpu import fp8_conv2d, fp8_linear
-from vstar_engine.kernels.gpu.device import Device
 from vstar_engine.kernels.gpu.linear import Tile
+from vstar_engine.kernels.problems import E4M3, Fp8ConvProblem, Fp8LinearProblem
 from vstar_engine.networks import fp8
 from vstar_engine.networks.layers import FeedForward, RowNorm
 
@@ -90,7 +90,12 @@ def convolution(case, dtype):
     x, weight = (30 * torch.randn(sides) for sides in (shape, (*kernel, shape[-1])))
     values = (tensor.to(DEVICE).to(E4M3) for tensor in (x, weight))
     factors = (torch.tensor(factor, device=DEVICE) for factor in (0.25, 0.0123))
-    return (*values, *factors, (10 * torch.randn(kernel[0])).to(DEVICE, dtype), stride, padding)
+    return Fp8ConvProblem(*values, *factors, (10 * torch.randn(kernel[0])).to(DEVICE, dtype), stride, padding)
+
+
+def assert_convolved(got, given, slack=0.0):
+    exact = conv_e4m3_ref(given._replace(bias=given.bias.double()))
+    assert_as_accurate(got, conv_e4m3_ref(given), exact, slack)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +107,10 @@ def convolution(case, dtype):
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_conv_e4m3(case, dtype):
-    *given, bias, stride, padding = convolution(case, dtype)
+    given = convolution(case, dtype)
     # 32 channels are what an instruction of FP8 sums
-    got = fp8_conv2d.conv_e4m3_triton(*given, bias, stride, padding, Tile(32, 16, 32, 4, 2))
-    eager = conv_e4m3_ref(*given, bias, stride, padding)
-    assert_as_accurate(got, eager, conv_e4m3_ref(*given, bias.double(), stride, padding), SLACK.get(dtype, 0.0))
+    got = fp8_conv2d.conv_e4m3_triton(given, Tile(32, 16, 32, 4, 2))
+    assert_convolved(got, given, SLACK.get(dtype, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -114,19 +118,15 @@ def test_conv_e4m3(case, dtype):
 )
 def test_conv_e4m3_tiles_cover_everything_once(tile):
     """More blocks of positions than one group, the last group short, at the launch table's own tiles."""
-    *given, bias, stride, padding = convolution(CONVOLUTIONS["3x3"], torch.float16)
-    x = torch.cat([given[0]] * 40)
-    got = fp8_conv2d.conv_e4m3_triton(x, *given[1:], bias, stride, padding, tile)
-    exact = conv_e4m3_ref(x, *given[1:], bias.double(), stride, padding)
-    assert_as_accurate(got, conv_e4m3_ref(x, *given[1:], bias, stride, padding), exact)
+    given = convolution(CONVOLUTIONS["3x3"], torch.float16)
+    given = given._replace(x=torch.cat([given.x] * 40))
+    assert_convolved(fp8_conv2d.conv_e4m3_triton(given, tile), given)
 
 
 def test_conv_e4m3_by_its_op():
-    *given, bias, stride, padding = convolution(CONVOLUTIONS["3x3, stride 2"], torch.float16)
-    turned = given[0].transpose(1, 2).contiguous().transpose(1, 2)  # strides of its own
-    exact = conv_e4m3_ref(*given, bias.double(), stride, padding)
-    got = conv_e4m3(turned, *given[1:], bias, stride, padding)
-    assert_as_accurate(got, conv_e4m3_ref(*given, bias, stride, padding), exact)
+    given = convolution(CONVOLUTIONS["3x3, stride 2"], torch.float16)
+    turned = given.x.transpose(1, 2).contiguous().transpose(1, 2)  # strides of its own
+    assert_convolved(conv_e4m3(given._replace(x=turned)), given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -177,15 +177,14 @@ def problem(shape, around, dtype):
     bias = torch.randn(len(weight)).to(DEVICE, dtype) if "bias" in around else None
     residual = torch.randn(*rows, made).to(DEVICE, dtype) if "residual" in around else None
     then = torch.tensor(2.0**-6, device=DEVICE) if "then" in around else None
-    return (x.to(DEVICE), weight.to(DEVICE), step, scale, bias, residual, "gate" in around, then)
+    return Fp8LinearProblem(x.to(DEVICE), weight.to(DEVICE), step, scale, bias, residual, "gate" in around, then, dtype)
 
 
 def wide(given):
     """The same problem in float64, its result not rounded."""
-    x, weight, step, scale, *beside, gate, _ = given
-    tensors = (None if tensor is None else tensor.double() for tensor in beside)
-    x = x if x.dtype == E4M3 else x.double()
-    return linear_e4m3_ref(x, weight, step, scale, *tensors, gate, None, torch.float64)
+    bias, residual = (None if tensor is None else tensor.double() for tensor in (given.bias, given.residual))
+    x = given.x.double() if given.rounds else given.x
+    return linear_e4m3_ref(given._replace(x=x, bias=bias, residual=residual, then=None, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("around", AROUND)
@@ -193,25 +192,25 @@ def wide(given):
 @pytest.mark.parametrize("shape", [(2, 24, 64, 48), (1, 7, 48, 16), (3, 17, 40, 24), (5, 6, 3)], ids=str)
 def test_linear_e4m3(shape, dtype, around):
     given = problem(shape, AROUND[around], dtype)
-    got, eager, exact = fp8_linear.linear_e4m3_triton(*given, dtype, TILE), linear_e4m3_ref(*given, dtype), wide(given)
-    if given[-1] is None:
+    got, eager, exact = fp8_linear.linear_e4m3_triton(given, TILE), linear_e4m3_ref(given), wide(given)
+    if given.then is None:
         assert_as_accurate(got, eager, exact, SLACK.get(dtype, 0.0))
     else:
         assert (got.shape, got.dtype) == (eager.shape, E4M3)
-        values = (exact / given[-1]).float()
+        values = (exact / given.then).float()
         assert_rounded(got.float(), values.clamp(-LARGEST, LARGEST).to(E4M3).float(), values, strays=0.02)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_what_e4m3_does_not_hold_is_rounded_on_the_way(dtype):
-    _, *behind = problem((50, 96, 32), ("bias", "residual"), dtype)
     x = (6 * torch.randn(50, 96)).to(DEVICE, dtype)
-    got = fp8_linear.linear_e4m3_triton(x, *behind, dtype, TILE)
+    given = problem((50, 96, 32), ("bias", "residual"), dtype)._replace(x=x)
+    got = fp8_linear.linear_e4m3_triton(given, TILE)
     # as the kernel that rounds alone does, in the interpreter's way too
-    apart = linear_e4m3_ref(to_e4m3(x, behind[1]), *behind, dtype)
-    exact = wide((to_e4m3(x, behind[1]), *behind))
-    assert_as_accurate(got, apart, exact, SLACK.get(dtype, 0.0))
-    assert relative_error(got, x.double() @ (behind[0].double() * behind[2]).T + behind[3] + behind[4]) < 2 * ROUNDING
+    apart = given._replace(x=to_e4m3(x, given.step))
+    assert_as_accurate(got, linear_e4m3_ref(apart), wide(apart), SLACK.get(dtype, 0.0))
+    exact = x.double() @ (given.weight.double() * given.scale).T + given.bias + given.residual
+    assert relative_error(got, exact) < 2 * ROUNDING
 
 
 SMALL_TILES = sorted({t for arch in ARCHITECTURES for gate in (0, 1) for t in fp8_linear.tiles(arch, False, bool(gate))})
@@ -223,34 +222,24 @@ SMALL_TILES = sorted({t for arch in ARCHITECTURES for gate in (0, 1) for t in fp
 def test_linear_e4m3_tiles_cover_everything_once(tile):
     """More blocks of rows than one group, the last group short, at the launch table's own tiles."""
     given = problem((1300, 80, 72), ("rounding", "bias", "residual"), torch.float16)
-    got = fp8_linear.linear_e4m3_triton(*given, torch.float16, tile)
-    assert_as_accurate(got, linear_e4m3_ref(*given, torch.float16), wide(given))
+    assert_as_accurate(fp8_linear.linear_e4m3_triton(given, tile), linear_e4m3_ref(given), wide(given))
 
 
 TRIED = ("PyTorch", "Triton, 128x128x128")
 
 
 @pytest.mark.parametrize("best", TRIED)
-def test_the_way_that_a_timer_prefers_computes(best, monkeypatch):
+def test_every_candidate_computes_the_layer(best):
     given = problem((4, 32, 16), ("rounding", "bias", "residual"), torch.float16)
-    chosen = []
-
-    def prefer(case, ways):
-        chosen.append((case, tuple(ways)))
-        return ways[best]()
-
-    monkeypatch.setattr(fp8_linear, "fastest", prefer)
-    monkeypatch.setattr(fp8_linear, "device", lambda x: Device(90, 1))
-    got = fp8_linear.linear_e4m3_gpu(*given, torch.float16)
-    assert_as_accurate(got, linear_e4m3_ref(*given, torch.float16), wide(given))
-    assert chosen == [(f"linear_e4m3 4x32 by 16, rounding, bias, residual, float16 on {given[0].device}", TRIED)]
+    assert given.case == f"linear_e4m3 4x32 by 16, rounding, bias, residual, float16 on {given.x.device}"
+    found = candidates(given, 90)
+    assert tuple(found) == TRIED
+    assert_as_accurate(found[best](), linear_e4m3_ref(given), wide(given))
 
 
 @pytest.mark.parametrize(("around", "many"), [(("bias",), 1), (("bias", "gate"), 3), (("rounding",), 3)], ids=str)
-def test_where_nothing_is_spared_the_product_is_pytorchs_alone(around, many, monkeypatch):
-    monkeypatch.setattr(fp8_linear, "fastest", lambda case, ways: tuple(ways))
-    monkeypatch.setattr(fp8_linear, "device", lambda x: Device(90, 1))
-    found = fp8_linear.linear_e4m3_gpu(*problem((3, 32, 16), around, torch.float16), torch.float16)
+def test_where_nothing_is_spared_the_product_is_pytorchs_alone(around, many):
+    found = tuple(candidates(problem((3, 32, 16), around, torch.float16), 90))
     assert found[0] == "PyTorch"
     assert len(found) == many
 
@@ -264,14 +253,13 @@ def test_layers_of_a_network_are_the_same_by_triton_and_by_pytorch(monkeypatch):
     fp8.convert(block, {"net.0.proj": 4.0, "net.2": 2.0})
     pointwise, calls = fp8.Fp8Pointwise(conv, 4.0), []
 
-    def by_triton(*given):
-        calls.append(given[0].dtype)
-        x, weight, step, scale, bias, residual, *rest = given
-        return fp8_linear.linear_e4m3_triton(x.contiguous(), weight, step, scale, bias, residual, *rest, TILE)
+    def by_triton(given):
+        calls.append(given.x.dtype)
+        return fp8_linear.linear_e4m3_triton(given, TILE)
 
     by_pytorch = block(x, norm), pointwise(x.movedim(-1, 1))
-    monkeypatch.setattr(fp8_linear, "linear_e4m3_gpu", by_triton)
-    monkeypatch.setattr(op, "by_operators", by_triton)
+    monkeypatch.setattr(op, "unfused", by_triton)
+    monkeypatch.setattr(op, "candidates", lambda given, arch: {"Triton": lambda: by_triton(given)})
     ours = block(x, norm), pointwise(x.movedim(-1, 1))
     assert calls == [E4M3, E4M3, torch.float16]
     assert ours[1].is_contiguous(memory_format=torch.channels_last)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from support.accuracy import assert_as_accurate
+from vstar_engine.kernels import linear as op
 from vstar_engine.kernels.geglu import geglu, geglu_ref
-from vstar_engine.kernels.gpu import linear_candidates
-from vstar_engine.kernels.gpu.device import Device
+from vstar_engine.kernels.gpu.device import device
 from vstar_engine.kernels.gpu.linear import Tile, linear_triton
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
-from vstar_engine.kernels.linear import LayerNorm, linear_ref
+from vstar_engine.kernels.linear import candidates, linear_ref
+from vstar_engine.kernels.problems import LinearProblem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -80,7 +81,7 @@ AROUND = {
 
 
 def problem(shape, around, dtype):
-    """Draws x, weight, bias, residual, whether to gate, and the norm; rows lie far from zero where they are normed."""
+    """Draws a problem; rows lie far from zero where they are normed."""
     *rows, into, made = shape
     gate, norm = "gate" in around, "norm" in around
     x = torch.randn(*rows, into) + (30 if norm else 0)
@@ -89,14 +90,12 @@ def problem(shape, around, dtype):
     residual = torch.randn(*rows, made) if "residual" in around else None
     gains = (1 + torch.rand(into), torch.randn(into)) if norm else ()
     tensors = [None if tensor is None else tensor.to(DEVICE, dtype) for tensor in (x, weight, bias, residual, *gains)]
-    return (*tensors[:4], gate, LayerNorm(*tensors[4:], 1e-5) if norm else None)
+    return LinearProblem(*tensors[:4], gate, *tensors[4:], *([1e-5] if norm else []))
 
 
 def wide(given):
     """The same problem in float64."""
-    *tensors, gate, norm = given
-    norm = norm and LayerNorm(norm.weight.double(), norm.bias.double(), norm.eps)
-    return (*(None if tensor is None else tensor.double() for tensor in tensors), gate, norm)
+    return LinearProblem(*(value.double() if isinstance(value, torch.Tensor) else value for value in given))
 
 
 @pytest.mark.parametrize("around", AROUND)
@@ -104,47 +103,50 @@ def wide(given):
 @pytest.mark.parametrize("shape", [(2, 24, 32, 48), (1, 7, 48, 16), (3, 17, 40, 24), (5, 6, 3), (1, 16, 16)], ids=str)
 def test_linear(shape, dtype, around):
     given = problem(shape, AROUND[around], dtype)
-    *tensors, gate, norm = given
-    got = linear_triton(*tensors, gate, *(norm or (None, None, 0.0)), TILE)
+    got = linear_triton(given, TILE)
     # a product of one pass more is not worse: what PyTorch rounds between the passes stays in float32
-    assert_as_accurate(got, linear_ref(*given), linear_ref(*wide(given)), SLACK.get(dtype, 0.0))
+    assert_as_accurate(got, linear_ref(given), linear_ref(wide(given)), SLACK.get(dtype, 0.0))
 
 
 @pytest.mark.parametrize("tile", [Tile(32, 16, 16, 4, 3), Tile(16, 32, 32, 4, 4), Tile(16, 16, 64, 1, 2)], ids=str)
 def test_linear_tiles_cover_everything_once(tile):
     """More blocks of rows than one group, the last group short; a sum shorter than what is loaded at a time."""
     given = problem((150, 40, 72), ("bias", "residual"), torch.float16)
-    *tensors, gate, _ = given
-    got = linear_triton(*tensors, gate, None, None, 0.0, tile)
-    assert_as_accurate(got, linear_ref(*given), linear_ref(*wide(given)))
+    got = linear_triton(given, tile)
+    assert_as_accurate(got, linear_ref(given), linear_ref(wide(given)))
 
 
 def test_a_norm_of_rows_far_from_zero_does_not_cancel():
     """E[x^2] - E[x]^2 in float32 would be off by a tenth beside a mean of 1,900; float16 steps by 1 there."""
     x = (torch.randn(20, 48) + 1900).to(DEVICE, torch.float16)
     weight, ones, zeros = (tensor.to(DEVICE, torch.float16) for tensor in (torch.eye(48), torch.ones(48), torch.zeros(48)))
-    got = linear_triton(x, weight, None, None, False, ones, zeros, 1e-5, TILE)
+    got = linear_triton(LinearProblem(x, weight, None, None, False, ones, zeros, 1e-5), TILE)
     exact = torch.nn.functional.layer_norm(x.double(), (48,), eps=1e-5)
     assert float((got.double() - exact).abs().max() / exact.abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("best", ["PyTorch", "Triton, 128x256", "Triton, 128x128"])
-def test_the_way_that_a_timer_prefers_computes(best, monkeypatch):
+TRIED = ("PyTorch", "Triton, 128x256", "Triton, 128x128")
+
+
+@pytest.mark.parametrize("best", TRIED)
+def test_every_candidate_computes_the_layer(best):
     given = problem((4, 32, 16), ("norm", "bias", "residual"), torch.float16)
-    *tensors, gate, norm = given
-    chosen = []
+    found = candidates(given, 90)
+    assert tuple(found) == TRIED
+    assert_as_accurate(found[best](), linear_ref(given), linear_ref(wide(given)))
 
-    def prefer(case, ways):
-        chosen.append((case, tuple(ways)))
-        return ways[best]()
 
-    monkeypatch.setattr(linear_candidates, "fastest", prefer)
-    got = linear_candidates.linear_gpu(*tensors, gate, *norm)
-    assert_as_accurate(got, linear_ref(*given), linear_ref(*wide(given)))
-    where = f"{tensors[0].device}"
-    assert chosen == [
-        (f"linear 4x32 by 16, norm, bias, residual, float16 on {where}", ("PyTorch", "Triton, 128x256", "Triton, 128x128"))
-    ]
+def test_the_op_computes_by_what_is_chosen(monkeypatch):
+    given, cases = problem((4, 32, 16), ("norm", "bias", "residual"), torch.float16), []
+
+    def last(case, found):
+        cases.append(case)
+        return list(found.values())[-1]()
+
+    monkeypatch.setattr(op, "autotune", last)
+    chosen = candidates(given, device(given.x).arch)[TRIED[-1]]()
+    assert torch.equal(op._on_gpu(*given), chosen)
+    assert cases == [f"linear 4x32 by 16, norm, bias, residual, float16 on {given.x.device}"]
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,5 @@ def test_the_way_that_a_timer_prefers_computes(best, monkeypatch):
     ],
     ids=["odd result", "odd sum", "long row", "old GPU", "nothing spared"],
 )
-def test_what_the_kernel_is_not_for_is_pytorchs_alone(shape, around, arch, monkeypatch):
-    *tensors, gate, norm = problem(shape, around, torch.float16)
-    monkeypatch.setattr(linear_candidates, "device", lambda x: Device(arch, 1))
-    monkeypatch.setattr(linear_candidates, "fastest", lambda case, ways: tuple(ways))
-    assert linear_candidates.linear_gpu(*tensors, gate, *(norm or (None, None, 0.0))) == ("PyTorch",)
+def test_what_the_kernel_is_not_for_is_pytorchs_alone(shape, around, arch):
+    assert tuple(candidates(problem(shape, around, torch.float16), arch)) == ("PyTorch",)

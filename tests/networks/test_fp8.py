@@ -1,6 +1,6 @@
 """FP8: each layer against its formula in float64, what is converted, the error it makes, and where it is refused."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,21 +8,22 @@ import torch
 from torch import nn
 
 from vstar_engine import Engine, Sampling
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.bench.harness.random_networks import step_inputs
-from vstar_engine.bench.ops.pytorch_layers import by_operators
+from vstar_engine.bench.ops.pytorch_layers import unfused
 from vstar_engine.commands import main
 from vstar_engine.commands.inspect import command_for
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError
 from vstar_engine.kernels.fp8_conv2d import conv_e4m3
-from vstar_engine.kernels.fp8_quantize import E4M3, LARGEST
-from vstar_engine.kernels.linear import LayerNorm
+from vstar_engine.kernels.fp8_quantize import LARGEST
+from vstar_engine.kernels.problems import E4M3, Fp8ConvProblem, LayerNorm
 from vstar_engine.machine import memory
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.networks import fp8
 from vstar_engine.networks.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling import fp8_calibration
 from vstar_engine.verification.case import Judge, relative_error
 from vstar_engine.verification.judges import unet_case
 
@@ -198,7 +199,7 @@ def test_the_convolution_is_an_op_that_shapes_follow(stride, padding):
     torch.library.opcheck(torch.ops.vstar.conv_e4m3, given, test_utils="test_faketensor")
     made = torch.ops.vstar.conv_e4m3(*(x.to("meta") for x in given[:5]), stride, padding)
     assert made.device.type == "meta"
-    assert (made.shape, made.dtype) == (conv_e4m3(*given).shape, torch.float16)
+    assert (made.shape, made.dtype) == (conv_e4m3(Fp8ConvProblem(*given)).shape, torch.float16)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +219,9 @@ def test_what_cannot_be_convolved_is_refused_in_a_sentence(changed, words):
     shapes = {name: value for name, value in changed.items() if name in ("kernel", "bias")}
     x, weight, step, scale, bias = tensors(**shapes)
     x, step = changed.get("x", x), changed.get("step", step)
+    given = Fp8ConvProblem(x, weight, step, scale, bias, changed.get("stride", 1), changed.get("padding", (1, 1)))
     with pytest.raises(ValueError, match=words):
-        conv_e4m3(x, weight, step, scale, bias, changed.get("stride", 1), changed.get("padding", (1, 1)))
+        conv_e4m3(given)
 
 
 @pytest.mark.parametrize("largest", [1e-30, 0.1, 7.0, 448.0, 1e4])
@@ -297,7 +299,7 @@ def peak(spec, small):
         unet = UNet(spec.unet)
         if small:
             fp8.convert(unet, dict.fromkeys(fp8.layers(unet), 1.0))
-            by_operators(unet, fp8.Fp8Linear)  # PyTorch's products, which leave more behind than Triton's
+            unfused(unet, fp8.Fp8Linear)  # PyTorch's products, which leave more behind than Triton's
         latents, timestep, context, fps, tar = step_inputs(spec, spec.size, 16, "cpu", torch.float16)
         with memory.LiveBytes() as live:
             unet(latents, timestep, context, fps, tar.float())
@@ -351,11 +353,10 @@ def test_the_error_on_golden_unets(golden, name, capsys):
 
 
 def test_what_does_not_compose(mini, small):
-    cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="needs the text tower and states, not embeddings"):
         Engine.load("mini", text=None, fp8=True)
     with pytest.raises(ValueError, match="converts the network in eager PyTorch, and DIR computes as it was built"):
-        fp8_calibration.check_choice(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
+        ModelChoice("mini", engine=BuiltEngine(Path("DIR"), {}), fp8=True)
     with pytest.raises(ValueError, match="a network in fp8 keeps the LoRAs it was loaded with"):
         small.adapt(["a.safetensors"])
     with pytest.raises(ValueError, match=r"fp8 is a way to load the network, .*Engine.load\(fp8=True\)"):

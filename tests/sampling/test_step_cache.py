@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vstar_engine import Engine, Sampling, Tar
+from support.engines import engine_like
+from vstar_engine import Sampling, Tar
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.bench.harness.random_networks import seeded_unet
 from vstar_engine.config.models import MODELS
@@ -136,7 +137,7 @@ def test_videos_of_one_batch_agree_on_it(mini):
 
 
 def test_a_built_engine_refuses_in_a_sentence(mini):
-    built = Engine(**{**vars(mini), "artifact": BuiltEngine(Path("DIR"), {"identity": {"size": None}})})
+    built = engine_like(mini, artifact=BuiltEngine(Path("DIR"), {"identity": {"size": None}}))
     with pytest.raises(ValueError, match="step-cache needs the network in eager PyTorch, and DIR can only run it whole"):
         built.begin([request("snow")])
 

@@ -31,9 +31,9 @@ def test_bounds_are_exact_and_places_come_back():
     assert admission.reserve("c", "alice")
 
 
-def test_retry_after_follows_the_pace(monkeypatch):
-    admission, now = Admission(Settings(max_queue=100)), 0.0
-    monkeypatch.setattr("vstar_engine.serving.queue.admission.time.monotonic", lambda: now)
+def test_retry_after_follows_the_pace():
+    now = 0.0
+    admission = Admission(Settings(max_queue=100), lambda: now)
     for number in range(5):
         admission.reserve(str(number), "alice")
     assert admission.retry_after() == 1
@@ -43,9 +43,9 @@ def test_retry_after_follows_the_pace(monkeypatch):
     assert admission.retry_after() == 7
 
 
-def test_places_of_jobs_that_ended_elsewhere(monkeypatch):
-    admission, now = Admission(Settings()), 100.0
-    monkeypatch.setattr("vstar_engine.serving.queue.admission.time.monotonic", lambda: now)
+def test_places_of_jobs_that_ended_elsewhere():
+    now = 100.0
+    admission = Admission(Settings(), lambda: now)
     admission.restore({"a": "alice", "b": "alice"})
     now += SETTLED + 1
     admission.reserve("c", "alice")
@@ -55,10 +55,10 @@ def test_places_of_jobs_that_ended_elsewhere(monkeypatch):
     assert "b" not in admission
 
 
-def test_a_place_is_held_for_as_long_as_its_job_is_being_written_down(monkeypatch):
+def test_a_place_is_held_for_as_long_as_its_job_is_being_written_down():
     """A language model may think for a minute about its synopsis."""
-    admission, now = Admission(Settings(max_queue=1)), 100.0
-    monkeypatch.setattr("vstar_engine.serving.queue.admission.time.monotonic", lambda: now)
+    now = 100.0
+    admission = Admission(Settings(max_queue=1), lambda: now)
     admission.reserve("a", "alice")
     now += 60
     admission.reconcile({})

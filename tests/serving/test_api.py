@@ -255,22 +255,22 @@ def test_a_client_that_tries_again_makes_one_job(server):
 
 def test_events_tell_the_whole_story(server):
     id = server.create("step=0.1", num_inference_steps=12)
-    told, kind = [], None
+    received, kind = [], None
     with server.http.stream("GET", f"/v1/videos/{id}/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for line in answer.iter_lines():
             if line.startswith("event:"):
                 kind = line.partition(":")[2].strip()
             elif line.startswith("data:"):
-                told.append((kind, json.loads(line.partition(":")[2])))
-    kinds = [kind for kind, _ in told]
+                received.append((kind, json.loads(line.partition(":")[2])))
+    kinds = [kind for kind, _ in received]
     assert (kinds[0], kinds[-1]) == ("status", "completed")
-    assert [content["stage"] for kind, content in told if kind == "stage"].count("denoise") == 1
-    steps = [content["step"] for kind, content in told if kind == "step"]
+    assert [content["stage"] for kind, content in received if kind == "stage"].count("denoise") == 1
+    steps = [content["step"] for kind, content in received if kind == "step"]
     assert steps == sorted(set(steps))
     assert len(steps) >= 8
-    assert any(content.get("preview", "").startswith("data:image/") for kind, content in told if kind == "step")
-    assert told[-1][1]["sha256"] == server.get(id)["sha256"]
+    assert any(content.get("preview", "").startswith("data:image/") for kind, content in received if kind == "step")
+    assert received[-1][1]["sha256"] == server.get(id)["sha256"]
 
 
 def test_a_listener_hears_of_a_cancellation(server):
@@ -302,7 +302,7 @@ def test_no_prompt_in_the_log(server):
 
 def test_a_blank_prompt_is_refused_by_a_sentence(server):
     answer = server.http.post("/v1/videos", json={"prompt": "  "})
-    assert error_of(answer, 400, param="prompt")["message"] == "prompt: these words are blank; say what shall be seen"
+    assert error_of(answer, 400, param="prompt")["message"] == "prompt: this text is blank; describe what the video shows"
     assert server.http.post("/v1/videos", json={"prompt": "a tree", **SMALL, "n": 1}).status_code == 200
     assert server.http.post("/v1/videos", data={"prompt": "a tree", "size": "64x32", "n": "1"}).status_code == 200
 

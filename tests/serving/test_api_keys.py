@@ -1,10 +1,10 @@
-"""Keys: where they come from, and that only their hashes are held."""
+"""API keys: where they come from, and that only their hashes are held."""
 
 import hashlib
 
 import pytest
 
-from vstar_engine.serving.http.api_keys import Keys, hashed
+from vstar_engine.serving.http.api_keys import ApiKeys, hashed
 from vstar_engine.serving.settings import Settings
 
 KEY, OTHER = "a-key-0123456789abcdef", "another-key-0123456789"
@@ -14,7 +14,7 @@ def test_keys_from_file_and_environment(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"# ours\nalice {KEY}\n\nbob sha256:{hashlib.sha256(OTHER.encode()).hexdigest()}\n")
     file.chmod(0o600)
-    keys = Keys.read(file, {"VSTAR_API_KEYS": "third-key-0123456789,fourth-key-012345678"})
+    keys = ApiKeys.read(file, {"VSTAR_API_KEYS": "third-key-0123456789,fourth-key-012345678"})
     assert len(keys) == 4
     assert keys.owner(f"Bearer {KEY}") == "alice"
     assert keys.owner(f"bearer {OTHER}") == "bob"
@@ -26,18 +26,18 @@ def test_keys_from_file_and_environment(tmp_path):
     "header", [None, "", "Bearer", "Bearer ", KEY, f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {hashed(KEY)}", "é"]
 )
 def test_other_headers_are_nobodys(header):
-    assert Keys.read(None, {"VSTAR_API_KEYS": KEY}).owner(header) is None
+    assert ApiKeys.read(None, {"VSTAR_API_KEYS": KEY}).owner(header) is None
 
 
 def test_an_owner_may_have_two_keys():
-    keys = Keys.read(None, {"VSTAR_API_KEYS": f"alice {KEY}\nalice {OTHER}"})
+    keys = ApiKeys.read(None, {"VSTAR_API_KEYS": f"alice {KEY}\nalice {OTHER}"})
     assert keys.owner(f"Bearer {KEY}") == keys.owner(f"Bearer {OTHER}") == "alice"
 
 
 @pytest.mark.parametrize("line", ["short", "a/b a-key-0123456789abcdef", "local a-key-0123456789abcdef", "sha256:abc"])
 def test_bad_keys_are_refused(line):
     with pytest.raises(ValueError, match=r"key"):
-        Keys.read(None, {"VSTAR_API_KEYS": line})
+        ApiKeys.read(None, {"VSTAR_API_KEYS": line})
 
 
 def test_a_file_open_to_all_is_refused(tmp_path):
@@ -45,13 +45,13 @@ def test_a_file_open_to_all_is_refused(tmp_path):
     file.write_text(KEY)
     file.chmod(0o644)
     with pytest.raises(ValueError, match="chmod"):
-        Keys.read(file, {})
+        ApiKeys.read(file, {})
     with pytest.raises(ValueError, match="cannot read"):
-        Keys.read(tmp_path / "none", {})
+        ApiKeys.read(tmp_path / "none", {})
     file.chmod(0o600)
     file.write_text("# nothing\n")
     with pytest.raises(ValueError, match="holds no keys"):
-        Keys.read(file, {})
+        ApiKeys.read(file, {})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])

@@ -134,9 +134,9 @@ def test_wait_tells_each_change_once_and_lives_through_a_restart(stub, client):
     soon = {"openai-poll-after-ms": "5"}
     running = (200, soon, video("in_progress", 50))
     stub.answers = [(200, soon, video()), running, running, "vanish", "vanish", (200, soon, video("completed", 100))]
-    told = []
-    assert client.wait(ID, lambda now: told.append((now.status, now.progress))).progress == 100
-    assert told == [("queued", 0), ("in_progress", 50), ("completed", 100)]
+    seen = []
+    assert client.wait(ID, lambda now: seen.append((now.status, now.progress))).progress == 100
+    assert seen == [("queued", 0), ("in_progress", 50), ("completed", 100)]
 
 
 def test_wait_raises_what_the_job_failed_with(stub, client):

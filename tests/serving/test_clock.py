@@ -21,7 +21,7 @@ from vstar_engine.serving.settings import Settings
 HOUR, DAY = 3600.0, 86400.0
 TOLD = 5.0
 # longer than from one sweep to the next
-SWEPT = retention.EVERY + 5
+SWEPT = Settings.intervals.sweep + 5
 
 
 @pytest.fixture

@@ -6,19 +6,19 @@ import pytest
 
 from support.slow_engine import job
 from vstar_engine.serving.jobs import events
-from vstar_engine.serving.workers.dispatch_state import Rules, WorkerError
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy, WorkerError
 from vstar_engine.serving.workers.dispatcher import Dispatcher
 
 LIMIT = 20.0
-MEASURED = {"batch_limits": {"8x32x64": 4}, "paces": {"8x32x64": {"begin": 0.0, "step": 1.0, "finish": 0.0}}}
+MEASURED = {"batch_limits": {"8x32x64": 4}, "stage_seconds": {"8x32x64": {"begin": 0.0, "step": 1.0, "finish": 0.0}}}
 
 
-class Played:
+class ScriptedLink:
     """A link whose worker is this test: it is ready at once, or says what `refused` holds, or raises it."""
 
     def __init__(self, name, refused=None, after=0.0):
         self.name, self.refused, self.after = name, refused, after
-        self.told, self.opened, self.says = [], 0, None
+        self.sent, self.opened, self.says = [], 0, None
 
     async def open(self, message):
         self.opened += 1
@@ -40,7 +40,7 @@ class Played:
         self.says.put_nowait(message)
 
     def send(self, message):
-        self.told.append(message)
+        self.sent.append(message)
 
     async def kill(self):
         if self.says is not None:
@@ -48,7 +48,7 @@ class Played:
 
     @property
     def runs(self):
-        return [message for message in self.told if message["do"] == "run"]
+        return [message for message in self.sent if message["do"] == "run"]
 
     def finish(self, run):
         """Ends a run's jobs well."""
@@ -62,7 +62,7 @@ def scenario(links, act, **changed):
     """Runs `act(dispatcher)` between a start and a close."""
 
     async def run():
-        dispatcher = Dispatcher(links, {}, Rules(**{"batch_delay": 0.05, **changed}))
+        dispatcher = Dispatcher(links, {}, BatchingPolicy(**{"batch_delay": 0.05, **changed}))
         async with asyncio.timeout(LIMIT):
             await dispatcher.start()
             try:
@@ -73,7 +73,7 @@ def scenario(links, act, **changed):
     return asyncio.run(run())
 
 
-async def told(dispatcher, one):
+async def events_of(dispatcher, one):
     return [event async for event in dispatcher.submit(one)]
 
 
@@ -83,14 +83,14 @@ async def until(condition):
 
 
 def submit(dispatcher, *jobs):
-    return [asyncio.create_task(told(dispatcher, one)) for one in jobs]
+    return [asyncio.create_task(events_of(dispatcher, one)) for one in jobs]
 
 
-def test_jobs_are_spread_over_idle_workers_before_they_ride_together():
-    links = [Played("a"), Played("b")]
+def test_jobs_are_spread_over_idle_workers_before_they_are_batched():
+    links = [ScriptedLink("a"), ScriptedLink("b")]
 
     async def act(dispatcher):
-        await until(lambda: all(lane.up for lane in dispatcher.lanes))
+        await until(lambda: all(worker.ready for worker in dispatcher.workers))
         tasks = submit(dispatcher, *(job(seed=seed) for seed in range(4)))
         await until(lambda: all(link.runs for link in links))
         sizes = [len(link.runs[0]["jobs"]) for link in links]
@@ -105,7 +105,7 @@ def test_jobs_are_spread_over_idle_workers_before_they_ride_together():
 
 
 def test_a_start_waits_for_the_first_worker_only():
-    links = [Played("a", after=60.0), Played("b")]
+    links = [ScriptedLink("a", after=60.0), ScriptedLink("b")]
 
     async def act(dispatcher):
         (task,) = submit(dispatcher, job())
@@ -123,13 +123,12 @@ def test_a_start_waits_for_the_first_worker_only():
 )
 def test_a_first_worker_that_cannot_start_ends_the_start(refused, complaint, code):
     with pytest.raises(WorkerError, match=complaint) as found:
-        scenario([Played("a", refused)], None)
+        scenario([ScriptedLink("a", refused)], None)
     assert found.value.exit_code == code
 
 
-def test_a_worker_that_will_not_start_again_is_tried_until_it_does(monkeypatch):
-    monkeypatch.setattr("vstar_engine.serving.workers.dispatcher.RETRY_FIRST", 0.02)
-    link = Played("a")
+def test_a_worker_that_will_not_start_again_is_tried_until_it_does():
+    link = ScriptedLink("a")
 
     async def act(dispatcher):
         (task,) = submit(dispatcher, job())
@@ -142,15 +141,15 @@ def test_a_worker_that_will_not_start_again_is_tried_until_it_does(monkeypatch):
         link.finish(link.runs[1])
         return ready, (await task)[-1].kind
 
-    assert scenario([link], act) == (False, "done")
+    assert scenario([link], act, restart_pause=0.02) == (False, "done")
 
 
 def test_jobs_of_a_worker_that_dies_go_to_another():
-    links = [Played("a"), Played("b", after=0.1)]
+    links = [ScriptedLink("a"), ScriptedLink("b", after=0.1)]
 
     async def act(dispatcher):
         (task,) = submit(dispatcher, job())
-        await until(lambda: links[0].runs and dispatcher.lanes[1].up)
+        await until(lambda: links[0].runs and dispatcher.workers[1].ready)
         links[0].after = 60.0
         await links[0].kill()
         await until(lambda: links[1].runs)
@@ -162,7 +161,7 @@ def test_jobs_of_a_worker_that_dies_go_to_another():
 
 def test_a_job_that_died_with_others_is_tried_alone_on_a_worker_without_any():
     """Its company must not die with it again."""
-    link = Played("a")
+    link = ScriptedLink("a")
 
     async def act(dispatcher):
         tasks = submit(dispatcher, *(job(seed=seed) for seed in range(3)))
@@ -180,7 +179,7 @@ def test_a_job_that_died_with_others_is_tried_alone_on_a_worker_without_any():
 
 
 def test_what_a_worker_says_of_jobs_that_are_gone_is_not_minded():
-    link = Played("a")
+    link = ScriptedLink("a")
 
     async def act(dispatcher):
         (task,) = submit(dispatcher, job())
@@ -195,11 +194,11 @@ def test_what_a_worker_says_of_jobs_that_are_gone_is_not_minded():
 
 def test_a_dispatcher_that_breaks_says_so():
     """A worker that speaks another language would else leave an engine that is ready and makes nothing."""
-    link = Played("one")
+    link = ScriptedLink("one")
 
     async def act(dispatcher):
         link.say({"say": "something else"})
-        with pytest.raises(ValueError, match="a worker says event, free or failed"):
+        with pytest.raises(ValueError, match="a worker sends event, free or failed"):
             await dispatcher.run()
 
     scenario([link], act)

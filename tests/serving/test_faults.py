@@ -29,7 +29,7 @@ STEP = 0.2
 # what a worker may hold on to of the 256 MiB that a job took before memory ran out
 LEFT = 64 * 2**20
 LONG = {"num_inference_steps": 20}
-# of another shape, so that they do not ride along
+# of another shape, so that they are not batched with it
 OTHER = {"num_frames": 12, "num_inference_steps": 20}
 MINI = {"size": "64x32", "num_frames": 4, "num_inference_steps": 12, "synopsis": ["snow", "flowers"], "enhance_prompt": None}
 
@@ -76,10 +76,10 @@ def test_a_killed_worker_costs_its_job_one_more_try_and_others_nothing(tmp_path)
         assert (counters(server)["restarts"], counters(server)["retried"]) == (1, 1)
         written = [json.loads(line) for line in server.log().splitlines()]
         assert [line for line in written if line["logger"].endswith("dispatch") and "is gone" in line["message"]]
-        told = server.http.get("/metrics").text
-        assert "vstar_worker_restarts_total 1.0" in told
-        assert 'vstar_jobs_finished_total{status="completed"} 3.0' in told
-        assert "vstar_embedding_cache_hits_total 0.0" in told
+        metrics = server.http.get("/metrics").text
+        assert "vstar_worker_restarts_total 1.0" in metrics
+        assert 'vstar_jobs_finished_total{status="completed"} 3.0' in metrics
+        assert "vstar_embedding_cache_hits_total 0.0" in metrics
 
 
 def test_a_poison_job_fails_after_three_tries_and_the_next_runs(tmp_path):

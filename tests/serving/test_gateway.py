@@ -11,14 +11,17 @@ from dbos._sys_db import SystemDatabase
 from sqlalchemy.exc import InternalError
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
-from support.gateway import LIMIT, OWNER, Played, connected, created, ended, left, scenario
+from support.gateway import LIMIT, OWNER, ScriptedEngine, connected, created, ended, left, scenario
 from support.slow_engine import until
 from vstar_engine.errors import DeviceError, VstarError
 from vstar_engine.serving.http import service
+from vstar_engine.serving.http.schema import CreateVideo
+from vstar_engine.serving.http.service import Caller
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.jobs.job import new_id
 from vstar_engine.serving.jobs.progress import failed
-from vstar_engine.serving.telemetry import metrics
+from vstar_engine.serving.queue.runner import Runner
+from vstar_engine.serving.settings import Intervals
 
 
 @pytest.fixture
@@ -70,8 +73,8 @@ def test_an_end_that_comes_too_late_leaves_nothing(tmp_path, held, how):
         go.set()
         await until(lambda: not left(gateway))
         if how == "deleted":
-            return await gateway.store.get(id), gateway.runner.board[id]
-        return (await ended(gateway, id))["code"], gateway.runner.board[id].outcome["code"]
+            return await gateway.store.get(id), gateway.runner.tracker[id]
+        return (await ended(gateway, id))["code"], gateway.runner.tracker[id].outcome["code"]
 
     assert scenario(tmp_path, act) == ((None, None) if how == "deleted" else ("cancelled", "cancelled"))
 
@@ -134,18 +137,21 @@ def test_a_job_that_was_cancelled_is_not_taken_up_again(tmp_path):
     assert scenario(tmp_path, act) == "cancelled"
 
 
-def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypatch):
+class StalledOnce(Runner):
+    """Its first run is claimed and not running yet, for a while."""
+
+    stalled = False
+
+    async def make(self, job):
+        if not self.stalled:
+            self.stalled = True
+            await asyncio.sleep(1.2)
+        return await super().make(job)
+
+
+def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path):
     """A busy server may see a job claimed and not running, and start it again while it begins: one end, one set of files."""
-    monkeypatch.setattr(service, "LOST", 0.4)
-    monkeypatch.setattr(service, "TICK", 0.1)
-    make, first = service.Runner.make, iter([True])
-
-    async def stalled(self, job):
-        if next(first, False):
-            await asyncio.sleep(1.2)  # claimed, and not running yet
-        return await make(self, job)
-
-    monkeypatch.setattr(service.Runner, "make", stalled)
+    hasty = Intervals(watchdog=0.1, lost_after=0.4)
 
     async def act(gateway, engine):
         resumed, resume = [], gateway.store.resume
@@ -162,17 +168,17 @@ def test_a_run_that_was_taken_for_lost_does_not_fail_its_job(tmp_path, monkeypat
         outcome = await ended(gateway, id)
         return outcome["status"], engine.begun == [id], left(gateway) == sorted(result_files.names(id))
 
-    assert scenario(tmp_path, act) == ("completed", True, True)
+    assert scenario(tmp_path, act, runner=StalledOnce, intervals=hasty) == ("completed", True, True)
 
 
-class Unstartable(Played):
+class Unstartable(ScriptedEngine):
     """An engine that fails before it is ready."""
 
     async def start(self):
         raise self.error
 
 
-class Breaking(Played):
+class Breaking(ScriptedEngine):
     """An engine that fails later."""
 
     async def run(self):
@@ -199,9 +205,8 @@ def test_an_engine_that_fails_ends_the_server_with_a_reason(tmp_path, monkeypatc
     assert type(error) is DeviceError or "PermissionError" in caplog.text
 
 
-def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_after_jobs(tmp_path, monkeypatch):
+def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_after_jobs(tmp_path):
     """As Postgres after its standby took over, until connections are made anew."""
-    monkeypatch.setattr(service, "TICK", 0.05)
 
     async def act(gateway, engine):
         claimed, failures, looked = gateway.store.claimed, [1, 2], asyncio.Event()
@@ -216,7 +221,7 @@ def test_a_database_that_may_only_be_read_for_a_while_stops_nobody_from_looking_
         await looked.wait()
         return gateway.failure
 
-    assert scenario(tmp_path, act) is None
+    assert scenario(tmp_path, act, intervals=Intervals(watchdog=0.05)) is None
 
 
 @pytest.mark.parametrize("where", ["add", "get"])
@@ -256,39 +261,91 @@ def test_a_video_that_takes_too_long_to_wait_for_is_said_so_for_good(tmp_path, f
 def test_requests_for_a_video_alone_are_counted_as_refused(tmp_path):
     """A question that has no answer is no refusal, and neither is a video that was accepted and failed."""
 
-    def refused():
-        found = (sample for family in metrics.REGISTRY.collect() for sample in family.samples)
+    def refused(gateway):
+        found = (sample for family in gateway.metrics.registry.collect() for sample in family.samples)
         return {s.labels["code"]: s.value for s in found if s.name == "vstar_jobs_refused_total"}
 
     async def act(gateway, engine):
-        before, unknown = refused(), f"/v1/videos/{new_id()}"
+        unknown = f"/v1/videos/{new_id()}"
         async with connected(gateway) as http:
             for path in (unknown, f"{unknown}/content", "/v1/videos?limit=0", "/nothing", "/v1/models/none"):
                 assert (await http.get(path)).status_code in (400, 404)
             assert (await http.post(f"{unknown}/cancel")).status_code == 404
             assert (await http.post("/v1/videos/sync", json={"prompt": "a tree", "size": "64x32"})).status_code == 504
-            assert refused() == before
+            assert not refused(gateway)
             assert (await http.post(f"{unknown}/remix", json={"prompt": "a bush"})).status_code == 404
             assert (await http.post("/v1/videos/sync", json={"prompt": "a tree", "size": "1x1"})).status_code == 400
             assert (await http.post("/v1/videos", content=b" " * 2**21)).status_code == 413
-        return {code: value - before.get(code, 0) for code, value in refused().items() if value != before.get(code, 0)}
+        return refused(gateway)
 
     wanted = {"video_not_found": 1, "invalid_value": 1, "body_too_large": 1}
     assert scenario(tmp_path, act, sync_timeout=0.3) == wanted
 
 
 def test_a_job_that_another_server_took_up_is_in_progress(tmp_path):
-    """The one that accepted it has it on its board as queued, and hears of no step."""
+    """The server that accepted the job tracks it as queued and sees no step of it."""
 
     async def act(gateway, engine):
-        record = await gateway.store.get(await created(gateway, engine))
-        assert record.taken_by == gateway.settings.instance
-        gateway.runner.board[record.job.id].wait_for_space()
+        stored = await gateway.store.get(await created(gateway, engine))
+        assert stored.taken_by == gateway.settings.instance
+        gateway.runner.tracker[stored.job.id].requeue()
         taken = [
-            record,
-            replace(record, taken_by="another"),
-            replace(record, taken_by="another", outcome=failed("cancelled", "")),
+            stored,
+            replace(stored, taken_by="another"),
+            replace(stored, taken_by="another", outcome=failed("cancelled", "")),
         ]
         return [gateway.show(each).status for each in taken]
 
     assert scenario(tmp_path, act) == ["queued", "in_progress", "failed"]
+
+
+# no poll of the queue but when it is woken
+PATIENT = Intervals(idle_poll=3600.0, shared_idle_poll=3600.0, recovered_idle_poll=3600.0)
+
+
+def test_jobs_that_wait_are_taken_without_an_idle_poll(tmp_path):
+    """Two are with the engine at most; the others go through the queue."""
+
+    async def act(gateway, engine):
+        bodies = [CreateVideo(prompt=f"tree {n}", num_frames=8, size="64x32", num_inference_steps=2) for n in range(6)]
+        stored_jobs = await asyncio.gather(*(gateway.create(Caller(OWNER), body) for body in bodies))
+        for number in range(len(stored_jobs)):
+            await until(lambda number=number: len(engine.begun) > number)
+            id = engine.begun[number]
+            await until(lambda id=id: id in engine.ends)
+            engine.end(id)
+            assert (await ended(gateway, id))["status"] == "completed"
+        return [stored.job.id for stored in stored_jobs], engine.begun
+
+    accepted, begun = scenario(tmp_path, act, max_batch=1, intervals=PATIENT)
+    assert sorted(begun) == sorted(accepted)
+
+
+def test_a_job_that_ran_when_the_server_ended_is_resumed_without_an_idle_poll(tmp_path):
+    left = scenario(tmp_path, created)
+
+    async def act(gateway, engine):
+        await until(lambda: left in engine.ends)
+        engine.end(left)
+        return await ended(gateway, left)
+
+    assert scenario(tmp_path, act, intervals=PATIENT)["status"] == "completed"
+
+
+def test_an_idle_server_hardly_polls(tmp_path, monkeypatch):
+    polls, poll = [], SystemDatabase.start_queued_workflows
+
+    def counted(self, queue, *args, **values):
+        polls.append(queue.name)
+        return poll(self, queue, *args, **values)
+
+    monkeypatch.setattr(SystemDatabase, "start_queued_workflows", counted)
+
+    async def act(gateway, engine):
+        await asyncio.sleep(0.5)  # the first polls
+        polls.clear()
+        await asyncio.sleep(2.0)
+
+    scenario(tmp_path, act)
+    # of one poll in 50 ms there would be forty
+    assert len(polls) <= 4

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from support import slow_engine
-from support.slow_engine import job, of, rules, running, told, until
+from support.slow_engine import events_of, job, of, policy, running, until
 from vstar_engine.artifacts.files import sha256
 from vstar_engine.serving.jobs import events
 
@@ -19,7 +19,7 @@ def test_a_video_is_told_of_stage_by_stage_and_lies_whole_in_its_folder(tmp_path
     async def scenario():
         async with running(tmp_path) as engine:
             assert engine.ready
-            return await told(engine, one), engine.facts()
+            return await events_of(engine, one), engine.facts()
 
     found, facts = asyncio.run(scenario())
     assert found[0] == events.Started(1)
@@ -39,7 +39,7 @@ def test_a_video_is_told_of_stage_by_stage_and_lies_whole_in_its_folder(tmp_path
 def test_a_step_says_how_long_it_will_take_and_twice_a_second_what_it_looks_like(tmp_path):
     async def scenario():
         async with running(tmp_path, step=0.05) as engine:
-            return of(events.Step, await told(engine, job(steps=25)))
+            return of(events.Step, await events_of(engine, job(steps=25)))
 
     steps = asyncio.run(scenario())
     pictures = [step.preview for step in steps if step.preview]
@@ -54,7 +54,7 @@ def test_jobs_of_one_shape_ride_together_where_that_pays(tmp_path):
 
     async def scenario():
         async with running(tmp_path) as engine:
-            found = await asyncio.gather(*(told(engine, one) for one in jobs))
+            found = await asyncio.gather(*(events_of(engine, one) for one in jobs))
             return [of(events.Started, events_)[0].batch for events_ in found], engine.facts()["batch_limits"]
 
     sizes, limits = asyncio.run(scenario())
@@ -66,7 +66,7 @@ def test_jobs_of_one_shape_ride_together_where_that_pays(tmp_path):
 def test_where_a_batch_does_not_pay_every_job_rides_alone(tmp_path):
     async def scenario():
         async with running(tmp_path, wider=0.95) as engine:
-            found = await asyncio.gather(*(told(engine, job()) for _ in range(3)))
+            found = await asyncio.gather(*(events_of(engine, job()) for _ in range(3)))
             return [of(events.Started, each)[0].batch for each in found], engine.facts()["batch_limits"]
 
     assert asyncio.run(scenario()) == ([1, 1, 1], {"8x32x64": 1})
@@ -75,10 +75,10 @@ def test_where_a_batch_does_not_pay_every_job_rides_alone(tmp_path):
 @pytest.mark.parametrize(("delay", "batch"), [(0.5, 2), (0.0, 1)])
 def test_an_idle_worker_waits_a_moment_for_company(tmp_path, delay, batch):
     async def scenario():
-        async with running(tmp_path, rules=rules(batch_delay=delay, short=0.0)) as engine:
-            first = asyncio.create_task(told(engine, job()))
+        async with running(tmp_path, policy=policy(batch_delay=delay, short_job_share=0.0)) as engine:
+            first = asyncio.create_task(events_of(engine, job()))
             await asyncio.sleep(0.05)
-            second = await told(engine, job())
+            second = await events_of(engine, job())
             return of(events.Started, await first)[0].batch, of(events.Started, second)[0].batch
 
     assert asyncio.run(scenario()) == (batch, batch)
@@ -88,12 +88,12 @@ def test_higher_priority_goes_first(tmp_path):
     order = []
 
     async def note(engine, one):
-        found = await told(engine, one)
+        found = await events_of(engine, one)
         order.append(one.priority)
         return found
 
     async def scenario():
-        async with running(tmp_path, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, policy=policy(short_job_share=0.0)) as engine:
             jobs = [job(frames=10 + priority, priority=priority) for priority in (0, 2, -1, 1)]
             await asyncio.gather(*(note(engine, one) for one in jobs))
 
@@ -105,17 +105,17 @@ def test_short_jobs_go_between_the_steps_of_a_long_one(tmp_path):
     long, ended = job("long", **LONG), []
 
     async def note(engine, one):
-        found = await told(engine, one)
+        found = await events_of(engine, one)
         ended.append(one.prompt)
         return found
 
     async def scenario():
         async with running(tmp_path, step=0.05) as engine:
-            first, heard = asyncio.create_task(note(engine, long)), []
+            first, received = asyncio.create_task(note(engine, long)), []
             await asyncio.sleep(0.3)
             await asyncio.gather(*(note(engine, job(f"short {i}", steps=2)) for i in range(3)))
-            heard = of(events.Step, await first)
-            return heard, engine.facts()["counters"]["between"]
+            received = of(events.Step, await first)
+            return received, engine.facts()["counters"]["between"]
 
     steps, between = asyncio.run(scenario())
     assert ended[-1] == "long"
@@ -128,7 +128,7 @@ def test_short_jobs_take_a_bounded_share_of_the_long_one(tmp_path):
     ended = []
 
     async def note(engine, one):
-        await told(engine, one)
+        await events_of(engine, one)
         ended.append(one.prompt)
 
     async def scenario():
@@ -147,18 +147,18 @@ def test_a_job_is_cancelled_within_a_step(tmp_path, when):
     other, one = job("other", steps=6, frames=8 if when == "in company" else 9), job("one", steps=6)
 
     async def scenario():
-        async with running(tmp_path, step=step, rules=rules(short=0.0)) as engine:
+        async with running(tmp_path, step=step, policy=policy(short_job_share=0.0)) as engine:
             jobs = [one] if when == "running" else [other, one]
-            heard = {each.id: [] for each in jobs}
-            tasks = [asyncio.create_task(told(engine, each, heard[each.id])) for each in jobs]
+            received = {each.id: [] for each in jobs}
+            tasks = [asyncio.create_task(events_of(engine, each, received[each.id])) for each in jobs]
             first = jobs[0] if when == "waiting" else one
-            await until(lambda: of(events.Step, [event for _, event in heard[first.id]]))
+            await until(lambda: of(events.Step, [event for _, event in received[first.id]]))
             asked = time.monotonic()
             await engine.cancel(one.id)
-            await until(lambda: heard[one.id] and isinstance(heard[one.id][-1][1], events.Failed))
+            await until(lambda: received[one.id] and isinstance(received[one.id][-1][1], events.Failed))
             took = time.monotonic() - asked
             await asyncio.gather(*tasks)
-            return took, heard[one.id][-1][1], heard[jobs[0].id][-1][1]
+            return took, received[one.id][-1][1], received[jobs[0].id][-1][1]
 
     took, ended, first = asyncio.run(scenario())
     assert ended.code == events.CANCELLED
@@ -172,21 +172,21 @@ def test_jobs_are_cancelled_while_they_are_decoded(tmp_path):
     jobs, after = [job("finish=4", seed=seed, steps=2) for seed in range(3)], job("after", frames=9)
 
     async def scenario():
-        async with running(tmp_path, rules=rules(short=0.0)) as engine:
-            heard = {each.id: [] for each in (*jobs, after)}
-            tasks = [asyncio.create_task(told(engine, each, heard[each.id])) for each in (*jobs, after)]
+        async with running(tmp_path, policy=policy(short_job_share=0.0)) as engine:
+            received = {each.id: [] for each in (*jobs, after)}
+            tasks = [asyncio.create_task(events_of(engine, each, received[each.id])) for each in (*jobs, after)]
 
-            def events_of(id):
-                return [event for _, event in heard[id]]
+            def so_far(id):
+                return [event for _, event in received[id]]
 
-            await until(lambda: any(events.Stage("decode") in events_of(each.id) for each in jobs))
+            await until(lambda: any(events.Stage("decode") in so_far(each.id) for each in jobs))
             asked = time.monotonic()
             for each in jobs:
                 await engine.cancel(each.id)
-            await until(lambda: of(events.Started, events_of(after.id)))
+            await until(lambda: of(events.Started, so_far(after.id)))
             took = time.monotonic() - asked
             await asyncio.gather(*tasks)
-            return took, [events_of(each.id)[-1] for each in jobs], events_of(after.id)[-1]
+            return took, [so_far(each.id)[-1] for each in jobs], so_far(after.id)[-1]
 
     took, ended, last = asyncio.run(scenario())
     assert took < 4 / slow_engine.PARTS + 0.5
@@ -199,10 +199,10 @@ def test_one_job_of_several_is_cancelled_while_another_is_decoded(tmp_path):
     jobs = [job("finish=1", seed=seed, steps=2) for seed in range(3)]
 
     async def scenario():
-        async with running(tmp_path, rules=rules(short=0.0)) as engine:
-            heard = [[] for _ in jobs]
-            tasks = [asyncio.create_task(told(engine, *each)) for each in zip(jobs, heard, strict=True)]
-            await until(lambda: events.Stage("decode") in [event for _, event in heard[0]])
+        async with running(tmp_path, policy=policy(short_job_share=0.0)) as engine:
+            received = [[] for _ in jobs]
+            tasks = [asyncio.create_task(events_of(engine, *each)) for each in zip(jobs, received, strict=True)]
+            await until(lambda: events.Stage("decode") in [event for _, event in received[0]])
             await engine.cancel(jobs[2].id)
             return [found[-1].kind for found in await asyncio.gather(*tasks)]
 
@@ -226,7 +226,7 @@ def test_a_stream_that_is_closed_cancels_its_job_and_may_be_opened_again(tmp_pat
             await anext(stream)
             await stream.aclose()
             again = job("again", steps=2, id=one.id)
-            return await told(engine, again)
+            return await events_of(engine, again)
 
     found = asyncio.run(scenario())
     assert isinstance(found[-1], events.Done)
@@ -240,7 +240,7 @@ def test_a_job_that_is_on_its_way_is_not_taken_twice(tmp_path):
         async with running(tmp_path) as engine:
             stream = engine.submit(one)
             await anext(stream)
-            with pytest.raises(ValueError, match="on its way already"):
+            with pytest.raises(ValueError, match="already pending"):
                 await anext(engine.submit(one))
             await stream.aclose()
 
@@ -249,11 +249,11 @@ def test_a_job_that_is_on_its_way_is_not_taken_twice(tmp_path):
 
 def test_closing_gives_waiting_jobs_back_and_lets_running_ones_end(tmp_path):
     async def scenario():
-        async with running(tmp_path, step=0.05, rules=rules(short=0.0)) as engine:
-            tasks = [asyncio.create_task(told(engine, one)) for one in (job(steps=10), job(frames=9))]
+        async with running(tmp_path, step=0.05, policy=policy(short_job_share=0.0)) as engine:
+            tasks = [asyncio.create_task(events_of(engine, one)) for one in (job(steps=10), job(frames=9))]
             await asyncio.sleep(0.2)
             await engine.close(10.0)
-            late = await told(engine, job())
+            late = await events_of(engine, job())
             return await asyncio.gather(*tasks), late, engine.ready
 
     (ran, waited), late, ready = asyncio.run(scenario())
@@ -266,7 +266,7 @@ def test_closing_gives_waiting_jobs_back_and_lets_running_ones_end(tmp_path):
 def test_closing_without_grace_gives_running_jobs_back_too(tmp_path):
     async def scenario():
         async with running(tmp_path, step=0.2) as engine:
-            task = asyncio.create_task(told(engine, job(steps=100)))
+            task = asyncio.create_task(events_of(engine, job(steps=100)))
             await asyncio.sleep(0.3)
             start = time.monotonic()
             await engine.close(0.1)

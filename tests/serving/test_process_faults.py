@@ -8,7 +8,7 @@ import time
 import pytest
 
 from support import slow_engine
-from support.slow_engine import job, of, rules, running, told, until
+from support.slow_engine import events_of, job, of, policy, running, until
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.workers.dispatch_state import WorkerError
@@ -22,10 +22,10 @@ def test_a_killed_worker_costs_one_more_try_of_its_job_and_nothing_else(tmp_path
     first, second = job("first", steps=30), job("second", frames=9)
 
     async def scenario():
-        async with running(tmp_path, step=0.05, rules=rules(short=0.0)) as engine:
-            heard = []
-            tasks = [asyncio.create_task(told(engine, first, heard)), asyncio.create_task(told(engine, second))]
-            await until(lambda: len(of(events.Step, [event for _, event in heard])) > 3)
+        async with running(tmp_path, step=0.05, policy=policy(short_job_share=0.0)) as engine:
+            received = []
+            tasks = [asyncio.create_task(events_of(engine, first, received)), asyncio.create_task(events_of(engine, second))]
+            await until(lambda: len(of(events.Step, [event for _, event in received])) > 3)
             os.kill(engine.pid, signal.SIGKILL)
             await until(lambda: not engine.ready)
             gone = time.monotonic()
@@ -46,8 +46,8 @@ def test_a_killed_worker_costs_one_more_try_of_its_job_and_nothing_else(tmp_path
 )
 def test_a_poisonous_job_fails_after_three_tries_and_the_next_one_runs(tmp_path, fault, code):
     async def scenario():
-        async with running(tmp_path, rules=rules(hang_after=0.5)) as engine:
-            return await asyncio.gather(*(told(engine, job(prompt)) for prompt in (fault, "a tree", "a bush")))
+        async with running(tmp_path, policy=policy(hang_after=0.5)) as engine:
+            return await asyncio.gather(*(events_of(engine, job(prompt)) for prompt in (fault, "a tree", "a bush")))
 
     poison, *others = asyncio.run(scenario())
     assert len(of(events.Started, poison)) == 3
@@ -58,8 +58,8 @@ def test_a_poisonous_job_fails_after_three_tries_and_the_next_one_runs(tmp_path,
 
 def test_a_worker_that_hangs_in_a_step_is_ended(tmp_path):
     async def scenario():
-        async with running(tmp_path, rules=rules(hang_after=0.5)) as engine:
-            one = asyncio.create_task(told(engine, job(steps=30, frames=9)))
+        async with running(tmp_path, policy=policy(hang_after=0.5)) as engine:
+            one = asyncio.create_task(events_of(engine, job(steps=30, frames=9)))
             await asyncio.sleep(0.2)
             os.kill(engine.pid, signal.SIGSTOP)
             return await one
@@ -73,8 +73,8 @@ def test_slow_steps_are_no_hang(tmp_path):
     """Three times what such a step should take is waited for, though that is more than `hang_after`."""
 
     async def scenario():
-        async with running(tmp_path, step=0.4, rules=rules(hang_after=0.3, max_batch=1)) as engine:
-            return await told(engine, job(steps=3)), engine.facts()["counters"]["restarts"]
+        async with running(tmp_path, step=0.4, policy=policy(hang_after=0.3, max_batch=1)) as engine:
+            return await events_of(engine, job(steps=3)), engine.facts()["counters"]["restarts"]
 
     found, restarts = asyncio.run(scenario())
     assert isinstance(found[-1], events.Done)
@@ -84,7 +84,9 @@ def test_slow_steps_are_no_hang(tmp_path):
 def test_what_does_not_fit_in_company_is_made_alone(tmp_path):
     async def scenario():
         async with running(tmp_path) as engine:
-            return await asyncio.gather(*(told(engine, job(prompt)) for prompt in ("memory-batch@2", "a tree"))), engine.pid
+            return await asyncio.gather(
+                *(events_of(engine, job(prompt)) for prompt in ("memory-batch@2", "a tree"))
+            ), engine.pid
 
     both, _ = asyncio.run(scenario())
     assert [[event.batch for event in of(events.Started, found)] for found in both] == [[2, 1], [2, 1]]
@@ -98,7 +100,7 @@ def test_what_fails_alone_fails_that_job_only_and_costs_no_worker(tmp_path, faul
     async def scenario():
         async with running(tmp_path) as engine:
             before = engine.pid
-            found = await asyncio.gather(*(told(engine, job(prompt)) for prompt in ("a tree", fault, "a bush")))
+            found = await asyncio.gather(*(events_of(engine, job(prompt)) for prompt in ("a tree", fault, "a bush")))
             return found, engine.pid == before
 
     (tree, failed, bush), same = asyncio.run(scenario())
@@ -114,9 +116,9 @@ def test_a_full_disk_leaves_nothing_half_written_and_may_be_tried_again(tmp_path
 
     async def scenario():
         async with running(tmp_path, full=[sync]) as engine:
-            failed = await told(engine, one)
+            failed = await events_of(engine, one)
             left = [path.name for path in tmp_path.iterdir()]
-            return failed[-1], left, await told(engine, one)
+            return failed[-1], left, await events_of(engine, one)
 
     failed, left, after = asyncio.run(scenario())
     assert (failed.code, failed.retry) == (events.STORAGE_FULL, True)
@@ -150,7 +152,7 @@ def test_what_a_dead_worker_left_half_written_is_swept_and_what_another_server_w
 )
 def test_an_engine_that_cannot_start_says_so(tmp_path, factory, settings, complaint):
     async def scenario():
-        engine = ProcessEngine(tmp_path, settings, rules(), factory, slow_engine.environment())
+        engine = ProcessEngine(tmp_path, settings, policy(), factory, slow_engine.environment())
         with pytest.raises(WorkerError, match=complaint):
             await engine.start()
         assert not engine.ready

@@ -23,8 +23,8 @@ from vstar_engine.commands.serve import parse_clip
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.workers import ray_cluster
-from vstar_engine.serving.workers.dispatch_state import Rules
-from vstar_engine.serving.workers.ray_cluster import RayEngine, RayLink
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
+from vstar_engine.serving.workers.ray_cluster import RayEngine, RayLink, Replicas
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray (the `scale` extra)")
 # starting Ray on two busy cores takes a minute
@@ -78,9 +78,9 @@ def test_ray_that_is_missing_says_what_to_install(monkeypatch):
         ray_cluster.library()
 
 
-def test_no_replica_is_no_engine(tmp_path):
+def test_no_replica_is_no_engine():
     with pytest.raises(ValueError, match="at least 1 replica"):
-        RayEngine(tmp_path, {}, replicas=0)
+        Replicas(0)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,9 @@ def cluster():
 
 @contextlib.asynccontextmanager
 async def running(folder, address, **settings):
-    rules = Rules(buckets=(slow_engine.BUCKET,), hang_after=5.0, max_batch=1)
-    engine = RayEngine(
-        Path(folder), settings, rules, slow_engine.FACTORY, slow_engine.environment(), replicas=2, address=address
-    )
+    policy = BatchingPolicy(buckets=(slow_engine.BUCKET,), hang_after=5.0, max_batch=1)
+    replicas = Replicas(2, address)
+    engine = RayEngine(Path(folder), settings, policy, slow_engine.FACTORY, slow_engine.environment(), replicas)
     async with asyncio.timeout(LIMIT):
         await engine.start()
         try:
@@ -137,15 +136,15 @@ async def until(condition):
         await asyncio.sleep(0.02)
 
 
-async def told(engine, job, heard):
+async def events_of(engine, job, received):
     async for event in engine.submit(job):
-        heard.append(event)
-    return heard
+        received.append(event)
+    return received
 
 
-def check_done(folder, jobs, heard):
+def check_done(folder, jobs, received):
     """Every job ended once, in a file that is what was said of it."""
-    for one, found in zip(jobs, heard, strict=True):
+    for one, found in zip(jobs, received, strict=True):
         assert isinstance(found[-1], events.Done), found[-1]
         content = (folder / f"{one.id}.mp4").read_bytes()
         assert hashlib.sha256(content).hexdigest() == found[-1].sha256
@@ -163,10 +162,10 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
         import ray
 
         async with running(tmp_path, ray_cluster.address, step=0.2) as engine:
-            heard = [[] for _ in jobs]
-            tasks = [asyncio.create_task(told(engine, one, found)) for one, found in zip(jobs, heard, strict=True)]
-            await until(lambda: sum(isinstance(event, events.Step) for found in heard for event in found) > 10)
-            busy = [lane for lane in engine.lanes if lane.tickets]
+            received = [[] for _ in jobs]
+            tasks = [asyncio.create_task(events_of(engine, one, found)) for one, found in zip(jobs, received, strict=True)]
+            await until(lambda: sum(isinstance(event, events.Step) for found in received for event in found) > 10)
+            busy = [worker for worker in engine.workers if worker.jobs]
             assert len(busy) == 2
             ray.kill(busy[0].link.actor)
             await until(lambda: engine.facts()["counters"]["restarts"] == 1)
@@ -176,13 +175,13 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
             await asyncio.gather(*tasks)
             ray_cluster.add_node(num_cpus=1)  # sets signal handlers, which only the main thread may
             await until(lambda: engine.facts()["counters"]["workers"] == 2)
-            return heard, engine.facts()["counters"]
+            return received, engine.facts()["counters"]
 
-    heard, counters = asyncio.run(scenario())
-    check_done(tmp_path, jobs, heard)
+    received, counters = asyncio.run(scenario())
+    check_done(tmp_path, jobs, received)
     assert counters["retried"] == 2
-    again = [found for found in heard if sum(isinstance(event, events.Started) for event in found) > 1]
-    assert 1 <= len(again) <= 2  # the node may die before the job that was sent there is heard to begin
+    again = [found for found in received if sum(isinstance(event, events.Started) for event in found) > 1]
+    assert 1 <= len(again) <= 2  # the node may die before the job that was sent there is received to begin
 
 
 @pytest.mark.slow
@@ -192,19 +191,19 @@ def test_a_worker_that_is_stopped_on_a_node_is_ended_there(tmp_path, cluster):
 
     async def scenario():
         async with running(tmp_path, cluster[0].address, step=0.05) as engine:
-            heard = await asyncio.gather(*(told(engine, one, []) for one in jobs))
-            return heard, [await cancelled(engine)]
+            received = await asyncio.gather(*(events_of(engine, one, []) for one in jobs))
+            return received, [await cancelled(engine)]
 
     async def cancelled(engine):
-        one, heard = job(steps=500), []
-        task = asyncio.create_task(told(engine, one, heard))
-        await until(lambda: any(isinstance(event, events.Step) for event in heard))
+        one, received = job(steps=500), []
+        task = asyncio.create_task(events_of(engine, one, received))
+        await until(lambda: any(isinstance(event, events.Step) for event in received))
         await engine.cancel(one.id)
         return (await task)[-1]
 
-    heard, (last,) = asyncio.run(scenario())
-    assert heard[0][-1].code == events.WORKER_HUNG
-    check_done(tmp_path, jobs[1:], heard[1:])
+    received, (last,) = asyncio.run(scenario())
+    assert received[0][-1].code == events.WORKER_HUNG
+    check_done(tmp_path, jobs[1:], received[1:])
     assert last.code == events.CANCELLED
 
 
@@ -217,7 +216,7 @@ def test_who_has_no_token_is_not_let_in(cluster):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode != 0
     assert "InvalidAuthToken" in done.stderr
-    assert "WorkerError: there is no Ray cluster to be had" in done.stderr
+    assert "WorkerError: cannot connect to a Ray cluster" in done.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from fastapi import FastAPI
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
 from vstar_engine.errors import MissingLibrary
-from vstar_engine.serving.telemetry import metrics, request_log, tracing
+from vstar_engine.serving.telemetry import request_log, tracing
+from vstar_engine.serving.telemetry.metrics import Metrics
 
 SECRET = "sk-do-not-log"
 
@@ -28,9 +29,14 @@ def lines():
 
 
 @pytest.fixture
-def app():
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def app(metrics):
     made = FastAPI()
-    made.add_middleware(request_log.Requests)
+    made.add_middleware(request_log.RequestLogMiddleware, metrics=metrics)
 
     @made.get("/v1/videos/{id}")
     async def video(id: str):
@@ -77,13 +83,11 @@ def test_an_id_that_could_forge_a_line_is_replaced(app, given):
     assert len(id) == 32
 
 
-def test_unknown_paths_share_one_series_and_probes_stay_silent(app, lines):
-    before = metrics.REGISTRY.get_sample_value
+def test_unknown_paths_share_one_series_and_probes_stay_silent(app, lines, metrics):
     labels = {"method": "GET", "route": "other", "status": "404"}
-    count = before("vstar_http_seconds_count", labels) or 0
     for path in ("/wp-admin", "/.env", "/livez"):
         get(app, path)
-    assert before("vstar_http_seconds_count", labels) == count + 2
+    assert metrics.registry.get_sample_value("vstar_http_seconds_count", labels) == 2
     assert [line["status"] for line in lines()] == [404, 404]
 
 

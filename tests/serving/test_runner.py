@@ -11,8 +11,9 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.serving.http import service
 from vstar_engine.serving.jobs import events
 from vstar_engine.serving.queue import runner
-from vstar_engine.serving.queue.stored_job import Record
-from vstar_engine.serving.settings import Settings
+from vstar_engine.serving.queue.stored_job import StoredJob
+from vstar_engine.serving.settings import Intervals, Settings
+from vstar_engine.serving.telemetry.metrics import Metrics
 
 DONE = events.Done("video.mp4", 1, "0" * 64, 8, 64, 32)
 
@@ -34,11 +35,11 @@ class Engine:
 
 def made(engine, folder, runs=1, **settings):
     """Runs a job, so many times at once, and gives its outcome."""
-    chosen = Settings(data=folder, min_free=0, **settings)
+    chosen = Settings(data=folder, min_free=0, intervals=Intervals(storage=0.01), **settings)
     chosen.videos.mkdir(parents=True)
 
     async def scenario():
-        one, it = runner.Runner(engine, chosen, lambda id: None), job()
+        one, it = runner.Runner(engine, chosen, lambda id: None, Metrics()), job()
         one.started.set()
         first, *others = await asyncio.gather(*(one.make(it) for _ in range(runs)))
         assert not one.running
@@ -46,11 +47,6 @@ def made(engine, folder, runs=1, **settings):
         return first
 
     return asyncio.run(scenario())
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch):
-    monkeypatch.setattr(runner, "LOOK", 0.01)
 
 
 @pytest.mark.parametrize("code", [events.STORAGE_FULL, events.GENERATION_FAILED])
@@ -84,14 +80,25 @@ def test_a_run_beside_another_of_the_same_job_takes_its_outcome_over(tmp_path):
 class Store:
     """Returns whether no job is claimed here, and what became of the one it has."""
 
-    def __init__(self, record):
-        self.record = record
+    def __init__(self, stored):
+        self.stored = stored
 
     async def claimed(self):
         return set()
 
     async def get(self, id):
-        return self.record
+        return self.stored
+
+
+class Recording(runner.Runner):
+    """Notes what it is to cancel."""
+
+    def __init__(self, *collaborators):
+        super().__init__(*collaborators)
+        self.cancelled = []
+
+    async def cancel(self, job):
+        self.cancelled.append(job.id)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +106,11 @@ class Store:
     [("queued", False), ("completed", False), ("failed", True), ("gone", True)],
     ids=lambda value: str(value),
 )
-def test_a_run_without_a_claim_stops_where_its_job_was_cancelled_elsewhere(tmp_path, monkeypatch, status, stopped):
-    monkeypatch.setattr(service, "LOST", 0.0)
-    one, cancelled = job(), []
-    gateway = service.Service(Settings(data=tmp_path), Engine(), SimpleNamespace(spec=MODELS["mini"]))
+def test_a_run_without_a_claim_stops_where_its_job_was_cancelled_elsewhere(tmp_path, status, stopped):
+    settings, one = Settings(data=tmp_path, intervals=Intervals(lost_after=0.0)), job()
+    gateway = service.Service(settings, Engine(), SimpleNamespace(spec=MODELS["mini"]), Recording)
     outcomes = {"queued": None, "completed": {"status": "completed"}, "failed": {"status": "failed"}}
-    gateway.store = Store(Record(one, 0, outcomes[status]) if status in outcomes else None)
+    gateway.store = Store(StoredJob(one, 0, outcomes[status]) if status in outcomes else None)
     gateway.runner.running[one.id] = one
-
-    async def cancel(job):
-        cancelled.append(job.id)
-
-    monkeypatch.setattr(gateway.runner, "cancel", cancel)
-    asyncio.run(gateway._look_after())
-    assert cancelled == ([one.id] if stopped else [])
+    asyncio.run(gateway._check_runs())
+    assert gateway.runner.cancelled == ([one.id] if stopped else [])

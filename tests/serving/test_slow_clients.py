@@ -8,7 +8,7 @@ import pytest
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
 from support.servers import Server
-from vstar_engine.serving.http.connections import IDLE
+from vstar_engine.serving.settings import Settings
 
 # what /livez may take, other work sharing the machine, and with --timed
 P99, QUIET_P99 = 2.0, 0.1
@@ -63,7 +63,7 @@ def asked(server, seconds):
     return sorted(took)
 
 
-@pytest.mark.parametrize(("count", "seconds"), [(10, 3), pytest.param(50, IDLE + 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "seconds"), [(10, 3), pytest.param(50, Settings.idle_timeout + 10, marks=pytest.mark.slow)])
 def test_slow_clients_are_not_felt(tmp_path, pytestconfig, count, seconds):
     with Server(tmp_path) as server:
         large = server.wait(server.create(size="1024x512", num_frames=64, num_inference_steps=1))
@@ -79,7 +79,7 @@ def test_slow_clients_are_not_felt(tmp_path, pytestconfig, count, seconds):
         p99 = took[int(0.99 * len(took))]
         print(f"/livez p99 {p99 * 1e3:.1f} ms beside {count} slow readers and {count} requests without an end")
         assert p99 < (QUIET_P99 if pytestconfig.getoption("timed") else P99)
-        if seconds > IDLE:
+        if seconds > Settings.idle_timeout:
             assert len(unheard.lasted) == count
-            assert max(unheard.lasted) < IDLE + 5
+            assert max(unheard.lasted) < Settings.idle_timeout + 5
         server.ledger([large["id"]])

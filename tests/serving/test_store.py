@@ -8,16 +8,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from dbos._serialization import DBOSDefaultSerializer
 from dbos._sys_db import SystemDatabase
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
 from vstar_engine.serving.jobs.job import Job, new_id
-from vstar_engine.serving.queue import retention, sqlite, store
-from vstar_engine.serving.queue.runner import Stopped
-from vstar_engine.serving.queue.store import DBOS, JobStore, StoreError, _moment, _order, sqlite_path
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue import dbos_patches, retention, sqlite
+from vstar_engine.serving.queue.errors import Stopped, StoreError
+from vstar_engine.serving.queue.store import JobStore, _moment, sqlite_path
 from vstar_engine.serving.settings import Settings
 
 
@@ -39,21 +39,8 @@ def test_a_damaged_database_is_refused(tmp_path):
     store.close()
 
 
-class Ending:
-    """A runner, as far as the store asks whether it stops."""
-
-    stopping = False
-
-
-@pytest.fixture
-def ending(monkeypatch):
-    monkeypatch.setattr(store, "PAUSE", 0.0)
-    monkeypatch.setattr(store, "_runner", Ending())
-    return store._runner
-
-
 @pytest.mark.parametrize("kind", [OperationalError, InternalError, NoConnection])
-def test_an_outcome_waits_for_the_database(ending, kind):
+def test_an_outcome_waits_for_the_database(kind):
     """A failure to write it is not the job's: DBOS would write that down next, and the job had failed for good."""
     failures = [kind("", {}, sqlite3.OperationalError("disk I/O error"))] * 3
 
@@ -62,17 +49,24 @@ def test_an_outcome_waits_for_the_database(ending, kind):
             raise failures.pop()
         return id, status
 
-    assert store.patient(write)("video_1", status="SUCCESS") == ("video_1", "SUCCESS")
-    assert all(callable(getattr(SystemDatabase, name)) for name in store.OUTCOMES)
+    write = dbos_patches.retried(write, lambda: False, pause=0.0)
+    assert write("video_1", status="SUCCESS") == ("video_1", "SUCCESS")
 
 
-def test_an_outcome_waits_no_longer_than_the_server_lives(ending):
+def test_an_outcome_waits_no_longer_than_the_server_lives():
+    stopping = []
+
     def write():
-        ending.stopping = True
+        stopping.append(True)
         raise OperationalError("", {}, sqlite3.OperationalError("disk I/O error"))
 
     with pytest.raises(Stopped):
-        store.patient(write)()
+        dbos_patches.retried(write, lambda: bool(stopping), pause=0.0)()
+
+
+def test_what_is_patched_is_there():
+    assert all(callable(getattr(SystemDatabase, name)) for name in dbos_patches.OUTCOME_WRITES)
+    assert callable(DBOSDefaultSerializer.deserialize)
 
 
 def test_urls():
@@ -90,43 +84,63 @@ def test_a_moment_is_exact(milliseconds):
     assert int(datetime.fromisoformat(_moment(milliseconds)).timestamp() * 1000) == milliseconds
 
 
+class Callbacks:
+    """A server whose jobs never end."""
+
+    stopping = False
+
+    async def make(self, job):
+        await asyncio.Event().wait()
+
+
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_a_list_is_in_order_within_a_second(newest_first, tmp_path, monkeypatch):
+def test_a_list_is_in_order_within_a_second(newest_first, tmp_path):
     """The database may know whole seconds only."""
-    times = [10.1, 10.3, 10.2, 11.5, 10.9]  # by id
-    kept = [
-        Record(Job(f"video_{n}", "me", "mini", "", ("a",), 8, (32, 64), created_at=at), int(at) * 1000)
-        for n, at in enumerate(times)
+    times = [10.1, 10.3, 10.2, 11.5, 10.9]
+    jobs = [
+        Job(id=new_id(), key_id="me", model="mini", prompt="", states=("a",), frames=8, size=(32, 64), created_at=at)
+        for at in times
     ]
 
-    async def listed(limit, sort_desc, start_time="0", end_time="9", **rest):
-        inside = [r for r in kept if start_time <= _moment(r.created) <= end_time]
-        return sorted(inside, key=lambda record: record.created, reverse=sort_desc)[:limit]
+    async def listed():
+        kept = JobStore(Settings(data=tmp_path), "mini")
+        kept.open()
+        await kept.start(Callbacks(), lambda: False)
+        try:
+            for job in jobs:
+                await kept.add(job, at_once=False)
+            with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
+                for job in jobs:
+                    when = (int(job.created_at) * 1000, job.id)
+                    database.execute("UPDATE workflow_status SET created_at = ? WHERE workflow_uuid = ?", when)
+            seen, more = [], True
+            while more:
+                cursor = await kept.cursor("me", seen[-1].job.id) if seen else None
+                page, more = await kept.page("me", cursor, 2, newest_first)
+                seen += page
+            return seen
+        finally:
+            await kept.stop()
+            kept.close()
 
-    monkeypatch.setattr(DBOS, "list_workflows_async", listed)
-    monkeypatch.setattr("vstar_engine.serving.queue.store.record_of", lambda record: record)
-    store, seen, more = JobStore(Settings(data=tmp_path), "mini"), [], True
-    while more:
-        page, more = asyncio.run(store.page("me", _order(seen[-1]) if seen else None, 2, newest_first))
-        seen += page
-    assert [record.job.created_at for record in seen] == sorted(times, reverse=newest_first)
+    assert [stored.job.created_at for stored in asyncio.run(listed())] == sorted(times, reverse=newest_first)
 
 
-def test_commits_share_a_wait_for_the_disk(tmp_path, monkeypatch):
+def test_commits_share_a_wait_for_the_disk(tmp_path):
     path = tmp_path / "jobs.sqlite"
     sqlite.prepare(path)
     connection = sqlite3.connect(path, factory=sqlite.Connection)
     assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
     connection.execute("CREATE TABLE kept (value)")
-    disk, waits, real, lock = sqlite.Disk(path), [], os.fsync, threading.Lock()
+    waits, lock = [], threading.Lock()
 
     def slow(descriptor):
         with lock:
             waits.append(descriptor)
         time.sleep(0.02)
-        real(descriptor)
+        os.fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", slow)
+    disk = sqlite.Disk(path, fsync=slow)
 
     async def sixteen():
         await asyncio.gather(*(disk.sync() for _ in range(16)))
@@ -244,7 +258,7 @@ def test_files_that_the_database_does_not_know_are_set_aside_and_that_is_said(ke
     assert (folder / f"{young}.mp4").exists()
     assert (folder / "README").exists()
     assert retention.stored(folder) == 4100
-    assert f"1 files of jobs that the database does not know were moved to {folder / 'unknown'}" in caplog.text
+    assert f"moved 1 files of jobs that the database does not know to {folder / 'unknown'}" in caplog.text
 
 
 @pytest.mark.parametrize(("settings", "left"), [({"keep_for": 3600}, 0), ({"keep_bytes": 4050}, 1), ({"keep_bytes": 9999}, 2)])
@@ -257,7 +271,7 @@ def test_what_was_set_aside_is_kept_no_longer_than_videos(tmp_path, settings, le
         os.utime(aside / f"{number}.mp4", (number, number))
     asyncio.run(retention.sweep(Kept({}), Settings(data=tmp_path, **settings), list))
     assert [path.name for path in sorted(aside.iterdir())] == ["0.mp4", "1.mp4"][2 - left :]
-    assert ("set aside were deleted" in caplog.text) == (left < 2)
+    assert ("set aside by age or quota" in caplog.text) == (left < 2)
 
 
 def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):
@@ -267,4 +281,4 @@ def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):
     asyncio.run(retention.sweep(kept, Settings(data=tmp_path), list))
     assert not list((tmp_path / "videos").glob(f"{failed}*"))
     assert retention.stored(tmp_path / "videos") == 3000
-    assert "what 1 jobs without a video had left was removed" in caplog.text
+    assert "removed the files of 1 jobs without a video" in caplog.text

@@ -13,9 +13,11 @@ from support.servers import Server
 from support.slow_engine import until
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.http.schema import CreateVideo, RemixVideo
-from vstar_engine.serving.http.service import LOST, TICK, Caller
+from vstar_engine.serving.http.service import Caller
+from vstar_engine.serving.settings import Intervals
 
 REMIX = RemixVideo(prompt="a bush")
+HASTY = Intervals(watchdog=0.1, lost_after=0.4)
 
 
 def become_foreign(folder):
@@ -41,7 +43,7 @@ def test_jobs_of_another_version_are_shown_and_left_alone(tmp_path, caplog):
         own = await created(gateway, engine)
         assert len(gateway.admission) == 1
         assert list(await gateway.store.unfinished()) == [own]
-        records, more = await gateway.store.page(OWNER, None, 10, False)
+        stored_jobs, more = await gateway.store.page(OWNER, None, 10, False)
         shown = [gateway.show(await gateway.get(OWNER, id)) for id in (done, waiting)]
         with pytest.raises(ApiError, match="accepted by another version"):
             await gateway.remix(Caller(OWNER), done, REMIX)
@@ -49,7 +51,7 @@ def test_jobs_of_another_version_are_shown_and_left_alone(tmp_path, caplog):
             await gateway.get("another", done)
         cancelled = await gateway.cancel(OWNER, waiting)
         await gateway.delete(OWNER, waiting)
-        return {record.job.id for record in records} - {own}, more, shown, cancelled.outcome["code"], engine.begun == [own]
+        return {stored.job.id for stored in stored_jobs} - {own}, more, shown, cancelled.outcome["code"], engine.begun == [own]
 
     done, waiting = scenario(tmp_path, before)
     become_foreign(tmp_path)
@@ -71,7 +73,7 @@ def test_jobs_of_another_model_wait_for_it(tmp_path, caplog):
         body = CreateVideo(prompt="a bush", num_frames=8, size="64x32", num_inference_steps=2)
         other = (await gateway.create(Caller(OWNER, "another model's"), body)).job.id
         remix = await gateway.remix(Caller(OWNER), waiting, REMIX)
-        await asyncio.sleep(LOST + 2 * TICK)
+        await asyncio.sleep(HASTY.lost_after + 5 * HASTY.watchdog)
         shown = gateway.show(await gateway.get(OWNER, waiting))
         assert (shown.model, shown.status, remix.job.model) == ("mini", "queued", "maxi")
         assert waiting not in engine.begun
@@ -85,7 +87,7 @@ def test_jobs_of_another_model_wait_for_it(tmp_path, caplog):
         return (await ended(gateway, waiting))["status"], engine.begun
 
     waiting = scenario(tmp_path, before)
-    scenario(tmp_path, meanwhile, model="maxi")
+    scenario(tmp_path, meanwhile, model="maxi", intervals=HASTY)
     assert "1 jobs wait for a server of the version and model that accepted them (jobs-1/mini)" in caplog.text
     assert scenario(tmp_path, after) == ("completed", [waiting])
 
@@ -104,11 +106,11 @@ def test_a_server_of_this_version_takes_over_and_gives_back(tmp_path):
         done = [ours.create() for _ in range(3)]
         assert {ours.wait(id)["status"] for id in done} == {"completed"}
         assert {video["id"] for video in ours.every()} == {*ids, *done}
-        time.sleep(LOST + 3 * TICK)
+        time.sleep(Intervals.lost_after + 3 * Intervals.watchdog)
         assert {ours.get(id)["status"] for id in ids} == {"queued"}
         assert ours.http.post(f"/v1/videos/{ids[5]}/cancel").json()["error"]["code"] == "cancelled"
         assert ours.http.post(f"/v1/videos/{ids[4]}/remix", json={"prompt": "a bush"}).status_code == 409
-        assert "taken up again" not in ours.log()
+        assert "had lost their run" not in ours.log()
         assert ours.stop() == 0
     with Server(tmp_path, *other, module="support.other_version") as theirs:
         videos = theirs.ledger([*ids, *done])

@@ -4,7 +4,7 @@ import pytest
 
 from support import slow_engine
 from vstar_engine import warmup as warm_stages
-from vstar_engine.serving.workers.step_times import Pace
+from vstar_engine.serving.workers.step_times import StepTimes
 from vstar_engine.serving.workers.warmup import warm
 
 BUCKETS = [(8, 32, 64), (16, 32, 64)]
@@ -47,7 +47,7 @@ def clock(monkeypatch):
 def test_a_batch_is_used_where_it_makes_a_tenth_more(clock, seconds, most, limit):
     found = warm(Timed(seconds, clock), BUCKETS[:1], most, {})
     assert found["batch_limits"] == {"8x32x64": limit}
-    assert found["paces"]["8x32x64"]["step"] == 1.0
+    assert found["stage_seconds"]["8x32x64"]["step"] == 1.0
 
 
 def test_a_batch_that_does_not_fit_is_not_used(clock):
@@ -96,7 +96,7 @@ class OnGpu(slow_engine.Slow):
         self.released += 1
 
 
-KNOWN = {"batch_limits": {"8x32x64": 3, "16x32x64": 1}, "paces": {}}
+KNOWN = {"batch_limits": {"8x32x64": 3, "16x32x64": 1}, "stage_seconds": {}}
 SMALLER = [(True,), (False,), (True, True), (True, False), (False, False)]
 THREE = [(True, True, True), (True, True, False), (True, False, False), (False, False, False)]
 
@@ -135,18 +135,20 @@ def test_a_cpu_takes_no_batch_more_than_it_measures(clock):
 
 
 def test_pace_stretches_what_was_measured_to_other_clips():
-    pace = Pace()
-    assert pace.longest(slow_engine.job(), 1) == 0.0
-    pace.learn({"8x32x64": {"begin": 0.1, "step": 2.0, "finish": 5.0}, "64x32x64": {"begin": 0.1, "step": 20.0, "finish": 9.0}})
-    assert pace.longest(slow_engine.job(), 4) == 8.0
-    assert pace.whole(slow_engine.job(steps=10), 2) == pytest.approx(2 * 25.1)
-    assert pace.longest(slow_engine.job(frames=16), 1) == 10.0
-    assert pace.longest(slow_engine.job(frames=128), 1) == 40.0
+    step_times = StepTimes()
+    assert step_times.longest_silence(slow_engine.job(), 1) == 0.0
+    step_times.add_measured(
+        {"8x32x64": {"begin": 0.1, "step": 2.0, "finish": 5.0}, "64x32x64": {"begin": 0.1, "step": 20.0, "finish": 9.0}}
+    )
+    assert step_times.longest_silence(slow_engine.job(), 4) == 8.0
+    assert step_times.batch_seconds(slow_engine.job(steps=10), 2) == pytest.approx(2 * 25.1)
+    assert step_times.longest_silence(slow_engine.job(frames=16), 1) == 10.0
+    assert step_times.longest_silence(slow_engine.job(frames=128), 1) == 40.0
 
 
 def test_pace_follows_what_steps_take():
-    pace, one = Pace(), slow_engine.job()
-    pace.learn({"8x32x64": {"begin": 0.1, "step": 2.0, "finish": 0.0}})
+    step_times, one = StepTimes(), slow_engine.job()
+    step_times.add_measured({"8x32x64": {"begin": 0.1, "step": 2.0, "finish": 0.0}})
     for _ in range(20):
-        pace.note(one, 2, 8.0)
-    assert pace.longest(one, 1) == pytest.approx(4.0, rel=0.01)
+        step_times.update(one, 2, 8.0)
+    assert step_times.longest_silence(one, 1) == pytest.approx(4.0, rel=0.01)

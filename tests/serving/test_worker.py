@@ -21,7 +21,8 @@ from vstar_engine.video import Video
 OWNER = "an-owner"
 # a parent that starts an engine, says the worker's process id, and sleeps
 PARENT = """
-import asyncio, sys, slow_engine
+import asyncio, sys
+from support import slow_engine
 
 async def main():
     engine = slow_engine.client(sys.argv[1])
@@ -74,12 +75,12 @@ class Child:
         self.start = {"do": "start", **about, "buckets": [], "max_batch": 2, "known": {}, "fast": [], "log": 30}
         if ready:
             self.say(self.start)
-            assert self.hear()["say"] == "ready"
+            assert self.receive()["say"] == "ready"
 
     def say(self, message):
         self.ours.sendall(json.dumps(message).encode() + b"\n")
 
-    def hear(self):
+    def receive(self):
         return json.loads(self.lines.readline())
 
     def __enter__(self):
@@ -95,7 +96,7 @@ class Child:
 def test_it_ends_when_the_socket_is_closed_even_in_the_middle_of_a_step(tmp_path):
     with Child(tmp_path) as child:
         child.say({"do": "run", "run": 1, "jobs": [job("step=30").to_json()]})
-        assert child.hear()["event"]["kind"] == "started"
+        assert child.receive()["event"]["kind"] == "started"
         start = time.monotonic()
     assert time.monotonic() - start < 5.0
     assert child.process.returncode == 0
@@ -116,7 +117,7 @@ def test_it_ends_when_nobody_reads_what_it_says_any_more(tmp_path):
     with Child(tmp_path) as child:
         for number in range(200):
             child.say({"do": "run", "run": number, "jobs": [job(steps=50).to_json()]})
-        child.hear()
+        child.receive()
     assert child.process.returncode == 0
 
 
@@ -125,7 +126,7 @@ def test_it_does_not_mind_the_signals_that_end_its_server(tmp_path):
         child.process.send_signal(signal.SIGINT)
         child.process.send_signal(signal.SIGTERM)
         child.say({"do": "run", "run": 1, "jobs": [job().to_json()]})
-        while (message := child.hear())["say"] != "event" or message["event"]["kind"] != "done":
+        while (message := child.receive())["say"] != "event" or message["event"]["kind"] != "done":
             pass
 
 
@@ -135,7 +136,7 @@ def test_no_moment_of_being_killed_leaves_a_partial_result(tmp_path, delay):
     one = job(frames=64, size=(128, 256), steps=1)
     with Child(tmp_path) as child:
         child.say({"do": "run", "run": 1, "jobs": [one.to_json()]})
-        while (message := child.hear())["say"] != "event" or message["event"].get("name") != "encode":
+        while (message := child.receive())["say"] != "event" or message["event"].get("name") != "encode":
             pass
         time.sleep(delay)
         child.process.kill()

@@ -9,11 +9,12 @@ import support.serve_packages  # noqa: F401 - skips where they are missing
 from support.slow_engine import until
 from vstar_engine.config.models import model_named
 from vstar_engine.serving.http import app, service
-from vstar_engine.serving.http.api_keys import Keys
+from vstar_engine.serving.http.api_keys import ApiKeys
 from vstar_engine.serving.http.request_to_job import Resolver
 from vstar_engine.serving.http.schema import CreateVideo
 from vstar_engine.serving.http.service import Caller
 from vstar_engine.serving.jobs import events, result_files
+from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.settings import Settings
 
 LIMIT = 15.0
@@ -25,7 +26,7 @@ OWNER = "alice"
 FACTS = {"counters": dict.fromkeys(("restarts", "cache_bytes", "cache_hits", "cache_misses"), 0)}
 
 
-class Played:
+class ScriptedEngine:
     """An engine that writes a job's files and then waits until the test says how it ends."""
 
     ready = True
@@ -47,7 +48,7 @@ class Played:
 
     async def submit(self, job):
         if job.id in self.ends:
-            raise ValueError(f"job {job.id} is on its way already")
+            raise ValueError(f"job {job.id} is already pending")
         self.begun.append(job.id)
         self.ends[job.id] = asyncio.get_running_loop().create_future()
         yield events.Started(1)
@@ -64,14 +65,13 @@ class Played:
         self.ends[id].set_result(event or events.Done(f"{id}.mp4", 7, "0" * 64, 8, 64, 32))
 
 
-def scenario(folder, act, kind=Played, model="mini", **settings):
+def scenario(folder, act, kind=ScriptedEngine, model="mini", runner=Runner, **settings):
     """Runs `act(gateway, engine)` between a start and a close."""
 
     async def run():
         chosen = Settings(data=folder, min_free=0, **settings)
-        gateway = service.Service(
-            chosen, kind(chosen.videos), Resolver(replace(model_named("mini"), name=model), enhance=False)
-        )
+        resolver = Resolver(replace(model_named("mini"), name=model), enhance=False)
+        gateway = service.Service(chosen, kind(chosen.videos), resolver, runner)
         gateway.store.open()
         try:
             async with asyncio.timeout(LIMIT):
@@ -88,7 +88,7 @@ def scenario(folder, act, kind=Played, model="mini", **settings):
 
 def connected(gateway):
     """Returns a client of the application, within this process."""
-    application = httpx.ASGITransport(app.build(gateway, Keys({})), raise_app_exceptions=False)
+    application = httpx.ASGITransport(app.build(gateway, ApiKeys({})), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=application, base_url="http://127.0.0.1")
 
 
@@ -101,7 +101,7 @@ async def created(gateway, engine):
 
 
 async def ended(gateway, id):
-    await until(lambda: (live := gateway.runner.board[id]) is None or live.outcome is not None)
+    await until(lambda: (progress := gateway.runner.tracker[id]) is None or progress.outcome is not None)
     return (await gateway.store.get(id)).outcome
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 
 from vstar_engine.serving.jobs.job import Job, new_id
-from vstar_engine.serving.workers.dispatch_state import Rules
+from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
 from vstar_engine.serving.workers.local_process import ProcessEngine
 from vstar_engine.video import Video
 
@@ -52,16 +52,16 @@ def job(prompt="a tree", *, frames=8, size=SIZE, steps=5, **fields):
     return Job(prompt=prompt, states=(prompt,), frames=frames, size=size, steps=steps, **about)
 
 
-def rules(**changed):
-    return Rules(**{"buckets": (BUCKET,), "hang_after": 2.0, **changed})
+def policy(**changed):
+    return BatchingPolicy(**{"buckets": (BUCKET,), "hang_after": 2.0, **changed})
 
 
-PLAIN = rules()
+PLAIN = policy()
 
 
-def client(folder, *, step=0.01, rules=PLAIN, **settings):
+def client(folder, *, step=0.01, policy=PLAIN, **settings):
     """An `EngineClient` that runs it in a child process; results go to `folder`."""
-    return ProcessEngine(Path(folder), {"step": step, **settings}, rules, FACTORY, environment())
+    return ProcessEngine(Path(folder), {"step": step, **settings}, policy, FACTORY, environment())
 
 
 @asynccontextmanager
@@ -208,12 +208,12 @@ def load(settings):
     return Slow(**settings)
 
 
-async def told(engine, job, heard=None):
+async def events_of(engine, job, timed=None):
     """Runs a job to its end and gives its events."""
-    heard = [] if heard is None else heard
+    timed = [] if timed is None else timed
     async for event in engine.submit(job):
-        heard.append((time.monotonic(), event))
-    return [event for _, event in heard]
+        timed.append((time.monotonic(), event))
+    return [event for _, event in timed]
 
 
 async def until(condition):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.config.models import MAX_SIDE, model_named
-from vstar_engine.config.request import MAX_FRAMES, Request, rows_at_once
+from vstar_engine.config.request import MAX_FRAMES, Clip, rows_at_once
 from vstar_engine.config.sampling import STEP_CACHE
 from vstar_engine.errors import EngineError, OutputError
 
@@ -201,16 +201,16 @@ class BuiltEngine:
             larger = f"build one: {self.command(batch=rows)}" if rows <= MAX_BATCH else "make fewer videos at once"
             raise EngineError(f"{said}; use --no-batch-guidance or {larger}")
 
-    def check_requests(self, *requests: Request) -> None:
-        """Raises EngineError as `check_clip` does, for requests of one clip (size filled in) that run together.
+    def check_requests(self, *clips: Clip) -> None:
+        """Raises EngineError as `check_clip` does, for clips of one shape (size filled in) that run together.
 
-        ValueError where a request wants steps that run a part of the network.
+        ValueError where one wants steps that run a part of the network.
         """
-        first = requests[0]
+        first = clips[0]
         assert first.size is not None
         if STEP_CACHE in first.sampling.fast:
             raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {self.folder} can only run it whole")
-        self.check_clip(first.frames, first.size, rows_at_once(requests))
+        self.check_clip(first.frames, first.size, rows_at_once(clips))
 
 
 def _check_private(folder: Path) -> None:

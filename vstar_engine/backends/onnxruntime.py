@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
+from vstar_engine.machine import threads
 from vstar_engine.networks.denoiser import Denoiser
 
 from .inputs import full
@@ -45,6 +46,8 @@ def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> 
         raise DeviceError(f"this onnxruntime has no {provider} for device {device}; install onnxruntime-gpu, or use cpu")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # its pool is its own, and spins unless it is told not to
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spins())))
     options.log_severity_level = QUIET
     where = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}
     try:

@@ -1,17 +1,16 @@
 """What this machine has: devices, versions, and optional libraries present or missing and why."""
 
-import os
 import platform
 from dataclasses import dataclass
 from importlib import import_module, metadata
 
 import torch
 
-from vstar_engine import __version__
 from vstar_engine.backends import TENSORRT, tensorrt_library
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.kernels.cpu import library
-from vstar_engine.machine import memory
+from vstar_engine.machine import memory, threads
+from vstar_engine.version import __version__
 
 OPTIONAL = {
     "triton": "the fused kernels on NVIDIA GPUs",
@@ -42,7 +41,7 @@ def examine() -> list[Fact]:
         Fact("vstar-engine", __version__),
         Fact("python", f"{platform.python_version()} on {platform.platform()}"),
         Fact("torch", torch.__version__),
-        Fact("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use, {free:.1f} GiB of memory free"),
+        *cpu_facts(torch.get_num_threads(), threads.cores(), free),
     ]
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
@@ -57,6 +56,23 @@ def examine() -> list[Fact]:
         Fact("cpu kernel", native_says if native_there else f"missing, the reference serves: {native_says}", native_there)
     )
     return facts + [_library(name, use) for name, use in OPTIONAL.items()] + [_tensorrt(backend) for backend in TENSORRT]
+
+
+def cpu_facts(in_use: int, cores: threads.Cores, free: float) -> list[Fact]:
+    """Describes the cores, and how threads use them; `free` is in GiB."""
+    said = f"{in_use} in use"
+    if in_use > cores.usable:
+        said += f", more than the {cores.usable} that have a core each: set {threads.COUNT}={cores.usable}, or leave it unset"
+    waiting = threads.waiting() or "by OpenMP's default"
+    if threads.spins() and in_use > 1:
+        waiting += f": idle threads spin, which is slow beside a busy process; set {threads.POLICY}={threads.PASSIVE}"
+    quota = "none" if cores.quota is None else f"{cores.quota:g} cores, by the control group"
+    return [
+        Fact("cpu", f"{cores.machine} cores, {cores.allowed} allowed to this process, {free:.1f} GiB of memory free"),
+        Fact("cpu quota", quota),
+        Fact("threads", said, in_use <= cores.usable),
+        Fact("waiting", waiting, not threads.spins() or in_use == 1),
+    ]
 
 
 def _tensorrt(backend: str) -> Fact:

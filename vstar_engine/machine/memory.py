@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vstar_engine.config.models import Spec
-from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.config.request import Clip, rows_at_once
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.text_encoder import TextTower
@@ -64,10 +64,10 @@ class Footprint:
     text: bool = True
 
     @staticmethod
-    def of(request: Request, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
-        """Reads a request whose size is filled in."""
-        assert request.size is not None
-        return Footprint(spec, request.frames, *request.size, dtype, rows_at_once([request]), text)
+    def of(clip: Clip, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
+        """Reads a clip whose size is filled in."""
+        assert clip.size is not None
+        return Footprint(spec, clip.frames, *clip.size, dtype, rows_at_once([clip]), text)
 
 
 @contextmanager

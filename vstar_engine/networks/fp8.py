@@ -17,8 +17,9 @@ from vstar_engine.errors import DeviceError
 from vstar_engine.kernels.fp8_conv2d import conv_e4m3
 from vstar_engine.kernels.fp8_layernorm import norm_e4m3
 from vstar_engine.kernels.fp8_linear import linear_e4m3, product
-from vstar_engine.kernels.fp8_quantize import E4M3, LARGEST, to_e4m3
-from vstar_engine.kernels.linear import LayerNorm, normed
+from vstar_engine.kernels.fp8_quantize import LARGEST, to_e4m3
+from vstar_engine.kernels.linear import normed
+from vstar_engine.kernels.problems import E4M3, Fp8ConvProblem, Fp8LinearProblem, LayerNorm
 
 from .layers import CrossAttention, FeedForward, FrameConv, Linear
 from .unet import UNet
@@ -62,8 +63,8 @@ class Fp8Linear(Fp8Layer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         rows = x if norm is None else norm_e4m3(x, *norm, self.step)
-        given = (rows, self.weight, self.step, self.scale, self.bias, residual, gate, self.then)
-        return linear_e4m3(*given, self.dtype)
+        given = (rows, self.weight, self.step, self.scale, self.bias, residual, gate, self.then, self.dtype)
+        return linear_e4m3(Fp8LinearProblem(*given))
 
 
 class Fp8Pointwise(Fp8Linear):
@@ -82,7 +83,8 @@ class Fp8Convolution(Fp8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         images = to_e4m3(x.movedim(1, -1), self.step)
-        return conv_e4m3(images, self.weight, self.step, self.scale, self.bias, self.stride, self.padding).movedim(-1, 1)
+        given = (images, self.weight, self.step, self.scale, self.bias, self.stride, self.padding)
+        return conv_e4m3(Fp8ConvProblem(*given)).movedim(-1, 1)
 
 
 def check(device: torch.device, dtype: torch.dtype) -> None:

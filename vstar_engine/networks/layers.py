@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vstar_engine.config.models import UNetSpec
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu
-from vstar_engine.kernels.linear import LayerNorm, feed_forward, linear
+from vstar_engine.kernels.linear import feed_forward, linear
+from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 
 from .precomputed import ContextKV
 
@@ -44,7 +45,7 @@ class Linear(nn.Linear):
     """A linear layer over the last axis, normed first where a norm is given; adds a residual, or gates by halves (GEGLU)."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
-        return linear(x, *self.given(), residual, gate, norm)
+        return linear(LinearProblem(x, *self.given(), residual, gate, *(norm or ())))
 
     def given(self) -> tuple[Tensor, Tensor | None]:
         return self.weight.flatten(1), self.bias

@@ -1,4 +1,4 @@
-"""A prompt's states by a language model behind any OpenAI-compatible chat endpoint, validated, and cached on disk."""
+"""Turns a prompt into states with a language model at an OpenAI-compatible endpoint; validates and caches them."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a chat model is and what it is called; `timeout` is in seconds, for one answer."""
+    """The address and name of a chat model; `timeout` of a request is in seconds."""
 
     url: str
     model: str
@@ -78,11 +78,11 @@ class Endpoint:
 
 
 class Unsupported(EndpointError):
-    """The endpoint refuses or fails this form of request; another form may do."""
+    """The endpoint does not support this form of request; another may work."""
 
 
 class Llm:
-    """A chat model that turns prompts into states; it remembers which form of answer the endpoint can give."""
+    """A chat model that turns prompts into states; remembers which response format the endpoint supports."""
 
     def __init__(self, endpoint: Endpoint, cache: Path | None = None):
         self.endpoint, self.cache = endpoint, cache
@@ -98,7 +98,7 @@ class Llm:
         self._client = httpx.Client(timeout=endpoint.timeout, headers=headers)
 
     def states(self, prompt: str, count: int | None = None, most: int = MOST) -> tuple[str, ...]:
-        """Returns the states of a prompt: `count` of them, or 2 to `most`; the same question is asked once.
+        """Returns the states of a prompt, `count` of them or 2 to `most`; answers are cached.
 
         Raises EndpointError when the endpoint cannot be reached, refuses, or answers twice with something unusable.
         """
@@ -137,7 +137,7 @@ class Llm:
     def _converse(
         self, fields: dict[str, Any], messages: list[dict[str, str]], count: int | None, most: int
     ) -> tuple[str, ...]:
-        """Asks, and asks once more saying what is wrong with the answer."""
+        """Asks for states, and once more with the complaint when the answer cannot be used."""
         wrong = ""
         for _ in range(2):
             answer, whole = self._post({"model": self.endpoint.model, "messages": messages, **fields})
@@ -151,7 +151,7 @@ class Llm:
         raise EndpointError(f"{self.endpoint.model} gave no usable synopsis: {wrong}")
 
     def _post(self, body: dict[str, Any]) -> tuple[str, bool]:
-        """Sends one request; gives the answer's text and whether it is whole."""
+        """Sends one request; returns the answer's text and whether it is complete."""
         url, started = self.endpoint.chat_url, time.monotonic()
         try:
             with self._client.stream("POST", url, content=json.dumps(body)) as response:
@@ -213,7 +213,7 @@ def _in_json(answer: str) -> list[str]:
 
 
 def complaint(states: Sequence[str], count: int | None, most: int) -> str:
-    """Says what makes states unusable, "" for nothing: their number, a length, the same state twice in a row."""
+    """Returns why states cannot be used (their number, a length, the same state twice in a row), or ""."""
     if count and len(states) != count:
         return f"{count} states were asked for, it has {len(states)}"
     if not count and not FEWEST <= len(states) <= most:

@@ -1,4 +1,4 @@
-"""Prompts to synopses: the states a video passes through, given, read from a file, told by a language model or by rules."""
+"""Synopses, the states a video passes through: given, read from a file, or made from a prompt."""
 
 import json
 import logging
@@ -21,9 +21,9 @@ GIVEN, PROMPT, LLM, OFFLINE = "given", "prompt", "llm", "offline"
 
 @dataclass(frozen=True)
 class Synopsis:
-    """A prompt and the states it becomes, in order; at least one state.
+    """A prompt and its states in order, at least one.
 
-    `at` or `durations` place them in time and `negatives` say what each should not show; empty, or one for each state.
+    `at` or `durations` place the states and `negatives` are their negative prompts; each is empty or has one for each state.
     """
 
     prompt: str
@@ -34,11 +34,11 @@ class Synopsis:
     negatives: tuple[str, ...] = ()
 
     def unwanted(self, negative: str) -> tuple[str, tuple[str, ...]]:
-        """Returns the negative prompt of the whole video, or each state's, where `negative` stands in for those without one."""
+        """Returns the negative prompt of the whole video, or one for each state with `negative` for those without."""
         return ("", tuple(own or negative for own in self.negatives)) if self.negatives else (negative, ())
 
     def entry(self) -> dict[str, Any]:
-        """Returns what a synopsis file holds of it."""
+        """Returns the synopsis as an entry of a synopsis file."""
         states: list[Any] = list(self.states)
         for name, values in (("at", self.at), ("duration", self.durations), ("negative", self.negatives)):
             if values:
@@ -51,10 +51,10 @@ class Synopsis:
 def synopsize(
     prompt: str, count: int | None = None, most: int = MOST, llm: Llm | None = None, required: bool = False
 ) -> Synopsis:
-    """Describes the states of a prompt: `count` of them, or as many as it needs and at most `most`.
+    """Turns a prompt into states: `count` of them, or as many as it needs and at most `most`.
 
-    Asks `llm`; without one, or with a warning where it fails, follows the offline rules. A prompt that they do not know is its
-    only state. Raises EndpointError when `required` and `llm` fails.
+    Asks `llm`. Without one, or with a warning when it fails, applies the offline rules; a prompt that fits none becomes the
+    only state. Raises EndpointError when `llm` fails and is `required`.
     """
     if count is not None and count < 1:
         raise ValueError(f"a synopsis has at least 1 state, got {count}")
@@ -75,7 +75,7 @@ def synopsize(
 
 
 def thin(states: Sequence[str], most: int) -> tuple[str, ...]:
-    """Keeps at most `most` (2 or more) states, evenly, the first and the last among them."""
+    """Returns at most `most` (2 or more) of the states, evenly chosen, with the first and the last."""
     if len(states) <= most:
         return tuple(states)
     return tuple(states[round(i * (len(states) - 1) / (most - 1))] for i in range(most))
@@ -86,7 +86,7 @@ def read_synopses(path: str | Path) -> list[Synopsis]:
 
     JSON: one {"prompt": ..., "subprompts": [...]} object or a list of them, each a video; in a .jsonl file an object a line.
     A subprompt is text or {"text": ..., "at": ..., "duration": ..., "negative": ...}. Plain text: one state a line, all of
-    them one video. Raises ValueError when the file is absent, empty or neither.
+    them one video. Raises ValueError when the file is absent, empty or of another form.
     """
     path = Path(path)
     if path.suffix == ".jsonl":

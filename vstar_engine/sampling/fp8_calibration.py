@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import Spec
-from vstar_engine.config.sampling import FP8, Sampling, Tar
-from vstar_engine.networks.fp8 import check, watched
+from vstar_engine.config.sampling import Sampling, Tar
+from vstar_engine.networks.fp8 import watched
 from vstar_engine.networks.unet import UNet
 from vstar_engine.prompting.embeddings import Encode
 from vstar_engine.prompting.interpolation import spread
@@ -16,20 +15,8 @@ from .schedule import Schedule
 from .tar import table
 
 # the clip that inputs are watched on
-# the clip that inputs are watched on
 FRAMES, STEPS = 8, 8
 PROMPTS = ("a landscape covered in thick snow, bare trees", "a lush green meadow in full spring")
-
-
-def check_choice(device: torch.device, dtype: torch.dtype, artifact: BuiltEngine | None, text: bool) -> None:
-    """Raises DeviceError where FP8 cannot be multiplied, ValueError where there is no network to convert or no text to try."""
-    if artifact is not None:
-        raise ValueError(f"{FP8} converts the network in eager PyTorch, and {artifact.folder} computes as it was built")
-    if not text:
-        raise ValueError(
-            f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
-        )
-    check(device, dtype)
 
 
 @torch.inference_mode()

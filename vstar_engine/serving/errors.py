@@ -1,4 +1,4 @@
-"""What the API answers when it does not do what was asked, in the shape that OpenAI's clients read."""
+"""The API's errors, in the format of OpenAI's clients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ INVALID, UNAUTHENTICATED, LIMITED, SERVER = (
     "rate_limit_error",
     "server_error",
 )
-# clients try 408, 409, 429 and 5xx again; this stops them where a second try cannot help
+# clients retry 408, 409, 429 and 5xx; this header stops them if a retry cannot succeed
 FINAL = {"x-should-retry": "false"}
 
 
 class ApiError(Exception):
-    """An answer of `status` whose body is `{"error": {message, type, code, param}}`."""
+    """A response of `status` with the body `{"error": {message, type, code, param}}`."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """Returns whether a field's value cannot be served."""
+    """Returns the error 400 for a field's value."""
     return ApiError(400, code, message, param)
 
 
 def not_found(id: str) -> ApiError:
-    """Returns whether a video does not exist; also said of another key's video."""
+    """Returns the error 404 for a video that does not exist or belongs to another key."""
     return ApiError(404, "video_not_found", f"there is no video {id[:100]!r}", "video_id")

@@ -20,6 +20,7 @@ from vstar_engine.artifacts.files import check_writable, write_aside
 from vstar_engine.artifacts.manifest import MANIFEST
 from vstar_engine.config import models
 from vstar_engine.errors import CheckpointError, OutputError
+from vstar_engine.machine import threads
 from vstar_engine.machine.device import dtype_named
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,12 @@ def _watch(command: list[str], source: Path, limit: int, on_progress: Callable[[
     import psutil
 
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent.parent
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent.parent,
+        env=threads.environment(),
     )
     assert child.stdout is not None
     assert child.stderr is not None

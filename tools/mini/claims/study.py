@@ -10,7 +10,6 @@ counts, and results made with other weights than the bundled ones are refused.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +30,7 @@ from tools.mini.training import probe
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.bench.commands.report import between_markers
 from vstar_engine.config.sampling import FEW_STEP, FP8
+from vstar_engine.machine import threads
 
 from . import logits
 from .measures import measure
@@ -202,7 +202,8 @@ def run(path: Path, limit: int | None, backfill: bool) -> None:
     done = {key(row["case"]) for row in found} - (lacking.keys() if backfill else set())
     left = [case for case in dict.fromkeys(cases()) if case.key not in done][:limit]
     # a process a core
-    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
+    workers = threads.cores().usable
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
         waiting = [pool.submit(row, case) for case in left]
         for made in tqdm(as_completed(waiting), "videos", len(waiting), mininterval=10):
             file.write(json.dumps(made.result()) + "\n")

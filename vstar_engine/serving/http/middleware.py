@@ -1,4 +1,4 @@
-"""What stands before every route: keys, where a request comes from, how large it may be, and headers of every answer."""
+"""The middleware of every route: API keys, origin and body size of requests, and security headers of responses."""
 
 import json
 import re
@@ -9,24 +9,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vstar_engine.serving.errors import FINAL, UNAUTHENTICATED, ApiError
 from vstar_engine.serving.settings import LOOPBACK_NAMES, Settings
-from vstar_engine.serving.telemetry import metrics
+from vstar_engine.serving.telemetry.metrics import Metrics
 
-from .api_keys import LOCAL, METRICS, Keys
+from .api_keys import LOCAL, METRICS, ApiKeys
 from .service import Caller
 
-# open without a key: they tell nothing, and machines and browsers ask before they have one
+# paths open without a key: they reveal nothing, and probes and browsers have none yet
 OPEN = ("/", "/livez", "/readyz", "/health")
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 LONGEST_KEY = 200
-# what asks for a video
+# requests for a video
 SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 
 
-class Gate:
-    """ASGI middleware that lets requests in, with their `Caller` in the scope's state."""
+class AccessMiddleware:
+    """ASGI middleware: checks key, origin and body size, and puts the `Caller` into the scope's state."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys):
-        self.app, self.settings, self.keys = app, settings, keys
+    def __init__(self, app: ASGIApp, settings: Settings, keys: ApiKeys, metrics: Metrics):
+        self.app, self.settings, self.keys, self.metrics = app, settings, keys, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,10 +43,10 @@ class Gate:
             scope.setdefault("state", {})["caller"] = self._caller(scope["path"], headers)
             self._check_length(headers)
         except ApiError as error:
-            count_refusal(scope, error)
+            count_refusal(self.metrics, scope, error)
             await answer(error, reply)
             return
-        await self.app(scope, self._counted(receive), reply)
+        await self.app(scope, self._limited(receive), reply)
 
     def _caller(self, path: str, headers: Mapping[str, str]) -> Caller:
         owner = LOCAL
@@ -55,10 +55,10 @@ class Gate:
         elif path not in OPEN:
             found = self.keys.owner(headers.get("authorization"))
             if found is None:
-                said = "give an API key: Authorization: Bearer KEY"
+                said = "an API key is required: Authorization: Bearer KEY"
                 raise ApiError(401, "invalid_api_key", said, None, UNAUTHENTICATED, {"WWW-Authenticate": "Bearer"})
             if found == METRICS and path != "/metrics":
-                raise ApiError(403, "forbidden_path", "this key opens /metrics alone", headers=FINAL)
+                raise ApiError(403, "forbidden_path", "this key is valid for /metrics only", headers=FINAL)
             owner = found
         again = headers.get("x-stainless-retry-count", "0")
         key = headers.get("idempotency-key")
@@ -67,10 +67,10 @@ class Gate:
         return Caller(owner, key, int(again) if again.isascii() and again.isdigit() and len(again) < 5 else 0)
 
     def _check_source(self, headers: Mapping[str, str]) -> None:
-        """Without keys, keeps out web pages of others: by their origin, and by names that were made to point here."""
+        """Refuses other sites' pages on a server without keys: by origin, and by host against DNS rebinding."""
         host = headers.get("host", "")
         if self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
-            raise ApiError(403, "forbidden_host", "this server answers to its loopback names only", headers=FINAL)
+            raise ApiError(403, "forbidden_host", "this server answers only to its loopback names", headers=FINAL)
         origin = headers.get("origin")
         if origin is not None and _parts(origin).netloc != host:
             raise ApiError(403, "forbidden_origin", "pages of other sites may not use this server", headers=FINAL)
@@ -80,10 +80,10 @@ class Gate:
         if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.settings.max_body):
             raise self._too_long()
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive) -> Receive:
         got = 0
 
-        async def counted() -> Message:
+        async def limited() -> Message:
             nonlocal got
             message = await receive()
             got += len(message.get("body", b""))
@@ -91,29 +91,29 @@ class Gate:
                 raise self._too_long()
             return message
 
-        return counted
+        return limited
 
     def _too_long(self) -> ApiError:
-        return ApiError(413, "body_too_large", f"a body has at most {self.settings.max_body} bytes")
+        return ApiError(413, "body_too_large", f"a body may have at most {self.settings.max_body} bytes")
 
 
 def _parts(url: str) -> SplitResult:
-    """Takes an address apart; one that is none has no parts."""
+    """Splits a URL; an invalid one has no parts."""
     try:
         return urlsplit(url)
     except ValueError:
         return urlsplit("")
 
 
-def count_refusal(scope: Scope, error: ApiError) -> None:
-    """Counts an error where it kept a video from being accepted: not one of a question, or of a video that was accepted."""
+def count_refusal(metrics: Metrics, scope: Scope, error: ApiError) -> None:
+    """Counts an error that refused a video; not one of another request, or after the video was accepted."""
     asked = scope["method"] == "POST" and SUBMISSION.fullmatch(scope["path"]) is not None
     if asked and not scope.get("state", {}).get("accepted", False):
         metrics.refused(error.code)
 
 
 async def answer(error: ApiError, send: Send) -> None:
-    """Sends an error."""
+    """Sends an error response."""
     body = json.dumps(error.body()).encode()
     headers = {**error.headers, "content-type": "application/json", "content-length": str(len(body))}
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -1,4 +1,4 @@
-"""The routes under `/v1/videos`: thin skins over the service."""
+"""The routes under `/v1/videos`."""
 
 import asyncio
 import json
@@ -16,19 +16,19 @@ from vstar_engine.serving.errors import FINAL, SERVER, ApiError, invalid
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.jobs.events import CANCELLED
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .request_body import read_body
-from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
+from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, VideoSettings
 from .service import Caller, Service
 from .video_object import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
-Body = TypeVar("Body", bound=Wishes)
+Body = TypeVar("Body", bound=VideoSettings)
 MEDIA = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
-# what OpenAI's clients can ask for and this engine does not do
-UNSUPPORTED = "is not something this engine does: it makes videos from words, and `remix` makes one again with other words"
-# seconds between two looks at a job that this server does not run itself
+# for requests of OpenAI's clients that this engine does not support
+UNSUPPORTED = "is not supported: this engine makes videos from text, and `remix` makes one again with another prompt"
+# seconds between two reads of a job that another server runs
 PAUSE = 1.0
 PING = 15
 
@@ -42,7 +42,7 @@ def caller_of(request: Request) -> Caller:
 
 
 async def read(request: Request, kind: type[Body]) -> Body:
-    """Reads a body; ApiError names the field that is wrong. Only forms may spell numbers as text."""
+    """Reads and checks a body; ApiError names the invalid field. Only in forms may numbers be strings."""
     content, form = await read_body(request)
     if "input_reference" in content:
         raise ApiError(400, "unsupported", f"a video from a picture {UNSUPPORTED}", "input_reference")
@@ -56,16 +56,16 @@ async def read(request: Request, kind: type[Body]) -> Body:
         raise invalid(said, param, "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value") from error
 
 
-def answer(service: Service, record: Record, status: int = 200) -> JSONResponse:
-    """Shows a video, and says when to ask again."""
-    shown = service.show(record)
+def answer(service: Service, stored: StoredJob, status: int = 200) -> JSONResponse:
+    """Returns a video, and in a header when to poll again."""
+    shown = service.show(stored)
     headers = {"openai-poll-after-ms": str(poll_after(shown))}
     return JSONResponse(shown.model_dump(mode="json"), status, headers=headers)
 
 
 @router.post("", response_model=Video)
 async def create_video(request: Request) -> JSONResponse:
-    """Accepts a video to make. A repeated Idempotency-Key gives the video of its first request."""
+    """Accepts a video. A repeated Idempotency-Key returns the video of the first request."""
     service = service_of(request)
     return answer(service, await service.create(caller_of(request), await read(request, CreateVideo)))
 
@@ -79,27 +79,27 @@ async def list_videos(
 ) -> JSONResponse:
     """Lists the caller's videos, by default the newest first; `after` is the last id of the page before."""
     service, owner = service_of(request), caller_of(request).owner
-    edge = None if after is None else await service.edge(owner, after)
-    records, more = await service.store.page(owner, edge, limit, order == "desc")
-    data = [service.show(record) for record in records]
+    cursor = None if after is None else await service.cursor(owner, after)
+    stored_jobs, more = await service.store.page(owner, cursor, limit, order == "desc")
+    data = [service.show(stored) for stored in stored_jobs]
     ends = (data[0].id, data[-1].id) if data else (None, None)
     return JSONResponse(Videos(data=data, first_id=ends[0], last_id=ends[1], has_more=more).model_dump(mode="json"))
 
 
 @router.post("/sync", response_class=FileResponse)
 async def create_and_wait(request: Request) -> FileResponse:
-    """Makes a video and answers with its mp4. A client that leaves takes the video with it that was made for it."""
+    """Makes a video and returns its mp4. If the client disconnects, the video is deleted unless it existed before."""
     service, caller = service_of(request), caller_of(request)
-    record = await service.create(caller, await read(request, CreateVideo))
+    stored = await service.create(caller, await read(request, CreateVideo))
     request.state.accepted = True
-    ended = asyncio.ensure_future(service.ended(record, service.settings.sync_timeout))
+    ended = asyncio.ensure_future(service.ended(stored, service.settings.sync_timeout))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() or ended.result().outcome is None:
-            if record.new:
-                await (service.withdraw if gone.done() else service.cancel)(caller.owner, record.job.id)
-            said = "the video took too long for one request; POST /v1/videos waits for none"
+            if stored.new:
+                await (service.withdraw if gone.done() else service.cancel)(caller.owner, stored.job.id)
+            said = "the video took too long for one request; POST /v1/videos does not wait"
             raise ApiError(504, "timeout", said, None, SERVER, FINAL)
     finally:
         ended.cancel()
@@ -117,47 +117,47 @@ async def _disconnected(request: Request) -> None:
 @router.post("/characters", include_in_schema=False)
 @router.get("/characters/{character_id}", include_in_schema=False)
 async def unsupported(request: Request) -> None:
-    """Refuses what only other engines do."""
+    """Refuses what this engine does not support."""
     raise ApiError(400, "unsupported", f"{request.url.path} {UNSUPPORTED}")
 
 
 @router.get("/{video_id}", response_model=Video)
 async def retrieve_video(request: Request, video_id: str) -> JSONResponse:
-    """Shows a video and how far it is. One that failed says so in `status` and `error`."""
+    """Returns a video and its progress. A failed one has `status` failed and an `error`."""
     service = service_of(request)
     return answer(service, await service.get(caller_of(request).owner, video_id))
 
 
 @router.delete("/{video_id}", response_model=Deleted)
 async def delete_video(request: Request, video_id: str) -> Deleted:
-    """Stops a video if it runs, and removes it with its files."""
+    """Cancels a video if it runs, and deletes it with its files."""
     await service_of(request).delete(caller_of(request).owner, video_id)
     return Deleted(id=video_id)
 
 
 @router.post("/{video_id}/cancel", response_model=Video)
 async def cancel_video(request: Request, video_id: str) -> JSONResponse:
-    """Stops a video and keeps its record; one that ended stays as it is."""
+    """Cancels a video and keeps its record; one that has ended is not changed."""
     service = service_of(request)
     return answer(service, await service.cancel(caller_of(request).owner, video_id))
 
 
 @router.post("/{video_id}/remix", response_model=Video)
 async def remix_video(request: Request, video_id: str) -> JSONResponse:
-    """Makes a video again with another prompt: the same seed, size and settings unless others are given."""
+    """Makes a video again with another prompt; seed, size and settings stay the same unless given."""
     service = service_of(request)
     body = await read(request, RemixVideo)
     return answer(service, await service.remix(caller_of(request), video_id, body))
 
 
-class KeptFile(FileResponse):
-    """A file whose parts may be asked for; a part that it does not have is refused as everything else."""
+class RangedFile(FileResponse):
+    """A file response with ranges; an invalid range gets an error in the API's format."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def checked(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (400, 416):
                 ranges = {name: value for name, value in Headers(raw=message["headers"]).items() if name == "content-range"}
-                said = "Range is bytes=FIRST-LAST, with bytes that the file has"
+                said = "Range must be bytes=FIRST-LAST within the file"
                 raise ApiError(message["status"], "invalid_range", said, "Range", headers=ranges)
             await send(message)
 
@@ -168,7 +168,7 @@ class KeptFile(FileResponse):
 @router.get(
     "/{video_id}/content",
     response_class=FileResponse,
-    responses={206: {"description": "the part that Range names"}, 304: {"description": "what If-None-Match names is there"}},
+    responses={206: {"description": "the range"}, 304: {"description": "not modified: If-None-Match names this version"}},
 )
 async def download_content(
     request: Request, video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
@@ -182,8 +182,8 @@ async def download_content(
     return file
 
 
-def _file(service: Service, record: Record, variant: str) -> FileResponse:
-    shown = service.show(record)
+def _file(service: Service, stored: StoredJob, variant: str) -> FileResponse:
+    shown = service.show(stored)
     if shown.status == FAILED:
         assert shown.error is not None
         status = 409 if shown.error.code == CANCELLED else 422
@@ -199,45 +199,48 @@ def _file(service: Service, record: Record, variant: str) -> FileResponse:
         headers |= {"etag": f'"{shown.sha256}"', "x-inference-time-s": f"{sum((shown.inference_seconds or {}).values()):.3f}"}
     else:
         headers["etag"] = f'"{shown.sha256}.{variant}"'
-    return KeptFile(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
+    return RangedFile(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
 
 
 @router.get("/{video_id}/events", response_class=EventSourceResponse)
 async def follow_video(request: Request, video_id: str) -> EventSourceResponse:
-    """Streams what happens to a video: `status`, `stage` and `step` events, and at the end `completed` or `failed`."""
+    """Streams the events of a video: `status`, `stage` and `step`, and last `completed` or `failed`."""
     service = service_of(request)
-    record = await service.get(caller_of(request).owner, video_id)
-    return EventSourceResponse(follow(service, record), ping=PING)
+    stored = await service.get(caller_of(request).owner, video_id)
+    return EventSourceResponse(follow(service, stored), ping=PING)
 
 
-async def follow(service: Service, record: Record) -> AsyncIterator[ServerSentEvent]:
-    """Yields the newest state, then what changes; a slow reader skips steps, never the end."""
+async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSentEvent]:
+    """Yields the current state, then each change. A slow reader misses steps, never the last event."""
     service.streams += 1
-    told: dict[str, Any] = {}
+    previous: dict[str, Any] = {}
     try:
         while not service.over:
-            shown, live = service.show(record), service.runner.board[record.job.id]
-            version = live.version if live else 0
+            shown, progress = service.show(stored), service.runner.tracker[stored.job.id]
+            version = progress.version if progress else 0
             if shown.status in (COMPLETED, FAILED):
                 yield _event(shown.status, shown.model_dump(mode="json"))
                 return
-            if told.get("status") != shown.status:
+            if previous.get("status") != shown.status:
                 yield _event("status", shown.model_dump(mode="json"))
-            if shown.stage and told.get("stage") != shown.stage:
+            if shown.stage and previous.get("stage") != shown.stage:
                 yield _event("stage", {"stage": shown.stage})
-            if shown.step and told.get("step") != shown.step:
-                preview = live.preview if live and live.preview is not told.get("preview") else None
+            if shown.step and previous.get("step") != shown.step:
+                preview = progress.preview if progress and progress.preview is not previous.get("preview") else None
                 yield _event("step", _step(shown, preview))
-            told = {**shown.model_dump(include={"status", "stage", "step"}), "preview": live.preview if live else None}
-            if live is not None:
-                await live.after(version, PAUSE)
+            previous = {
+                **shown.model_dump(include={"status", "stage", "step"}),
+                "preview": progress.preview if progress else None,
+            }
+            if progress is not None:
+                await progress.wait_for_change(version, PAUSE)
             else:
                 await asyncio.sleep(PAUSE)
-            if live is None or live.version == version:
-                known = await service.store.get(record.job.id)
+            if progress is None or progress.version == version:
+                known = await service.store.get(stored.job.id)
                 if known is None:
                     return
-                record = known
+                stored = known
     finally:
         service.streams -= 1
 

@@ -1,11 +1,12 @@
-"""A job as the API shows it: what the store has, and what is newer on the board."""
+"""The video object of the API: a stored job and its progress."""
 
 from itertools import islice, zip_longest
 from typing import Any
 
+from vstar_engine.config.video_fields import STATE, fields_at
 from vstar_engine.serving.jobs.job import Job
-from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, Live
-from vstar_engine.serving.queue.stored_job import Record
+from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, JobProgress
+from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .schema import ShownState, Video, VideoError
 
@@ -13,40 +14,31 @@ from .schema import ShownState, Video, VideoError
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
-def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: bool = False) -> Video:
-    """Returns what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
-    job = record.job
-    outcome = record.outcome or (live.outcome if live else None)
+def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | None, elsewhere: bool = False) -> Video:
+    """Returns the video object of a job; `elsewhere` jobs run on another server, whose progress is unknown here."""
+    job = stored.job
+    outcome = stored.outcome or (progress.outcome if progress else None)
     shown = Video(
         id=job.id,
         model=job.model,
-        status=_status(outcome, live, elsewhere),
-        progress=_progress(outcome["status"] if outcome else None, live),
+        status=_status(outcome, progress, elsewhere),
+        progress=_progress(outcome["status"] if outcome else None, progress),
         created_at=int(job.created_at),
         seconds=seconds_of(job),
-        size=size_of(job),
         prompt=job.prompt,
         remixed_from_video_id=job.remixed_from,
-        num_frames=job.frames,
-        fps=job.fps,
-        seed=job.seed,
         synopsis=list(job.states),
         states=states_of(job),
         synopsis_source=job.synopsis_source,
-        spread=job.mode,
-        num_inference_steps=job.steps,
-        guidance_scale=job.guidance,
-        eta=job.eta,
-        negative_prompt=job.negative,
         tar=job.tar,
-        fast=list(job.fast),
         embeddings=job.embeddings,
         priority=job.priority,
         metadata=job.metadata,
+        **job.shown(),
     )
     if outcome is None:
-        if live is not None:
-            shown.stage, shown.step, shown.seconds_left = live.stage, live.step, live.seconds_left
+        if progress is not None:
+            shown.stage, shown.step, shown.seconds_left = progress.stage, progress.step, progress.seconds_left
         return shown
     shown.completed_at = int(outcome["at"])
     shown.expires_at = int(outcome["at"] + keep_for) if keep_for is not None else None
@@ -57,40 +49,34 @@ def video(record: Record, live: Live | None, keep_for: float | None, elsewhere: 
     return shown
 
 
-def _status(outcome: dict[str, Any] | None, live: Live | None, elsewhere: bool) -> Any:
+def _status(outcome: dict[str, Any] | None, progress: JobProgress | None, elsewhere: bool) -> Any:
     if outcome is not None:
         return outcome["status"]
     if elsewhere:
         return RUNNING
-    return live.status if live else QUEUED
+    return progress.status if progress else QUEUED
 
 
-def _progress(ended: str | None, live: Live | None) -> int:
+def _progress(ended: str | None, progress: JobProgress | None) -> int:
     if ended == COMPLETED:
         return 100
-    return live.progress if live else 0
+    return progress.percent if progress else 0
 
 
 def states_of(job: Job) -> list[ShownState]:
-    """Returns a job's states with their settings; one that shares the clip's negative prompt has none of its own."""
-    said = zip_longest(job.states, job.at, job.durations, job.negatives)
-    each = islice(said, len(job.states))
-    return [ShownState(text=text, at=at, duration=duration, negative=negative) for text, at, duration, negative in each]
+    """Returns a job's states with their settings; `negative` is null for states that share the video's."""
+    names = [row.http_name for row in fields_at(STATE)]
+    each = islice(zip_longest(*(getattr(job, row.name) for row in fields_at(STATE))), len(job.states))
+    return [ShownState(**dict(zip(names, values, strict=True))) for values in each]
 
 
 def seconds_of(job: Job) -> str:
-    """Spells how long a job's video plays."""
+    """Returns the length of a job's video in seconds, as text."""
     return f"{job.frames / job.fps:.3f}".rstrip("0").rstrip(".")
 
 
-def size_of(job: Job) -> str:
-    """Spells a job's size as WIDTHxHEIGHT."""
-    height, width = job.size
-    return f"{width}x{height}"
-
-
 def poll_after(shown: Video) -> int:
-    """Returns the milliseconds after which asking again is worth it."""
+    """Returns after how many milliseconds a client should ask again."""
     if shown.seconds_left is None:
         return QUEUED_POLL if shown.status == "queued" else SOONEST_POLL
     return max(SOONEST_POLL, min(LATEST_POLL, int(shown.seconds_left * 100)))

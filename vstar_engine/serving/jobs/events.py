@@ -1,4 +1,4 @@
-"""What an engine tells of a job, and the protocol of engines: all that the server knows of where videos are made."""
+"""The events of a job, and the protocol of the engine that makes videos for the server."""
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 from .job import Job
 
-# what a job can fail with
+# codes of failed jobs
 OUT_OF_MEMORY, WORKER_CRASHED, WORKER_HUNG = "out_of_memory", "worker_crashed", "worker_hung"
 INVALID_REQUEST, CANCELLED = "invalid_request", "cancelled"
 STORAGE_FULL, GENERATION_FAILED = "storage_full", "generation_failed"
@@ -17,7 +17,7 @@ STAGES = ("text", "denoise", "decode", "encode")
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job; fields are plain JSON values."""
+    """Something that happened to a job; its fields are plain JSON values."""
 
     kind: ClassVar[str]
 
@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The job left the engine's queue and rides in a batch of `batch`, itself counted."""
+    """The job left the engine's queue and runs in a batch of `batch` jobs, itself counted."""
 
     kind = "started"
     batch: int
@@ -35,7 +35,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Stage(Event):
-    """One of STAGES began."""
+    """A stage began: one of STAGES."""
 
     kind = "stage"
     name: str
@@ -43,7 +43,7 @@ class Stage(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """A denoising step is done; `preview` is a data URL of a small strip of frames, at most twice a second."""
+    """A denoising step is done. `preview` is a data URL of a small strip of frames, sent at most twice a second."""
 
     kind = "step"
     done: int
@@ -54,7 +54,7 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class Done(Event):
-    """The video lies complete, synced and renamed in the results folder under the name `file`."""
+    """The video is complete: `file` in the results folder, synced to the disk."""
 
     kind = "done"
     file: str
@@ -68,7 +68,7 @@ class Done(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The job ended without a video; `code` is one of CODES, `retry` says whether another try may help."""
+    """The job ended without a video. `code` is one of CODES; `retry` says whether another try may succeed."""
 
     kind = "failed"
     code: str
@@ -80,53 +80,53 @@ KINDS: dict[str, type[Event]] = {event.kind: event for event in (Started, Stage,
 
 
 def event_from(content: dict[str, Any]) -> Event:
-    """Reads what `Event.to_json` wrote; ValueError for another kind, TypeError for other fields."""
+    """Reads an event from `Event.to_json`; ValueError for an unknown kind, TypeError for unknown fields."""
     fields = dict(content)
     kind = fields.pop("kind", None)
     if kind not in KINDS:
-        raise ValueError(f"an event is one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"an event's kind is one of {', '.join(KINDS)}, got {kind!r}")
     return KINDS[kind](**fields)
 
 
 class EngineClient(Protocol):
-    """An engine somewhere else: in a child process, or on other machines."""
+    """An engine in a child process or on other machines."""
 
     async def start(self) -> None:
-        """Loads the model and warms every bucket; returns when the engine is ready."""
+        """Loads the model and warms every bucket; returns once the engine is ready."""
 
     async def run(self) -> None:
-        """Goes on until the engine is closed; raises what broke it."""
+        """Runs until the engine is closed; raises the error that stopped it."""
 
     @property
     def ready(self) -> bool:
-        """False before `start` returned and while a worker is being started again."""
+        """Whether a worker is ready: false before `start` returned and while the only worker restarts."""
 
     def submit(self, job: Job) -> AsyncIterator[Event]:
-        """Makes a job's video; the stream ends after Done or Failed."""
+        """Yields a job's events; the last is Done or Failed."""
 
     async def cancel(self, id: str) -> None:
-        """Stops a job within one step: its stream ends with Failed("cancelled"). An unknown id is no error."""
+        """Cancels a job within one step: its events end with Failed("cancelled"). An unknown id is ignored."""
 
     async def close(self, grace: float) -> None:
-        """Ends the engine; running jobs have `grace` seconds."""
+        """Stops the engine; running jobs have `grace` seconds to end."""
 
     def facts(self) -> dict[str, Any]:
-        """Describes the model and its limits: see FACTS."""
+        """Returns the model, its limits and the counters; see FACTS."""
 
 
-# keys of `EngineClient.facts`, all there once `start` has returned
+# the keys of `EngineClient.facts`, all present once `start` has returned
 FACTS = {
     "model": "name of the model",
     "weights": "sha256, or name, of its weights",
-    "backend": "which back end runs the UNet",
-    "device": "where it runs",
-    "dtype": "in which numbers",
+    "backend": "back end of the UNet",
+    "device": "device of the UNet",
+    "dtype": "data type of the UNet",
     "size": "[height, width] the model was made for",
-    "multiple": "both sides are multiples of this many pixels",
+    "multiple": "height and width are multiples of this number of pixels",
     "levels": "levels of the UNet that TAR may name",
     "max_frames": "longest clip",
-    "text": "whether the engine has its text tower, else embeddings are needed",
-    "batch_limits": 'measured at warm-up: {"FRAMESxHEIGHTxWIDTH": jobs that may ride together}; other clips ride alone',
+    "text": "whether the engine has a text encoder; without one it needs embeddings",
+    "batch_limits": 'measured at warm-up: {"FRAMESxHEIGHTxWIDTH": largest batch}; other clips are not batched',
     "step_seconds": "measured at warm-up: seconds of one step of the model's own size and 16 frames, None if unknown",
     "counters": "since the start: restarts, retried, batches, batched_jobs, between, cache_hits, cache_misses; "
     "now: waiting, running, workers, cache_bytes",

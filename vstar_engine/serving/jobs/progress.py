@@ -1,4 +1,4 @@
-"""Jobs as they run: what is newest of each, for whoever listens."""
+"""The latest progress of each job, and the tracker that holds it for the jobs this server has seen."""
 
 import asyncio
 import time
@@ -10,24 +10,24 @@ from .events import Done, Event, Failed, Stage, Started, Step
 from .job import Job
 
 QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
-# how long an ended job is remembered: until the store surely tells of it
-REMEMBERED = 60.0
+# seconds that a finished job stays in the tracker; by then the store lists its outcome
+KEPT = 60.0
 
 
 def completed(done: Done) -> dict[str, Any]:
-    """Returns what the store keeps of a job that has its video."""
+    """Returns the outcome to store for a completed job."""
     kept = {name: value for name, value in done.to_json().items() if name != "kind"}
     return {"status": COMPLETED, "at": clock.stamp(), **kept}
 
 
 def failed(code: str, message: str) -> dict[str, Any]:
-    """Returns what the store keeps of a job that has none."""
+    """Returns the outcome to store for a failed job."""
     return {"status": FAILED, "at": clock.stamp(), "code": code, "message": message}
 
 
 @dataclass
-class Live:
-    """The newest of one job. Listeners see every state that lasts, and skip what they are too slow for."""
+class JobProgress:
+    """The latest progress of one job. A slow listener skips intermediate states and always gets the newest."""
 
     job: Job
     status: str = QUEUED
@@ -38,16 +38,16 @@ class Live:
     preview: str | None = None
     outcome: dict[str, Any] | None = None
     version: int = 0
-    ended: float | None = None
+    finished_at: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def progress(self) -> int:
-        """Returns the share of steps done in percent, 99 at most before the end."""
+    def percent(self) -> int:
+        """Returns the percentage of steps done, at most 99."""
         return min(99, 100 * self.step // self.job.steps)
 
-    def hear(self, event: Event) -> None:
-        """Takes an engine's event in; the outcome comes later, when the store has it."""
+    def apply(self, event: Event) -> None:
+        """Updates the progress from an engine's event. The outcome is set by `finish`, once the store has it."""
         match event:
             case Started():
                 self.status, self.batch, self.step, self.preview = RUNNING, event.batch, 0, None
@@ -58,27 +58,28 @@ class Live:
                 self.preview = event.preview or self.preview
             case Done() | Failed():
                 return
-        self.changed()
+        self.notify()
 
-    def wait_for_space(self) -> None:
-        """Goes back to the queue until there is room for the video."""
+    def requeue(self) -> None:
+        """Resets the job to queued: it waits for disk space."""
         self.status, self.stage, self.step, self.seconds_left = QUEUED, None, 0, None
-        self.changed()
+        self.notify()
 
-    def end(self, outcome: dict[str, Any]) -> None:
-        """Tells the outcome; the first one counts."""
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Sets the outcome; later calls change nothing."""
         if self.outcome is None:
             self.outcome, self.status, self.stage, self.seconds_left = outcome, outcome["status"], None, None
-            self.ended = time.monotonic()
-            self.changed()
+            self.finished_at = time.monotonic()
+            self.notify()
 
-    def changed(self) -> None:
+    def notify(self) -> None:
+        """Wakes every listener."""
         self.version += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def after(self, version: int, timeout: float) -> None:
-        """Returns when there is something newer than `version`, or after `timeout` seconds."""
+    async def wait_for_change(self, version: int, timeout: float) -> None:
+        """Waits until the progress is newer than `version`, at most `timeout` seconds."""
         if self.version == version:
             try:
                 await asyncio.wait_for(self._changed.wait(), timeout)
@@ -86,28 +87,28 @@ class Live:
                 return
 
 
-class Board:
-    """Every job this server has heard of lately, by id."""
+class JobTracker:
+    """The progress of the jobs that this server has seen lately, by id."""
 
     def __init__(self) -> None:
-        self._lives: dict[str, Live] = {}
+        self._entries: dict[str, JobProgress] = {}
 
-    def __getitem__(self, id: str) -> Live | None:
-        return self._lives.get(id)
+    def __getitem__(self, id: str) -> JobProgress | None:
+        return self._entries.get(id)
 
-    def open(self, job: Job) -> Live:
-        """Returns a job's entry, made if need be."""
-        return self._lives.setdefault(job.id, Live(job))
+    def track(self, job: Job) -> JobProgress:
+        """Returns the progress of a job; starts tracking it if needed."""
+        return self._entries.setdefault(job.id, JobProgress(job))
 
-    def drop(self, id: str) -> None:
-        self._lives.pop(id, None)
+    def discard(self, id: str) -> None:
+        self._entries.pop(id, None)
 
-    def forget(self) -> None:
-        """Drops jobs that ended a while ago."""
+    def drop_finished(self) -> None:
+        """Drops the jobs that finished more than KEPT seconds ago."""
         now = time.monotonic()
-        for id, live in list(self._lives.items()):
-            if live.ended is not None and now - live.ended > REMEMBERED:
-                del self._lives[id]
+        for id, entry in list(self._entries.items()):
+            if entry.finished_at is not None and now - entry.finished_at > KEPT:
+                del self._entries[id]
 
     def count(self, status: str) -> int:
-        return sum(live.status == status for live in self._lives.values())
+        return sum(entry.status == status for entry in self._entries.values())

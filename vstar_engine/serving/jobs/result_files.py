@@ -1,4 +1,4 @@
-"""A finished video in the results folder: whole, synced to the disk and hashed, or not there at all."""
+"""A video's files in the results folder: complete, synced and hashed, or absent."""
 
 import contextlib
 import errno
@@ -21,28 +21,28 @@ from . import clock
 
 log = logging.getLogger(__name__)
 
-# what the file system says when there is no room
+# errors of a full disk or quota
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = 2**20
-# where files go that the database does not know: it may be a new one, and they may be all that is left
+# folder for files that the database does not know; it may be a new database, and the files the only copies
 UNKNOWN = "unknown"
 JPEG_QUALITY = 85
-# seconds after which no process writes on at what is half-written: a whole video takes one or two
+# seconds after which a partial file is abandoned; writing a whole video takes one or two
 ABANDONED = 3600.0
 
 
 def names(id: str) -> tuple[str, str, str]:
-    """Names a video's files: the video, its thumbnail, and its sheet of frames."""
+    """Returns the names of a video's files: the video, the thumbnail, the contact sheet."""
     return f"{id}.mp4", f"{id}.jpg", f"{id}.sheet.jpg"
 
 
 def owner_of(instance: str) -> str:
-    """Returns the mark that a server's half-written files carry: others may write into the same folder."""
+    """Returns the tag of a server's partial files, since several servers may share the folder."""
     return hashlib.sha256(instance.encode()).hexdigest()[:12]
 
 
 def write(video: Video, folder: Path, id: str, owner: str) -> dict[str, Any]:
-    """Writes a video's three files, the video last, and describes it as `events.Done` does; OutputError if it cannot."""
+    """Writes a video's three files, the video last; returns the fields of `events.Done`. OutputError if a write fails."""
     file, thumbnail, sheet = (folder / name for name in names(id))
     for path, picture in ((thumbnail, video.frames[len(video.frames) // 2]), (sheet, contact_sheet(video.frames))):
         with _synced(path, owner) as aside:
@@ -56,13 +56,13 @@ def write(video: Video, folder: Path, id: str, owner: str) -> dict[str, Any]:
 
 
 def keep(content: bytes, path: Path, owner: str) -> None:
-    """Writes a file that was made elsewhere; OutputError if it cannot."""
+    """Writes a file made on another machine; OutputError if that fails."""
     with _synced(path, owner) as aside:
         aside.write_bytes(content)
 
 
 def save_jpeg(picture: np.ndarray, target: Any, quality: int = JPEG_QUALITY) -> None:
-    """Writes (H, W, 3) uint8 to a path or an open file."""
+    """Writes a picture, (H, W, 3) uint8, as JPEG to a path or an open file."""
     from PIL import Image
 
     Image.fromarray(picture).save(target, "JPEG", quality=quality)
@@ -70,7 +70,7 @@ def save_jpeg(picture: np.ndarray, target: Any, quality: int = JPEG_QUALITY) -> 
 
 @contextmanager
 def _synced(path: Path, owner: str) -> Iterator[Path]:
-    """Yields a name beside `path`; the file there is on the disk before it takes its place, and so is its name after."""
+    """Yields a temporary path; syncs the file there, renames it to `path` and syncs the folder."""
     with write_aside(path, owner=owner) as aside:
         yield aside
         _sync(aside)
@@ -89,46 +89,46 @@ def _sync(path: Path) -> None:
 
 
 def _check_whole(path: Path, frames: int) -> None:
-    """Raises OSError unless a file holds so many frames: a muxer may close a file on a full disk without a word."""
+    """Raises OSError unless a file holds this number of frames: on a full disk a muxer may close a file without an error."""
     import av
 
     try:
         with av.open(str(path)) as container:
             found = sum(packet.size > 0 for packet in container.demux(video=0))
     except av.FFmpegError as error:
-        raise OSError(errno.EIO, f"what was written is no video ({error.strerror})") from error
+        raise OSError(errno.EIO, f"the file that was written is not a video ({error.strerror})") from error
     if found != frames:
         raise OSError(errno.EIO, f"{found} of {frames} frames were written")
 
 
 def is_full(error: BaseException | None, folder: Path) -> bool:
-    """Returns whether a failure to write came from a full disk."""
+    """Returns whether a write failed because the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
         error = error.__cause__
-    # a muxer that could not close its file does not say why
+    # a muxer that could not close its file gives no errno
     return shutil.disk_usage(folder).free < ROOM
 
 
 def remove(folder: Path, id: str) -> None:
-    """Removes a video's files, whichever are there."""
+    """Removes a video's files, if they exist."""
     for name in names(id):
         (folder / name).unlink(missing_ok=True)
 
 
 def discard(folder: Path, id: str) -> None:
-    """Removes what was written of a video that is none; where even that fails, the next try writes over it."""
+    """Removes the files of an incomplete video. A failure is logged; the next try overwrites them."""
     try:
         remove(folder, id)
     except OSError as error:
-        log.warning("what was written of %s cannot be removed: %s", id, error)
+        log.warning("the files of %s cannot be removed: %s", id, error)
 
 
 def sweep(folder: Path, owner: str) -> None:
-    """Removes what an owner left half-written, who is not writing now, and what of others nobody has touched for long."""
+    """Removes the partial files of an owner that is not writing now, and abandoned ones of others."""
     old = clock.now() - ABANDONED
     for path in folder.glob(".*.partial.*"):
-        with contextlib.suppress(FileNotFoundError):  # another server may sweep too
+        with contextlib.suppress(FileNotFoundError):  # another server may sweep at the same time
             if f".{owner}.partial." in path.name or path.stat().st_mtime < old:
                 path.unlink()

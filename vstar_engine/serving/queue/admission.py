@@ -1,26 +1,26 @@
-"""What is let in: a bounded number of jobs, each within a budget, while there is room for videos."""
+"""Admission control: the number of jobs, the cost of each, and free disk space."""
 
 import math
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vstar_engine.serving.errors import LIMITED, SERVER, ApiError, invalid
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.settings import MIB, Settings
 
-# seconds between the ends of the latest jobs say when to come again
+# Retry-After is estimated from the ends of the latest jobs, within bounds in seconds
 LATEST, SOONEST, LATEST_RETRY = 16, 1, 60
-# jobs that the store took later than this may not be in what was last read from it
+# a job stored within this many seconds may be missing from the last read of the store
 SETTLED = 10.0
 
 
 class Admission:
-    """Counts unfinished jobs by owner. A check and its reservation happen without a pause between: bounds are exact."""
+    """Counts unfinished jobs by owner. A check and its reservation are one step of the event loop, so the limits are exact."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
+        self.settings, self._clock = settings, clock
         self.draining = False
         self._owners: dict[str, tuple[str, float]] = {}  # id -> owner, when the store had it
         self._per_owner: Counter[str] = Counter()
@@ -33,12 +33,12 @@ class Admission:
         return id in self._owners
 
     def restore(self, owners: Mapping[str, str]) -> None:
-        """Counts jobs that were accepted before."""
+        """Adds jobs that were accepted earlier."""
         for id, owner in owners.items():
-            self._hold(id, owner, time.monotonic())
+            self._hold(id, owner, self._clock())
 
     def check_budget(self, job: Job) -> None:
-        """Raises ApiError for a job that no queue would make smaller."""
+        """Raises ApiError for a job that exceeds the limits of one job."""
         limits = self.settings
         if job.frames > limits.max_frames:
             raise invalid(f"num_frames is at most {limits.max_frames} here, got {job.frames}", "num_frames", "too_large")
@@ -55,23 +55,29 @@ class Admission:
             )
 
     def check_open(self) -> None:
-        """Raises ApiError while the server ends or has no room for videos."""
+        """Raises ApiError while the server shuts down or the disk is full."""
         if self.draining:
-            raise ApiError(503, "draining", "the server is about to end and takes no jobs", None, SERVER, {"Retry-After": "5"})
+            raise ApiError(
+                503, "draining", "the server is shutting down and accepts no jobs", None, SERVER, {"Retry-After": "5"}
+            )
         free = shutil.disk_usage(self.settings.videos).free
         if free < self.settings.min_free:
-            said = f"{free // MIB} MiB are free where videos are kept, {self.settings.min_free // MIB} MiB are kept free"
+            said = (
+                f"{free // MIB} MiB are free in the results folder, the server keeps {self.settings.min_free // MIB} MiB free"
+            )
             raise ApiError(507, "storage_full", said, None, SERVER, {"Retry-After": "30"})
 
     def reserve(self, id: str, owner: str) -> bool:
-        """Takes a place until it is settled or given back, and says whether it is new; ApiError where there is none."""
+        """Reserves a place for a job; returns whether it is new. ApiError if the queue is full."""
         if id in self._owners:
             return False
         limits = self.settings
         if len(self._owners) >= limits.max_queue:
-            raise self._full(f"{limits.max_queue} jobs wait or run, and there is no room for more", "queue_full")
+            raise self._full(f"the queue is full: {limits.max_queue} jobs wait or run", "queue_full")
         if limits.max_queue_per_key is not None and self._per_owner[owner] >= limits.max_queue_per_key:
-            raise self._full(f"{limits.max_queue_per_key} jobs of this key wait or run", "key_queue_full")
+            raise self._full(
+                f"the queue of this key is full: {limits.max_queue_per_key} of its jobs wait or run", "key_queue_full"
+            )
         self._hold(id, owner, math.inf)
         return True
 
@@ -80,17 +86,17 @@ class Admission:
         self._per_owner[owner] += 1
 
     def settle(self, id: str) -> None:
-        """Returns whether the store has a job: its place is the job's from now on."""
+        """Marks a reserved job as stored."""
         if id in self._owners:
-            self._owners[id] = (self._owners[id][0], time.monotonic())
+            self._owners[id] = (self._owners[id][0], self._clock())
 
     def release(self, id: str) -> None:
-        """Returns a job's place back; the end of a job also tells how fast they go."""
+        """Frees the place of a finished job and records its end for `retry_after`."""
         if self.give_back(id):
-            self._ends.append(time.monotonic())
+            self._ends.append(self._clock())
 
     def give_back(self, id: str) -> bool:
-        """Returns a place back that was not used; False where there was none."""
+        """Frees a place; returns whether there was one."""
         owner, _ = self._owners.pop(id, (None, 0.0))
         if owner is None:
             return False
@@ -100,14 +106,14 @@ class Admission:
         return True
 
     def reconcile(self, unfinished: Mapping[str, str]) -> None:
-        """Drops places of jobs that ended elsewhere."""
-        now = time.monotonic()
+        """Frees the places of jobs that ended on other servers."""
+        now = self._clock()
         for id, (_, since) in list(self._owners.items()):
             if id not in unfinished and now - since > SETTLED:
                 self.give_back(id)
 
     def retry_after(self) -> int:
-        """Returns the seconds after which a place may be free, by how fast the latest jobs ended."""
+        """Returns the estimated seconds until a place is free."""
         if len(self._ends) < 2:
             return SOONEST
         each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)

@@ -1,4 +1,4 @@
-"""What is kept, and what goes: by age, by quota, and what failed jobs left. Files that no job knows are set aside."""
+"""Deletes videos by age and quota, and the files of failed jobs; moves files without a job aside."""
 
 import logging
 import math
@@ -15,14 +15,13 @@ from .store import JobStore
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0
 BATCH = 100
-# younger files may belong to a job that is about to be recorded
+# seconds; a younger file may belong to a job that is not recorded yet
 ORPHAN_AGE = 600.0
 
 
 def stored(folder: Path) -> int:
-    """Counts the bytes of kept videos, of what lies beside them and of what was set aside."""
+    """Returns the bytes of all results, with thumbnails, contact sheets and files set aside."""
     return sum(entry.stat().st_size for entry in (*_files(folder), *_aside(folder)))
 
 
@@ -31,13 +30,16 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _aside(folder: Path) -> list[Path]:
-    """Returns the files that were set aside, the oldest first."""
+    """Returns the files set aside, the oldest first."""
     aside = folder / UNKNOWN
     return sorted(_files(aside), key=lambda path: path.stat().st_mtime) if aside.is_dir() else []
 
 
 async def sweep(store: JobStore, settings: Settings, forget: Callable[[str], None]) -> int:
-    """Deletes what is too old, too much or of no video, and tells `forget`; gives the number of videos deleted."""
+    """Deletes what exceeds age or quota and what has no video; calls `forget(id)` for each deleted video.
+
+    Returns the number of videos deleted.
+    """
     gone = 0
 
     async def drop(ids: list[str]) -> int:
@@ -54,12 +56,12 @@ async def sweep(store: JobStore, settings: Settings, forget: Callable[[str], Non
         while stored(settings.videos) > settings.keep_bytes and (ids := await store.ended(limit=1)):
             gone += await drop(ids)
     if gone:
-        log.info("%d videos were deleted by age or quota", gone)
+        log.info("deleted %d videos by age or quota", gone)
     return gone
 
 
 async def delete(store: JobStore, folder: Path, ids: list[str]) -> int:
-    """Deletes jobs and then their files: files without a job are set aside by a later sweep, a job without files never is."""
+    """Deletes jobs, then their files: a later sweep finds files without a job, but nothing would find a job without files."""
     await store.delete(ids)
     for id in ids:
         result_files.remove(folder, id)
@@ -67,7 +69,7 @@ async def delete(store: JobStore, folder: Path, ids: list[str]) -> int:
 
 
 async def _strays(store: JobStore, folder: Path) -> None:
-    """Removes what jobs left that have no video, and sets aside old files of jobs that the database does not know."""
+    """Removes the files of jobs without a video; moves old files of jobs that the database does not know aside."""
     old = clock.now() - ORPHAN_AGE
     found: dict[str, list[Path]] = {}
     for path in _files(folder):
@@ -84,9 +86,9 @@ async def _strays(store: JobStore, folder: Path) -> None:
                 result_files.remove(folder, id)
                 removed += 1
     if removed:
-        log.info("what %d jobs without a video had left was removed", removed)
+        log.info("removed the files of %d jobs without a video", removed)
     if unknown:
-        log.warning("%d files of jobs that the database does not know were moved to %s", unknown, folder / UNKNOWN)
+        log.warning("moved %d files of jobs that the database does not know to %s", unknown, folder / UNKNOWN)
 
 
 def _set_aside(folder: Path, paths: list[Path]) -> int:
@@ -97,7 +99,7 @@ def _set_aside(folder: Path, paths: list[Path]) -> int:
 
 
 def _clear_aside(settings: Settings) -> None:
-    """Deletes what was set aside where it is older than videos are kept, or there is too much."""
+    """Deletes files set aside that exceed age or quota."""
     gone, left, end = 0, stored(settings.videos), clock.now() - (settings.keep_for or math.inf)
     for path in _aside(settings.videos):
         size = path.stat().st_size
@@ -105,4 +107,4 @@ def _clear_aside(settings: Settings) -> None:
             path.unlink()
             gone, left = gone + 1, left - size
     if gone:
-        log.info("%d files that had been set aside were deleted by age or quota", gone)
+        log.info("deleted %d files set aside by age or quota", gone)

@@ -1,4 +1,4 @@
-"""Takes jobs from the store to the engine, and outcomes back."""
+"""Runs stored jobs on the engine and returns their outcomes."""
 
 import asyncio
 import contextlib
@@ -11,72 +11,73 @@ from typing import Any
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, Done, EngineClient, Event, Failed
 from vstar_engine.serving.jobs.job import Job
-from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, Board, Live, completed, failed
+from vstar_engine.serving.jobs.progress import COMPLETED, RUNNING, JobProgress, JobTracker, completed, failed
 from vstar_engine.serving.settings import Settings
-from vstar_engine.serving.telemetry import metrics, request_log, tracing
+from vstar_engine.serving.telemetry import request_log
+from vstar_engine.serving.telemetry.metrics import Metrics
+from vstar_engine.serving.telemetry.tracing import JobTracer
+
+from .errors import Stopped
 
 log = logging.getLogger(__name__)
 
-# seconds between two looks at a job's other run
+# seconds between two checks whether another run of the same job has ended
 TURN = 0.05
-# seconds between two looks at a full disk, and before a job whose video could not be kept is made again: doubled each time
-LOOK, LONGEST_PAUSE = 1.0, 30.0
-
-
-class Stopped(asyncio.CancelledError):
-    """Ends a run without an outcome: the job is cancelled already, or stays in the store for the next start."""
+# longest pause in seconds before a job whose video could not be kept is made again; it is doubled each time
+LONGEST_PAUSE = 30.0
 
 
 class Runner:
-    """Runs jobs on an engine and publishes what happens to them on a board."""
+    """Runs jobs on an engine and reports their progress to a tracker."""
 
-    def __init__(self, engine: EngineClient, settings: Settings, released: Callable[[str], None]):
-        self.engine, self.settings, self.board = engine, settings, Board()
+    def __init__(self, engine: EngineClient, settings: Settings, released: Callable[[str], None], metrics: Metrics):
+        self.engine, self.settings, self.tracker = engine, settings, JobTracker()
+        self._metrics, self._tracer = metrics, JobTracer()
         self.stopping = False
         self.running: dict[str, Job] = {}
         self.started = asyncio.Event()
         self._released = released
         self._cancelled: set[str] = set()
-        # outcomes that are not recorded yet, so that a store that was full does not cost their videos
+        # outcomes that are not recorded yet: if the store was full, the video need not be made again
         self._made: dict[str, tuple[Job, dict[str, Any]]] = {}
 
     async def make(self, job: Job) -> dict[str, Any]:
-        """Makes a job's video and gives its outcome; Stopped when there is none to record.
+        """Makes a job's video and returns its outcome; Stopped if there is none to record.
 
-        A run that was taken for lost may go on beside the one that took its place: the later waits, and takes its outcome over.
+        A run that was taken for lost may still be running: the later run waits for it and returns its outcome.
         """
         while job.id in self.running:
             await asyncio.sleep(TURN)
-        live = self.board.open(job)
+        progress = self.tracker.track(job)
         self.running[job.id] = job
         try:
             with request_log.about(job.id):
                 if job.id not in self._made:
-                    if live.outcome is not None:  # cancelled between the queue and here
+                    if progress.outcome is not None:  # cancelled after it left the queue
                         raise Stopped
                     await self._wait_for_engine()
-                    self.expect(job, self._outcome(job, await self._last_event(job, live)))
+                    self.expect(job, self._outcome(job, await self._last_event(job, progress)))
                 return self._made[job.id][1]
         finally:
             del self.running[job.id]
-            if job.id not in self._made:  # nobody hears of this run again: what the store says of the job counts
-                self._forget(live)
+            if job.id not in self._made:  # this run reports nothing more; the stored job is the truth
+                self._stop_tracking(progress)
 
-    def _forget(self, live: Live) -> None:
-        if live.outcome is None:
-            self.board.drop(live.job.id)
-            live.changed()
+    def _stop_tracking(self, progress: JobProgress) -> None:
+        if progress.outcome is None:
+            self.tracker.discard(progress.job.id)
+            progress.notify()
 
     async def _wait_for_engine(self) -> None:
         await self.started.wait()
         if self.stopping:
             raise Stopped
 
-    async def _last_event(self, job: Job, live: Live) -> Done | Failed:
+    async def _last_event(self, job: Job, progress: JobProgress) -> Done | Failed:
         since: float | None = None
-        pause = LOOK
+        pause = self.settings.intervals.storage
         while True:
-            last = await self._ride(job, live)
+            last = await self._submit_once(job, progress)
             if self.stopping and not isinstance(last, Done):
                 raise Stopped
             if job.id in self._cancelled:
@@ -88,70 +89,70 @@ class Runner:
             since = since or time.monotonic()
             if time.monotonic() - since > self.settings.storage_wait:
                 return last
-            log.warning("a video could not be kept (%s); its job waits", last.code)
-            live.wait_for_space()
+            log.warning("a video could not be written (%s); the job waits for disk space", last.code)
+            progress.requeue()
             await self._wait_for_space(job, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _ride(self, job: Job, live: Live) -> Done | Failed:
-        """Submits a job once and follows it to its end."""
+    async def _submit_once(self, job: Job, progress: JobProgress) -> Done | Failed:
+        """Submits a job and returns its last event."""
         if self.stopping or job.id in self._cancelled:
-            return Failed(CANCELLED, "cancelled before it began")
+            return Failed(CANCELLED, "the job was cancelled before it started")
         last: Event | None = None
         async for last in self.engine.submit(job):
-            metrics.event(job, last)
-            tracing.event(job, last)
-            live.hear(last)
+            self._metrics.event(job, last)
+            self._tracer.event(job, last)
+            progress.apply(last)
         if isinstance(last, Done | Failed):
             return last
-        return Failed(GENERATION_FAILED, "the engine ended the job without a word")
+        return Failed(GENERATION_FAILED, "the engine ended the job without a result")
 
     async def _wait_for_space(self, job: Job, pause: float) -> None:
-        """Waits a while, and on until the disk has room."""
+        """Waits `pause` seconds, and then until the disk has enough free space."""
         end = time.monotonic() + pause
         while time.monotonic() < end or shutil.disk_usage(self.settings.videos).free < self.settings.min_free:
             if self.stopping or job.id in self._cancelled:
                 return
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(self.settings.intervals.storage)
 
     def _outcome(self, job: Job, last: Done | Failed) -> dict[str, Any]:
         if isinstance(last, Done):
             return completed(last)
         log.warning("the job failed: %s", last.code)
-        # of a worker that died while it wrote, any of the files may be there
+        # a worker that died while writing may have left any of the files
         result_files.discard(self.settings.videos, job.id)
         return failed(last.code, last.message)
 
     def expect(self, job: Job, outcome: dict[str, Any]) -> None:
-        """Keeps an outcome until the store holds it."""
+        """Keeps an outcome until the store has recorded it."""
         self._made[job.id] = job, outcome
 
     def recorded(self, id: str) -> None:
-        """Publishes the outcome that was expected, which the store holds now."""
+        """Publishes an expected outcome, now that the store has recorded it."""
         if id not in self._made:
             return
         job, outcome = self._made.pop(id)
-        live = self.board.open(job)
-        if live.outcome is None:
-            live.end(outcome)
+        progress = self.tracker.track(job)
+        if progress.outcome is None:
+            progress.finish(outcome)
             self._finish(job, COMPLETED if outcome["status"] == COMPLETED else outcome["code"])
 
     def deleted(self, id: str) -> None:
-        """Forgets a job that the store does not have any more, and what was written of it."""
+        """Drops a job that was deleted from the store, with its files."""
         self._made.pop(id, None)
-        self.board.drop(id)
+        self.tracker.discard(id)
         result_files.discard(self.settings.videos, id)
 
     def _finish(self, job: Job, status: str) -> None:
         self._released(job.id)
-        metrics.finished(job, status, max(time.time() - job.created_at, 0.0))
+        self._metrics.finished(job, status, max(time.time() - job.created_at, 0.0))
 
     async def cancel(self, job: Job) -> None:
         """Stops a job that the store has recorded as cancelled."""
         self._made.pop(job.id, None)
-        live = self.board.open(job)
-        if live.outcome is None:
-            live.end(failed(CANCELLED, "cancelled on request"))
+        progress = self.tracker.track(job)
+        if progress.outcome is None:
+            progress.finish(failed(CANCELLED, "cancelled on request"))
             self._finish(job, CANCELLED)
         if job.id in self.running:
             self._cancelled.add(job.id)
@@ -166,20 +167,20 @@ class Runner:
             await asyncio.sleep(0.02)
 
     async def drain(self, grace: float) -> None:
-        """Lets running jobs end within `grace` seconds; the others, and what is left of these, wait in the store."""
+        """Gives running jobs `grace` seconds to end; all others stay in the store for the next start."""
         self.stopping = True
         for id in list(self.running):
-            live = self.board[id]
-            if live is None or live.status != RUNNING:
+            progress = self.tracker[id]
+            if progress is None or progress.status != RUNNING:
                 await self.engine.cancel(id)
         self.started.set()
         end = time.monotonic() + grace
         while self.running and time.monotonic() < end:
             await asyncio.sleep(0.02)
         if self.running:
-            log.warning("%d jobs did not end within %g s and stay for the next start", len(self.running), grace)
+            log.warning("%d jobs did not end within %g s; they resume at the next start", len(self.running), grace)
 
     async def close(self) -> None:
-        """Ends the engine."""
+        """Stops the engine."""
         with contextlib.suppress(asyncio.CancelledError):
             await self.engine.close(0.0)

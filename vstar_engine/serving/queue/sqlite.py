@@ -1,23 +1,23 @@
-"""SQLite as a store of jobs: commits that wait for the disk together, and writers that wait for each other without sleeping."""
+"""SQLite as a store of jobs: group fsync of commits, and a lock instead of SQLite's sleeping between writers."""
 
 import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# what begins a transaction that writes
+# statements that begin a write transaction
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE", "BEGIN")
-# seconds after which a writer leaves it to SQLite who is next
+# seconds after which a writer stops waiting for the lock and leaves the order to SQLite
 LONGEST_TURN = 5.0
 _turn = threading.Lock()
 
 
 class Cursor(sqlite3.Cursor):
-    """A cursor whose first write of a transaction waits for this process's other writers."""
+    """A cursor that takes the process's write lock at the first write of a transaction."""
 
     connection: "Connection"
 
@@ -33,10 +33,10 @@ class Cursor(sqlite3.Cursor):
 
 
 class Connection(sqlite3.Connection):
-    """A connection whose commits survive the death of the process; a power cut they survive after `Disk.sync`.
+    """A connection whose commits survive a crash of the process, and a power cut after `Disk.sync`.
 
-    In WAL mode a commit is bytes at the end of a log. Waiting for the disk at each, with the lock on writing held, lets the
-    others queue up behind it, and SQLite lets them sleep for up to 100 ms at a time: so writers take turns before they ask it.
+    In WAL mode a commit appends to a log. An fsync in each commit would hold SQLite's write lock, and waiting writers would
+    sleep for up to 100 ms at a time. So the fsync happens outside the transaction, and writers wait on a lock of their own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -49,7 +49,7 @@ class Connection(sqlite3.Connection):
 
     @contextmanager
     def turn(self, statement: str) -> Iterator[None]:
-        """Waits for its turn where a statement begins to write, and keeps it for as long as the transaction lasts."""
+        """Takes the write lock before a statement that writes, and keeps it until the transaction ends."""
         if not self._has_turn and statement.lstrip()[:8].upper().startswith(WRITES):
             self._has_turn = _turn.acquire(timeout=LONGEST_TURN)
         try:
@@ -84,11 +84,11 @@ class Connection(sqlite3.Connection):
 
 
 class DiskError(OSError):
-    """What was committed may not be on the disk."""
+    """A commit may not be on the disk."""
 
 
 def prepare(path: Path) -> None:
-    """Checks the file and puts it into WAL mode, which stays with it: writers then do not stop readers."""
+    """Checks the database and sets WAL mode, which is permanent: writers then do not block readers."""
     connection = sqlite3.connect(path)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -100,17 +100,17 @@ def prepare(path: Path) -> None:
 
 
 class Disk:
-    """Waits until everything that was committed is on the disk; who comes while another waits shares the next wait."""
+    """Syncs the database's log to the disk; concurrent callers share one fsync."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, fsync: Callable[[int], None] = os.fsync):
         self.log = path.with_name(path.name + "-wal")
         self.folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-        self._turn = asyncio.Lock()
+        self._fsync, self._turn = fsync, asyncio.Lock()
         self._begun = self._done = 0
 
     async def sync(self) -> None:
-        """Returns when every commit that returned before is on the disk; DiskError where that cannot be said."""
-        wanted = self._begun + 1  # a wait that began already may have missed this commit
+        """Returns once every earlier commit is on the disk; DiskError if the fsync fails."""
+        wanted = self._begun + 1  # an fsync that has begun may have missed this commit
         async with self._turn:
             if self._done >= wanted:
                 return
@@ -120,14 +120,14 @@ class Disk:
             self._done = begun
 
     def _flush(self) -> None:
-        # a checkpoint that emptied the log has put its content into the database, synced
+        # a checkpoint that emptied the log has synced its content into the database
         try:
             descriptor = os.open(self.log, os.O_RDWR)
             try:
-                os.fsync(descriptor)
+                self._fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.fsync(self.folder)
+            self._fsync(self.folder)
         except OSError as error:
             raise DiskError(error.errno, error.strerror) from error
 

@@ -1,136 +1,81 @@
-"""Jobs that outlive the process: DBOS workflows in SQLite or Postgres, behind one small class."""
+"""The durable store of jobs: DBOS workflows in SQLite or Postgres."""
 
 import asyncio
-import contextvars
 import fcntl
-import functools
 import logging
 import os
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
-from dbos._error import DBOSQueryTimeoutError
-from dbos._serialization import DBOSDefaultSerializer
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.exc import TimeoutError as NoConnection
 
 from vstar_engine.artifacts.files import PRIVATE
-from vstar_engine.errors import VstarError
 from vstar_engine.serving.jobs import clock
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import FAILED
 from vstar_engine.serving.jobs.result_files import UNKNOWN
 from vstar_engine.serving.settings import Settings
 
-from .runner import Runner, Stopped
-from .sqlite import Connection, Disk, DiskError, prepare
-from .stored_job import FINISHED, MOST_RECOVERIES, UNFINISHED, Record, application_version, end_of, outcome_of, record_of
+from . import dbos_patches
+from .errors import UNAVAILABLE, StoreError
+from .queue_worker import QueueWorker
+from .sqlite import Connection, Disk, prepare
+from .stored_job import (
+    FINISHED,
+    UNFINISHED,
+    StoredJob,
+    application_version,
+    end_of,
+    outcome_of,
+    stored_job_from,
+)
+from .workflow import WORKFLOW, StoreCallbacks, Workflow, register
 
 log = logging.getLogger(__name__)
 
-QUEUE, WORKFLOW = "videos", "generate"
-POLLING = 0.05
-# what DBOS writes of a job's end, and the seconds between two tries where that cannot be written
-OUTCOMES = ("record_operation_result", "update_workflow_outcome")
-PAUSE = 1.0
+QUEUE = "videos"
+# seconds between two notices of events and streams in Postgres, which are not used here; DBOS's own default is 0.01
+NOTICE_INTERVAL = 1.0
 MIDDLE_PRIORITY = 1000
-# a database that cannot be used now: it is full, gone, locked, slow, or only to be read since another took its place
-UNAVAILABLE = (DBAPIError, NoConnection, DBOSQueryTimeoutError, DiskError)
 
-# deleted jobs whose place in the list is remembered, for clients whose next page begins there
-GONE = 10_000
-# where a job stands in the list
-Place = tuple[int, float, str]
-
-_runner: Runner | None = None
-Answer = TypeVar("Answer")
-
-
-class StoreError(VstarError, RuntimeError):
-    """The database of jobs cannot be opened."""
-
-    exit_code = 4
-
-
-def _refuse_pickle(text: str) -> Any:
-    raise TypeError("the database holds a pickled value, which would run code: it was not written by this server")
-
-
-def _the_runner() -> Runner:
-    assert _runner is not None
-    return _runner
-
-
-@DBOS.step(name="make")
-async def _make(content: dict[str, Any]) -> dict[str, Any]:
-    return await _the_runner().make(Job.from_json(content))
-
-
-@DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MOST_RECOVERIES)
-async def _generate(content: dict[str, Any]) -> dict[str, Any]:
-    try:
-        outcome = await _make(content)
-    except UNAVAILABLE as error:
-        # the job stays pending; the watchdog takes it up when the database can be written again
-        log.warning("an outcome could not be recorded: %s", type(error).__name__)
-        raise Stopped from error
-    _the_runner().expect(Job.from_json(content), outcome)
-    return outcome
-
-
-def patient(write: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Makes a write wait until the database can be written; Stopped where the server ends before.
-
-    DBOS would take a failure to write a job's outcome for the job's own, and write that down as soon as it can.
-    """
-
-    @functools.wraps(write)
-    def until_written(*args: Any, **settings: Any) -> Answer:
-        told = False
-        while True:
-            try:
-                return write(*args, **settings)
-            except UNAVAILABLE as error:
-                if _the_runner().stopping:
-                    raise Stopped from error
-                if not told:
-                    log.warning("an outcome cannot be recorded yet: %s", type(error).__name__)
-            told = True
-            time.sleep(PAUSE)
-
-    return until_written
+# number of deleted jobs whose cursor is kept, for clients whose next page begins there
+DELETED_KEPT = 10_000
+# the position of a job in the list: milliseconds, its own time of creation, id
+PageCursor = tuple[int, float, str]
 
 
 class JobStore:
-    """Accepted jobs and their outcomes. What `add` has returned is never lost. Those of another model wait for its server."""
+    """Accepted jobs and their outcomes, durable once `add` returned. Jobs of another model wait for a server of that model."""
 
     def __init__(self, settings: Settings, model: str):
         self.settings, self.takes = settings, application_version(model)
         self._lock: int | None = None
         self._disk: Disk | None = None
-        self._telling: set[asyncio.Task[None]] = set()
-        self._system: Any = None  # what DBOS writes through
-        self._gone: dict[str, tuple[str, Place]] = {}  # id -> its owner and place
+        self._callbacks: StoreCallbacks | None = None
+        self._run: Workflow | None = None
+        self._reports: set[asyncio.Task[None]] = set()
+        self._system: Any = None  # DBOS's system database
+        self._queue: QueueWorker | None = None
+        self._deleted: dict[str, tuple[str, PageCursor]] = {}  # id -> its owner and cursor
 
     @property
     def at_work(self) -> int:
-        """Returns how many jobs are with the engine at most, so that it can choose what rides together and goes between."""
+        """Returns how many jobs the engine holds at most: two batches, so that it can choose what to batch and interleave."""
         return 2 * self.settings.max_batch
 
     @property
     def alone(self) -> bool:
-        """Returns whether no other server can write to this database."""
+        """Whether no other server can use this database."""
         return self._disk is not None
 
     def open(self) -> None:
-        """Makes the folder and keeps others out of it; StoreError where it or its database cannot be used."""
+        """Creates and locks the data folder and checks the database; StoreError if either is unusable."""
         for folder in (self.settings.data, self.settings.videos):
             folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         self._claim_folder()
@@ -140,15 +85,18 @@ class JobStore:
                 self._disk = Disk(path)
             except (sqlite3.Error, OSError) as error:
                 kept = self.settings.videos / UNKNOWN
-                hint = f"if {path} is damaged, move it away: the list of jobs starts anew, and videos are kept in {kept}"
+                hint = f"if {path} is damaged, move it away: the list of jobs then starts empty, and videos are kept in {kept}"
                 raise StoreError(f"the database of jobs cannot be opened: {error}; {hint}") from error
 
-    async def start(self, runner: Runner) -> None:
-        """Connects to the database and takes unfinished jobs up; StoreError where it cannot be used."""
-        global _runner
-        _runner = runner
-        DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign, assignment]
-        engine: dict[str, Any] = {"hide_parameters": True}  # errors of statements would otherwise show the prompts in them
+    async def start(self, callbacks: StoreCallbacks, waiting: Callable[[], bool]) -> None:
+        """Connects to the database and resumes unfinished jobs; StoreError if it cannot be used.
+
+        `waiting` returns whether jobs are known to wait for a run.
+        """
+        intervals = self.settings.intervals
+        self._callbacks, self._run = callbacks, register(callbacks)
+        dbos_patches.refuse_pickle()
+        engine: dict[str, Any] = {"hide_parameters": True}  # otherwise errors show the statement's parameters, and so prompts
         config = DBOSConfig(
             name="vstar-engine",
             system_database_url=self.settings.database_url,
@@ -156,89 +104,83 @@ class JobStore:
             application_version=self.takes,
             serializer=DBOSPortableJSONSerializer(),
             log_level="ERROR",
+            notification_coalesce_sec=NOTICE_INTERVAL,
             db_engine_kwargs={**engine, "connect_args": {"factory": Connection}} if self.alone else engine,
         )
         try:
+            dbos_patches.stop_polling()
             dbos = DBOS(config=config)
-            its = logging.getLogger("dbos")
-            its.handlers.clear()
-            its.propagate, its.disabled = True, True  # it would log the traceback of what is answered below
-            DBOS.launch()
-            its.disabled = False
+            with dbos_patches.quiet_launch():
+                DBOS.launch()
             self._system = dbos._sys_db
-            for name in OUTCOMES:
-                setattr(self._system, name, patient(getattr(self._system, name)))
-            self._system.update_workflow_outcome = self._told(self._system.update_workflow_outcome)
-            await DBOS.register_queue_async(
-                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=POLLING, on_conflict="always_update"
+            dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, intervals.outcome_retry)
+            dbos_patches.report_outcomes(self._system, self._report_soon)
+            queue = await DBOS.register_queue_async(
+                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=intervals.queue_poll, on_conflict="always_update"
             )
+            self._queue = QueueWorker(dbos, queue, waiting, self.alone, intervals)
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
 
-    def _told(self, write: Callable[..., bool]) -> Callable[..., bool]:
-        """Makes the write that ends a job tell the runner, who publishes an end only when it is there for good."""
-        loop = asyncio.get_running_loop()
+    def _report_soon(self, id: str, landed: bool) -> None:
+        task = asyncio.create_task(self._report(id, landed))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
 
-        @functools.wraps(write)
-        def then_tell(id: str, status: str, **values: Any) -> bool:
-            landed = write(id, status, **values)
-            if status == "SUCCESS" and not loop.is_closed():
-                # outside the workflow, which is over: in its context DBOS would take a look into the database for a step of it
-                loop.call_soon_threadsafe(self._tell_soon, id, landed, context=contextvars.Context())
-            return landed
-
-        return then_tell
-
-    def _tell_soon(self, id: str, landed: bool) -> None:
-        task = asyncio.create_task(self._tell(id, landed))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
-
-    async def _tell(self, id: str, landed: bool) -> None:
-        """Has an end published once it is on the disk, or undone where the job was cancelled or deleted before."""
-        runner = _the_runner()
+    async def _report(self, id: str, landed: bool) -> None:
+        """Reports an outcome once it is on the disk, or that the job was cancelled or deleted before."""
+        callbacks = self._callbacks
+        assert callbacks is not None
         while True:
             try:
                 await self._sync()
-                record = None if landed else await self.get(id)
+                stored = None if landed else await self.get(id)
                 break
             except UNAVAILABLE as error:
-                if runner.stopping:
+                if callbacks.stopping:
                     return
-                log.warning("an outcome cannot be made sure of yet: %s", type(error).__name__)
-            await asyncio.sleep(PAUSE)
+                log.warning("an outcome cannot be confirmed on the disk yet: %s", type(error).__name__)
+            await asyncio.sleep(self.settings.intervals.outcome_retry)
         if landed:
-            runner.recorded(id)
-        elif record is None:
-            runner.deleted(id)
-        elif record.outcome is not None and record.outcome["status"] == FAILED:
-            await runner.cancel(record.job)
+            callbacks.recorded(id)
+        elif stored is None:
+            callbacks.deleted(id)
+        elif stored.outcome is not None and stored.outcome["status"] == FAILED:
+            await callbacks.cancel(stored.job)
 
     def _claim_folder(self) -> None:
-        """Keeps a second server out of the folder of data."""
+        """Locks the data folder against a second server."""
         self._lock = os.open(self.settings.data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(f"another server uses {self.settings.data}; give --data another folder") from error
+            raise StoreError(f"another server uses {self.settings.data}; choose another folder with --data") from error
 
     async def stop(self) -> None:
-        """Leaves the database; what has not ended is taken up at the next start."""
-        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+        """Disconnects from the database; unfinished jobs resume at the next start."""
+        if self._queue is not None:
+            await asyncio.to_thread(self._queue.stop)
+        await asyncio.to_thread(DBOS.destroy, destroy_registry=True, workflow_completion_timeout_sec=0)
 
     def close(self) -> None:
-        """Lets others into the folder."""
+        """Unlocks the data folder."""
         if self._disk is not None:
             self._disk.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
+    def wake_queue(self) -> None:
+        """Starts waiting jobs now, as far as there is room, rather than at the next poll."""
+        if self._queue is not None:
+            self._queue.wake()
+
     async def add(self, job: Job, at_once: bool) -> None:
-        """Writes a job down, to run in its turn or `at_once`. An id that is there already stays what it is."""
+        """Stores a job, to run from the queue or `at_once`. A job whose id is already stored is not changed."""
         if at_once:
+            assert self._run is not None
             with SetWorkflowID(job.id), DBOSContextSetAuth(job.key_id, None):
-                await DBOS.start_workflow_async(_generate, job.to_json())
+                await DBOS.start_workflow_async(self._run, job.to_json())
         else:
             await DBOS.enqueue_workflow_with_options_async(
                 {
@@ -251,56 +193,57 @@ class JobStore:
                 },
                 job.to_json(),
             )
+            self.wake_queue()
         await self._sync()
 
     async def _sync(self) -> None:
         if self._disk is not None:
             await self._disk.sync()
 
-    async def get(self, id: str) -> Record | None:
+    async def get(self, id: str) -> StoredJob | None:
         found = await DBOS.list_workflows_async(workflow_ids=[id], name=WORKFLOW)
-        return record_of(found[0]) if found else None
+        return stored_job_from(found[0]) if found else None
 
-    async def place(self, owner: str, id: str) -> Place | None:
-        """Returns where an owner's job stands in the list, or stood before it was deleted."""
-        record = await self.get(id)
-        whose, place = self._gone.get(id, ("", None)) if record is None else (record.job.key_id, _order(record))
-        return place if whose == owner else None
+    async def cursor(self, owner: str, id: str) -> PageCursor | None:
+        """Returns the cursor of an owner's job, also of one deleted lately; None if there is none."""
+        stored = await self.get(id)
+        whose, cursor = self._deleted.get(id, ("", None)) if stored is None else (stored.job.key_id, _cursor_of(stored))
+        return cursor if whose == owner else None
 
-    async def page(self, owner: str, after: Place | None, limit: int, newest_first: bool) -> tuple[list[Record], bool]:
-        """Returns up to `limit` jobs of an owner that come after a place, and whether there are more."""
-        edge: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
+    async def page(self, owner: str, after: PageCursor | None, limit: int, newest_first: bool) -> tuple[list[StoredJob], bool]:
+        """Returns up to `limit` jobs of an owner that come after a cursor, and whether there are more."""
+        bounds: dict[str, Any] = {} if after is None else {"end_time" if newest_first else "start_time": _moment(after[0])}
         wanted, fetched = limit + 1, limit + 17
         while True:
-            found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **edge)
-            records = [record_of(status) for status in found]
-            whole = len(records) < fetched
-            if not whole:  # the last millisecond may go on behind the limit
-                records = [record for record in records if record.created != records[-1].created]
-            records.sort(key=_order, reverse=newest_first)
+            found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, limit=fetched, sort_desc=newest_first, **bounds)
+            stored_jobs = [stored_job_from(status) for status in found]
+            whole = len(stored_jobs) < fetched
+            if not whole:  # more jobs of the last millisecond may follow behind the limit
+                stored_jobs = [stored for stored in stored_jobs if stored.created != stored_jobs[-1].created]
+            stored_jobs.sort(key=_cursor_of, reverse=newest_first)
             if after is not None:
-                records = [r for r in records if (_order(r) < after if newest_first else _order(r) > after)]
-            if whole or len(records) >= wanted:
-                return records[:limit], len(records) > limit
+                stored_jobs = [r for r in stored_jobs if (_cursor_of(r) < after if newest_first else _cursor_of(r) > after)]
+            if whole or len(stored_jobs) >= wanted:
+                return stored_jobs[:limit], len(stored_jobs) > limit
             fetched *= 2
 
-    async def since(self, owner: str, seconds: float) -> list[Record]:
-        """Returns an owner's jobs of the last seconds."""
+    async def since(self, owner: str, seconds: float) -> list[StoredJob]:
+        """Returns an owner's jobs of the last `seconds`."""
         begin = clock.now() - seconds
         found = await DBOS.list_workflows_async(name=WORKFLOW, user=owner, start_time=_moment(int(begin * 1000)))
-        return [record_of(status) for status in found]
+        return [stored_job_from(status) for status in found]
 
     async def unfinished(self) -> dict[str, str]:
-        """Returns the owner of every job without an outcome that this server may run, by id."""
+        """Returns the owners of the unfinished jobs that this server may run, by id."""
         found = await self._unfinished(app_version=self.takes)
         return {status.workflow_id: status.authenticated_user or "" for status in found}
 
     async def foreign(self) -> Counter[str]:
-        """Counts the jobs that wait for a server of another model or version of `Job`, by what that server takes."""
+        """Returns the number of unfinished jobs of other models or versions, by their `application_version`."""
         return Counter(status.app_version or "" for status in await self._unfinished() if status.app_version != self.takes)
 
     async def claimed(self) -> set[str]:
-        """Returns the ids of the jobs that the database says run here."""
+        """Returns the ids of the jobs that run on this server according to the database."""
         found = await self._unfinished(status="PENDING", app_version=self.takes, executor_id=self.settings.instance)
         return {status.workflow_id for status in found}
 
@@ -308,34 +251,35 @@ class JobStore:
         return await DBOS.list_workflows_async(name=WORKFLOW, status=status, load_input=False, load_output=False, **which)
 
     async def resume(self, ids: Sequence[str]) -> None:
-        """Puts jobs back into the queue, whose run here ended without an outcome. One that was cancelled meanwhile stays so."""
+        """Queues jobs again whose run here ended without an outcome. Jobs cancelled meanwhile stay cancelled."""
         for id in ids:
             await asyncio.to_thread(self._system.reenqueue_for_recovery, id, [self.settings.instance], QUEUE)
+        self.wake_queue()
 
     async def cancel(self, id: str) -> None:
-        """Records a job as cancelled, unless it ended."""
+        """Records a job as cancelled, unless it has ended."""
         await DBOS.cancel_workflow_async(id)
         await self._sync()
 
     async def delete(self, ids: Sequence[str]) -> None:
         for status in await DBOS.list_workflows_async(workflow_ids=list(ids), name=WORKFLOW, load_output=False):
             content = status.input["args"][0] if status.input else {}
-            place = status.created_at or 0, content.get("created_at", 0.0), status.workflow_id
-            self._gone[status.workflow_id] = status.authenticated_user or "", place
-        while len(self._gone) > GONE:
-            del self._gone[next(iter(self._gone))]
+            cursor = status.created_at or 0, content.get("created_at", 0.0), status.workflow_id
+            self._deleted[status.workflow_id] = status.authenticated_user or "", cursor
+        while len(self._deleted) > DELETED_KEPT:
+            del self._deleted[next(iter(self._deleted))]
         await DBOS.delete_workflows_async(list(ids))
         await self._sync()
 
     async def known(self, ids: Sequence[str]) -> dict[str, bool]:
-        """Returns those ids that the store has, and whether each has its video or may still get it."""
+        """Returns the stored ones of these ids, each with whether it has a video or may still get one."""
         found = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False)
         outcomes = {status.workflow_id: outcome_of(status) for status in found}
         return {id: outcome is None or outcome["status"] != FAILED for id, outcome in outcomes.items()}
 
     async def ended(self, before: float | None = None, limit: int = 100) -> list[str]:
-        """Returns the ids of jobs that ended, the oldest first; `before` a time, where it is given."""
-        edge: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
+        """Returns the ids of jobs that ended, the oldest first; only those that ended `before` a time, if given."""
+        bounds: dict[str, Any] = {} if before is None else {"completed_before": _moment(int(before * 1000))}
         passed = 0
         while True:
             found = await DBOS.list_workflows_async(
@@ -345,9 +289,9 @@ class JobStore:
                 offset=passed,
                 load_input=False,
                 load_output=before is not None,
-                **edge,
+                **bounds,
             )
-            # the database's clock may have been behind when the job ended
+            # the database's clock may have been slow when the job ended
             ids = [status.workflow_id for status in found if before is None or end_of(status) <= before]
             if ids or len(found) < limit:
                 return ids
@@ -355,7 +299,7 @@ class JobStore:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Returns the file of an SQLite URL; None for another database. StoreError for no URL."""
+    """Returns the file of an SQLite URL; None for another database. StoreError for an invalid URL."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -364,10 +308,10 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def _moment(milliseconds: int) -> str:
-    # half a millisecond more, since it is cut to whole ones after a way through floating point
+    # plus half a millisecond: DBOS reads it as a float and truncates to milliseconds
     return datetime.fromtimestamp((milliseconds + 0.5) / 1000, UTC).isoformat()
 
 
-def _order(record: Record) -> Place:
-    # below Python 3.12 DBOS counts whole seconds in SQLite
-    return record.created, record.job.created_at, record.job.id
+def _cursor_of(stored: StoredJob) -> PageCursor:
+    # with Python below 3.12 DBOS stores whole seconds in SQLite
+    return stored.created, stored.job.created_at, stored.job.id

@@ -1,4 +1,4 @@
-"""A job as the database tells of it, also one that a server of another version wrote there."""
+"""A job as read from the database, also one that another version of the server wrote."""
 
 import functools
 from dataclasses import dataclass
@@ -11,25 +11,28 @@ from vstar_engine.serving.jobs.events import CANCELLED, GENERATION_FAILED, WORKE
 from vstar_engine.serving.jobs.job import VERSION, Job
 from vstar_engine.serving.jobs.progress import FAILED, failed
 
-# jobs of another version of `Job` are left to a server that understands them
+# jobs of another version of `Job` are left to a server of that version
 OURS = f"jobs-{VERSION}"
-# a job that sees this many deaths of the server is taken for their cause. The engine counts the deaths of its worker by itself;
-# a server that is killed at will must not lose the jobs that happened to run
+# a job that was running at this many crashes of the server is taken for their cause. The limit is high, since a server may be
+# killed on purpose; crashes of a worker are counted by the dispatcher
 MOST_RECOVERIES = 100
 UNFINISHED, FINISHED = ["ENQUEUED", "DELAYED", "PENDING"], ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 
 def application_version(model: str) -> str:
-    """Names what a server takes from the database: jobs of its model and version. The others wait for a server of theirs."""
+    """Returns the label of the jobs that a server runs: those of its model and of its version of `Job`."""
     return f"{OURS}/{model}"
 
 
 @dataclass(frozen=True)
-class Record:
-    """A job as the store knows it; `outcome` is None until it ended. `created` is when the database got it, in milliseconds.
+class StoredJob:
+    """A job in the store.
 
-    One that is not `ours` came from a server with other fields of jobs: `job` is what they say in common, to be shown alone.
-    One that is `new` was made by the very request that asks for it. `taken_by` is the instance of the server that took it up.
+    created: when the database stored it, in milliseconds.
+    outcome: None until the job ended.
+    ours: false for a job of another version of `Job`; `job` then holds the fields in common and can only be shown.
+    new: made by the current request.
+    taken_by: the instance of the server that runs it.
     """
 
     job: Job
@@ -40,17 +43,17 @@ class Record:
     taken_by: str | None = None
 
 
-def record_of(status: WorkflowStatus) -> Record:
-    """Reads a job of any version; TypeError where one of this version has other fields."""
+def stored_job_from(status: WorkflowStatus) -> StoredJob:
+    """Reads a job of any version; TypeError for unknown fields in a job of this version."""
     assert status.input is not None
     content, ours = status.input["args"][0], (status.app_version or "").partition("/")[0] == OURS
     job = Job.from_json(content) if ours else _in_common(status, content)
     taken_by = status.executor_id if status.status == "PENDING" else None
-    return Record(job, status.created_at or 0, outcome_of(status), ours, taken_by=taken_by)
+    return StoredJob(job, status.created_at or 0, outcome_of(status), ours, taken_by=taken_by)
 
 
 def _in_common(status: WorkflowStatus, content: dict[str, Any]) -> Job:
-    """Reads another version's job, as far as its fields have the names and types of ours."""
+    """Reads a job of another version: the fields whose names and types are the same as ours."""
     whose = {"id": status.workflow_id, "key_id": status.authenticated_user or ""}
     found: dict[str, Any] = {}
     for name, kind in _field_types().items():
@@ -75,14 +78,14 @@ def _field_types() -> dict[str, TypeAdapter[Any]]:
 
 
 def end_of(status: WorkflowStatus) -> float:
-    """Returns when a job ended, as was told."""
+    """Returns the time at which a job ended."""
     outcome = outcome_of(status)
     assert outcome is not None
     return outcome["at"]
 
 
 def outcome_of(status: WorkflowStatus) -> dict[str, Any] | None:
-    """Returns how a job ended, as `live.completed` and `live.failed` put it; None before."""
+    """Returns a job's outcome in the form of `progress.completed` and `progress.failed`; None before its end."""
     if status.status in UNFINISHED:
         return None
     if status.status == "SUCCESS":
@@ -90,6 +93,6 @@ def outcome_of(status: WorkflowStatus) -> dict[str, Any] | None:
     at = (status.completed_at or status.updated_at or 0) / 1000
     code, message = {
         "CANCELLED": (CANCELLED, "cancelled on request"),
-        "MAX_RECOVERY_ATTEMPTS_EXCEEDED": (WORKER_CRASHED, f"the server died {MOST_RECOVERIES} times while this job ran"),
-    }.get(status.status, (GENERATION_FAILED, "the job ended in an error; the server's log has more"))
+        "MAX_RECOVERY_ATTEMPTS_EXCEEDED": (WORKER_CRASHED, f"the server crashed {MOST_RECOVERIES} times while this job ran"),
+    }.get(status.status, (GENERATION_FAILED, "the job ended with an error; see the server's log"))
     return {**failed(code, message), "status": FAILED, "at": at}

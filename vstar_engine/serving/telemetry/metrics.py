@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`: jobs, stages, steps and batches as they happen, and gauges read when asked."""
+"""The metrics that Prometheus scrapes from `/metrics`."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -14,14 +14,14 @@ from vstar_engine.serving.jobs.job import Job
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 COMPLETED = "completed"
 
-# a mini clip takes a second, a long one on one GPU an hour
+# bucket bounds; a mini clip takes a second, a long one on one GPU an hour
 LONG = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 240, 480, 900, 1800, 3600)
 SHORT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60)
 HTTP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 FACTORS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 BATCHES = (1, 2, 4, 8, 16, 32)
 
-# what `watch` may be told to read: a gauge or a counter, and what it says
+# the metrics that are read from a source when scraped: kind and description
 GAUGE, COUNTER = GaugeMetricFamily, CounterMetricFamily
 WATCHED: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str]] = {
     "vstar_queued_jobs": (GAUGE, "Jobs accepted and not started"),
@@ -40,7 +40,7 @@ WATCHED: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
 
 
 class Watched(Collector):
-    """Reads every registered source when Prometheus asks."""
+    """Reads every registered source when Prometheus scrapes."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Callable[[], float]] = {}
@@ -51,88 +51,85 @@ class Watched(Collector):
             yield family(name, help, value=read())
 
 
-REGISTRY = CollectorRegistry()
-WATCHING = Watched()
-REGISTRY.register(WATCHING)
-ProcessCollector(registry=REGISTRY)
+class Metrics:
+    """The metrics of one server."""
 
-ACCEPTED = Counter("vstar_jobs_accepted", "Jobs taken into the store", registry=REGISTRY)
-REFUSED = Counter("vstar_jobs_refused", "Requests for a video that were not taken, by error code", ["code"], registry=REGISTRY)
-FINISHED = Counter(
-    "vstar_jobs_finished", "Jobs that ended: completed, or the code they failed with", ["status"], registry=REGISTRY
-)
-RECOVERED = Counter("vstar_jobs_recovered", "Jobs taken up again after a restart", registry=REGISTRY)
-FRAMES = Counter("vstar_frames", "Frames of completed videos", registry=REGISTRY)
-JOB_SECONDS = Histogram("vstar_job_seconds", "From acceptance to the end of a job", ["status"], buckets=LONG, registry=REGISTRY)
-QUEUE_SECONDS = Histogram("vstar_queue_seconds", "From acceptance to the engine", buckets=LONG, registry=REGISTRY)
-STAGE_SECONDS = Histogram("vstar_stage_seconds", "Of a stage of a video", ["stage"], buckets=LONG, registry=REGISTRY)
-STEP_SECONDS = Histogram("vstar_step_seconds", "Between two denoising steps of a job", buckets=SHORT, registry=REGISTRY)
-BATCH_SIZE = Histogram("vstar_batch_size", "Jobs that rode in one batch, counted by each", buckets=BATCHES, registry=REGISTRY)
-REAL_TIME = Histogram("vstar_real_time_factor", "Seconds of work for a second of video", buckets=FACTORS, registry=REGISTRY)
-HTTP_SECONDS = Histogram(
-    "vstar_http_seconds", "Of an answer's first byte", ["method", "route", "status"], buckets=HTTP, registry=REGISTRY
-)
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.registry = registry = CollectorRegistry()
+        self._clock, self._watched = clock, Watched()
+        # the last step of each running job, and when it was done; emptied as jobs end
+        self._steps: dict[str, tuple[int, float]] = {}
+        registry.register(self._watched)
+        ProcessCollector(registry=registry)
 
-# the step a running job has done, and when; emptied as jobs end
-_steps: dict[str, tuple[int, float]] = {}
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(name, help, labels, registry=registry)
 
+        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, help, labels, buckets=buckets, registry=registry)
 
-def watch(**sources: Callable[[], float]) -> None:
-    """Registers where gauges and counters of WATCHED are read, by their names without `vstar_`; KeyError for another name."""
-    for name, read in sources.items():
-        if f"vstar_{name}" not in WATCHED:
-            raise KeyError(f"there is no metric vstar_{name}; there are {', '.join(WATCHED)}")
-        WATCHING.sources[f"vstar_{name}"] = read
+        self._accepted = counter("vstar_jobs_accepted", "Jobs taken into the store")
+        self._refused = counter("vstar_jobs_refused", "Requests for a video that were not taken, by error code", "code")
+        self._finished = counter("vstar_jobs_finished", "Jobs that ended: completed, or the code they failed with", "status")
+        self._recovered = counter("vstar_jobs_recovered", "Jobs taken up again after a restart")
+        self._frames = counter("vstar_frames", "Frames of completed videos")
+        self._job = histogram("vstar_job_seconds", "From acceptance to the end of a job", LONG, "status")
+        self._queue = histogram("vstar_queue_seconds", "From acceptance to the engine", LONG)
+        self._stage = histogram("vstar_stage_seconds", "Of a stage of a video", LONG, "stage")
+        self._step = histogram("vstar_step_seconds", "Between two denoising steps of a job", SHORT)
+        self._batch = histogram("vstar_batch_size", "Size of a job's batch, observed once per job", BATCHES)
+        self._real_time = histogram("vstar_real_time_factor", "Seconds of work for a second of video", FACTORS)
+        self._http = histogram("vstar_http_seconds", "Of an answer's first byte", HTTP, "method", "route", "status")
 
+    def watch(self, **sources: Callable[[], float]) -> None:
+        """Registers the sources of metrics in WATCHED, by their names without `vstar_`; KeyError for another name."""
+        for name, read in sources.items():
+            if f"vstar_{name}" not in WATCHED:
+                raise KeyError(f"there is no metric vstar_{name}; there are {', '.join(WATCHED)}")
+            self._watched.sources[f"vstar_{name}"] = read
 
-def accepted(job: Job) -> None:
-    """Counts a job that the store holds."""
-    ACCEPTED.inc()
+    def accepted(self) -> None:
+        """Counts a job that the store holds."""
+        self._accepted.inc()
 
+    def recovered(self, count: int) -> None:
+        """Counts jobs that a start of the server found unfinished."""
+        self._recovered.inc(count)
 
-def recovered(count: int) -> None:
-    """Counts jobs that a start of the server found unfinished."""
-    RECOVERED.inc(count)
+    def refused(self, code: str) -> None:
+        """Counts a request for a video that was refused."""
+        self._refused.labels(code).inc()
 
+    def finished(self, job: Job, status: str, seconds: float) -> None:
+        """Counts a job that ended `seconds` after it was accepted; `status` is COMPLETED or one of `events.CODES`."""
+        self._steps.pop(job.id, None)
+        self._finished.labels(status).inc()
+        self._job.labels(status).observe(seconds)
 
-def refused(code: str) -> None:
-    """Counts a request for a video that made no job."""
-    REFUSED.labels(code).inc()
+    def event(self, job: Job, event: Event) -> None:
+        """Measures an event of a job."""
+        match event:
+            case Started():
+                self._queue.observe(max(time.time() - job.created_at, 0.0))
+                self._batch.observe(event.batch)
+            case Step():
+                now = self._clock()
+                before, at = self._steps.get(job.id, (event.done, now))
+                if event.done > before:
+                    self._step.observe((now - at) / (event.done - before))
+                self._steps[job.id] = event.done, now
+            case Done():
+                for stage, seconds in event.seconds.items():
+                    self._stage.labels(stage).observe(seconds)
+                self._frames.inc(event.frames)
+                self._real_time.observe(sum(event.seconds.values()) * job.fps / event.frames)
+        if isinstance(event, Done | Failed):
+            self._steps.pop(job.id, None)
 
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Measures an HTTP response. `route` is the declared path, so that ids create no series."""
+        self._http.labels(method, route, str(status)).observe(seconds)
 
-def finished(job: Job, status: str, seconds: float) -> None:
-    """Counts a job that ended, `seconds` after it was accepted; `status` is COMPLETED or one of `events.CODES`."""
-    _steps.pop(job.id, None)
-    FINISHED.labels(status).inc()
-    JOB_SECONDS.labels(status).observe(seconds)
-
-
-def event(job: Job, event: Event) -> None:
-    """Measures what an engine tells of a job."""
-    match event:
-        case Started():
-            QUEUE_SECONDS.observe(max(time.time() - job.created_at, 0.0))
-            BATCH_SIZE.observe(event.batch)
-        case Step():
-            now = time.monotonic()
-            before, at = _steps.get(job.id, (event.done, now))
-            if event.done > before:
-                STEP_SECONDS.observe((now - at) / (event.done - before))
-            _steps[job.id] = event.done, now
-        case Done():
-            for stage, seconds in event.seconds.items():
-                STAGE_SECONDS.labels(stage).observe(seconds)
-            FRAMES.inc(event.frames)
-            REAL_TIME.observe(sum(event.seconds.values()) * job.fps / event.frames)
-    if isinstance(event, Done | Failed):
-        _steps.pop(job.id, None)
-
-
-def answered(method: str, route: str, status: int, seconds: float) -> None:
-    """Measures an answer to a request; `route` is the path as it was declared, so that ids make no series of their own."""
-    HTTP_SECONDS.labels(method, route, str(status)).observe(seconds)
-
-
-def render() -> bytes:
-    """Returns everything in Prometheus's text format, of the type CONTENT_TYPE."""
-    return generate_latest(REGISTRY)
+    def render(self) -> bytes:
+        """Returns all metrics in Prometheus's text format, of the type CONTENT_TYPE."""
+        return generate_latest(self.registry)

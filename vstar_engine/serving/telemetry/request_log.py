@@ -1,6 +1,6 @@
-"""Logs as JSON lines with the id of the request they belong to, and the middleware that gives requests their ids.
+"""Request ids in every log line, and the middleware that assigns them.
 
-A request's line names its method, route and status, never its query, body or key. Prompts are logged at DEBUG only.
+A request's line holds its method, route and status, never its query, body or key. Prompts are logged at DEBUG only.
 """
 
 import logging
@@ -14,12 +14,13 @@ from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import json_log, metrics, tracing
+from . import json_log, tracing
+from .metrics import Metrics
 
 HEADER = b"x-request-id"
 WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 UNKNOWN_ROUTE = "other"
-# asked for every few seconds by machines: logged at DEBUG
+# polled by machines every few seconds; logged at DEBUG
 PROBES = ("/livez", "/readyz", "/health", "/metrics")
 log = logging.getLogger("vstar_engine.http")
 
@@ -28,20 +29,20 @@ job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 
 def configure(level: str = "info", as_json: bool = True, stream: TextIO | None = None) -> None:
-    """Sends every log to `stream`, stderr if None; uvicorn's own line for each request gives way to ours."""
-    held = {"request_id": request_id.get, "job_id": job_id.get, "trace_id": tracing.trace_id}
-    json_log.configure(level.upper(), json_log.JsonLines(held) if as_json else json_log.formatter(False), stream)
+    """Sends every log to `stream`, stderr if None, and mutes uvicorn's own access log."""
+    context = {"request_id": request_id.get, "job_id": job_id.get, "trace_id": tracing.trace_id}
+    json_log.configure(level.upper(), json_log.JsonLines(context) if as_json else json_log.formatter(False), stream)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
-    # httpx writes the address of every request of a language model at INFO
+    # httpx logs the URL of every language model request at INFO
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextmanager
 def about(job: str) -> Iterator[None]:
-    """Puts a job's id into every line that is logged inside."""
+    """Adds a job's id to every line that is logged inside the block."""
     token = job_id.set(job)
     try:
         yield
@@ -49,11 +50,11 @@ def about(job: str) -> Iterator[None]:
         job_id.reset(token)
 
 
-class Requests:
-    """ASGI middleware: an id, a span, a measured time and a line for every request; the answer carries the id."""
+class RequestLogMiddleware:
+    """ASGI middleware: gives every request an id, a span, a metric and a log line; the response carries the id."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +83,7 @@ class Requests:
     def report(self, scope: Scope, status: int, seconds: float, span: tracing.Span) -> None:
         route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
         method = scope["method"] if scope["method"] in METHODS else UNKNOWN_ROUTE
-        metrics.answered(method, route, status, seconds)
+        self.metrics.answered(method, route, status, seconds)
         tracing.answered(span, method, route, status)
         level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
         about_it = {"method": method, "route": route, "status": status, "ms": round(seconds * 1e3, 2)}

@@ -1,7 +1,7 @@
-"""OpenTelemetry where it is configured: a span for each request, and one for each job with its stages inside.
+"""OpenTelemetry tracing: a span for each request, and one for each job with its stages inside.
 
-The standard variables configure it (OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_TRACES_EXPORTER, OTEL_SERVICE_NAME ...). Without them
-the API's own spans, which record nothing, are used.
+It is configured by the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_TRACES_EXPORTER, OTEL_SERVICE_NAME ...).
+Without them spans are not recorded.
 """
 
 import os
@@ -9,25 +9,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import context, propagate, trace
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.serving.jobs.events import Done, Event, Failed, Stage, Started
 from vstar_engine.serving.jobs.job import Job
 
-__all__ = ["Span", "answered", "configure", "event", "request", "trace_id"]
+__all__ = ["JobTracer", "Span", "answered", "configure", "request", "trace_id"]
 
 ASKED_FOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 NANOSECONDS = 1_000_000_000
 tracer = trace.get_tracer("vstar_engine")
 
-# the spans of running jobs, and of the stage each is in; emptied as jobs end
-_jobs: dict[str, Span] = {}
-_stages: dict[str, Span] = {}
-
 
 def configure(environment: Mapping[str, str] = os.environ) -> bool:
-    """Sends spans where the environment says, if it says so; MissingLibrary without the SDK or the exporter asked for."""
+    """Exports spans as the environment asks; returns whether it does. MissingLibrary without the SDK or the exporter."""
     exporter = environment.get("OTEL_TRACES_EXPORTER", "otlp")
     if exporter == "none" or not any(environment.get(name) for name in ASKED_FOR):
         return False
@@ -40,7 +36,7 @@ def configure(environment: Mapping[str, str] = os.environ) -> bool:
     except ImportError as error:
         raise MissingLibrary(
             "OpenTelemetry is configured but not installed; "
-            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http would do"
+            "install it: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
         ) from error
     os.environ.setdefault("OTEL_SERVICE_NAME", "vstar-engine")
     provider = TracerProvider()
@@ -50,8 +46,8 @@ def configure(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def request(scope: Mapping[str, object]) -> Iterator[Span]:
-    """Makes the span of an HTTP request, inside the caller's where the caller sent one."""
+def request(scope: Mapping[str, object], tracer: Tracer = tracer) -> Iterator[Span]:
+    """Opens the span of an HTTP request, as a child of the caller's span if the request names one."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}  # type: ignore[attr-defined]
     method = str(scope["method"])
     with tracer.start_as_current_span(method, propagate.extract(headers), SpanKind.SERVER) as span:
@@ -59,50 +55,61 @@ def request(scope: Mapping[str, object]) -> Iterator[Span]:
 
 
 def answered(span: Span, method: str, route: str, status: int) -> None:
-    """Names a request's span and says how it ended."""
+    """Sets the name and the result of a request's span."""
     span.update_name(f"{method} {route}")
     span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
     if status >= 500:
         span.set_status(StatusCode.ERROR)
 
 
-def event(job: Job, event: Event) -> None:
-    """Keeps a job's spans: one for the whole, from its acceptance on, and one for each stage."""
-    match event:
-        case Started():
-            facts: dict[str, str | int] = {
-                "vstar.job": job.id,
-                "vstar.frames": job.frames,
-                "vstar.steps": job.steps,
-                "vstar.batch": event.batch,
-            }
-            _end(job.id)
-            accepted = int(job.created_at * NANOSECONDS)
-            _jobs[job.id] = tracer.start_span("job", context.Context(), attributes=facts, start_time=accepted)
-            _jobs[job.id].add_event("started")
-        case Stage() if job.id in _jobs:
-            _end_stage(job.id)
-            _stages[job.id] = tracer.start_span(event.name, trace.set_span_in_context(_jobs[job.id]))
-        case Failed() if job.id in _jobs:
-            _jobs[job.id].set_status(StatusCode.ERROR, event.code)
-            _end(job.id)
-        case Done():
-            _end(job.id)
+class JobTracer:
+    """The spans of running jobs: one for each job from its acceptance on, and one for each stage."""
 
+    def __init__(self, tracer: Tracer = tracer):
+        self._tracer = tracer
+        self._jobs: dict[str, Span] = {}
+        self._stages: dict[str, Span] = {}
 
-def _end_stage(id: str) -> None:
-    if id in _stages:
-        _stages.pop(id).end()
+    def __len__(self) -> int:
+        return len(self._jobs) + len(self._stages)
 
+    def event(self, job: Job, event: Event) -> None:
+        """Starts and ends spans by an event of a job."""
+        match event:
+            case Started():
+                facts: dict[str, str | int] = {
+                    "vstar.job": job.id,
+                    "vstar.frames": job.frames,
+                    "vstar.steps": job.steps,
+                    "vstar.batch": event.batch,
+                }
+                self._end(job.id)
+                accepted = int(job.created_at * NANOSECONDS)
+                span = self._tracer.start_span("job", context.Context(), attributes=facts, start_time=accepted)
+                self._jobs[job.id] = span
+                span.add_event("started")
+            case Stage() if job.id in self._jobs:
+                self._end_stage(job.id)
+                inside = trace.set_span_in_context(self._jobs[job.id])
+                self._stages[job.id] = self._tracer.start_span(event.name, inside)
+            case Failed() if job.id in self._jobs:
+                self._jobs[job.id].set_status(StatusCode.ERROR, event.code)
+                self._end(job.id)
+            case Done():
+                self._end(job.id)
 
-def _end(id: str) -> None:
-    """Ends a job's spans: after its last event, or before a second try."""
-    _end_stage(id)
-    if id in _jobs:
-        _jobs.pop(id).end()
+    def _end_stage(self, id: str) -> None:
+        if id in self._stages:
+            self._stages.pop(id).end()
+
+    def _end(self, id: str) -> None:
+        """Ends a job's spans: after its last event, or before a retry."""
+        self._end_stage(id)
+        if id in self._jobs:
+            self._jobs.pop(id).end()
 
 
 def trace_id() -> str | None:
-    """Returns the id of the trace being recorded, None where there is none."""
+    """Returns the id of the current trace, None if there is none."""
     found = trace.get_current_span().get_span_context()
     return f"{found.trace_id:032x}" if found.is_valid else None

@@ -1,4 +1,4 @@
-"""What the dispatcher keeps account of: jobs on their way, batches on workers, and the rules for both."""
+"""The state of the dispatcher: pending jobs, running batches, workers, and the batching policy."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ Message = dict[str, Any]
 
 
 class WorkerError(VstarError, RuntimeError):
-    """A worker cannot be started; another try with the same settings would not help."""
+    """A worker cannot be started with these settings."""
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
@@ -21,30 +21,34 @@ class WorkerError(VstarError, RuntimeError):
 
 
 class Link(Protocol):
-    """A way to one worker, which can be opened again when it broke."""
+    """The connection to one worker; it can be reopened after the worker ended."""
 
     name: str
 
     async def open(self, message: Message) -> AsyncIterator[Message]:
-        """Starts a worker with a start message; gives what it says, until it is gone."""
+        """Starts the worker with a start message; returns an iterator over its messages, until it ends."""
 
     def send(self, message: Message) -> None:
-        """Tells the worker something; what a dead one is told is lost."""
+        """Sends the worker a message; a message to a dead worker is lost."""
 
     async def kill(self) -> None:
-        """Ends the worker at once."""
+        """Kills the worker."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How jobs are put onto workers.
+class BatchingPolicy:
+    """How jobs are assigned to workers.
 
-    `buckets` (frames, height, width) are warmed, none: those that the model names. At most `max_batch` jobs ride together, and
-    only where warming up measured that it pays; an idle worker waits `batch_delay` seconds for company. A job that was in a
-    worker which died is tried `tries` times in all. `hang_after` is the least silence, in seconds, that counts as hung; None:
-    10 on a GPU, 60 on a CPU, whose steps vary. A job is short, so that it may go between the steps of another, where it takes
-    at most `short` of what is left of that; together such jobs lengthen it by at most `lent` of its own time. What is warmed is
-    sampled as `fast` says.
+    buckets: clips (frames, height, width) to warm; empty: those that the model names.
+    max_batch: largest batch; warm-up lowers it where a larger one does not pay.
+    batch_delay: seconds that an idle worker waits for more jobs to fill a batch.
+    tries: runs of a job whose worker dies, in all.
+    hang_after: least silence in seconds that counts as a hang; None: 10 on a GPU, 60 on a CPU, whose steps vary.
+    start_timeout: seconds until a worker must be ready.
+    restart_pause: seconds before a failed restart is repeated; doubled each time.
+    short_job_share: a job may run between the steps of a batch if it takes at most this share of the batch's remaining time.
+    interleaved_share: such jobs together delay a batch by at most this share of its own time.
+    fast: the fast-sampling options that warm-up uses.
     """
 
     buckets: tuple[tuple[int, int, int], ...] = ()
@@ -53,59 +57,66 @@ class Rules:
     tries: int = 3
     hang_after: float | None = None
     start_timeout: float = 900.0
-    short: float = 0.25
-    lent: float = 0.5
+    restart_pause: float = 0.2
+    short_job_share: float = 0.25
+    interleaved_share: float = 0.5
     fast: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A job on its way: what its stream still has to hear, and how often it was tried."""
+class PendingJob:
+    """A submitted job: its undelivered events, its tries and where it runs.
+
+    alone: it must run in a batch of its own, since it was on a worker that failed.
+    together: another job was on the worker at the same time.
+    """
 
     job: Job
     order: int
     arrived: float
-    heard: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
+    stream: "asyncio.Queue[events.Event]" = field(default_factory=asyncio.Queue)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     tries: int = 0
-    alone: bool = False  # rides with nobody: it was there when something went wrong
+    alone: bool = False
     cancelled: bool = False
-    lane: "Lane | None" = None
-    together: bool = False  # something else was on the worker with it
+    worker: "WorkerState | None" = None
+    together: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:
+        """Returns the sort key: higher priority first, then order of arrival."""
         return -self.job.priority, self.order
 
 
 @dataclass(eq=False)
-class Ride:
-    """A batch on a worker: what it should take in seconds, and what it lent to shorter ones."""
+class RunningBatch:
+    """A batch on a worker: its expected seconds, and the seconds given to interleaved jobs."""
 
-    tickets: list[Ticket]
+    jobs: list[PendingJob]
     expected: float
     began: float
-    lent: float = 0.0
+    interleaved: float = 0.0
     done: int = 0
 
     @property
     def job(self) -> Job:
-        return self.tickets[0].job
+        return self.jobs[0].job
 
     @property
     def left(self) -> float:
+        """Returns the expected seconds until the batch is done."""
         return self.expected * (1 - self.done / self.job.steps)
 
 
 @dataclass(eq=False)
-class Lane:
-    """One worker as it stands: what rides on it, and since when it has been silent."""
+class WorkerState:
+    """A worker: its connection, its batches and the seconds since its last message."""
 
     link: Link
-    up: bool = False
+    ready: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
-    rides: dict[int, Ride] = field(default_factory=dict)
-    tickets: set[Ticket] = field(default_factory=set)
+    batches: dict[int, RunningBatch] = field(default_factory=dict)
+    jobs: set[PendingJob] = field(default_factory=set)
     silent: float = 0.0
     fault: str = events.WORKER_CRASHED

@@ -1,378 +1,358 @@
-"""Jobs onto workers: what rides together, what goes between, what is tried again, and when a worker is given up."""
+"""Schedules jobs on workers: batching, interleaving, retries, hang detection."""
 
 import asyncio
 import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from vstar_engine.serving.jobs import events
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.telemetry import json_log
 
-from .dispatch_state import Lane, Link, Message, Ride, Rules, Ticket, WorkerError
-from .step_times import Pace
+from .batching import WaitingJobs
+from .dispatch_state import BatchingPolicy, Link, Message, PendingJob, RunningBatch, WorkerError, WorkerState
+from .step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
-# a worker is looked after so often, in seconds
+# seconds between two checks for hung workers
 TICK = 0.1
-# a worker is hung when it says nothing for so many times what its work should take, and at least for PATIENCE seconds
+# a worker hangs when it is silent for this multiple of its longest stage, and at least for LEAST_SILENCE seconds
 HUNG_FACTOR = 3.0
-PATIENCE = {"cpu": 60.0, "gpu": 10.0}
-# seconds before a worker that would not start is tried again: doubled each time, up to the last
-RETRY_FIRST, RETRY_LAST = 0.2, 10.0
-# what a worker counts of its cache of embeddings, since it started
+LEAST_SILENCE = {"cpu": 60.0, "gpu": 10.0}
+# longest pause in seconds before a failed restart is repeated; it is doubled each time
+LONGEST_PAUSE = 10.0
+# counters of a worker's embedding cache since it started
 CACHES = ("cache_hits", "cache_misses", "cache_bytes")
 
 
 class Dispatcher:
-    """An `EngineClient` in front of one or more workers."""
+    """An `EngineClient` that runs jobs on one or more workers."""
 
-    def __init__(self, links: Sequence[Link], start: Message, rules: Rules):
-        self.lanes = [Lane(link) for link in links]
-        self.rules, self.start_message = rules, start
-        self.waiting: list[Ticket] = []
-        self.tickets: dict[str, Ticket] = {}
+    def __init__(self, links: Sequence[Link], start: Message, policy: BatchingPolicy):
+        self.workers = [WorkerState(link) for link in links]
+        self.policy, self.start_message = policy, start
+        self.pending: dict[str, PendingJob] = {}
         self.numbers, self.orders = itertools.count(1), itertools.count()
-        self.pace = Pace()
+        self.step_times = StepTimes()
+        self.waiting = WaitingJobs(policy, self.step_times)
         self.described: dict[str, Any] = {}
         self.counts = {"restarts": 0, "retried": 0, "batches": 0, "batched_jobs": 0, "between": 0}
-        self.news = asyncio.Event()
+        self.news, self.running = asyncio.Event(), asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
         self.closing = False
 
     async def start(self) -> None:
-        """Starts every worker; returns when the first is ready, raises WorkerError where that one cannot be started."""
-        opened = [asyncio.create_task(self._open(lane)) for lane in self.lanes]
+        """Starts every worker; returns when the first is ready. Raises WorkerError if the first to answer cannot start."""
+        opened = [asyncio.create_task(self._open(worker)) for worker in self.workers]
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._abandon, opened)
             done, _ = await asyncio.wait(opened, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             undo.pop_all()
-        tended = (self._tend(lane, opening) for lane, opening in zip(self.lanes, opened, strict=True))
-        self.tasks = [asyncio.create_task(each) for each in (*tended, self._pump(), self._watch())]
+        tended = (self._supervise(worker, opening) for worker, opening in zip(self.workers, opened, strict=True))
+        self.tasks = [asyncio.create_task(each) for each in (*tended, self._schedule(), self._detect_hangs())]
 
     async def run(self) -> None:
-        """Goes on until the engine is closed; raises what broke it."""
+        """Runs until the engine is closed; raises the error of a background task."""
         ended, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
 
     async def _abandon(self, opened: "Sequence[asyncio.Task[Any]]") -> None:
-        """Ends workers whose start failed or was given up."""
+        """Stops all workers after a failed or cancelled start."""
         await _stop(opened)
-        await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
+        await asyncio.gather(*(worker.link.kill() for worker in self.workers))
 
     @property
     def ready(self) -> bool:
-        return not self.closing and any(lane.up for lane in self.lanes)
+        return not self.closing and any(worker.ready for worker in self.workers)
 
     def facts(self) -> dict[str, Any]:
-        """Describes the model, and counts what happened on the workers."""
-        running = sum(len(lane.tickets) for lane in self.lanes)
-        now = {"waiting": len(self.waiting), "running": running, "workers": sum(lane.up for lane in self.lanes)}
-        caches = {name: sum(lane.counters.get(name, 0) for lane in self.lanes) for name in CACHES}
+        """Returns the facts of the model and the counters of all workers; see `events.FACTS`."""
+        running = sum(len(worker.jobs) for worker in self.workers)
+        now = {"waiting": len(self.waiting), "running": running, "workers": sum(worker.ready for worker in self.workers)}
+        caches = {name: sum(worker.counters.get(name, 0) for worker in self.workers) for name in CACHES}
         return {**self.described, "counters": {**self.counts, **now, **caches}}
 
     async def submit(self, job: Job) -> AsyncIterator[events.Event]:
-        """Makes a job's video; a stream that is closed before its end cancels the job."""
-        while (before := self.tickets.get(job.id)) is not None:
+        """Yields a job's events until Done or Failed. Closing the iterator earlier cancels the job."""
+        while (before := self.pending.get(job.id)) is not None:
             if not before.cancelled:
-                raise ValueError(f"job {job.id} is on its way already")
+                raise ValueError(f"job {job.id} is already pending")
             await before.over.wait()
         if self.closing:
             yield _closed()
             return
-        ticket = Ticket(job, next(self.orders), time.monotonic())
-        self.tickets[job.id] = ticket
-        self._queue(ticket)
+        pending = PendingJob(job, next(self.orders), time.monotonic())
+        self.pending[job.id] = pending
+        self._enqueue(pending)
         try:
             while True:
-                event = await ticket.heard.get()
+                event = await pending.stream.get()
                 yield event
                 if isinstance(event, events.Done | events.Failed):
                     return
         finally:
-            if not ticket.over.is_set():
+            if not pending.over.is_set():
                 await self.cancel(job.id)
 
     async def cancel(self, id: str) -> None:
-        """Stops a job: one that waits at once, one on a worker before its next step."""
-        ticket = self.tickets.get(id)
-        if ticket is None:
+        """Cancels a job: a waiting one at once, a running one before its next step."""
+        pending = self.pending.get(id)
+        if pending is None:
             return
-        ticket.cancelled = True
-        if ticket.lane is None:
-            self.waiting.remove(ticket)
-            self._end(ticket, _cancelled())
+        pending.cancelled = True
+        if pending.worker is None:
+            self.waiting.remove(pending)
+            self._end(pending, _cancelled())
         else:
-            ticket.lane.link.send({"do": "cancel", "id": id})
+            pending.worker.link.send({"do": "cancel", "id": id})
 
     async def close(self, grace: float) -> None:
-        """Ends the workers; jobs on them have `grace` seconds, jobs that wait are given back at once."""
+        """Stops the workers. Waiting jobs fail with `retry` at once; running jobs have `grace` seconds to end."""
         self.closing = True
-        for ticket in [*self.waiting]:
-            self._end(ticket, _closed())
+        for pending in [*self.waiting]:
+            self._end(pending, _closed())
         self.waiting.clear()
-        riding = [ticket.over.wait() for lane in self.lanes for ticket in lane.tickets]
+        ends = [pending.over.wait() for worker in self.workers for pending in worker.jobs]
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*riding), grace)
+            await asyncio.wait_for(asyncio.gather(*ends), grace)
         await _stop(self.tasks)
-        await asyncio.gather(*(lane.link.kill() for lane in self.lanes))
-        for ticket in [*self.tickets.values()]:
-            self._end(ticket, _closed())
+        await asyncio.gather(*(worker.link.kill() for worker in self.workers))
+        for pending in [*self.pending.values()]:
+            self._end(pending, _closed())
 
     # --- workers
 
-    async def _open(self, lane: Lane) -> AsyncIterator[Message]:
-        """Starts a lane's worker and waits until it is ready."""
-        known = {name: self.described[name] for name in ("batch_limits", "paces") if name in self.described}
-        rules = self.rules
+    async def _open(self, worker: WorkerState) -> AsyncIterator[Message]:
+        """Starts a worker and waits until it is ready; returns its messages."""
+        known = {name: self.described[name] for name in ("batch_limits", "stage_seconds") if name in self.described}
+        policy = self.policy
         message = {
             **self.start_message,
-            "buckets": rules.buckets,
-            "max_batch": rules.max_batch,
-            "fast": rules.fast,
+            "buckets": policy.buckets,
+            "max_batch": policy.max_batch,
+            "fast": policy.fast,
             "known": known,
             "log": log.getEffectiveLevel(),
             "log_json": json_log.as_json(),
         }
         try:
-            stream = await lane.link.open({"do": "start", **message})
+            stream = await worker.link.open({"do": "start", **message})
         except OSError as error:
-            raise WorkerError(f"{lane.link.name} cannot be started: {error}") from error
+            raise WorkerError(f"{worker.link.name} cannot be started: {error}") from error
         try:
-            async with asyncio.timeout(rules.start_timeout):
+            async with asyncio.timeout(policy.start_timeout):
                 first = await anext(stream, None)
         except TimeoutError:
-            await lane.link.kill()
-            raise WorkerError(f"{lane.link.name} was not ready after {rules.start_timeout:.0f} s") from None
+            await worker.link.kill()
+            raise WorkerError(f"{worker.link.name} was not ready after {policy.start_timeout:.0f} s") from None
         if first is None:
-            raise WorkerError(f"{lane.link.name} ended before it was ready; its log says why")
+            raise WorkerError(f"{worker.link.name} ended before it was ready; its log says why")
         if first["say"] == "refused":
-            await lane.link.kill()
+            await worker.link.kill()
             raise WorkerError(first["message"], first["exit_code"])
-        lane.facts = first["facts"]
-        self.described = {**self.described, **lane.facts}
-        self.pace.learn(lane.facts["paces"])
-        lane.up, lane.silent, lane.fault = True, 0.0, events.WORKER_CRASHED
+        worker.facts = first["facts"]
+        self.described = {**self.described, **worker.facts}
+        self.step_times.add_measured(worker.facts["stage_seconds"])
+        worker.ready, worker.silent, worker.fault = True, 0.0, events.WORKER_CRASHED
         self.news.set()
         return stream
 
-    async def _tend(self, lane: Lane, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
-        """Hears a worker until it is gone, then starts it again, for as long as the engine is open."""
+    async def _supervise(self, worker: WorkerState, opening: "asyncio.Task[AsyncIterator[Message]]") -> None:
+        """Handles a worker's messages until it ends, then restarts it; runs until the engine is closed."""
         try:
             stream = await opening
         except WorkerError as error:
             log.error("%s", error)
-            stream = await self._reopen(lane)
+            stream = await self._reopen(worker)
         while True:
             async for message in stream:
-                lane.silent = 0.0
-                self._hear(lane, message)
-            lane.up = False
-            log.warning("%s is gone (%s)", lane.link.name, lane.fault)
-            await lane.link.kill()
-            self._lose(lane)
-            stream = await self._reopen(lane)
+                worker.silent = 0.0
+                self._receive(worker, message)
+            worker.ready = False
+            log.warning("%s ended (%s) and is restarted", worker.link.name, worker.fault)
+            await worker.link.kill()
+            self._take_back_jobs(worker)
+            stream = await self._reopen(worker)
             self.counts["restarts"] += 1
 
-    async def _reopen(self, lane: Lane) -> AsyncIterator[Message]:
-        pause = RETRY_FIRST
+    async def _reopen(self, worker: WorkerState) -> AsyncIterator[Message]:
+        """Starts a worker again, with growing pauses until it succeeds."""
+        pause = self.policy.restart_pause
         while True:
             try:
-                return await self._open(lane)
+                return await self._open(worker)
             except WorkerError as error:
-                log.error("%s cannot be started again, next try in %.1f s: %s", lane.link.name, pause, error)
+                log.error("%s cannot be started again, next try in %.1f s: %s", worker.link.name, pause, error)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_LAST)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _watch(self) -> None:
-        """Ends workers that hang. Time is counted in ticks, so that a pause of this very process is no one's fault."""
+    async def _detect_hangs(self) -> None:
+        """Kills workers that hang. Silence is counted in ticks, so that a pause of this process is not held against them."""
         while True:
+            if not any(worker.jobs for worker in self.workers):
+                self.running.clear()
+                await self.running.wait()
             await asyncio.sleep(TICK)
-            for lane in self.lanes:
-                if not lane.up or not lane.tickets:
-                    lane.silent = 0.0
+            for worker in self.workers:
+                if not worker.ready or not worker.jobs:
+                    worker.silent = 0.0
                     continue
-                lane.silent += TICK
-                if lane.silent > self._patience(lane):
-                    log.error("%s has been silent for %.1f s: it is ended", lane.link.name, lane.silent)
-                    lane.fault, lane.silent = events.WORKER_HUNG, 0.0
-                    await lane.link.kill()
+                worker.silent += TICK
+                if worker.silent > self._silence_limit(worker):
+                    log.error("%s sent nothing for %.1f s and is killed", worker.link.name, worker.silent)
+                    worker.fault, worker.silent = events.WORKER_HUNG, 0.0
+                    await worker.link.kill()
 
-    def _patience(self, lane: Lane) -> float:
-        least = self.rules.hang_after
+    def _silence_limit(self, worker: WorkerState) -> float:
+        """Returns the seconds of silence after which a worker counts as hung."""
+        least = self.policy.hang_after
         if least is None:
-            least = PATIENCE["cpu" if lane.facts["device"].startswith("cpu") else "gpu"]
-        longest = max((self.pace.longest(ride.job, len(ride.tickets)) for ride in lane.rides.values()), default=0.0)
+            least = LEAST_SILENCE["cpu" if worker.facts["device"].startswith("cpu") else "gpu"]
+        longest = max(
+            (self.step_times.longest_silence(batch.job, len(batch.jobs)) for batch in worker.batches.values()), default=0.0
+        )
         return max(HUNG_FACTOR * longest, least)
 
-    def _hear(self, lane: Lane, message: Message) -> None:
+    def _receive(self, worker: WorkerState, message: Message) -> None:
+        """Handles one message of a worker; ValueError for an unknown one."""
         if message["say"] == "event":
-            ticket = self.tickets.get(message["id"])
-            if ticket is not None and ticket.lane is lane:
-                self._tell(ticket, events.event_from(message["event"]))
+            pending = self.pending.get(message["id"])
+            if pending is not None and pending.worker is worker:
+                self._deliver(pending, events.event_from(message["event"]))
         elif message["say"] == "free":
-            ride = lane.rides.pop(message["run"])
+            batch = worker.batches.pop(message["run"])
             if message["steps"]:
-                self.pace.note(ride.job, len(ride.tickets), message["seconds"]["denoise"] / message["steps"])
-            lane.counters = message["counters"]
+                self.step_times.update(batch.job, len(batch.jobs), message["seconds"]["denoise"] / message["steps"])
+            worker.counters = message["counters"]
             self.news.set()
         elif message["say"] == "failed":
             for id in message["ids"]:
-                if (ticket := self.tickets.get(id)) is not None and ticket.lane is lane:
-                    self._failed(ticket, message["code"], message["message"])
+                if (pending := self.pending.get(id)) is not None and pending.worker is worker:
+                    self._failed(pending, message["code"], message["message"])
         else:
-            raise ValueError(f"a worker says event, free or failed, got {message['say']!r}")
+            raise ValueError(f"a worker sends event, free or failed, got {message['say']!r}")
 
-    def _tell(self, ticket: Ticket, event: events.Event) -> None:
+    def _deliver(self, pending: PendingJob, event: events.Event) -> None:
+        """Passes an event on to the job's stream."""
         if isinstance(event, events.Done | events.Failed):
-            self._end(ticket, event)
+            self._end(pending, event)
             return
-        if isinstance(event, events.Step) and ticket.lane is not None:
-            for ride in ticket.lane.rides.values():
-                if ticket in ride.tickets:
-                    ride.done = event.done
-        ticket.heard.put_nowait(event)
+        if isinstance(event, events.Step) and pending.worker is not None:
+            for batch in pending.worker.batches.values():
+                if pending in batch.jobs:
+                    batch.done = event.done
+        pending.stream.put_nowait(event)
 
-    def _failed(self, ticket: Ticket, code: str, message: str) -> None:
-        """Tries a job alone that failed in company; one that was alone has failed."""
-        if ticket.cancelled:
-            self._end(ticket, _cancelled())
-        elif ticket.together:
-            self._again([ticket])
+    def _failed(self, pending: PendingJob, code: str, message: str) -> None:
+        """Retries a job alone if other jobs shared the worker when it failed; else the job has failed."""
+        if pending.cancelled:
+            self._end(pending, _cancelled())
+        elif pending.together:
+            self._retry([pending])
         else:
-            self._end(ticket, events.Failed(code, message))
+            self._end(pending, events.Failed(code, message))
 
-    def _lose(self, lane: Lane) -> None:
-        """Takes a dead worker's jobs back: each is tried again, alone, for any of them may have been the cause.
+    def _take_back_jobs(self, worker: WorkerState) -> None:
+        """Requeues the jobs of a dead worker, each to run alone, since any of them may have been the cause.
 
-        Those whose video was only being written are not suspected while others were on the device.
+        A job whose video was only being written counts no try while others were on the device.
         """
-        riding = {ticket for ride in lane.rides.values() for ticket in ride.tickets}
-        suspects = (riding & lane.tickets) or lane.tickets
-        lane.rides.clear()
+        running = {pending for batch in worker.batches.values() for pending in batch.jobs}
+        suspects = (running & worker.jobs) or worker.jobs
+        worker.batches.clear()
         again = []
-        for ticket in sorted(lane.tickets, key=lambda ticket: ticket.rank):
-            ticket.tries += ticket in suspects
-            if ticket.cancelled:
-                self._end(ticket, _cancelled())
-            elif ticket.tries >= self.rules.tries:
-                what = "hung" if lane.fault == events.WORKER_HUNG else "died"
-                self._end(ticket, events.Failed(lane.fault, f"the worker {what} {ticket.tries} times while making this video"))
+        for pending in sorted(worker.jobs, key=lambda pending: pending.rank):
+            pending.tries += pending in suspects
+            if pending.cancelled:
+                self._end(pending, _cancelled())
+            elif pending.tries >= self.policy.tries:
+                what = "hung" if worker.fault == events.WORKER_HUNG else "died"
+                self._end(
+                    pending, events.Failed(worker.fault, f"the worker {what} {pending.tries} times while making this video")
+                )
             else:
-                again.append(ticket)
-        self._again(again)
+                again.append(pending)
+        self._retry(again)
 
-    def _again(self, tickets: Iterable[Ticket]) -> None:
-        for ticket in tickets:
-            assert ticket.lane is not None
-            ticket.lane.tickets.discard(ticket)
-            ticket.lane, ticket.alone = None, True
+    def _retry(self, jobs: Iterable[PendingJob]) -> None:
+        """Queues jobs again, each to run alone."""
+        for pending in jobs:
+            assert pending.worker is not None
+            pending.worker.jobs.discard(pending)
+            pending.worker, pending.alone = None, True
             self.counts["retried"] += 1
-            self._queue(ticket)
+            self._enqueue(pending)
 
-    def _end(self, ticket: Ticket, event: events.Event) -> None:
-        if ticket.lane is not None:
-            ticket.lane.tickets.discard(ticket)
-        ticket.lane = None
-        del self.tickets[ticket.job.id]
-        ticket.heard.put_nowait(event)
-        ticket.over.set()
+    def _end(self, pending: PendingJob, event: events.Event) -> None:
+        """Removes a job and delivers its last event."""
+        if pending.worker is not None:
+            pending.worker.jobs.discard(pending)
+        pending.worker = None
+        del self.pending[pending.job.id]
+        pending.stream.put_nowait(event)
+        pending.over.set()
         self.news.set()
 
-    # --- which job goes where
+    # --- scheduling
 
-    def _queue(self, ticket: Ticket) -> None:
-        self.waiting.append(ticket)
-        self.waiting.sort(key=lambda ticket: ticket.rank)
+    def _enqueue(self, pending: PendingJob) -> None:
+        self.waiting.add(pending)
         self.news.set()
 
-    async def _pump(self) -> None:
-        """Puts jobs onto workers whenever something changed, or company has been waited for."""
+    async def _schedule(self) -> None:
+        """Assigns jobs whenever something changed or a batch delay is over."""
         pause: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.news.wait(), pause)
             self.news.clear()
-            pause = self._fill()
+            pause = self._assign()
 
-    def _fill(self) -> float | None:
-        """Puts what can go onto workers; gives the seconds after which more may."""
+    def _assign(self) -> float | None:
+        """Assigns jobs to workers; returns the seconds after which to try again, None for at the next change."""
         pauses = []
-        for lane in sorted(self.lanes, key=lambda lane: len(lane.rides)):
-            if not lane.up:
+        for worker in sorted(self.workers, key=lambda worker: len(worker.batches)):
+            if not worker.ready:
                 continue
-            tickets, pause = self._next(lane) if not lane.rides else (self._between(lane), None)
-            if tickets:
-                self._put(lane, tickets)
+            if worker.batches:
+                jobs, pause = self.waiting.interleavable(worker), None
+                self.counts["between"] += len(jobs)
+            else:
+                idle = sum(each.ready and not each.batches for each in self.workers)
+                jobs, pause = self.waiting.next_batch(worker, idle)
+            if jobs:
+                self._run_on(worker, jobs)
                 pause = 0.0
             if pause is not None:
                 pauses.append(pause)
         return min(pauses, default=None)
 
-    def _next(self, lane: Lane) -> tuple[list[Ticket], float | None]:
-        """Chooses the batch for an idle worker, or says how long to wait for one."""
-        if not self.waiting:
-            return [], None
-        first = self.waiting[0]
-        if first.alone and lane.tickets:  # videos are being written: their end is heard of
-            return [], None
-        idle = sum(lane.up and not lane.rides for lane in self.lanes)
-        found = self._like(lane, first, idle)
-        left = first.arrived + self.rules.batch_delay - time.monotonic()
-        if not first.alone and idle == 1 and len(found) < self._limit(lane, first.job) and left > 0:
-            return [], left
-        return found, None
-
-    def _like(self, lane: Lane, first: Ticket, lanes: int = 1) -> list[Ticket]:
-        """Returns the jobs that ride with one, that one first; such jobs are spread over so many lanes."""
-        if first.alone:
-            return [first]
-        alike = [ticket for ticket in self.waiting if ticket.job.shape == first.job.shape and not ticket.alone]
-        return alike[: min(self._limit(lane, first.job), -(-len(alike) // lanes))]
-
-    def _limit(self, lane: Lane, job: Job) -> int:
-        limits: Mapping[str, int] = lane.facts["batch_limits"]
-        return limits.get("x".join(map(str, (job.frames, *job.size))), 1)
-
-    def _between(self, lane: Lane) -> list[Ticket]:
-        """Chooses short jobs that go between the steps of the one batch on a worker, while that can lend the time."""
-        (ride, *others) = lane.rides.values()
-        if others or ride.tickets[0].alone:
-            return []
-        for first in self.waiting:
-            found = self._like(lane, first)
-            takes = self.pace.whole(first.job, len(found))
-            fits = takes <= self.rules.short * ride.left and ride.lent + takes <= self.rules.lent * ride.expected
-            if not first.alone and fits:
-                ride.lent += takes
-                self.counts["between"] += len(found)
-                return found
-        return []
-
-    def _put(self, lane: Lane, tickets: list[Ticket]) -> None:
+    def _run_on(self, worker: WorkerState, jobs: list[PendingJob]) -> None:
+        """Sends a batch to a worker."""
         number = next(self.numbers)
-        for ticket in tickets:
-            self.waiting.remove(ticket)
-            ticket.lane = lane
-        beside = [ticket for ride in lane.rides.values() for ticket in ride.tickets]
-        lane.rides[number] = Ride(tickets, self.pace.whole(tickets[0].job, len(tickets)), time.monotonic())
-        lane.tickets.update(tickets)
-        if len(tickets) + len(beside) > 1:
-            for ticket in (*tickets, *beside):
-                ticket.together = True
+        for pending in jobs:
+            self.waiting.remove(pending)
+            pending.worker = worker
+        beside = [pending for batch in worker.batches.values() for pending in batch.jobs]
+        worker.batches[number] = RunningBatch(jobs, self.step_times.batch_seconds(jobs[0].job, len(jobs)), time.monotonic())
+        worker.jobs.update(jobs)
+        if len(jobs) + len(beside) > 1:
+            for pending in (*jobs, *beside):
+                pending.together = True
         else:
-            tickets[0].together = False
-        lane.silent = 0.0
+            jobs[0].together = False
+        worker.silent = 0.0
+        self.running.set()
         self.counts["batches"] += 1
-        self.counts["batched_jobs"] += len(tickets)
-        lane.link.send({"do": "run", "run": number, "jobs": [ticket.job.to_json() for ticket in tickets]})
+        self.counts["batched_jobs"] += len(jobs)
+        worker.link.send({"do": "run", "run": number, "jobs": [pending.job.to_json() for pending in jobs]})
 
 
 async def _stop(tasks: Iterable["asyncio.Task[Any]"]) -> None:
@@ -386,4 +366,4 @@ def _cancelled() -> events.Failed:
 
 
 def _closed() -> events.Failed:
-    return events.Failed(events.CANCELLED, "the engine is closing", retry=True)
+    return events.Failed(events.CANCELLED, "the engine is shutting down", retry=True)

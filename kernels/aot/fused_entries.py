@@ -1,4 +1,4 @@
-"""What of the fused ops' Triton kernels is compiled ahead of time, and how compiled code shows that it would run badly."""
+"""The fused ops' Triton kernels as they are compiled ahead of time, and what in compiled code counts as a fault."""
 
 import re
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ AROUND_E4M3 = {
     "bias_gate_then": (False, True, False, True, True),
     "bias_residual": (False, True, True, False, False),
 }
-WIDE = ("inner", "channels", "count", "into", "made")
+WIDE = ("inner", "channels", "count", "in_features", "out_features", "in_channels", "out_channels")
 # the first architecture that has e4m3, the ops that want it, and their tensors of it
 E4M3_SINCE = 89
 E4M3 = {"to_e4m3": ("out",), "norm_e4m3": ("out",), "conv_e4m3": ("x", "weight"), "linear_e4m3": ("x", "weight")}
@@ -169,7 +169,7 @@ def _products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int
 def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
     """Returns the same of FP8 convolutions: one kernel takes those over images and over frames."""
     for tile in fp8_conv2d.tiles(arch) if arch >= E4M3_SINCE else ():
-        for values in sorted({tuple(fp8_conv2d.constants(tile, into).items()) for into in CONVOLVED}):
+        for values in sorted({tuple(fp8_conv2d.constants(tile, in_channels).items()) for in_channels in CONVOLVED}):
             name = f"{tile.rows}x{tile.columns}x{tile.depth}" + ("" if dict(values)["EVEN"] else "_ragged")
             yield "conv_e4m3", values, tile.warps, name
 
@@ -181,7 +181,7 @@ def _small_products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...
         absent = {name: None for name, there in (("bias", bias), ("residual", residual), ("then", then)) if not there}
         for tile in fp8_linear.tiles(arch, residual, gate):
             widths = WIDTHS if gate or around[0] else INNER
-            for values in sorted({tuple(fp8_linear.constants(tile, into, *around).items()) for into in widths}):
+            for values in sorted({tuple(fp8_linear.constants(tile, in_features, *around).items()) for in_features in widths}):
                 name = f"{tile.rows}x{tile.columns}x{tile.depth}_{case}" + ("" if dict(values)["EVEN"] else "_ragged")
                 yield "linear_e4m3", (*absent.items(), *values), tile.warps, name
 

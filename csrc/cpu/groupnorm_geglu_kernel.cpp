@@ -1,6 +1,6 @@
 // GEGLU, and the two sweeps of a group norm with SiLU, in whatever instruction set this object is compiled for.
-#include "fused.h"
 #include "activations.h"
+#include "groupnorm_geglu.h"
 
 namespace {
 

@@ -4,8 +4,8 @@
 // a horizontal step, the Toeplitz bias of a key is one unaligned load, and a NaN stays in its lane. A panel of up to four
 // vectors of rows is finished before the next, so the only product of two frame counts is keys x 64 floats.
 // std:: templates stay out: a weak symbol compiled here for AVX-512 could be the one the linker keeps for every caller.
-#include "attention.h"
-#include "outer.h"
+#include "outer_product.h"
+#include "temporal_attention.h"
 
 namespace {
 

@@ -1,11 +1,8 @@
-// What the parts of the CPU kernel share: the plain C ABI and the shape of one unit of work.
+// The C interface of temporal attention, and one unit of its work.
 #pragma once
-#include <cstdint>
+#include "abi.h"
 
 extern "C" {
-
-enum vstar_dtype { VSTAR_FLOAT32 = 0, VSTAR_BFLOAT16 = 1, VSTAR_FLOAT16 = 2 };
-enum vstar_status { VSTAR_OK = 0, VSTAR_BAD_ARGUMENT = 1, VSTAR_NO_MEMORY = 2, VSTAR_NO_SUCH_ISA = 3 };
 
 // q, out (batch, frames, positions, heads, head_dim) and k, v (batch, keys, ...): strides in elements of the first four axes.
 struct vstar_attention {
@@ -17,8 +14,7 @@ struct vstar_attention {
   int32_t dtype, dense, isa, threads;  // isa counts from 0, the plainest; negative picks the best this machine runs
 };
 
-__attribute__((visibility("default"))) int vstar_temporal_attention(const vstar_attention* arguments);
-__attribute__((visibility("default"))) const char* vstar_isa_name(int isa);  // null past the last, or if this machine lacks it
+VSTAR_EXPORT int vstar_temporal_attention(const vstar_attention* arguments);
 }
 
 namespace vstar {
@@ -35,12 +31,10 @@ struct Scratch {
   int64_t row_width, heads;
 };
 
+// The rows that a panel of scores holds at most.
+constexpr int64_t kMaxPanel = 64;
+
+// Attends units of one batch item, position and head each, from `begin` to `end`.
 using Attend = void (*)(const vstar_attention&, const Bias*, int64_t begin, int64_t end, Scratch);
-
-constexpr int64_t kMaxLanes = 16, kMaxPanel = 64;
-inline constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Runs body(context) on up to `threads` threads, the caller's among them.
-void parallel(void (*body)(void*), void* context, int threads);
 
 }  // namespace vstar
