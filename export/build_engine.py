@@ -30,8 +30,8 @@ MIB = 2**20
 def identity(settings: Settings, weights: Weights) -> dict[str, object]:
     """Returns what will be in the manifest; MissingLibrary where the back end's library is absent."""
     options = builder_named(settings.backend).options(settings)
-    machine = backend_named(settings.backend).machine(settings.device, options)
-    return settings.identity(weights.fingerprint(), machine, options)
+    requirements = backend_named(settings.backend).requirements(settings.device, options)
+    return settings.identity(weights.fingerprint(), requirements, options)
 
 
 def place(settings: Settings, weights: Weights, out: Path | None) -> Path:

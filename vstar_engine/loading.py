@@ -71,7 +71,7 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
     spec, artifact = choice.spec, choice.engine
     tensors = open_weights(spec, choice.weights, choice.loras)
     if artifact is not None:
-        here = backend_named(choice.backend).machine(device, artifact.identity["options"])
+        here = backend_named(choice.backend).requirements(device, artifact.identity["options"])
         asked = {"weights_path": choice.weights, "loras": list(choice.loras)}
         artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
     if device.type == "cpu":

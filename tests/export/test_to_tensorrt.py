@@ -167,7 +167,7 @@ def test_a_missing_library_says_what_to_install(backend, module):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed here")
     with pytest.raises(MissingLibrary, match=f"backend {backend} needs the {module} package .*pip install"):
-        backend_named(backend).machine(torch.device("cuda"), {})
+        backend_named(backend).requirements(torch.device("cuda"), {})
 
 
 @dataclasses.dataclass
@@ -203,23 +203,23 @@ def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, tmp_
         monkeypatch.setattr(module, "library", lambda backend: types.SimpleNamespace(__version__="11.4.0.0"))
     options = {"plugin": "cpp", "compatibility": "exact"}
 
-    def machine():
-        return backend_named(backend).machine(torch.device("cuda"), options)
+    def requirements():
+        return backend_named(backend).requirements(torch.device("cuda"), options)
 
-    assert machine()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
-    built = BuiltEngine.open(engine_at(tmp_path / "e", backend=backend, options=options, **machine()))
-    built.check(**machine())
+    assert requirements()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
+    built = BuiltEngine.open(engine_at(tmp_path / "e", backend=backend, options=options, **requirements()))
+    built.check(**requirements())
     path.write_bytes(path.read_bytes() + b"swapped")
     with pytest.raises(
         EngineError, match=r"built with cpp plugin \w{64} where \w{64} is installed; rebuild it: .*--plugin cpp"
     ):
-        built.check(**machine())
+        built.check(**requirements())
     path.write_bytes(b"\x7fELF of other kernels")
     with pytest.raises(EngineError, match=r"libvstar_tensorrt.so was built from other kernels than are installed here"):
-        machine()
+        requirements()
     monkeypatch.delenv(tensorrt_plugins.LIBRARY)
     with pytest.raises(ValueError, match="the cpp plugin needs VSTAR_TENSORRT_PLUGIN to name the library"):
-        machine()
+        requirements()
 
 
 def test_one_plugin_serves_a_process(monkeypatch):

@@ -26,8 +26,8 @@ from .inputs import shared
 MIB = 2**20
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the processor it was compiled for and PyTorch's version."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on here: the processor it was compiled for and PyTorch's version."""
     # what else PyTorch's compiler takes of a CPU beside the vectors that its capability names
     taken = {"VNNI": torch.cpu._is_vnni_supported, "AMX": torch.cpu._is_amx_tile_supported} if device.type == "cpu" else {}
     more = [name for name, has in taken.items() if has()]

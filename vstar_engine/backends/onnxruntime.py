@@ -33,8 +33,8 @@ def library() -> Any:
     return onnxruntime
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the kind of device and the library's version."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on here: the kind of device and the library's version."""
     return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
 
 

@@ -32,8 +32,8 @@ ALIGNMENT = 256
 log = logging.getLogger(__name__)
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the library's version, the plugin's, and the GPU, as its compatibility asks."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on here: the library's version, the plugin's, and the GPU, as its compatibility asks."""
     versions = {"tensorrt": library("tensorrt").__version__, **tensorrt_plugins.versions(options["plugin"])}
     if device.type != "cuda":
         raise DeviceError(

@@ -14,8 +14,8 @@ from .tensorrt import TensorrtUnet, open_plan
 from .tensorrt_library import library
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on: library and plugin. Any machine may build it; `load` looks at the GPU."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on: library and plugin. Any machine may build it; `load` looks at the GPU."""
     versions = {"tensorrt-rtx": library("tensorrt-rtx").__version__, **tensorrt_plugins.versions(options["plugin"])}
     return {"device": "cuda", "versions": versions}
 
