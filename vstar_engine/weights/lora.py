@@ -273,7 +273,7 @@ def _layer(
     return Layer(down, up, 1.0 if alpha is None else alpha / (math.sqrt(rank) if rooted else rank))
 
 
-class Adapted(Weights):
+class MergedWeights(Weights):
     """Weights with LoRAs merged in as they are read; a layer that several change gets the sum of their changes."""
 
     def __init__(self, weights: Weights, loras: Sequence[Lora]):
