@@ -53,7 +53,7 @@ def test_auto_takes_the_plugin_that_can_serve(monkeypatch, tmp_path):
     assert [tensorrt_plugins.choose("auto", rtx) for rtx in (False, True)] == ["aot", "python"]
     library = tmp_path / "libvstar_tensorrt.so"
     monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(library))
-    with pytest.raises(ValueError, match="which is no file; build the plugin in csrc/tensorrt"):
+    with pytest.raises(ValueError, match="which is not a file; build the plugin in csrc/tensorrt"):
         tensorrt_plugins.choose("auto", rtx=True)
     library.touch()
     assert [tensorrt_plugins.choose("auto", rtx) for rtx in (False, True)] == ["aot", "cpp"]
@@ -234,11 +234,11 @@ def test_one_plugin_serves_a_process(monkeypatch):
     tensorrt_plugins.register(library, "aot", 90)
     tensorrt_plugins.register(library, "aot", 90)
     for kind, arch in (("python", None), ("aot", 80)):
-        with pytest.raises(EngineError, match="holds the plugin aot for sm_90 already"):
+        with pytest.raises(EngineError, match="has registered the plugin aot for sm_90 already"):
             tensorrt_plugins.register(library, kind, arch)
     other = Library("second")
     other.registry.held["VstarTemporalAttention", "1", "vstar"] = "a library's"
-    with pytest.raises(EngineError, match="holds the plugin of another origin already"):
+    with pytest.raises(EngineError, match="has registered the plugin of another origin already"):
         tensorrt_plugins.register(other, "python")
 
 

@@ -21,7 +21,7 @@ def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, 
 
 
 def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> TensorrtUnet:
-    """As the back end `tensorrt`; EngineError too for a GPU that is not among the plan's targets."""
+    """Opens the engine's plan as the back end `tensorrt` does; EngineError also for a GPU that is not among its targets."""
     trt, options = library("tensorrt-rtx"), artifact.identity["options"]
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
