@@ -1,8 +1,8 @@
 """Settings of glibc's allocator that keep freed memory in the process between operators.
 
 By default glibc maps every large tensor anew and unmaps it after use, and the kernel clears each page at its first access.
-A forward of the mini model at 64 frames takes some 80,000 page faults; with pages kept, 2 to 4 from the fourth forward on. That is
-12 to 17 % less time (1.07 instead of 1.22 s; AMD EPYC, one thread, torch 2.13) at the same peak memory.
+A forward of the mini model at 64 frames takes some 80,000 page faults; with pages kept, 2 to 4 from the fourth forward on.
+That is 12 to 17 % less time (1.07 instead of 1.22 s; AMD EPYC, one thread, torch 2.13) at the same peak memory.
 """
 
 import ctypes
