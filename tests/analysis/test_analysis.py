@@ -40,10 +40,10 @@ def test_overlap_is_what_two_frames_share():
 @pytest.mark.parametrize("frames", [2, 5, 64])
 def test_similarity_by_interval_neighbours_and_dynamics(frames):
     at = np.arange(frames)
-    similarity = 1.0 - 0.01 * np.abs(at[:, None] - at[None])
-    np.testing.assert_allclose(similarity.by_interval(similarity), 1.0 - 0.01 * at)
-    assert similarity.neighbours(similarity) == pytest.approx(0.99)
-    assert similarity.dynamics(similarity) == pytest.approx(0.01 * at[frames // 2 :].mean())
+    matrix = 1.0 - 0.01 * np.abs(at[:, None] - at[None])
+    np.testing.assert_allclose(similarity.by_interval(matrix), 1.0 - 0.01 * at)
+    assert similarity.neighbours(matrix) == pytest.approx(0.99)
+    assert similarity.dynamics(matrix) == pytest.approx(0.01 * at[frames // 2 :].mean())
 
 
 @pytest.mark.parametrize(
