@@ -1,7 +1,7 @@
 """Compiles every launch-table entry of the Triton kernels to PTX and cubin without a GPU, and refuses what would run badly.
 
     python -m vstar_engine.kernels.aot --arch 80,86,89,90,100,120 --out DIR [--head-dim 64] [--dtype fp16]
-    python -m vstar_engine.kernels.aot --report DIR > docs/compiled_kernels.md
+    python -m vstar_engine.kernels.aot --report DIR > docs/performance/compiled_kernels.md
 
 DIR receives a .ptx, a .cubin and a .json record for each entry and one manifest.json over all. A record is reused while its
 key (kernel source, Triton version, entry) and its files' sha256 stand. The exit status is 1, with one sentence for each

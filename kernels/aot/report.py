@@ -1,4 +1,4 @@
-"""The page about compiled kernels, docs/compiled_kernels.md, from the manifest of their folder."""
+"""The page about compiled kernels, docs/performance/compiled_kernels.md, from the manifest of their folder."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -29,6 +29,8 @@ MULTIPROCESSORS = {
 REGISTERS, REGISTERS_AT_ONCE = 65536, 256  # of a multiprocessor, and how many a warp gets at a time
 RESERVED = 1024  # bytes of shared memory that each program takes besides its own
 INTRODUCTION = """# The Triton kernels as compiled
+
+**You want to know what the compiler made of each kernel.**
 
 `python -m vstar_engine.kernels.aot --head-dim {widths} --dtype {dtype} --out DIR` compiled {count} kernels with
 Triton {triton} and without a GPU; `python -m vstar_engine.kernels.aot --report DIR` wrote this page. Faults: {faults}.
@@ -82,20 +84,17 @@ def attention(records: Sequence[Record]) -> str:
         held = programs(first)
         body.append(
             (
-                f"sm_{first['arch']}",
-                f"{'sweep' if row.sweep else 'tile'} {row.rows}x{row.keys}",
-                row.warps,
-                row.stages,
+                f"sm_{first['arch']}, {'sweep' if row.sweep else 'tile'} {row.rows}x{row.keys}",
+                f"{row.warps}, {row.stages}",
                 " / ".join(str(record["registers"]) for record in group),
                 _kib(first["shared"]),
-                held,
-                _kib(held * tiles),
+                f"{held} ({_kib(held * tiles)})",
                 ", ".join(first["tensor_core"]),
             )
         )
     kinds = "registers, even / ragged / dense"
-    head = ("", "form", "warps", "stages", kinds, "shared, KiB", "programs", "KiB in flight", "tensor cores")
-    return table(head, (0, 1, 4, 8), body)
+    head = ("", "warps, stages", kinds, "shared, KiB", "programs (KiB in flight)", "tensor cores")
+    return table(head, (0, 1, 2, 4, 5), body)
 
 
 def fused(records: Sequence[Record]) -> str:
@@ -108,21 +107,21 @@ def fused(records: Sequence[Record]) -> str:
         first = group[0]
         body.append(
             (
-                f"`{first['op']}`",
-                first["case"].replace("_", " "),
+                f"`{first['op']}` {first['case'].replace('_', ' ')}",
                 ", ".join(str(record["arch"]) for record in group),
-                first["warps"],
-                " / ".join(str(record["registers"]) for record in group),
-                _kib(first["shared"]),
-                _accesses(first, "loads"),
-                _accesses(first, "stores"),
-                first["spills"],
+                f"{first['warps']}, {_kib(first['shared'])}",
+                " / ".join(str(record["registers"]) for record in group)
+                + (f", {first['spills']} spills" if first["spills"] else ""),
+                f"{_accesses(first, 'loads')}; {_accesses(first, 'stores')}",
                 ", ".join(first["tensor_core"]),
             )
         )
-    words = ("kernel", "form", "sm", "warps", "registers", "shared, KiB")
-    head = (*words, "loads of 128 / 32 bits", "stores", "spills", "tensor cores")
-    return table(head, (0, 1, 2, 4, 6, 7, 9), body)
+    head = ("kernel", "sm", "warps, shared KiB", "registers", "loads of 128 / 32 bits; stores", "tensor cores")
+    return table(head, range(6), body)
+
+
+def _spills(record: Record) -> str:
+    return f", {record['spills']} spills" if record["spills"] else ""
 
 
 def _kib(count: int) -> str:

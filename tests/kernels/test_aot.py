@@ -59,7 +59,7 @@ def test_every_entry_has_its_artifact(compiled):
 
 def test_the_page_is_what_was_compiled(compiled):
     manifest = json.loads((compiled / "manifest.json").read_text())
-    written = (ROOT / "docs" / "compiled_kernels.md").read_text()
+    written = (ROOT / "docs" / "performance" / "compiled_kernels.md").read_text()
     if f"\nTriton {manifest['triton']} " not in written:
         pytest.skip(f"the page is of another Triton than {manifest['triton']}, the one here")
     assert page(manifest) == written, "write it anew: `python -m vstar_engine.kernels.aot --report DIR`"
