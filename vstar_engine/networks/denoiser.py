@@ -1,4 +1,4 @@
-"""What predicts the noise, whichever back end runs it."""
+"""The denoiser protocol: predicts noise and takes sampling steps, whichever back end runs the network."""
 
 from typing import Any
 
