@@ -18,6 +18,7 @@ from vstar_engine.config.request import Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory
+from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
@@ -52,6 +53,7 @@ class Engine:
         self.loras, self.fp8 = tuple(loaded.loras), loaded.fp8
 
     @staticmethod
+    @undisturbed
     def load(
         model: str | None = None,
         weights: str | Path | None = None,
@@ -117,6 +119,7 @@ class Engine:
         """
         warm_up(self, clips or self.clips(), sampling)
 
+    @undisturbed
     def adapt(self, loras: Sequence[str] = ()) -> None:
         """Replaces the LoRAs (FILE or FILE:STRENGTH) merged into the UNet; none restores the weights, bit for bit.
 
@@ -221,6 +224,7 @@ class Engine:
             videos[row.index] = self.finish(batch, row, on_frames)
         return videos
 
+    @undisturbed
     @torch.inference_mode()
     def begin(
         self, requests: Sequence[Request], embeddings: Sequence[Embeddings | None] = (), encode: Encode | None = None
@@ -252,6 +256,7 @@ class Engine:
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
+    @undisturbed
     @torch.inference_mode()
     def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
         """Decodes a row whose steps are done, as many frames at once as fit; `on_frames` gets each run of frames as a video."""
@@ -288,6 +293,7 @@ class Engine:
             return context, negative[None]
         return context, spread(negative.float(), request.frames, request.mode, where)[None].to(self.dtype)
 
+    @undisturbed
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""

@@ -120,13 +120,17 @@ class Step:
             return partial(unet, latents, timesteps.embedding(timesteps.rows[0]), unet.prepare_context(context), fps, tar)
         return partial(unet, *inputs)
 
-    def network(self, features: frozenset[str]) -> UNet:
-        """Returns the network that a set of improvements leads to, sharing its parameters with others."""
+    def network(self, features: frozenset[str], regularised: bool = True) -> UNet:
+        """Returns the network that a set of improvements leads to, sharing its parameters with others.
+
+        Without `regularised` attention by passes leaves TAR out; the kernel reads it from its input.
+        """
         workload = self.workload
         dtype = workload.dtype if DTYPE in features else torch.float32
         unet = workload.unet(dtype, "channels_last" if LAST in features else "contiguous")
 
         def attend(level: int | None) -> Attend:
+            level = level if regularised else None
             if CLEAN in features:
                 return without_waste(workload.bias(level))
             if HOISTED in features:

@@ -95,7 +95,7 @@ def test_trtexec_runs_a_plan_that_needs_no_library(tmp_path):
 def other_weights(tmp_path_factory):
     """Weights of the mini model's shapes with other values."""
     folder = tmp_path_factory.mktemp("weights")
-    command("-m", "vstar_engine.weights.random_checkpoint", "mini", folder / "model.ckpt", "--seed", 1)
+    command("-m", "vstar_engine.weights.random_checkpoint", "mini", folder / "model.ckpt", 1)
     command("-m", "vstar_engine", "convert", folder / "model.ckpt", folder / "w", "--model", "mini")
     return folder / "w"
 

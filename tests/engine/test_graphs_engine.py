@@ -17,7 +17,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.machine import memory
 from vstar_engine.networks.unet import UNet
-from vstar_engine.serving.workers.engine_renderer import Model
+from vstar_engine.serving.workers.engine_renderer import EngineRenderer
 from vstar_engine.serving.workers.warmup import warm
 from vstar_engine.warmup import shortened
 
@@ -109,7 +109,7 @@ def test_no_request_waits_for_a_recording_of_a_warmed_clip(graphs, mini, mini_we
 def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, mini_weights, monkeypatch):
     """Batches of up to three are more shapes than are kept unasked; any of their videos may be guided."""
     monkeypatch.setattr(eager, "UNet", RecordedUnet)
-    model = Model(Engine.load("mini", mini_weights))
+    model = EngineRenderer(Engine.load("mini", mini_weights))
     facts = model.facts()
     monkeypatch.setattr(model, "facts", lambda: {**facts, "device": "cuda:0"})
     warm(model, [(1, 32, 32)], 3, {"batch_limits": {"1x32x32": 3}})

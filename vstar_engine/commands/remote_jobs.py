@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
+from vstar_engine.artifacts.text_file import read_text, unreadable
 from vstar_engine.config.timeline import parse_position
 from vstar_engine.prompting.synopsis import GIVEN, Synopsis, read_synopses
 
@@ -86,9 +87,9 @@ def client_of(args: argparse.Namespace) -> "Client":
     key = None
     if args.key_file is not None:
         try:
-            key = args.key_file.read_text().split("\n")[0].strip()
+            key = read_text(args.key_file).split("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read the key in {args.key_file}: {error}") from error
+            raise ValueError(f"cannot read the key in {args.key_file}: {unreadable(error)}") from error
         if not key:
             raise ValueError(f"the first line of {args.key_file} holds no key")
     return Client(args.server, key, args.patience)
@@ -206,7 +207,9 @@ def line(video: "Video") -> str:
     told = {"in_progress": f"{video.progress} %"}.get(video.status, "")
     if video.error:
         told = str(video.error.get("code"))
-    return f"{video.id}  {video.status:11} {told:>14}  {str(video.content.get('prompt', ''))[:60]}"
+    told_by_server = f"{video.id}  {video.status:11} {told:>14}  {str(video.content.get('prompt') or '')[:60]}"
+    # a line break would make two jobs of one, an escape sequence would move the cursor
+    return "".join(letter if letter.isprintable() else " " for letter in told_by_server)
 
 
 def run_fetch(args: argparse.Namespace) -> int:

@@ -52,8 +52,8 @@ class Clip:
             raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if self.mode not in SPREAD_MODES:
             raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {self.mode!r}")
-        if not 0 < self.fps <= 1000:
-            raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
+        if not 0.001 <= self.fps <= 1000:  # what an mp4 holds
+            raise ValueError(f"fps must be 0.001 to 1000, got {self.fps}")
         if self.negatives and self.negative:
             raise ValueError("give one negative prompt for the whole video or one for each state, not both")
 

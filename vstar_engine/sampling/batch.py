@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
+from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
@@ -43,9 +44,9 @@ class BatchRow(Trajectory):
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
-        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
+        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator, dtype=torch.float32)
         # a GPU reads pinned memory without waiting
-        noise = partial(torch.randn, latents.shape, generator=generator, pin_memory=context.is_cuda)
+        noise = partial(torch.randn, latents.shape, generator=generator, dtype=torch.float32, pin_memory=context.is_cuda)
         return BatchRow(
             latents.to(context.device),
             Schedule.of(request.sampling),
@@ -97,6 +98,7 @@ class Batch(SamplingLoop[BatchRow]):
         self._tables = self._coefficients = None
         self._plans.clear()
 
+    @undisturbed
     @torch.inference_mode()
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""

@@ -147,7 +147,9 @@ def sample(
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
     shape = latents.shape
-    draw = noise if callable(noise) else lambda index: torch.randn(shape) if noise is None else noise[index]
+    draw = (
+        noise if callable(noise) else lambda index: torch.randn(shape, dtype=torch.float32) if noise is None else noise[index]
+    )
     row = Trajectory(latents, schedule, guidance, draw, start)
     loop = Sampler(denoise, row)
     for index in range(row.steps):

@@ -26,7 +26,7 @@ def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
     device, dtype = states.device, states.dtype
     cells = (side // spec.vae.factor for side in spec.size)
     generator = torch.Generator().manual_seed(0)
-    tape = torch.randn(STEPS + 1, 1, spec.unet.in_channels, FRAMES, *cells, generator=generator)
+    tape = torch.randn(STEPS + 1, 1, spec.unet.in_channels, FRAMES, *cells, generator=generator, dtype=torch.float32)
     fps = torch.full((1,), Sampling.fps_condition, device=device)
 
     def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
