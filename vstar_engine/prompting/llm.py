@@ -136,17 +136,20 @@ class Llm:
 
     def _ask(self, prompt: str, instruction: str, count: int | None, most: int) -> tuple[str, ...]:
         # a local variable: a server asks on several threads at once
-        mode = self._mode
+        mode, last_chances = self._mode, 1
         while True:
             fields, form = MODES[mode]
             messages = [{"role": "system", "content": f"{instruction} {form}"}, {"role": "user", "content": prompt}]
             try:
                 states = self._converse(fields, messages, count, most)
             except Unsupported as error:
-                if mode == len(MODES) - 1:
+                if mode < len(MODES) - 1:
+                    log.info("%s; asking in another form", error)
+                    mode += 1
+                elif last_chances and self._mode == mode:  # another thread has just been answered in this form
+                    last_chances -= 1
+                else:
                     raise
-                log.info("%s; asking in another form", error)
-                mode += 1
             else:
                 self._mode = mode
                 return states

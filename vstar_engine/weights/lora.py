@@ -143,7 +143,12 @@ class Lora:
         shapes = layer_shapes(spec)
         known = {name.replace(".", "_"): official for name, official in names(spec, shapes).items()}
         parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
-        text, strange, adapters = [], [], set()
+        text, strange = [], []
+        adapters = {found["adapter"] for key in tensors if (found := PART.fullmatch(key))} - {None}
+        if len(adapters) > 1:
+            raise CheckpointError(
+                f"{path} holds {len(adapters)} adapters, {', '.join(sorted(adapters))}; save one of them alone"
+            )
         for key, tensor in tensors.items():
             found = PART.fullmatch(key)
             if TEXT.match(key):
@@ -152,7 +157,6 @@ class Lora:
                 strange.append(key)
             else:
                 part, name = found["a"] or found["b"] or found["c"], bare(found["layer"])
-                adapters |= {found["adapter"]} - {None}
                 layer = known.get(name, name)
                 first, _ = parts.setdefault(layer, {}).setdefault(PARTS.get(part, part), (key, tensor))
                 if first != key:
@@ -161,10 +165,6 @@ class Lora:
             raise CheckpointError(
                 f"{path} holds {len(strange)} tensors that no plain LoRA has ({listing(strange)}): {_reason(strange)} are not "
                 "read; save it as a LoRA with down, up and alpha"
-            )
-        if len(adapters) > 1:
-            raise CheckpointError(
-                f"{path} holds {len(adapters)} adapters, {', '.join(sorted(adapters))}; save one of them alone"
             )
         _check_names(path, [layer for layer in parts if layer not in shapes], len(parts), known)
         layers = {name: _layer(path, name, layer, shapes[name], configured) for name, layer in parts.items()}
