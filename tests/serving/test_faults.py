@@ -75,7 +75,7 @@ def test_a_killed_worker_costs_its_job_one_more_try_and_others_nothing(tmp_path)
         assert {video["status"] for video in videos} == {"completed"}
         assert (counters(server)["restarts"], counters(server)["retried"]) == (1, 1)
         written = [json.loads(line) for line in server.log().splitlines()]
-        assert [line for line in written if line["logger"].endswith("dispatch") and "is gone" in line["message"]]
+        assert [line for line in written if line["logger"].endswith("dispatcher") and "is restarted" in line["message"]]
         metrics = server.http.get("/metrics").text
         assert "vstar_worker_restarts_total 1.0" in metrics
         assert 'vstar_jobs_finished_total{status="completed"} 3.0' in metrics
