@@ -16,7 +16,7 @@ KILLS ?= 1000
 SOAK ?= 30
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-slow test-reliability openai-clients check bench bench-builds bench-publish clean
+.PHONY: demo test test-slow test-reliability openai-clients check docs bench bench-builds bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
@@ -44,6 +44,10 @@ check: $(TESTED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# the site of docs/ in build/site; fails on a dead link or anchor and on a page that is not in the navigation
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 # FULL=1 adds the step and the stages of VideoCrafter2
 bench: .venv/bench
@@ -79,10 +83,9 @@ bench-publish: .venv/bench
 	rm -f bench/results/computed.jsonl
 	$(MEASURE) roofline --out bench/results/computed.jsonl
 	$(MEASURE) kernels --computed --device cpu --out bench/results/computed.jsonl
-	rm -f docs/bench/*.svg
-	$(MEASURE) report --tables engine --plots docs/bench
-	$(MEASURE) report --readme README.md
-	$(MEASURE) report --readme docs/benchmarks.md
+	rm -f docs/performance/plots/*.svg
+	$(MEASURE) report --tables engine --plots docs/performance/plots
+	$(MEASURE) report --documents README.md docs/performance/*.md
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -106,6 +109,10 @@ $(TESTED): .venv/torch pyproject.toml
 	$(PIP) -e ".[bench]"
 	mkdir -p out
 	touch $@ .venv/demo
+
+.venv/docs: .venv/bin/python constraints.txt pyproject.toml
+	$(PIP) $$(.venv/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	touch $@
 
 .venv/builds: .venv/torch pyproject.toml
 	$(PIP) -e ".[bench,onnx]"

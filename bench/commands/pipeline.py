@@ -1,5 +1,6 @@
 """A video's making, part by part: stages, the engine against clean baselines, the ladder from the published behaviour, how far
-the run's dtype strays, and what `--fast` saves and costs. Networks are seeded on the device: speed needs no trained weights.
+the run's dtype strays, what `--fast` saves and costs, and whole videos. Networks are seeded on the device where speed needs no
+trained weights.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from vstar_engine.bench.harness.contest import FAILURES, NotHere, Pace, hold
 from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.rows import FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.timing import seconds_of
-from vstar_engine.bench.step import fast_modes, precision_drift, profile, stages
+from vstar_engine.bench.step import fast_modes, precision_drift, profile, stages, whole_videos
 from vstar_engine.bench.step.ladder import COMPILED, ENGINE, GRAPH, IMPROVEMENTS, Step
 from vstar_engine.bench.step.ladder import HEADLINE as CONTESTANTS
 from vstar_engine.bench.step.workload import MODES, TINY, Workload, spec_named
@@ -21,14 +22,17 @@ from vstar_engine.config.models import MODELS, parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
 
-HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY, FAST = PARTS = (
+HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY, FAST, VIDEOS = PARTS = (
     "headline",
     "stages",
     "ladder",
     "ablation",
     "trajectory",
     "fast",
+    "videos",
 )
+# those that make whole videos: minutes
+LONG = (FAST, VIDEOS)
 # what PyTorch's profiler takes, in steps
 RECORDED = 10
 
@@ -37,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what to measure and on what."""
     there = "cuda" if torch.cuda.is_available() else "cpu"
     add_common(parser, rounds=5, limit=60.0)
-    usual = [part for part in PARTS if part != FAST]  # whole videos: minutes
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=usual, help=f"in this order; default all but {FAST}")
+    usual = [part for part in PARTS if part not in LONG]
+    parser.add_argument(
+        "--parts", choices=PARTS, nargs="+", default=usual, help=f"in this order; default all but {' and '.join(LONG)}"
+    )
     parser.add_argument("--model", choices=[*MODELS, TINY.name], default="mini", help="default %(default)s")
     parser.add_argument("--full", action="store_const", dest="model", const="videocrafter2", help="the full model")
     parser.add_argument("--size", type=parse_size, metavar="HEIGHTxWIDTH", help="pixels, default the model's own")
@@ -95,6 +101,7 @@ def measure(workload: Workload, args: argparse.Namespace, rows: ResultFile, pace
         ABLATION: lambda: hold(step.ablation(without), rows, pace),
         TRAJECTORY: lambda: precision_drift.measure(workload, args.steps, rows, pace),
         FAST: lambda: fast_modes.measure(workload, args.steps, rows, pace),
+        VIDEOS: lambda: whole_videos.measure(workload, args.steps, rows, pace),
     }
     chosen = {name: part for name, part in parts.items() if name in args.parts}
     if args.profile:

@@ -1,7 +1,6 @@
-"""Result files as Markdown tables and plots; with --readme, rewrites a document's tables between its markers.
+"""Result files as Markdown tables and plots; with --documents, rewrites documents' tables between their markers.
 
-A marker is a line `<!-- bench:NAME -->` up to `<!-- /bench:NAME -->`, NAME one of the tables, or for links `plots` (times and
-ladders, from the root) and `more-plots` (rooflines and memory, from docs).
+A marker is a line `<!-- bench:NAME -->` up to `<!-- /bench:NAME -->`, NAME one of the tables, or KIND-plots for links to plots.
 """
 
 import argparse
@@ -16,8 +15,8 @@ from vstar_engine.bench.report.tables import TABLES, newest
 
 RESULTS = Path(__file__).parents[1] / "results"
 # what a document's markers may name
-MORE = partial(plots.links, kinds=("roofline", "memory"), folder="bench")
-BLOCKS: dict[str, Callable[[Sequence[ResultRow], bool], list[str]]] = {**TABLES, "plots": plots.links, "more-plots": MORE}
+LINKS = {f"{kind}-plots": partial(plots.links, kind=kind) for kind in ("time", "memory", "roofline", "ladder")}
+BLOCKS: dict[str, Callable[[Sequence[ResultRow], bool], list[str]]] = {**TABLES, **LINKS}
 BLOCK = r"(<!-- {kind}:([\w-]+) -->\n).*?(<!-- /{kind}:\2 -->)"
 
 
@@ -26,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.jsonl", help="default: the committed ones")
     parser.add_argument("--tables", choices=TABLES, nargs="+", default=list(TABLES), help="which to print; default all")
     parser.add_argument("--spread", action="store_true", help="print the 20th and 80th percentiles too")
-    parser.add_argument("--readme", type=Path, metavar="FILE.md", help="rewrite this document's tables instead")
-    parser.add_argument("--check", action="store_true", help="with --readme: change nothing, exit with 1 if it is not current")
+    parser.add_argument("--documents", type=Path, nargs="+", metavar="FILE.md", help="rewrite these documents' tables instead")
+    parser.add_argument("--check", action="store_true", help="with --documents: change nothing, exit with 1 if one is old")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw plots there (needs matplotlib)")
     parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the plots (default %(default)s)")
 
@@ -60,16 +59,18 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         raise ValueError("there are no results to report; make some with `vstar-engine bench kernels --out FILE.jsonl`")
     rows = newest(read(files))
-    if args.readme:
-        before = args.readme.read_text()
-        after = renewed(before, rows)
-        if args.check:
-            print(
-                f"{args.readme} is {'current' if before == after else 'not current: run `vstar-engine bench report --readme`'}"
-            )
-            return int(before != after)
-        args.readme.write_text(after)
-        print(f"wrote {args.readme}")
+    stale = 0
+    if args.documents:
+        for path in args.documents:
+            before = path.read_text()
+            after = renewed(before, rows)
+            if args.check:
+                stale |= before != after
+                say = "current" if before == after else "not current: run `vstar-engine bench report --documents`"
+                print(f"{path} is {say}")
+            else:
+                path.write_text(after)
+                print(f"wrote {path}")
     else:
         for name in args.tables:
             if said := rendered(name, rows, args.spread):
@@ -77,4 +78,4 @@ def run(args: argparse.Namespace) -> int:
     if args.plots:
         for path in plots.draw(rows, args.plots, args.format):
             print(f"wrote {path}")
-    return 0
+    return int(stale)

@@ -34,18 +34,18 @@ def _table(group: Sequence[ResultRow], title: str) -> list[str]:
     body = []
     for name in dict.fromkeys(row.provider for row in measured):
         found = {row.case["frames"]: row for row in measured if row.provider == name}
-        cells = [cell for frames in lengths for cell in _cells(found.get(frames))]
+        cells = [_cell(found.get(frames)) for frames in lengths]
         first, last = found[min(found)], found[max(found)]
         body.append([name, *cells, _ratio(first, last, "median"), _ratio(first, last, "peak_bytes")])
-    head = ["frames", *(words for frames in lengths for words in (str(frames), "MiB")), "time grows", "memory grows"]
+    head = ["frames", *map(str, lengths), "time grows", "memory grows"]
     return [f"{title}\n\n{markdown(head, body)}"]
 
 
-def _cells(row: ResultRow | None) -> tuple[str, str]:
+def _cell(row: ResultRow | None) -> str:
     if row is None:
-        return "", ""
+        return ""
     peak = row.numbers.get("peak_bytes")
-    return seconds(row.numbers["median"]), "" if peak is None else f"{peak / 2**20:.0f}"
+    return seconds(row.numbers["median"]) + ("" if peak is None else f", {peak / 2**20:.0f} MiB")
 
 
 def _ratio(first: ResultRow, last: ResultRow, number: str) -> str:

@@ -82,11 +82,9 @@ def draw(rows: Sequence[ResultRow], folder: Path, ending: str) -> list[Path]:
     return written
 
 
-def links(
-    rows: Sequence[ResultRow], spread: bool = False, kinds: tuple[str, ...] = ("time", "ladder"), folder: str = "docs/bench"
-) -> list[str]:
-    """Returns a document's links to plots of some kinds, which lie in `folder` from where it lies."""
-    return [f"![{plot.words}]({folder}/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kinds)]
+def links(rows: Sequence[ResultRow], spread: bool = False, kind: str = "") -> list[str]:
+    """Returns a document's links to the plots of one kind, in the folder `plots` beside it."""
+    return [f"![{plot.words}](plots/{plot.name}.svg)" for plot in planned(rows) if plot.name.startswith(kind)]
 
 
 def _series(row: ResultRow) -> Any:

@@ -1,12 +1,16 @@
 """What tables of rows are laid out with: the conditions they were measured under, times, groups, Markdown."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from html import escape
+from itertools import groupby, pairwise
 from typing import Any
 
 from vstar_engine.bench.harness.rows import ABOVE, INTERRUPTED, OK, ResultRow, seconds
 
 REMARK = "Faster than the ceiling: what it read lay in the cache, or the machine had slowed down when the ceiling was measured."
+
+# columns of a table; a wider one is laid out as several
+WIDEST = 6
 
 
 def machine_words(row: ResultRow) -> str:
@@ -17,23 +21,28 @@ def machine_words(row: ResultRow) -> str:
     return f"{here.get('cpu')}, {here.get('threads')} threads"
 
 
-def conditions(rows: Sequence[ResultRow]) -> str:
-    """Says in a line what a table's numbers belong to."""
+def conditions(rows: Sequence[ResultRow], remark: str = "") -> str:
+    """Says in a line what a table's numbers belong to, then folds away the commands that print them."""
     first = rows[0]
     days = sorted({row.at[:10] for row in rows})
     commits = sorted({str(row.machine.get("commit"))[:9] + ("+" if row.machine.get("dirty") else "") for row in rows})
-    commands = sorted({row.command for row in rows})
     said = [machine_words(first), first.dtype, f"torch {first.machine.get('torch')}"]
     if first.machine.get("driver"):
         said.append(f"driver {first.machine['driver']}")
     said.append(f"commit {', '.join(commits)}")
     said.append(" to ".join(dict.fromkeys((days[0], days[-1]))))
-    line = f"{', '.join(said)}: {', '.join(f'`{command}`' for command in commands)}"
+    line = ", ".join(said)
     if any(row.outcome == INTERRUPTED for row in rows):
         line += ". **The run was interrupted; these are its rows so far**"
     if any(row.numbers.get("alone") for row in rows):
         line += ". **Of a contest that was cut off, calls were timed alone**"
-    return line
+    return f"{line}{remark}\n\n{folded(rows)}"
+
+
+def folded(rows: Sequence[ResultRow]) -> str:
+    """Returns a folded block of the commands that print the rows anew."""
+    commands = "\n".join(sorted({escape(row.command, quote=False) for row in rows}))
+    return f"<details><summary>Command</summary><pre><code>{commands}</code></pre></details>"
 
 
 def cell(row: ResultRow | None, own: ResultRow | None = None, spread: bool = False) -> str:
@@ -54,10 +63,28 @@ def cell(row: ResultRow | None, own: ResultRow | None = None, spread: bool = Fal
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Lays out a table whose first column is words and the others numbers."""
+    """Lays out a table whose first column is words and the others numbers; a wide one as several with the same first column."""
+    lines, others = list(body), len(head) - 1
+    tables = -(-others // (WIDEST - 1))
+    bounds = [1 + others * i // tables for i in range(tables + 1)]
+    parts = []
+    for low, high in pairwise(bounds):
+        kept = [[row[0], *row[low:high]] for row in lines if tables == 1 or any(row[low:high])]
+        parts.append(_table([head[0], *head[low:high]], kept))
+    said = "\n\n".join(parts)
+    return f"{said}\n\n{ABOVE} {REMARK}" if ABOVE in said else said
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Lays out one table."""
     lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['--:'] * (len(head) - 1)])}|"]
-    table = "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
-    return f"{table}\n\n{ABOVE} {REMARK}" if ABOVE in table else table
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+
+
+def across(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Lays out a table turned on its side: the heads become the first column."""
+    first, *rest = zip(head, *body, strict=True)
+    return markdown(first, rest)
 
 
 def grouped(rows: Iterable[ResultRow], key: Callable[[ResultRow], Any]) -> list[list[ResultRow]]:
@@ -73,5 +100,5 @@ def part_of(rows: Sequence[ResultRow], part: str, suite: str = "pipeline") -> li
     return grouped(chosen, lambda row: (row.case["model"], row.case["size"], row.dtype, machine_words(row)))
 
 
-def titled(rows: Sequence[ResultRow], words: str) -> str:
-    return f"{words}, `{rows[0].case['model']}` at {rows[0].case['size']}; {conditions(rows)}"
+def titled(rows: Sequence[ResultRow], words: str, remark: str = "") -> str:
+    return f"{words}, `{rows[0].case['model']}` at {rows[0].case['size']}; {conditions(rows, remark)}"

@@ -12,7 +12,8 @@ from vstar_engine.bench.step.ladder import BUILT, ENGINE, IMPROVEMENTS
 from .busy_tables import busy
 from .fast_tables import fast, strays
 from .growth_tables import growth
-from .table_cells import cell, conditions, grouped, machine_words, markdown, part_of, titled
+from .table_cells import across, cell, conditions, folded, grouped, machine_words, markdown, part_of, titled
+from .video_tables import videos
 
 CEILINGS = (BANDWIDTH, MATRIX)
 HEADLINE = ("ours", "ours compiled", "ours, AOTInductor", "ours, CUDA graph", "clean eager", "clean compiled", "published")
@@ -50,7 +51,7 @@ def by_provider(
     label: Callable[[ResultRow], str] = _frames,
     head: str = "frames",
 ) -> str:
-    """Lays out cases down and providers across, each against ours."""
+    """Lays out providers down and cases across, each against ours."""
     known = {row.provider for row in rows}
     columns = [name for name in names if name in known]
     body = []
@@ -63,7 +64,21 @@ def by_provider(
     extra = ("floor", "ours: of bandwidth", "of matrix peak", "peak memory")
     used = [i for i, _ in enumerate(extra) if any(cells[len(columns) + 1 + i] for cells in body)]
     kept = [[*cells[: len(columns) + 1], *(cells[len(columns) + 1 + i] for i in used)] for cells in body]
-    return markdown([head, *columns, *(extra[i] for i in used)], kept)
+    return across([head, *columns, *(extra[i] for i in used)], kept)
+
+
+def by_use(rows: Sequence[ResultRow], spread: bool) -> str:
+    """Lays out an op's uses down and providers across, each against ours."""
+    known = {row.provider for row in rows}
+    names = [name for name in NAMES if name in known]
+    body = []
+    for group in grouped(rows, _use):
+        found = {row.provider: row for row in group}
+        own = found.get(OURS)
+        shares = " / ".join(_share(own, name) or "-" for name in ("share_of_bandwidth", "share_of_matrix"))
+        cells = [cell(found.get(name), own, spread) for name in names]
+        body.append([_use(group[0]), *cells, _floor(own), shares, _memory(own)])
+    return markdown(["", *names, "floor", "ours: of bandwidth / matrix peak", "peak memory"], body)
 
 
 def _share(row: ResultRow | None, name: str) -> str:
@@ -114,12 +129,12 @@ def memory(rows: Sequence[ResultRow], spread: bool) -> list[str]:
         case, (first, *_) = group[0].case, group
         names = dict.fromkeys(row.provider for row in group)
         title = f"Peak MiB of `{case['op']}`, computed, not measured, batch {case['batch']}, level {case['level']}, "
-        title += f"{case['layout']} layout, {first.dtype}: `{first.command}`"
+        title += f"{case['layout']} layout, {first.dtype}\n\n{folded(group)}"
         body = []
         for length in grouped(sorted(group, key=lambda row: row.case["frames"]), _frames):
             table = {row.provider: f"{row.numbers['peak_bytes'] / 2**20:.0f}" for row in length}
             body.append([_frames(length[0]), *(table.get(name, "") for name in names)])
-        found.append(f"{title}\n\n{markdown(['frames', *names], body)}")
+        found.append(f"{title}\n\n{across(['frames', *names], body)}")
     return found
 
 
@@ -129,8 +144,7 @@ def fused(rows: Sequence[ResultRow], spread: bool) -> list[str]:
     chosen = [row for row in rows if row.suite == "kernels" and "form" in row.case]
     for group in grouped(chosen, lambda row: (row.case["op"] == CONVOLUTION, row.case["batch"], row.dtype, machine_words(row))):
         group.sort(key=lambda row: (row.case["op"], row.case["form"], row.case["level"], row.case["frames"]))
-        table = by_provider(group, NAMES, spread, _use, "")
-        found.append(f"Batch {group[0].case['batch']}; {conditions(group)}\n\n{table}")
+        found.append(f"Batch {group[0].case['batch']}; {conditions(group)}\n\n{by_use(group, spread)}")
     return found
 
 
@@ -146,7 +160,7 @@ def headline(rows: Sequence[ResultRow], spread: bool) -> list[str]:
         known = {row.provider: _kind(row.provider) for row in group if _kind(row.provider) in HEADLINE}
         names = sorted(known, key=lambda name: HEADLINE.index(known[name]))
         table = by_provider(sorted(group, key=lambda row: row.case["frames"]), names, spread)
-        found.append(f"{titled(group, 'One guided step (both branches)')}{drift(group, rows)}\n\n{table}")
+        found.append(f"{titled(group, 'One guided step (both branches)', drift(group, rows))}\n\n{table}")
     return found
 
 
@@ -175,21 +189,18 @@ def stages(rows: Sequence[ResultRow], spread: bool) -> list[str]:
         if row.suite == "pipeline" and row.case["part"] == "whole"
     }
     for group in part_of(rows, "stages"):
-        body = []
-        for same in grouped(sorted(group, key=lambda row: row.case["frames"]), lambda row: row.case["frames"]):
+        tables = []
+        for same in grouped(sorted(group, key=lambda row: row.case["frames"]), _frames):
             table = {row.provider: row for row in same}
             where = (*_workload(same[0]), same[0].dtype)
             whole, theirs = (wholes.get((*where, path)) for path in (OURS, PUBLISHED))
-            steps = f"{whole.case['steps']} steps: {', '.join(whole.numbers['includes'])}" if whole else ""
-            label = _frames(same[0])
-            body.append([label, *(cell(table.get(name), spread=spread) for name in STAGES), cell(whole, whole), steps])
-            if theirs:
-                cells = [_by_path(table, name, spread) for name in STAGES]
-                body.append([f"{label}, {PUBLISHED}", *cells, cell(theirs, whole), "the same"])
-            if any(_floor(table.get(name)) for name in STAGES):
-                body.append([f"{label}, floor", *(_floor(table.get(name)) for name in STAGES), "", ""])
-        head = ["frames", *STAGES, "whole video", "which is"]
-        found.append(f"{titled(group, 'A video by stage')}{drift(group, rows)}\n\n{markdown(head, body)}")
+            body = [[name, cell(table.get(name), spread=spread), _by_path(table, name, spread)] for name in STAGES]
+            body = [[*cells, _floor(table.get(cells[0]))] for cells in body]
+            if whole:
+                words = f"{whole.case['steps']} steps: {', '.join(whole.numbers['includes'])}"
+                body.append([f"whole video, {words}", cell(whole, whole), cell(theirs, whole), ""])
+            tables.append(markdown([f"{_frames(same[0])} frames", OURS, PUBLISHED, "floor"], body))
+        found.append("\n\n".join([titled(group, "A video by stage", drift(group, rows)), *tables]))
     return found
 
 
@@ -219,7 +230,7 @@ def _rungs(rows: Sequence[ResultRow], part: str, names: Sequence[str], base: str
             compiler = next((row.numbers.get("compiler") for row in group if row.provider == name), None)
             body.append([f"{name}, {compiler}" if compiler else name, *cells])
         head = ["", *(words for frames in lengths for words in (f"{frames} frames", "memory"))]
-        found.append(f"{titled(group, title)}{drift(group, rows)}\n\n{markdown(head, body)}")
+        found.append(f"{titled(group, title, drift(group, rows))}\n\n{markdown(head, body)}")
     return found
 
 
@@ -282,7 +293,7 @@ def serve(rows: Sequence[ResultRow], spread: bool) -> list[str]:
         loads = [_load(row, spread) for row in group if row.case["part"] != "overhead"]
         head = ["arrivals", "jobs", "latency p50", "p95", "p99", "POST p99", "videos a second", "within", "refused"]
         if loads:
-            found.append(f"{titled(group, 'The server under load')}\n\n{markdown(head, loads)}")
+            found.append(f"{titled(group, 'The server under load')}\n\n{across(head, loads)}")
         alone = [_overhead(row, spread) for row in group if row.case["part"] == "overhead"]
         head = ["one video", "served", "bare engine", "overhead", "of it outside the stages"]
         if alone:
@@ -326,7 +337,7 @@ def roofline(rows: Sequence[ResultRow], spread: bool) -> list[str]:
             ranked = sorted(group, key=lambda row: -row.numbers["median"])
             wholes = [row for row in rows if row.case.get("part") == "whole" and row.suite == "roofline"]
             ranked += [row for row in wholes if (*_workload(row), row.dtype) == (*_workload(ranked[0]), ranked[0].dtype)]
-            head = [part, "ops", "TFLOP", "GB", "floor", "time", "of the ops' time", "floor / time"]
+            head = [part, "ops", "work", "floor", "time (of the ops' time)", "floor / time"]
             words = f"One guided step of {group[0].case['frames']} frames by {part}"
             found.append(f"{titled(group, words)}\n\n{markdown(head, [_beside_floor(row, spread) for row in ranked])}")
     return found
@@ -338,8 +349,16 @@ def _workload(row: ResultRow) -> tuple[Any, ...]:
 
 def _beside_floor(row: ResultRow, spread: bool) -> list[str]:
     numbers = row.numbers
-    part = f"{numbers['share']:.1%}" if "share" in numbers else ""
-    return [row.provider, *_work(row), cell(row, spread=spread), part, share(numbers["share_of_floor"])]
+    part = f" ({numbers['share']:.1%})" if "share" in numbers else ""
+    ops, flops, moved, floor = _work(row)
+    return [
+        row.provider,
+        ops,
+        f"{flops} TFLOP, {moved} GB",
+        floor,
+        cell(row, spread=spread) + part,
+        share(numbers["share_of_floor"]),
+    ]
 
 
 def _work(row: ResultRow) -> list[str]:
@@ -357,7 +376,7 @@ def fusion(rows: Sequence[ResultRow], spread: bool) -> list[str]:
         first = group[0]
         rates = f"{first.ceilings['flops_per_second'] / 1e12:g} TFLOP/s, {first.ceilings['bytes_per_second'] / 1e12:g} TB/s"
         workload = f"`{first.case['model']}` at {first.case['size']}, {first.dtype}"
-        title = f"One guided step, computed, not measured, {workload}; floors at {rates}: `{first.command}`"
+        title = f"One guided step, computed, not measured, {workload}; floors at {rates}\n\n{folded(group)}"
         body = [
             [f"{row.case['frames']} frames, {row.provider}", *_work(row)]
             for row in sorted(group, key=lambda row: row.case["frames"])
@@ -367,6 +386,7 @@ def fusion(rows: Sequence[ResultRow], spread: bool) -> list[str]:
 
 
 TABLES: dict[str, Callable[[Sequence[ResultRow], bool], list[str]]] = {
+    "videos": videos,
     "kernels": kernels,
     "memory": memory,
     "growth": growth,

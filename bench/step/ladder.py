@@ -116,17 +116,21 @@ class Step:
             return partial(self.workload.compiled(unet), *inputs)
         if TEXT in features:
             latents, timestep, context, fps, tar = inputs
-            clock = unet.clock(timestep[0], fps)
-            return partial(unet, latents, clock.timed(clock.table[0]), unet.hear(context), fps, tar)
+            timesteps = unet.timestep_table(timestep[0], fps)
+            return partial(unet, latents, timesteps.embedding(timesteps.rows[0]), unet.prepare_context(context), fps, tar)
         return partial(unet, *inputs)
 
-    def network(self, features: frozenset[str]) -> UNet:
-        """Returns the network that a set of improvements leads to, sharing its parameters with others."""
+    def network(self, features: frozenset[str], regularised: bool = True) -> UNet:
+        """Returns the network that a set of improvements leads to, sharing its parameters with others.
+
+        Without `regularised` attention by passes leaves TAR out; the kernel reads it from its input.
+        """
         workload = self.workload
         dtype = workload.dtype if DTYPE in features else torch.float32
         unet = workload.unet(dtype, "channels_last" if LAST in features else "contiguous")
 
         def attend(level: int | None) -> Attend:
+            level = level if regularised else None
             if CLEAN in features:
                 return without_waste(workload.bias(level))
             if HOISTED in features:

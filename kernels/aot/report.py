@@ -1,13 +1,7 @@
-"""The page of what `vstar_engine.kernels.aot.__main__` found in the kernels that it compiled, from its manifest.
+"""The page about compiled kernels, docs/performance/compiled_kernels.md, from the manifest of their folder."""
 
-python -m vstar_engine.kernels.aot.report DIR > docs/compiled_kernels.md
-"""
-
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vstar_engine.kernels.gpu.temporal_attention_launch import DTYPES, Config, padded
@@ -36,10 +30,12 @@ REGISTERS, REGISTERS_AT_ONCE = 65536, 256  # of a multiprocessor, and how many a
 RESERVED = 1024  # bytes of shared memory that each program takes besides its own
 INTRODUCTION = """# The Triton kernels as compiled
 
-What `python -m vstar_engine.kernels.aot.__main__ --head-dim {widths} --dtype {dtype} --out DIR` found in {count} kernels, with
-Triton {triton} and without a GPU, put down by `python -m vstar_engine.kernels.aot.report DIR`. Faults, which are spills, stack,
-scratch, too much shared memory, sweeps of less than 128 bits at a time and missing tensor-core instructions: {faults}.
-**No speed was measured.**
+**You want to know what the compiler made of each kernel.**
+
+`python -m vstar_engine.kernels.aot --head-dim {widths} --dtype {dtype} --out DIR` compiled {count} kernels with
+Triton {triton} and without a GPU; `python -m vstar_engine.kernels.aot --report DIR` wrote this page. Faults: {faults}.
+A fault is a spill, stack, scratch memory, too much shared memory, a tile moved by less than 128 bits at a time, or a missing
+tensor-core instruction. **No speed was measured.**
 """
 ATTENTION = """## Temporal attention
 
@@ -88,20 +84,17 @@ def attention(records: Sequence[Record]) -> str:
         held = programs(first)
         body.append(
             (
-                f"sm_{first['arch']}",
-                f"{'sweep' if row.sweep else 'tile'} {row.rows}x{row.keys}",
-                row.warps,
-                row.stages,
+                f"sm_{first['arch']}, {'sweep' if row.sweep else 'tile'} {row.rows}x{row.keys}",
+                f"{row.warps}, {row.stages}",
                 " / ".join(str(record["registers"]) for record in group),
                 _kib(first["shared"]),
-                held,
-                _kib(held * tiles),
+                f"{held} ({_kib(held * tiles)})",
                 ", ".join(first["tensor_core"]),
             )
         )
     kinds = "registers, even / ragged / dense"
-    head = ("", "form", "warps", "stages", kinds, "shared, KiB", "programs", "KiB in flight", "tensor cores")
-    return table(head, (0, 1, 4, 8), body)
+    head = ("", "warps, stages", kinds, "shared, KiB", "programs (KiB in flight)", "tensor cores")
+    return table(head, (0, 1, 2, 4, 5), body)
 
 
 def fused(records: Sequence[Record]) -> str:
@@ -114,21 +107,21 @@ def fused(records: Sequence[Record]) -> str:
         first = group[0]
         body.append(
             (
-                f"`{first['op']}`",
-                first["case"].replace("_", " "),
+                f"`{first['op']}` {first['case'].replace('_', ' ')}",
                 ", ".join(str(record["arch"]) for record in group),
-                first["warps"],
-                " / ".join(str(record["registers"]) for record in group),
-                _kib(first["shared"]),
-                _accesses(first, "loads"),
-                _accesses(first, "stores"),
-                first["spills"],
+                f"{first['warps']}, {_kib(first['shared'])}",
+                " / ".join(str(record["registers"]) for record in group)
+                + (f", {first['spills']} spills" if first["spills"] else ""),
+                f"{_accesses(first, 'loads')}; {_accesses(first, 'stores')}",
                 ", ".join(first["tensor_core"]),
             )
         )
-    words = ("kernel", "form", "sm", "warps", "registers", "shared, KiB")
-    head = (*words, "loads of 128 / 32 bits", "stores", "spills", "tensor cores")
-    return table(head, (0, 1, 2, 4, 6, 7, 9), body)
+    head = ("kernel", "sm", "warps, shared KiB", "registers", "loads of 128 / 32 bits; stores", "tensor cores")
+    return table(head, range(6), body)
+
+
+def _spills(record: Record) -> str:
+    return f", {record['spills']} spills" if record["spills"] else ""
 
 
 def _kib(count: int) -> str:
@@ -161,22 +154,3 @@ def page(manifest: Record) -> str:
     )
     tables = (ATTENTION.format(count=len(products)), attention(products), FUSED.format(count=len(others)), fused(others))
     return "\n".join([introduction, *tables])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where `vstar_engine.kernels.aot.__main__` put its manifest")
-    chosen = parser.parse_args(arguments)
-    path = chosen.folder / "manifest.json"
-    if not path.is_file():
-        parser.error(f"{path} is not there: make it with `python -m vstar_engine.kernels.aot.__main__ --out {chosen.folder}`")
-    try:
-        sys.stdout.write(page(json.loads(path.read_text())))
-    except ValueError as error:
-        parser.error(str(error))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

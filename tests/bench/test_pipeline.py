@@ -16,7 +16,7 @@ from vstar_engine.bench.harness.contest import NotHere, Pace, hold
 from vstar_engine.bench.harness.random_networks import relative_error, seeded_unet, step_inputs
 from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, WRONG, ResultFile, read
 from vstar_engine.bench.report import tables
-from vstar_engine.bench.step import fast_modes, ladder, precision_drift, profile, stages, workload
+from vstar_engine.bench.step import fast_modes, ladder, precision_drift, profile, stages, whole_videos, workload
 from vstar_engine.bench.step.ladder import (
     AOTI,
     BASELINE,
@@ -327,3 +327,22 @@ def test_a_spent_budget_names_what_it_leaves_out(tmp_path: Path) -> None:
     assert main(["pipeline", "--rehearse", "--budget", "0", "--out", str(path)]) == 0
     found = {(row.case["part"], row.status, row.note) for row in read([path])}
     assert found == {(part, SKIPPED, "0 s were left") for part in ("headline", "stages", "ladder", "ablation", "trajectory")}
+
+
+def test_whole_videos_are_the_published_ones_but_for_the_lossy_option(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    small = ["--size", "64x64", "--frames", "4", "--steps", "4", "--rounds", "1", "--device", "cpu"]
+    assert main(["pipeline", "--parts", "videos", *small, "--out", str(path)]) == 0
+    found = {row.provider: row.numbers for row in read([path])}
+    assert list(found) == list(whole_videos.PATHS)
+    assert found["published"]["differing"] == 0
+    assert all(found[name]["largest"] <= 1 for name in ("clean eager", "ours"))
+    assert found["ours, --fast step-cache"]["largest"] > 1
+    assert all(numbers["step"] * 4 < numbers["median"] and numbers["peak_bytes"] > 0 for numbers in found.values())
+
+
+def test_whole_videos_want_weights(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert main(["pipeline", "--rehearse", "--parts", "videos", "--out", str(path)]) == 0
+    (row,) = read([path])
+    assert (row.status, row.note) == (SKIPPED, "whole videos take a model that comes with its weights, one of mini")

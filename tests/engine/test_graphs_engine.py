@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
 from vstar_engine.backends.cuda_graphs import SHAPES, Recording
@@ -123,7 +124,7 @@ def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, m
 
 
 def test_an_engine_without_a_text_tower_is_warmed(engine):
-    bare = Engine(**{**vars(engine), "text": None})
+    bare = engine_like(engine, text=None)
     bare.warm([(2, 32, 32)])
     assert len(bare.denoiser.recent) == 1
 
@@ -172,7 +173,7 @@ def test_a_lora_is_heard_at_once(engine, mini_weights, tmp_path):
 
 def test_recordings_make_room_for_what_does_not_fit_beside_them(engine, monkeypatch):
     engine.generate("snow", **QUICK)
-    assert engine.denoiser.nbytes == 2**20
+    assert engine.denoiser.graph_bytes() == 2**20
     asked = []
 
     def check(footprint, device, loaded, kept=0):
@@ -189,11 +190,11 @@ def test_recordings_make_room_for_decoding(engine, monkeypatch):
     """Where not one frame fits beside them they go; the video is the same."""
     before = engine.generate("snow", **QUICK)
     free = int(memory.MARGIN * memory.frame_bytes(engine.spec, 32, 32, torch.float32)) + memory.WORKSPACE + 2**19
-    engine.denoiser.forget()
+    engine.denoiser.forget_graphs()
     monkeypatch.setattr(memory, "check", lambda *given, **named: None)
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     sizes = []
-    after = engine.run(engine_request(), on_part=lambda part: sizes.append(len(part.frames)))
+    after = engine.run(engine_request(), on_frames=lambda part: sizes.append(len(part.frames)))
     assert sizes == [1, 1]
     assert not engine.denoiser.recent
     assert (after.frames == before.frames).all()
@@ -233,4 +234,4 @@ def test_an_engine_records_on_a_gpu_unless_told_not_to(mini_weights):
     assert torch.backends.cudnn.benchmark
     ours, theirs = (walked(one, unlike()) for one in (recorded, plain))
     assert all(torch.equal(latents, theirs[index]) for index, latents in ours.items())
-    assert memory.available_bytes(torch.device("cuda")) > recorded.denoiser.nbytes > 0
+    assert memory.available_bytes(torch.device("cuda")) > recorded.denoiser.graph_bytes() > 0

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from support.engines import engine_at
+from support.denoisers import Watched
+from support.engines import engine_at, engine_like
 from support.slow_engine import job
-from vstar_engine import Engine
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.prompting.embeddings import embed
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.jobs import events
@@ -74,18 +74,18 @@ def test_a_preview_looks_like_the_video(mini):
 
 
 def test_an_engine_built_for_one_row_takes_guidance_in_two_passes(mini, tmp_path):
-    built = Engine(**{**vars(mini), "artifact": Artifact.open(engine_at(tmp_path / "engine", batch=1, size=list(SIZE)))})
+    built = engine_like(mini, artifact=BuiltEngine.open(engine_at(tmp_path / "engine", batch=1, size=list(SIZE))))
     model, sizes = EngineRenderer(built), []
     assert model.most_at_once() == 1
     batch = model.begin([job("snow", steps=1)])
-    batch.denoiser = lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)
+    batch.denoiser = Watched(mini.denoiser, lambda *given: sizes.append(len(given[2])))
     model.step(batch)
     assert sizes == [1, 1]
 
 
 def test_a_built_engine_says_what_it_takes(mini, tmp_path):
-    artifact = Artifact.open(engine_at(tmp_path / "engine", batch=8, size=list(SIZE), frames=[16, 64]))
-    model = EngineRenderer(Engine(**{**vars(mini), "artifact": artifact}))
+    artifact = BuiltEngine.open(engine_at(tmp_path / "engine", batch=8, size=list(SIZE), frames=[16, 64]))
+    model = EngineRenderer(engine_like(mini, artifact=artifact))
     assert model.most_at_once() == 4
     assert model.buckets() == [(16, *SIZE), (64, *SIZE)]
     assert (model.facts()["max_frames"], model.facts()["backend"]) == (64, "inductor")

@@ -1,8 +1,8 @@
 """Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` or `... publish`.
 
 `run` makes the videos that the results lack, and with `--backfill` again those that lack a measure; `logits` measures what TAR
-multiplies. `table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of README.md and
-docs/claims.md.
+multiplies. `table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of
+docs/claims.md and of the pages in docs/claims.
 
 Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was. The newest row of a video
 counts, and results made with other weights than the bundled ones are refused.
@@ -39,7 +39,7 @@ from .stories import STORIES
 from .tables import COLUMNS, DECEITS, FASTER, LEVELS, PAPER, STRENGTH_LEVELS, STRENGTH_SWEEP, STRENGTHS, SWEEP, tables
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "claims.md")
+DOCUMENTS = (ROOT / "docs" / "claims.md", *sorted((ROOT / "docs" / "claims").glob("*.md")))
 PROBE = ROOT / "tools" / "mini" / "training" / "probe.safetensors"
 RESULTS = Path(__file__).parent / "claims.jsonl"
 LOGITS = Path(__file__).parent / "logits.jsonl"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,8 @@ STORY_COLUMNS = {"dynamics": ("pixels", "dynamics"), "cuts": ("cuts",)}
 SHOWN = (1, 4, 8, 15, 16, 31, 32, 47, 48, 63)
 MEASURES = ("pixels", "features", "factors", "dreamsim")
 DRAWS = 2000
+# columns of a table
+WIDEST = 6
 
 Columns = dict[str, tuple[str, ...]]
 Value = Callable[[Row], float]
@@ -144,6 +147,18 @@ def less(one: list[Row], other: list[Row], columns: Columns) -> list[str]:
 
 
 def markdown(head: list[str], lines: Lines) -> str:
+    """Lays out a table; one wider than WIDEST as several with the same first column."""
+    others = len(head) - 1
+    tables = -(-others // (WIDEST - 1))
+    bounds = [1 + others * i // tables for i in range(tables + 1)]
+    parts = []
+    for low, high in pairwise(bounds):
+        kept = [[line[0], *line[low:high]] for line in lines if tables == 1 or any(line[low:high])]
+        parts.append(_table([head[0], *head[low:high]], kept))
+    return "\n\n".join(parts)
+
+
+def _table(head: list[str], lines: Lines) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from vstar_engine import __version__
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
 from vstar_engine.serving.queue.errors import UNAVAILABLE
 from vstar_engine.serving.telemetry.metrics import CONTENT_TYPE
 from vstar_engine.serving.telemetry.request_log import RequestLogMiddleware
+from vstar_engine.version import __version__
 
 from . import page
 from .api_keys import ApiKeys

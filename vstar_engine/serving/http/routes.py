@@ -19,12 +19,12 @@ from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
 from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .request_body import read_body
-from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
+from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, VideoSettings
 from .service import Caller, Service
 from .video_object import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
-Body = TypeVar("Body", bound=Wishes)
+Body = TypeVar("Body", bound=VideoSettings)
 MEDIA = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
 # for requests of OpenAI's clients that this engine does not support
 UNSUPPORTED = "is not supported: this engine makes videos from text, and `remix` makes one again with another prompt"

@@ -29,7 +29,7 @@ from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
-from .schema import CreateVideo, RemixVideo, Video, Wishes
+from .schema import CreateVideo, RemixVideo, Video, VideoSettings
 from .video_object import video
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,9 @@ class Service:
         said = fingerprint(f"remix {id}", body)
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
-    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> StoredJob:
+    async def _accept(
+        self, caller: Caller, body: VideoSettings, prompt: str | None, said: str, source: str | None
+    ) -> StoredJob:
         id = self._id_of(caller) or await self._repeated(caller, said)
         job = self.resolver.plain(body, prompt, caller.owner, said, id)
         self.admission.check_budget(job)
@@ -182,13 +184,13 @@ class Service:
         except UNAVAILABLE as error:
             raise unwritable(error) from error
 
-    async def _enqueue(self, job: Job, body: Wishes) -> StoredJob:
+    async def _enqueue(self, job: Job, body: VideoSettings) -> StoredJob:
         with contextlib.ExitStack() as undo:
             if self.admission.reserve(job.id, job.key_id):
                 # a failed write may still have reached the database; the watchdog then counts the job again
                 undo.callback(self.admission.give_back, job.id)
-            job = await self.resolver.told(job, body)
-            # with no job before it the job need not wait for the queue's poll
+            job = await self.resolver.with_states(job, body)
+            # with nobody before it a job need not wait for the queue's next look
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
             undo.pop_all()

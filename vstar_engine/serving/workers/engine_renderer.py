@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.backends import graph_memory
 from vstar_engine.config.request import MAX_FRAMES, Request
-from vstar_engine.engine import Engine, OnPart
+from vstar_engine.engine import Engine, OnFrames
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.prompting.embeddings import Embeddings, Encode
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.video import Video
 
@@ -110,10 +109,10 @@ class EngineRenderer:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
 
-    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
-        return self.engine.finish(batch, row, on_part)
+    def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
+        return self.engine.finish(batch, row, on_frames)
 
-    def learn_colours(self, row: Row, video: Video) -> None:
+    def learn_colours(self, row: BatchRow, video: Video) -> None:
         """Fits a linear map from the channels of a latent cell to the mean colour of its pixels."""
         factor = self.engine.spec.vae.factor
         pixels = torch.from_numpy(video.frames).double().unflatten(1, (-1, factor)).unflatten(3, (-1, factor))
@@ -123,7 +122,7 @@ class EngineRenderer:
         self.colours = torch.linalg.solve(square, cells.T @ colours / len(cells))
 
     @torch.inference_mode()
-    def preview(self, row: Row) -> np.ndarray | None:
+    def preview(self, row: BatchRow) -> np.ndarray | None:
         """Returns some current frames side by side, one pixel per latent cell, (h, n w, 3) uint8."""
         if row.clean is None or self.colours is None:
             return None
@@ -148,7 +147,7 @@ class EngineRenderer:
 
     def release(self) -> None:
         """Frees the memory of a failed batch and all captured CUDA graphs."""
-        graph_memory.forget_graphs(self.engine.denoiser)
+        self.engine.denoiser.forget_graphs()
         gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()

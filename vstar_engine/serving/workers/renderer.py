@@ -47,8 +47,8 @@ class Renderer(Protocol):
     def step(self, batch: Any) -> None:
         """Takes one step of a batch; returns once it is done on the device."""
 
-    def finish(self, batch: Any, row: Any, on_part: Callable[[Video], None] | None = None) -> Video:
-        """Decodes a finished video. `on_part` is called after each run of frames; an exception in it stops decoding."""
+    def finish(self, batch: Any, row: Any, on_frames: Callable[[Video], None] | None = None) -> Video:
+        """Decodes a finished video. `on_frames` is called after each run of frames; an exception in it stops decoding."""
 
     def learn_colours(self, row: Any, video: Video) -> None:
         """Fits the colours of `preview` to a finished video."""

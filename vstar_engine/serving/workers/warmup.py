@@ -77,9 +77,8 @@ def _capture(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) 
 def _jobs(bucket: Bucket, samplings: Sequence[Sampling]) -> list[Job]:
     frames, height, width = bucket
     hows = [{name: getattr(sampling, name) for name in ("steps", "guidance", "fast")} for sampling in samplings]
-    return [
-        Job(f"warm-up-{i}", "", "", PROMPT, (PROMPT,), frames, (height, width), 0.0, i, **how) for i, how in enumerate(hows)
-    ]
+    about: dict[str, Any] = {"key_id": "", "model": "", "prompt": PROMPT, "states": (PROMPT,), "created_at": 0.0}
+    return [Job(id=f"warm-up-{i}", frames=frames, size=(height, width), seed=i, **about, **how) for i, how in enumerate(hows)]
 
 
 def _together(renderer: Renderer, bucket: Bucket, samplings: Sequence[Sampling]) -> float:

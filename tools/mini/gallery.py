@@ -1,23 +1,23 @@
-"""Makes pictures with the mini model in docs/gallery: `python docs/gallery.py`, a few minutes on two cores.
+"""Makes pictures with the mini model in docs/gallery: `python -m tools.mini.gallery`, a few minutes on two cores.
 
 Contact sheets of one prompt and of VSTAR, similarity matrices of their frames, and temporal attention without and with TAR;
 and demo.png, the sheet that `make demo` writes.
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.analysis import attention_maps, similarity
+from vstar_engine.networks.unet import UNet
 from vstar_engine.video import Video, contact_sheet
 
-FOLDER = Path(__file__).parent / "gallery"
+FOLDER = Path(__file__).parents[2] / "docs" / "gallery"
 FRAMES, SEED, SAMPLING, PAPER = 64, 0, Sampling(guidance=6.0), Tar()
 STORIES = {
     "winter_to_spring": (
@@ -66,9 +66,9 @@ def beside(panels: dict[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def watched(engine: Engine, told: str | list[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
+def watched(engine: Engine, told: str | Sequence[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
     """Makes a video; gives it and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
-    with attention_maps.recorded(engine.denoiser, POSITIONS) as recording:
+    with attention_maps.recorded(cast(UNet, engine.denoiser), POSITIONS) as recording:
         video = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar)
     seen = [one for one in recording.attentions if one.step == PASS]
     levels = {level: [one.probs[0].mean(0) for one in seen if one.level == level] for level in range(engine.spec.unet.levels)}
@@ -90,8 +90,8 @@ def main() -> None:
             made[VSTAR][0].save(FOLDER / "demo.png")
         sheets = {title: Image.fromarray(contact_sheet(made[title][0].frames)) for title in ("one prompt", VSTAR)}
         beside(sheets).save(FOLDER / f"{name}.png", optimize=True)
-        similarity = {title: similarity.cosine(similarity.pixels(video.frames)) for title, (video, _) in made.items()}
-        beside({title: heat(matrix, 0.0, 1.0) for title, matrix in similarity.items()}).save(
+        alike = {title: similarity.cosine(similarity.pixels(video.frames)) for title, (video, _) in made.items()}
+        beside({title: heat(matrix, 0.0, 1.0) for title, matrix in alike.items()}).save(
             FOLDER / f"{name}_similarity.png", optimize=True
         )
         for level in (0, 1):
