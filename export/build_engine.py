@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from vstar_engine import __version__
-from vstar_engine.artifacts.built_engine import KIND, Artifact, check_engine, engines_root, name_of
+from vstar_engine.artifacts.built_engine import KIND, BuiltEngine, check_engine, engines_root, name_of
 from vstar_engine.artifacts.files import check_writable, clear_killed, make_private, write_aside
 from vstar_engine.artifacts.manifest import write_manifest
 from vstar_engine.backends import backend_named
 from vstar_engine.errors import EngineError, OutputError
+from vstar_engine.version import __version__
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
 
@@ -45,8 +45,8 @@ def build(
     out: Path | None = None,
     force: bool = False,
     report: Report = print,
-    source: Artifact | None = None,
-) -> Artifact:
+    source: BuiltEngine | None = None,
+) -> BuiltEngine:
     """Builds an engine, or gives the one that is there already and was shaped by the same.
 
     With a `source` that was built for it, its weights are swapped instead. `report` hears a line for each stage. Raises
@@ -85,7 +85,7 @@ def build(
                 "peak_memory": _peak_memory(),
             }
             write_manifest(aside, content)
-    return Artifact.open(folder)
+    return BuiltEngine.open(folder)
 
 
 def _peak_memory() -> int:
@@ -110,9 +110,9 @@ def _check_replaceable(path: Path) -> None:
         raise OutputError(f"{error}; it is left as it is, so give another name") from error
 
 
-def _same(folder: Path, wanted: dict[str, object]) -> Artifact:
+def _same(folder: Path, wanted: dict[str, object]) -> BuiltEngine:
     try:
-        there = Artifact.open(folder)
+        there = BuiltEngine.open(folder)
     except EngineError as error:
         raise OutputError(f"{folder} is taken: {error}; give --force to replace it, or another name") from error
     if there.identity != wanted:

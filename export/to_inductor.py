@@ -37,7 +37,7 @@ COMPILER_BYTES = 2 * 2**30
 TRACED_TEXTS = 3
 
 
-class Texts(nn.Module):
+class TextsAxis(nn.Module):
     """The UNet on contexts (texts, B, T, L, C): what comes before a video's first text is computed once for all of them."""
 
     def __init__(self, module: nn.Module):
@@ -51,12 +51,12 @@ class Texts(nn.Module):
         return self.module(latents, timestep, context.flatten(0, 1), fps, tar)
 
 
-def hearing_texts(network: Network) -> Network:
+def with_texts_axis(network: Network) -> Network:
     """Returns the UNet as a package holds it."""
     context, dims = network.inputs["context"], network.dims["context"]
     return replace(
         network,
-        module=Texts(network.module),
+        module=TextsAxis(network.module),
         inputs={**network.inputs, "context": context.new_zeros(TRACED_TEXTS, *context.shape)},
         dims={**network.dims, "context": {0: Dim("texts", min=1, max=MAX_BATCH), **{axis + 1: dims[axis] for axis in dims}}},
         axes=("texts*batch", *network.axes[1:]),
@@ -80,7 +80,7 @@ def traced(settings: Settings, weights: Mapping[str, Tensor], report: Report) ->
     """Returns the UNet, on its device, as a graph for any number of frames."""
     report("loading the weights")
     module = eager.load(settings.spec, weights, device=settings.device, dtype=settings.dtype)
-    network = hearing_texts(unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device))
+    network = with_texts_axis(unet(settings.spec.unet, settings.dtype, settings.cells).on(module, settings.device))
     with torch.no_grad(), alive(report, "tracing the unet"), kept() if settings.device.type == "cpu" else nullcontext():
         program = torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
     return network, program

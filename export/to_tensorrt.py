@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact, engines_root
+from vstar_engine.artifacts.built_engine import BuiltEngine, engines_root
 from vstar_engine.artifacts.files import check_writable, make_private
 from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.backends.tensorrt import PLAN
@@ -112,7 +112,7 @@ def _timing_cache(trt: Any, device: torch.device) -> Path:
 
 
 def refit(
-    settings: Settings, artifact: Artifact, weights: Mapping[str, Tensor], folder: Path, report: Report
+    settings: Settings, artifact: BuiltEngine, weights: Mapping[str, Tensor], folder: Path, report: Report
 ) -> dict[str, Any]:
     """Writes the artifact's plan with other weights of the same shapes into `folder` without a build; gives the facts of both.
 

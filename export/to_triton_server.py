@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import check_writable, write_aside
 from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.config.models import Spec, model_named
@@ -60,7 +60,7 @@ def config(name: str, file: str, runtime: str, facts: Mapping[str, Any], cuda: b
     )
 
 
-def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: bool, report: Report) -> list[str]:
+def write(artifact: BuiltEngine, weights: Mapping[str, Tensor], out: Path, force: bool, report: Report) -> list[str]:
     """Writes the repository; gives what the server must be told beside where it is.
 
     Raises EngineError for an engine that Triton cannot serve, ValueError where its plugin's library is not there.
@@ -90,7 +90,7 @@ def write(artifact: Artifact, weights: Mapping[str, Tensor], out: Path, force: b
     return [f"--backend-config=tensorrt,plugins={out / 'vstar_unet' / '1' / library.name}" for library in plugins[:1]]
 
 
-def _plugins(artifact: Artifact) -> list[Path]:
+def _plugins(artifact: BuiltEngine) -> list[Path]:
     """Returns the libraries that a plan needs in the server, the one to be told first; refuses a plan that cannot run there."""
     options = artifact.identity["options"]
     if options["refit"] == "stripped":
@@ -109,7 +109,7 @@ def _version(repository: Path, name: str, configuration: str) -> Path:
     return folder
 
 
-def _part(artifact: Artifact, weights: Mapping[str, Tensor], spec: Spec, part: str, repository: Path, cuda: bool) -> None:
+def _part(artifact: BuiltEngine, weights: Mapping[str, Tensor], spec: Spec, part: str, repository: Path, cuda: bool) -> None:
     """Writes the decoder or the text tower: as it was built, or from the weights where the engine holds the UNet alone."""
     dtype, name, file = dtype_named(artifact.identity["dtype"]), f"vstar_{part}", f"{part}.onnx"
     described = _described(spec, part, dtype)

@@ -14,12 +14,14 @@ import triton_python_backend_utils as triton
 from torch import Tensor
 
 from vstar_engine import Engine, Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends.inputs import full
 from vstar_engine.config.models import model_named
 from vstar_engine.config.request import Request
 from vstar_engine.errors import VstarError
+from vstar_engine.loading import LoadedModel
 from vstar_engine.machine.device import dtype_named
+from vstar_engine.networks.denoiser import Denoiser
 
 
 class Cancelled(Exception):
@@ -33,6 +35,13 @@ def call(model: str, output: str, inputs: Mapping[str, Tensor]) -> Tensor:
     if response.has_error():
         raise triton.TritonModelException(f"{model}: {response.error().message()}")
     return torch.from_dlpack(triton.get_output_tensor_by_name(response, output).to_dlpack())
+
+
+class RemoteUnet(Denoiser):
+    """The UNet."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return call("vstar_unet", "eps", full(*inputs)).cpu()
 
 
 class RemoteVae:
@@ -52,13 +61,12 @@ def remote_engine(manifest: Mapping[str, Any], folder: Path) -> Engine:
     def text(tokens: Tensor) -> Tensor:
         return call("vstar_text", "context", {"tokens": tokens}).cpu()
 
-    def denoise(latents: Tensor, *conditions: Tensor) -> Tensor:
-        return call("vstar_unet", "eps", full(latents, *conditions)).cpu()
-
     spec, cpu = model_named(identity["model"]), torch.device("cpu")
     tower: Any = text
     vae: Any = RemoteVae()
-    return Engine(spec, tower, denoise, vae, cpu, dtype, identity["weights"], [], None, artifact=Artifact(folder, manifest))
+    return Engine(
+        LoadedModel(spec, tower, RemoteUnet(), vae, cpu, dtype, identity["weights"], artifact=BuiltEngine(folder, manifest))
+    )
 
 
 class TritonPythonModel:

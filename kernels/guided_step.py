@@ -20,8 +20,8 @@ def guided_step_ref(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: T
     """Computes the definition."""
     axes = (1,) * (latents.dim() - 1)
     guidance, spread, inverse, out, skip, kept, direction, sigma = coefficients.unflatten(0, (-1, *axes)).unbind(-1)
-    heard, unheard = eps[: len(latents)].to(latents), eps[plain].to(latents)
-    e = unheard + guidance * (heard - unheard)
+    cond, uncond = eps[: len(latents)].to(latents), eps[plain].to(latents)
+    e = uncond + guidance * (cond - uncond)
     clean = out * ((latents - spread * e) * inverse) + skip * latents
     return kept * clean + direction * e + sigma * noise, clean
 
@@ -54,8 +54,9 @@ def _(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: 
 def guided_step(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Takes each video a step further: (latents, finished latents), like `latents` (B, ...).
 
-    eps (B or more, ...): row i is what video i hears, row plain[i] what it does without hearing, plain[i] = i for none;
-    coefficients (B, 8) as COEFFICIENTS names them, in the latents' dtype; noise like latents. Gradients take the definition.
+    eps (B or more, ...): row i is the conditional prediction of video i, row plain[i] the unconditional one; plain[i] = i
+    without guidance. coefficients (B, 8) as COEFFICIENTS names them, in the latents' dtype; noise like latents. Gradients take
+    the definition.
     """
     given = latents, eps, plain, coefficients, noise
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)

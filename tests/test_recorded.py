@@ -19,8 +19,8 @@ from vstar_engine.video import read_provenance
 RECORDED = Path(__file__).parent / "recorded"
 COMMAND = (
     "vstar-engine generate --model mini --device cpu --dtype float32 '--states=a red ball on the left' "
-    "'--states=a red ball on the right' --negative= --mode linear --frames 8 --size 32x64 --seed 7 --steps=1 --guidance=12.0 "
-    "--eta=1.0 --fps-condition=28 --tar none --sigma=0=1.0 --sigma=1=8.0 --strength=1.0 --until=0 --fps=8.0"
+    "'--states=a red ball on the right' --negative= --mode=linear --frames=8 --size=32x64 --seed=7 --steps=1 --guidance=12.0 "
+    "--eta=1.0 --fps-condition=28 --tar=none --sigma=0=1.0 --sigma=1=8.0 --strength=1.0 --until=0 --fps=8.0"
 )
 REBUILD = "vstar-engine build --backend inductor --model mini --frames 4 --size 32x64 --batch 2 --dtype float32 --device cpu"
 # mean difference of two files' bytes: machines round differently, and another seed or state is off by 20 and more

@@ -4,13 +4,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from vstar_engine.config.sampling import Sampling, Tar
 
     from .engine import Engine
     from .video import Video
 
-__version__ = "0.1.0"
 __all__ = ["Engine", "Sampling", "Tar", "Video", "__version__"]
 
 # in a bare checkout kernels/, export/ and bench/ lie beside the package; an installation maps them into it

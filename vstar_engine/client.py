@@ -8,9 +8,11 @@ with Client("http://127.0.0.1:8000") as client:
     client.fetch(video.id, "spring.mp4")
 """
 
+import hashlib
 import json
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,7 @@ import httpx
 from vstar_engine.artifacts.files import check_writable, write_aside
 
 from .errors import JobFailed, ServerError
+from .outgoing_http import client_for, shown_address, usable_key
 
 URL = "http://127.0.0.1:8000"
 URL_VARIABLE, KEY_VARIABLE = "VSTAR_SERVER", "VSTAR_API_KEY"
@@ -32,13 +35,15 @@ URL_VARIABLE, KEY_VARIABLE = "VSTAR_SERVER", "VSTAR_API_KEY"
 PASSING = (408, 429, 500, 502, 503, 504)
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 LONGEST_POLL = 5.0
+NO_SERVER = "is this a vstar-engine server?"
+MOST_FETCHES = 3
 VARIANTS = ("video", "thumbnail", "spritesheet")
 QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
 
 
 @dataclass(frozen=True)
 class Video:
-    """A job as the server tells it; `progress` is percent, `content` everything that was said."""
+    """A job as the server describes it: `progress` in percent, `content` the whole answer."""
 
     id: str
     status: str
@@ -47,29 +52,40 @@ class Video:
     error: Mapping[str, Any] | None = None
 
     @staticmethod
-    def of(content: Mapping[str, Any]) -> "Video":
-        return Video(content["id"], content["status"], int(content.get("progress") or 0), content, content.get("error"))
+    def of(content: Any) -> "Video":
+        """Reads an answer; ServerError where it is no job."""
+        named = isinstance(content, Mapping) and all(isinstance(content.get(name), str) for name in ("id", "status"))
+        progress = content.get("progress") or 0 if named else None
+        if not isinstance(progress, int | float):
+            raise ServerError(f"the answer holds no video's id and status: {NO_SERVER}")
+        error = content.get("error")
+        return Video(content["id"], content["status"], int(progress), content, error if isinstance(error, Mapping) else None)
 
     @property
     def ended(self) -> bool:
         return self.status in (COMPLETED, FAILED)
 
 
-class Client:
-    """Talks to one server; requests that may succeed when repeated are, for `patience` seconds.
+class CutShort(ServerError):
+    """An answer is not what the server says it holds; asking again may help."""
 
-    `url` and `key` default to the environment's VSTAR_SERVER and VSTAR_API_KEY. A submission carries an idempotency key, so
-    that repeating it makes no second job.
+
+class Client:
+    """A client of one server; repeats requests that may succeed later, for `patience` seconds.
+
+    `url` and `key` default to the environment variables VSTAR_SERVER and VSTAR_API_KEY. A submission carries an idempotency
+    key, so that a repeated one makes no second job.
     """
 
     def __init__(self, url: str | None = None, key: str | None = None, patience: float = 60.0, timeout: float = 60.0):
         url = url or os.environ.get(URL_VARIABLE) or URL
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"a server's address starts with http:// or https://, got {url!r}")
-        key = key or os.environ.get(KEY_VARIABLE)
+            raise ValueError(f"a server's address starts with http:// or https://, got {shown_address(url)!r}")
+        key = usable_key(key, "the API key") or usable_key(os.environ.get(KEY_VARIABLE), KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url, self.patience = url.rstrip("/").removesuffix("/v1"), patience
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+        address = url.rstrip("/").removesuffix("/v1")
+        self.url, self.patience = shown_address(address), patience
+        self._http = client_for(address, headers, timeout, ServerError, base_url=address)
 
     def __enter__(self) -> "Client":
         return self
@@ -82,7 +98,7 @@ class Client:
         self._http.close()
 
     def submit(self, prompt: str | None = None, *, idempotency_key: str | None = None, **settings: Any) -> Video:
-        """Asks for a video and gives its job; `settings` are the server's fields: `synopsis`, `num_frames`, `tar` ..."""
+        """Submits a video and returns its job; `settings` are the fields of the HTTP API, such as `num_frames` and `tar`."""
         body = {name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return Video.of(self._json("POST", "/v1/videos", json=body, headers=headers))
@@ -92,15 +108,15 @@ class Client:
         return Video.of(self._json("GET", _path(id)))
 
     def wait(self, id: str, progress: Callable[[Video], None] | None = None, timeout: float | None = None) -> Video:
-        """Waits for a job's end, through restarts of the server no longer than `patience`, and gives the completed video.
+        """Waits until a job has ended and returns the completed video; outlasts restarts of the server of up to `patience`.
 
-        `progress` hears of every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
+        `progress` is called at every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         before: Video | None = None
         while True:
             answer = self._send("GET", _path(id))
-            video = Video.of(answer.json())
+            video = Video.of(self._content(answer, "GET", _path(id)))
             if progress and (before is None or video.content != before.content):
                 progress(video)
             if video.status == FAILED:
@@ -114,7 +130,7 @@ class Client:
             time.sleep(pause)
 
     def events(self, id: str) -> Iterator[dict[str, Any]]:
-        """Yields what the server tells of a job while it runs: stages, steps with the time left, previews, its end."""
+        """Yields a job's events: stages, steps with the time left, previews, its end."""
         with self._open("GET", f"{_path(id)}/events", headers={"Accept": "text/event-stream"}) as answer:
             kind, data = "message", []
             for line in answer.iter_lines():
@@ -128,27 +144,44 @@ class Client:
                     kind, data = "message", []
 
     def fetch(self, id: str, path: str | Path, variant: str = "video", force: bool = False) -> Path:
-        """Writes a completed video, its thumbnail or its spritesheet to a file, whole or not at all."""
+        """Downloads a completed video, its thumbnail or its spritesheet; the file is complete or absent."""
         if variant not in VARIANTS:
             raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, got {variant!r}")
         path = Path(path)
         check_writable(path, force)
-        wanted = {"variant": variant}
-        with (
-            self._open("GET", f"{_path(id)}/content", params=wanted) as answer,
-            write_aside(path) as aside,
-            aside.open("wb") as file,
-        ):
+        end, tries = time.monotonic() + self.patience, 1
+        while True:
+            try:
+                with write_aside(path) as aside:
+                    self._download(id, variant, aside)
+                return path
+            except CutShort:
+                if tries == MOST_FETCHES or not self._pause(end, tries, None):
+                    raise
+                tries += 1
+
+    def _download(self, id: str, variant: str, path: Path) -> None:
+        """Writes an answer's content; CutShort unless it is what the server says it holds."""
+        hashed, size = hashlib.sha256(), 0
+        with self._open("GET", f"{_path(id)}/content", params={"variant": variant}) as answer, path.open("wb") as file:
             for part in answer.iter_bytes():
                 file.write(part)
-        return path
+                hashed.update(part)
+                size += len(part)
+        tag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
+        wanted: Mapping[str, Any] = {"sha256": tag} if re.fullmatch("[0-9a-f]{64}", tag) else {}
+        if not wanted and variant == VARIANTS[0] and "content-length" not in answer.headers:
+            wanted = self.status(id).content
+        found = {"sha256": hashed.hexdigest(), "bytes": size}
+        if any(wanted.get(name) not in (None, found[name]) for name in found):
+            raise CutShort(f"{self.url} sent {size} bytes of {id} that are not its {variant}: the answer was cut short")
 
     def cancel(self, id: str) -> Video:
-        """Stops a job; its record stays, as failed with the code `cancelled`."""
+        """Cancels a job; it stays listed as failed, with the code `cancelled`."""
         return Video.of(self._json("POST", f"{_path(id)}/cancel"))
 
     def delete(self, id: str) -> None:
-        """Stops a job if it runs, and removes its record and files."""
+        """Cancels a job if it runs, and deletes it with its files."""
         self._json("DELETE", _path(id))
 
     def list(self, limit: int | None = None, order: str = "desc") -> Iterator[Video]:
@@ -158,8 +191,10 @@ class Client:
         while left is None or left > 0:
             wanted = {"order": order, "limit": min(left or 100, 100), **({"after": after} if after else {})}
             page = self._json("GET", "/v1/videos", params=wanted)
+            if not isinstance(page.get("data"), list):
+                raise ServerError(f"{self.url} lists no videos: {NO_SERVER}")
             yield from map(Video.of, page["data"])
-            if not page["has_more"]:
+            if not page.get("has_more"):
                 return
             after, left = page["last_id"], None if left is None else left - len(page["data"])
 
@@ -171,15 +206,19 @@ class Client:
         return self.fetch(self.wait(self.submit(prompt, **settings).id, progress).id, path)
 
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        answer = self._send(method, path, **request)
+        return self._content(self._send(method, path, **request), method, path)
+
+    def _content(self, answer: httpx.Response, method: str, path: str) -> dict[str, Any]:
         try:
             content = answer.json()
         except ValueError as error:
-            raise ServerError(f"{self.url} answered {method} {path} without JSON: no vstar-engine server?") from error
+            raise ServerError(f"{self.url} answered {method} {path} without JSON: {NO_SERVER}") from error
+        if not isinstance(content, dict):
+            raise ServerError(f"{self.url} answered {method} {path} without an object: {NO_SERVER}")
         return content
 
     def _send(self, method: str, path: str, stream: bool = False, **request: Any) -> httpx.Response:
-        """Returns an answer of status 2xx, read unless `stream`, trying again while that may help; ServerError otherwise."""
+        """Returns a response of status 2xx, read unless `stream`; retries what may succeed later, else raises ServerError."""
         end, tries = time.monotonic() + self.patience, 0
         while True:
             asked = self._http.build_request(method, path, **request)
@@ -199,7 +238,7 @@ class Client:
 
     @contextmanager
     def _open(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
-        """Opens an answer whose content is read inside."""
+        """Opens a response whose content is read inside the block."""
         answer = self._send(method, path, stream=True, **request)
         try:
             yield answer
@@ -209,7 +248,7 @@ class Client:
             answer.close()
 
     def _pause(self, end: float, tries: int, answer: httpx.Response | None) -> bool:
-        """Waits before another try and says whether there shall be one."""
+        """Returns whether to try again, after waiting for it."""
         if answer is not None and (answer.status_code not in PASSING or answer.headers.get("x-should-retry") == "false"):
             return False
         pause = min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE) * random.uniform(0.75, 1.0)
@@ -222,7 +261,7 @@ class Client:
 
 
 def refusal(answer: httpx.Response) -> ServerError:
-    """Makes the error that an answer tells of."""
+    """Returns the error that a response describes."""
     try:
         error = answer.json()["error"]
         return ServerError(error["message"], answer.status_code, error.get("code"), error.get("param"))

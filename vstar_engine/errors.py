@@ -73,3 +73,9 @@ class JobFailed(VstarError, RuntimeError):
     def __init__(self, message: str, code: str):
         super().__init__(message)
         self.code = code
+
+
+class NotFinite(VstarError, ValueError):
+    """A video came out as NaN, which no file holds."""
+
+    exit_code = 12

@@ -1,12 +1,13 @@
-"""Frames to mp4, gif or png (a contact sheet) files that carry the settings that made them."""
+"""Writes frames to mp4, gif or png (contact sheet) files that carry the settings that made them."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -15,16 +16,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vstar_engine.artifacts.files import write_aside
+from vstar_engine.errors import NotFinite
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CRF = 18
+# rates that a container's fraction holds to 1 %
+LONGEST_DENOMINATOR, RATE_ERROR = 1001, 0.01
+FASTEST_GIF = 50.0  # browsers show a hundredth of a second as a tenth
+# as libswscale makes YUV of RGB: BT.601's matrix, limited range; the colours themselves are those of sRGB and BT.709
+BT709, BT601, LIMITED = 1, 6, 1
 SHEET_EVERY, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4
 
 
 def to_bytes(pixels: "Tensor") -> np.ndarray:
-    """(3, T, H, W) in about [-1, 1] -> (T, H, W, 3) uint8: clamped, scaled to 0..255 and truncated."""
+    """(3, T, H, W) in about [-1, 1] -> (T, H, W, 3) uint8: clamped, scaled to 0..255 and truncated; NotFinite for NaN."""
+    if pixels.isnan().any():
+        raise NotFinite(
+            "the video came out as NaN (not a number): guidance, TAR's strength or a LoRA's strength is too large for the "
+            "network, or float16 overflowed; lower them, or compute in bfloat16 or float32"
+        )
     scaled = (pixels.float().clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0
     return scaled.byte().permute(1, 2, 3, 0).cpu().numpy()
 
@@ -55,18 +69,22 @@ def _save_mp4(video: Video, path: Path) -> None:
 
 
 def _encode(parts: Iterator[Video], path: Path) -> None:
-    """Writes the frames of videos that follow each other as one; its size, rate and settings are the first's."""
+    """Writes the frames of consecutive videos as one file with the first one's size, rate and settings."""
     import av
 
     first = next(parts)
     _, height, width, _ = first.frames.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"an mp4 has even sides, got {height}x{width}; save a .gif or .png, or crop it")
+    rate = frame_rate(first.fps)
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata["comment"] = json.dumps(first.provenance)
-            stream = container.add_stream(
-                "libx264", rate=Fraction(first.fps).limit_denominator(1001), options={"crf": str(CRF)}
-            )
+            container.metadata["comment"] = _comment(first)
+            stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            colours = stream.codec_context
+            colours.colorspace, colours.color_range = BT601, LIMITED
+            colours.color_primaries, colours.color_trc = BT709, BT709
             for frame in chain.from_iterable(part.frames for part in chain([first], parts)):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
@@ -74,15 +92,28 @@ def _encode(parts: Iterator[Video], path: Path) -> None:
         raise OSError(error.errno, error.strerror) from error
 
 
+def frame_rate(fps: float) -> Fraction:
+    """Returns the fraction that an mp4 states; ValueError where none that it holds is near."""
+    rate = Fraction(float(fps)).limit_denominator(LONGEST_DENOMINATOR)
+    if not abs(rate - Fraction(float(fps))) <= RATE_ERROR * float(fps):
+        raise ValueError(f"an mp4 cannot play at {fps:g} frames a second; give at least 0.001")
+    return rate
+
+
+def _comment(video: Video) -> str:
+    """Returns what made a video as JSON; numbers may be numpy's."""
+    return json.dumps(video.provenance, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
+
+
 class Unfinished(Exception):
-    """The frames of a file that is being written do not all come."""
+    """Not all frames of a file that is being written came."""
 
 
 @contextmanager
 def encoding(path: Path) -> Iterator[Callable[[Video], None]]:
-    """Writes an mp4 on a thread of its own while its frames are made: takes them as videos that follow each other.
+    """Encodes an mp4 on its own thread while its frames are made; pass it runs of frames as videos, in order.
 
-    The file is there, whole, when the block ends, or not at all. Raises OutputError then if it cannot be written.
+    When the block ends the file is complete or absent. Raises OutputError then if it cannot be written.
     """
     parts: SimpleQueue[Video | None] = SimpleQueue()
     complete = Event()
@@ -110,8 +141,14 @@ def _save_gif(video: Video, path: Path) -> None:
     from PIL import Image
 
     first, *rest = (Image.fromarray(frame) for frame in video.frames)
-    comment = json.dumps(video.provenance)
-    first.save(path, save_all=True, append_images=rest, duration=1000 / video.fps, loop=0, comment=comment.encode())
+    if video.fps > FASTEST_GIF:
+        log.warning(
+            "a gif of %g frames a second plays slower in browsers, which keep to %g; save an mp4", video.fps, FASTEST_GIF
+        )
+    # hundredths of a second are all that a gif holds: spread, so that the whole lasts as long as it should
+    ends = [round(100 * i / float(video.fps)) for i in range(len(video.frames) + 1)]
+    lasts = [10 * (end - begin) for begin, end in pairwise(ends)]
+    first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, comment=_comment(video).encode())
 
 
 def contact_sheet(frames: np.ndarray, every: int = SHEET_EVERY, columns: int = SHEET_COLUMNS) -> np.ndarray:
@@ -131,7 +168,7 @@ def _save_png(video: Video, path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt("comment", json.dumps(video.provenance))
+    info.add_itxt("comment", _comment(video))
     Image.fromarray(contact_sheet(video.frames)).save(path, pnginfo=info)
 
 
@@ -139,7 +176,7 @@ WRITERS = {".mp4": _save_mp4, ".gif": _save_gif, ".png": _save_png}
 
 
 def check_ending(path: Path) -> Any:
-    """Returns the writer for a file name's ending; ValueError names the endings there are."""
+    """Returns the writer for a file name's ending; ValueError for an unknown one."""
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"a video file ends in {', '.join(WRITERS)}, got {path.name!r}")
     return WRITERS[path.suffix.lower()]
@@ -150,8 +187,8 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file at {path}")
+    comment = _mp4_comment(path) if path.suffix.lower() == ".mp4" else _image_comment(path)
     try:
-        comment = _mp4_comment(path) if path.suffix.lower() == ".mp4" else _image_comment(path)
         provenance = json.loads(comment)
     except ValueError as error:
         raise ValueError(f"{path} carries no settings of this engine") from error
@@ -164,7 +201,8 @@ def _mp4_comment(path: Path) -> str:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # absolute: FFmpeg takes what stands before a colon for a protocol
+        with av.open(str(path.absolute())) as container:
             return container.metadata.get("comment", "")
     except av.FFmpegError as error:
         raise ValueError(f"{path} is no readable video ({error.strerror})") from error
@@ -176,6 +214,8 @@ def _image_comment(path: Path) -> str:
     try:
         with Image.open(path) as image:
             comment = image.info.get("comment", "")
-            return comment.decode() if isinstance(comment, bytes) else comment
+            return comment.decode(errors="replace") if isinstance(comment, bytes) else str(comment)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is no readable image") from error
+    except (Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is no readable image ({error})") from error

@@ -1,4 +1,4 @@
-"""What is done once for a clip before its first request: kernels are loaded, libraries choose theirs, steps are recorded."""
+"""Warm-up: runs a clip before the first request, so that kernels are loaded and tuned and steps are recorded."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # frames, height, width
-Clip = tuple[int, int, int]
+ClipSize = tuple[int, int, int]
 PROMPT = "red and blue flowers on a green meadow, white clouds"
 # how often a step of each kind is taken: the first plain, the second recorded
 RUNS = 2
@@ -26,7 +26,7 @@ RUNS = 2
 
 @dataclass(frozen=True)
 class Passage:
-    """A video that went through all stages, and the seconds of each: its fastest step, since the first ones load and record."""
+    """A video that ran through all stages, and the seconds of each; of the steps the fastest counts."""
 
     row: Any
     video: Video
@@ -34,7 +34,7 @@ class Passage:
 
 
 def passage(begin: Callable[[], Any], step: Callable[[Any], object], finish: Callable[[Any, Any], Video]) -> Passage:
-    """Makes the video that `begin` prepares."""
+    """Runs the batch that `begin` returns through all stages."""
     start = time.perf_counter()
     batch = begin()
     begun = time.perf_counter()
@@ -46,7 +46,7 @@ def passage(begin: Callable[[], Any], step: Callable[[Any], object], finish: Cal
 
 
 def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
-    """Takes all steps of a batch, and gives the seconds of the fastest."""
+    """Takes all steps of a batch; returns the seconds of the fastest."""
     taken = []
     for _ in range(batch.steps):
         start = time.perf_counter()
@@ -55,8 +55,8 @@ def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
     return min(taken)
 
 
-def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
-    """Takes each clip through all stages of an engine, and has all of them kept."""
+def warm_up(engine: Any, clips: Sequence[ClipSize], sampling: Sampling) -> None:
+    """Runs clips of some sizes through all stages of an engine, and keeps what each recorded."""
     # imported here, as what follows: a server's worker loads this module before it loads PyTorch
     from vstar_engine.backends.cuda_graphs import growing
 
@@ -76,7 +76,7 @@ def warm_up(engine: Any, clips: Sequence[Clip], sampling: Sampling) -> None:
 
 
 def shortened(sampling: Sampling) -> Sampling:
-    """Returns the settings with as few steps as take every kind of step, guided or not and whole or not, `RUNS` times."""
+    """Returns the settings with the fewest steps that run each kind of step `RUNS` times."""
     wanted = set(kinds(sampling))
     for steps in range(RUNS, sampling.steps):
         short = replace(sampling, steps=steps)
@@ -86,5 +86,5 @@ def shortened(sampling: Sampling) -> Sampling:
 
 
 def kinds(sampling: Sampling) -> list[tuple[bool, bool]]:
-    """Lists what each step is: guided, and of the whole network."""
+    """Returns the kind of each step: whether it is guided, and whether it runs the whole network."""
     return [(sampling.guided(index), sampling.whole(index)) for index in range(sampling.steps)]

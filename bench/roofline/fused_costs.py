@@ -18,10 +18,10 @@ from vstar_engine.bench.step.workload import TAR, ByPasses, temporal_transformer
 from vstar_engine.config.models import Spec
 from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
-from vstar_engine.machine.memory import without_data
+from vstar_engine.machine.memory import in_dtype, without_data
 from vstar_engine.networks import fp8
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 from vstar_engine.sampling.tar import toeplitz
 
 from .op_costs import Machine, Op, traced_call
@@ -74,17 +74,17 @@ def flat(layer: fp8.Layer) -> bool:
 
 def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: torch.dtype) -> list[Op]:
     """Traces one guided step at one of STAGES."""
-    with without_data(dtype):
-        unet = lay_out(network(spec, stage, frames), "channels_last")
+    with without_data():
+        unet = lay_out(in_dtype(network(spec, stage, frames), dtype), "channels_last")
         latents, timestep, context, fps, tar = step_inputs(spec, size, frames, "cpu", dtype)
         clean, noise, tar = latents.float(), torch.empty_like(latents, dtype=torch.float32), tar.float()
         if stage in WHOLE:
             # what is made once a video is not counted
-            clock, heard = unet.clock(timestep[0], fps), unet.hear(context[:1], context[1:, :1])
+            timesteps, context_kv = unet.timestep_table(timestep[0], fps), unet.prepare_context(context[:1], context[1:, :1])
             weights, plain = torch.empty(1, len(COEFFICIENTS), dtype=torch.float32), torch.ones(1, dtype=torch.int64)
-            given = Given(clean, clock.table[0], fps, tar, weights, noise, plain)
-            step = Step(dtype, clock, (Call((0,), Texts((), heard)),), given)
-            return traced_call(lambda: take(unet, step))
+            taken = StepInputs(clean, timesteps.rows[0], fps, tar, weights, noise, plain)
+            step = SamplingStep(dtype, timesteps, (NetworkCall((0,), Conditioning((), context_kv)),), taken)
+            return traced_call(lambda: unet.run_step(step))
         inputs = [latents, timestep, context, fps, tar]
         _, *rest = inputs if stage == STEM else batched(inputs)
 
@@ -97,8 +97,8 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
 
 def by_passes(latents: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
     """Guidance and DDIM's update by PyTorch's operators, with numbers of no step in particular."""
-    heard, unheard = eps.float().chunk(2)
-    e = unheard + 12.0 * (heard - unheard)
+    cond, uncond = eps.float().chunk(2)
+    e = uncond + 12.0 * (cond - uncond)
     finished = (latents - 0.6 * e) / 0.8 / 0.9
     return 0.85 * finished + 0.5 * e + 0.1 * noise
 

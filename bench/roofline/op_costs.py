@@ -12,7 +12,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from vstar_engine.bench.harness.random_networks import GUIDANCE_BRANCHES, lay_out, step_inputs
 from vstar_engine.config.models import Spec
-from vstar_engine.machine.memory import without_data
+from vstar_engine.machine.memory import in_dtype, without_data
 from vstar_engine.networks.unet import UNet
 
 PRODUCTS = {
@@ -136,9 +136,9 @@ def traced_call(call: Callable[[], object]) -> list[Op]:
 
 def ops_of(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
     """Traces one forward of a clip of `frames` frames that hears `batch` texts, the branches of guidance."""
-    with without_data(dtype):
+    with without_data():
         latents, timestep, context, *rest = step_inputs(spec, size, frames, "cpu", dtype)
-        return traced(UNet(spec.unet).eval(), [latents, timestep, context[:batch], *rest])
+        return traced(in_dtype(UNet(spec.unet), dtype).eval(), [latents, timestep, context[:batch], *rest])
 
 
 def stage(op: Op) -> str:

@@ -25,7 +25,7 @@ def main() -> None:
 
     from vstar_engine.config.request import Request
     from vstar_engine.engine import Engine
-    from vstar_engine.sampling.batch import Batch, Row
+    from vstar_engine.sampling.batch import Batch, BatchRow
 
     imported = time.perf_counter()
     engine = Engine.load(args.model, args.weights, device=args.device, dtype=args.dtype)
@@ -35,7 +35,7 @@ def main() -> None:
     request = Request(("a landscape",), frames=args.frames).fitted(engine.spec)
     text = torch.randn(1, 1, engine.spec.text.context_length, engine.spec.unet.context_dim, device=engine.device)
     text = text.to(engine.dtype)
-    row = Row.of(0, request, None, text, text, engine.spec)
+    row = BatchRow.of(0, request, None, text, text, engine.spec)
     batch = Batch(engine.denoiser, engine.spec, engine.dtype, [row])
     steps = []
     for _ in range(2):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import EAGER, TENSORRT, backend_named, eager
 from vstar_engine.backends.inputs import shared
 from vstar_engine.bench.harness.contest import Contest, NotHere, Provider
@@ -32,7 +32,7 @@ SHARED = ("model", "dtype", "size", "weights")
 
 def contest(folders: Sequence[Path], frames: int) -> Contest:
     """Sets built engines against eager; ValueError for engines that do not answer the same question."""
-    artifacts = [Artifact.open(folder) for folder in folders]
+    artifacts = [BuiltEngine.open(folder) for folder in folders]
     first = artifacts[0]
     for artifact in artifacts[1:]:
         for name in SHARED:
@@ -99,7 +99,7 @@ def built(workload: Workload, backend: str) -> tuple[Denoiser, dict[str, Any]]:
     if backend == "inductor" != workload.compiler:
         # without its guards: they tell sizes of 1 apart, which the graph computes as any
         program = builder.traced(settings, weights, silent)[1].module(check_guards=False)
-        return lambda *inputs: program(**shared(*inputs)), {"backend": "none: the traced graph itself"}
+        return TracedGraph(program), {"backend": "none: the traced graph itself"}
     stages: dict[str, float] = {}
 
     def report(line: str) -> None:
@@ -113,7 +113,7 @@ def built(workload: Workload, backend: str) -> tuple[Denoiser, dict[str, Any]]:
         seconds = time.monotonic() - begun
         files = [{"name": path.name, "bytes": path.stat().st_size} for path in Path(folder).iterdir() if path.is_file()]
         manifest = {"identity": {"options": builder.options(settings)}, "facts": facts, "files": files}
-        artifact = Artifact(Path(folder), manifest)
+        artifact = BuiltEngine(Path(folder), manifest)
         try:
             denoiser = backend_named(backend).load(artifact, device=workload.device, dtype=workload.dtype)
         except EngineError as error:
@@ -121,6 +121,16 @@ def built(workload: Workload, backend: str) -> tuple[Denoiser, dict[str, Any]]:
     marks = [*stages.values(), begun + seconds]
     taken = {line: after - before for line, before, after in zip(stages, marks, marks[1:], strict=False)}
     return denoiser, {"backend": backend, "build": seconds, "stages": taken, "package_bytes": artifact.bytes}
+
+
+class TracedGraph(Denoiser):
+    """Runs a traced graph as PyTorch's operators."""
+
+    def __init__(self, program: nn.Module):
+        self.program = program
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.program(**shared(*inputs))
 
 
 def official(unet: nn.Module) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from vstar_engine.prompting.embeddings import Encode
 from vstar_engine.prompting.interpolation import spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling import fp8_calibration
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import bundled
 
@@ -64,12 +64,12 @@ def encoder(workload: Workload) -> Encode:
 class Walk:
     """An option's videos, each of another seed: the latents after every step, in few what each took for the finished.
 
-    `hears` is a video's texts and what it shuns.
+    `contexts` are the conditional and the unconditional one.
     """
 
     workload: Workload
     unet: UNet
-    hears: tuple[Tensor, Tensor]
+    contexts: tuple[Tensor, Tensor]
     sampling: Sampling
     runs: list[list[Tensor]] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ class Walk:
         tar = replace(TAR, until_step=until_step(self.sampling.until, self.sampling.steps))
         request = Request(STATES[:1], workload.frames, len(self.runs), (height, width), self.sampling, tar)
         cache = StepCache(spec.unet) if STEP_CACHE in self.sampling.fast else None
-        batch = Batch(self.unet, spec, workload.dtype, [Row.of(0, request, None, *self.hears, spec)], cache=cache)
+        batch = Batch(self.unet, spec, workload.dtype, [BatchRow.of(0, request, None, *self.contexts, spec)], cache=cache)
         run = []
         for _ in range(batch.steps):
             batch.step()
@@ -113,12 +113,12 @@ def walks(workload: Workload, steps: int) -> dict[str, Walk | str]:
     if workload.device.type == "cpu":
         malloc.keep_pages()  # as the engine does
     encode, unet = encoder(workload), lay_out(trained_unet(workload.spec, workload.device, workload.dtype), "channels_last")
-    hears = spread(encode(STATES[: workload.frames]), workload.frames)[None], encode([""])[None]
+    contexts = spread(encode(STATES[: workload.frames]), workload.frames)[None], encode([""])[None]
     found: dict[str, Walk | str] = {}
     for option in OPTIONS:
         try:
             taken = small(workload, unet, encode) if option == FP8 else unet
-            found[option] = Walk(workload, taken, hears, sampling(option, steps))
+            found[option] = Walk(workload, taken, contexts, sampling(option, steps))
         except DeviceError as error:
             found[option] = str(error)
     return found

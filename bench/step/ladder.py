@@ -116,8 +116,8 @@ class Step:
             return partial(self.workload.compiled(unet), *inputs)
         if TEXT in features:
             latents, timestep, context, fps, tar = inputs
-            clock = unet.clock(timestep[0], fps)
-            return partial(unet, latents, clock.timed(clock.table[0]), unet.hear(context), fps, tar)
+            timesteps = unet.timestep_table(timestep[0], fps)
+            return partial(unet, latents, timesteps.embedding(timesteps.rows[0]), unet.prepare_context(context), fps, tar)
         return partial(unet, *inputs)
 
     def network(self, features: frozenset[str], regularised: bool = True) -> UNet:

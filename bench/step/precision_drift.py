@@ -49,8 +49,8 @@ def walk(workload: Workload, network: Callable[[int], UNet], dtype: torch.dtype,
     def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
         tar = table(TAR, workload.spec.unet.levels, workload.frames, index).to(workload.device)
         noise = network(index)(x.to(dtype), timestep[:, None], context.to(dtype), fps, tar)
-        conditional, plain = noise.to(x.dtype).chunk(2)
-        return conditional, plain
+        cond, uncond = noise.to(x.dtype).chunk(2)
+        return cond, uncond
 
     kept = torch.promote_types(dtype, torch.float32)
     for *_, after, _ in sample(

@@ -127,12 +127,12 @@ def sampler(workload: Workload, steps: int) -> Contest:
     """Everything of `steps` sampling steps but the network: guidance, the update and its noise, in float32."""
     height, width = (side // workload.spec.vae.factor for side in workload.size)
     shape = (1, workload.spec.unet.in_channels, workload.frames, height, width)
-    latents, conditional, plain = torch.randn(3, *shape, device=workload.device).unbind()
+    latents, cond, uncond = torch.randn(3, *shape, device=workload.device).unbind()
     tape, schedule = torch.randn(steps, *shape), Schedule.ddim(steps)
 
     def run(dtype: torch.dtype) -> Tensor:
         def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
-            return conditional.to(dtype), plain.to(dtype)
+            return cond.to(dtype), uncond.to(dtype)
 
         *_, last = sample(denoise, schedule, latents.to(dtype), guidance=Sampling.guidance, noise=tape.to(dtype))
         return last[2]

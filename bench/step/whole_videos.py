@@ -77,25 +77,24 @@ class Baseline:
         if self.workload.device.type == "cpu":
             map_pages()
         (row,) = self.engine.begin([self.request]).rows
-        texts = [row.context, row.unconditional.expand_as(row.context)]
+        texts = [row.context, row.uncond_context.expand_as(row.context)]
         fps = torch.full((1,), self.request.sampling.fps_condition, device=self.workload.device)
         no_bias = torch.zeros(1, self.workload.spec.unet.levels, self.workload.frames, device=self.workload.device)
 
-        def noise(index: int) -> Tensor:
-            return torch.randn(row.latents.shape, generator=row.generator)
-
         def denoise(latents: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
             unet: UNet = self.regularised if index <= TAR.until_step else self.plain
-            x, told = latents.to(self.dtype), timestep[:, None]
+            x, step_time = latents.to(self.dtype), timestep[:, None]
             if BATCHED in self.features:
-                both = unet(x.repeat(2, 1, 1, 1, 1), told.repeat(2, 1), torch.cat(texts).to(self.dtype), fps.repeat(2), no_bias)
-                conditional, unconditional = both.float().chunk(2)
+                both = unet(
+                    x.repeat(2, 1, 1, 1, 1), step_time.repeat(2, 1), torch.cat(texts).to(self.dtype), fps.repeat(2), no_bias
+                )
+                cond, uncond = both.float().chunk(2)
             else:
-                conditional, unconditional = (unet(x, told, text.to(self.dtype), fps, no_bias).float() for text in texts)
-            return conditional, unconditional
+                cond, uncond = (unet(x, step_time, text.to(self.dtype), fps, no_bias).float() for text in texts)
+            return cond, uncond
 
         start = time.perf_counter()
-        *_, (_, _, latents, _) = sample(denoise, row.schedule, row.latents, guidance=GUIDANCE, noise=noise)
+        *_, (_, _, latents, _) = sample(denoise, row.schedule, row.latents, guidance=GUIDANCE, noise=row.noise)
         denoised = time.perf_counter() - start
         pixels = torch.cat(list(self.vae.decoded(latents.to(self.dtype), CHUNK)))
         return Video(to_bytes(pixels.transpose(0, 1)), self.request.fps, {}, {"denoise": denoised})

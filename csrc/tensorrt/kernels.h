@@ -1,4 +1,4 @@
-// The compiled kernels inside this library; their table is written by `python -m vstar_engine.kernels.tensorrt.embed_cubins`.
+// The compiled kernels inside this library; their table is written by `python -m vstar_engine.kernels.tensorrt`.
 #pragma once
 
 // the sha256 of the sources of the kernels, by which vstar-engine tells a library of other ones

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import model_named
 from vstar_engine.export.builders import EXPORTERS, exporter_named
 from vstar_engine.loading import open_weights
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes a built engine for another server."""
-    artifact = Artifact.open(args.engine)
+    artifact = BuiltEngine.open(args.engine)
     path = args.weights or artifact.manifest["weights_path"]
     weights = open_weights(model_named(artifact.identity["model"]), path, artifact.manifest["loras"])
     artifact.check({"weights_path": path}, weights=weights.fingerprint())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.backends import backend_named
 from vstar_engine.commands.model_options import add_lora_option
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Swaps the weights of a built engine without building it again."""
-    artifact = Artifact.open(args.engine)
+    artifact = BuiltEngine.open(args.engine)
     _check_refittable(artifact, args.weights, args.lora or [])
     device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
     here = backend_named(artifact.identity["backend"]).machine(device, artifact.identity["options"])
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_refittable(artifact: Artifact, weights: str | None, loras: list[str]) -> None:
+def _check_refittable(artifact: BuiltEngine, weights: str | None, loras: list[str]) -> None:
     """Raises EngineError, with what builds an engine of the other weights, for one that cannot take them."""
     backend, options = artifact.identity["backend"], artifact.identity["options"]
     if backend != "tensorrt":

@@ -1,13 +1,7 @@
-"""The page of what `vstar_engine.kernels.aot` found in the kernels that it compiled, from its manifest.
+"""The page about compiled kernels, docs/performance/compiled_kernels.md, from the manifest of their folder."""
 
-python -m vstar_engine.kernels.aot.report DIR > docs/performance/compiled_kernels.md
-"""
-
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vstar_engine.kernels.gpu.temporal_attention_launch import DTYPES, Config, padded
@@ -38,10 +32,10 @@ INTRODUCTION = """# The Triton kernels as compiled
 
 **You want to know what the compiler made of each kernel.**
 
-What `python -m vstar_engine.kernels.aot --head-dim {widths} --dtype {dtype} --out DIR` found in {count} kernels, with
-Triton {triton} and without a GPU, put down by `python -m vstar_engine.kernels.aot.report DIR`. Faults, which are spills, stack,
-scratch, too much shared memory, sweeps of less than 128 bits at a time and missing tensor-core instructions: {faults}.
-**No speed was measured.**
+`python -m vstar_engine.kernels.aot --head-dim {widths} --dtype {dtype} --out DIR` compiled {count} kernels with
+Triton {triton} and without a GPU; `python -m vstar_engine.kernels.aot --report DIR` wrote this page. Faults: {faults}.
+A fault is a spill, stack, scratch memory, too much shared memory, a tile moved by less than 128 bits at a time, or a missing
+tensor-core instruction. **No speed was measured.**
 """
 ATTENTION = """## Temporal attention
 
@@ -160,22 +154,3 @@ def page(manifest: Record) -> str:
     )
     tables = (ATTENTION.format(count=len(products)), attention(products), FUSED.format(count=len(others)), fused(others))
     return "\n".join([introduction, *tables])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where `vstar_engine.kernels.aot` put its manifest")
-    chosen = parser.parse_args(arguments)
-    path = chosen.folder / "manifest.json"
-    if not path.is_file():
-        parser.error(f"{path} is not there: make it with `python -m vstar_engine.kernels.aot --out {chosen.folder}`")
-    try:
-        sys.stdout.write(page(json.loads(path.read_text())))
-    except ValueError as error:
-        parser.error(str(error))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

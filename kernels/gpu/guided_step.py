@@ -27,9 +27,9 @@ def guided_step_kernel(
     direction = tl.load(coefficients + video * WIDTH + 6)
     sigma = tl.load(coefficients + video * WIDTH + 7)
     x = tl.load(latents + here, mask=inside).to(tl.float32)
-    heard = tl.load(predicted + here, mask=inside).to(tl.float32)
-    unheard = tl.load(predicted + tl.load(plain + video) * count + at, mask=inside).to(tl.float32)
-    e = unheard + guidance * (heard - unheard)
+    cond = tl.load(predicted + here, mask=inside).to(tl.float32)
+    uncond = tl.load(predicted + tl.load(plain + video) * count + at, mask=inside).to(tl.float32)
+    e = uncond + guidance * (cond - uncond)
     x0 = share * ((x - spread * e) * inverse) + skip * x
     fresh = tl.load(noise + here, mask=inside).to(tl.float32)
     tl.store(after + here, (kept * x0 + direction * e + sigma * fresh).to(after.dtype.element_ty), mask=inside)

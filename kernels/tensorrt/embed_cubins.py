@@ -1,17 +1,13 @@
-"""Writes the kernels that the C++ plugin embeds: cubins for chosen architectures, sm_80's PTX for all others, and their table.
+"""Writes the kernels that the C++ plugin embeds, and their table.
 
-    python -m vstar_engine.kernels.tensorrt.embed_cubins --arch 80,90,120 --head-dim 64 --dtype fp16,bf16,fp32 --out DIR
-
-csrc/tensorrt/CMakeLists.txt runs it; DIR receives kernels.S and kernels.cpp.
+Chosen architectures have cubins; sm_80's PTX serves all others.
 """
 
-import argparse
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vstar_engine.kernels.aot.__main__ import numbers
 from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES
 from vstar_engine.kernels.source_hash import kernel_hash
 
@@ -65,7 +61,7 @@ def embedded(archs: list[int], head_dims: list[int], dtypes: list[str]) -> Itera
 
 
 def write(found: list[Embedded], out: Path) -> str:
-    """Writes the assembly that holds the code, and the table; gives the hash of both."""
+    """Writes the assembly that holds the code, and the table; returns the hash of both."""
     out.mkdir(parents=True, exist_ok=True)
     assembly, digest = ["    .section .rodata"], hashlib.sha256()
     for index, kernel in enumerate(found):
@@ -90,25 +86,3 @@ def write(found: list[Embedded], out: Path) -> str:
         f"int const kRuns[2] = {{{RUNS[0]}, {RUNS[1]}}};\n\n}}  // namespace vstar\n"
     )
     return digest.hexdigest()
-
-
-def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vstar_engine.kernels.tensorrt.embed_cubins", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--arch", type=numbers, default=list(ARCHITECTURES), help="compute capabilities, such as 80,90")
-    parser.add_argument("--head-dim", type=numbers, default=[64])
-    parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES))
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args()
-    unknown = [*(set(chosen.arch) - set(ARCHITECTURES)), *(set(chosen.dtype) - set(DTYPES))]
-    if unknown:
-        parser.error(f"unknown {unknown}; architectures are {ARCHITECTURES}, dtypes {tuple(DTYPES)}")
-    found = list(embedded(chosen.arch, chosen.head_dim, chosen.dtype))
-    digest = write(found, chosen.out)
-    print(f"{len(found)} kernels in {chosen.out}, {sum(len(kernel.code) for kernel in found)} bytes, hash {digest[:12]}")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.engines import FACTS, engine_at, identity
+from support.engines import FACTS, engine_at, engine_like, identity
 from vstar_engine import Engine, Sampling
-from vstar_engine.artifacts.built_engine import Artifact, engines, name_of, remove
+from vstar_engine.artifacts.built_engine import BuiltEngine, engines, name_of, remove
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.commands.main import build_parser, main
 from vstar_engine.errors import EngineError, OutputError
@@ -48,7 +48,7 @@ def test_a_name_with_many_lengths_is_short_and_still_tells_them_apart():
 
 
 def test_an_engine_as_it_was_built_is_opened(engine):
-    artifact = Artifact.open(engine)
+    artifact = BuiltEngine.open(engine)
     assert artifact.identity == identity()
     assert artifact.file("unet.pt2").read_bytes() == bytes(range(256))
     assert artifact.bytes == 256
@@ -263,7 +263,7 @@ def test_a_back_end_without_an_engine():
 )
 def test_clips_that_an_engine_does_not_take(tmp_path, clip, complaint):
     with pytest.raises(EngineError, match=complaint) as caught:
-        Artifact.open(engine_at(tmp_path / "engine", frames=[16, 32])).check_clip(*clip)
+        BuiltEngine.open(engine_at(tmp_path / "engine", frames=[16, 32])).check_clip(*clip)
     assert "--out" not in str(caught.value)
 
 
@@ -271,15 +271,15 @@ def test_a_size_that_is_free_is_as_large_as_the_plan_takes(tmp_path):
     """It was found out at the first step, after everything was loaded."""
     plan = {"profiles": [{"frames": [1, 16, 16], "height": [4, 12, 16], "width": [4, 16, 16]}]}
     folder = engine_at(tmp_path / "engine", facts={**FACTS, "plan": plan}, frames=[16], size=None)
-    artifact = Artifact.open(folder)
+    artifact = BuiltEngine.open(folder)
     artifact.check_clip(16, (128, 128), 2)
     with pytest.raises(EngineError, match=r"takes sides of at most 128, got 128x160; build one: .*--size 128x160"):
         artifact.check_clip(16, (128, 160), 2)
 
 
 def test_the_clip_is_checked_before_anything_is_computed(mini, tmp_path):
-    artifact = Artifact.open(engine_at(tmp_path / "engine", frames=[4], batch=1))
-    bound = Engine(**{**vars(mini), "artifact": artifact, "denoiser": None})
+    artifact = BuiltEngine.open(engine_at(tmp_path / "engine", frames=[4], batch=1))
+    bound = engine_like(mini, artifact=artifact, denoiser=None)
     with pytest.raises(EngineError, match="at most 4 frames"):
         bound.generate("snow", frames=5)
     with pytest.raises(EngineError, match="is for 32x64, got 32x32"):
@@ -303,7 +303,7 @@ def test_engines_are_listed_and_removed(tmp_path, monkeypatch, capsys):
     assert f"3 engines in {tmp_path}" in out
     assert main(["engines", "rm", name_of(identity(batch=1)), str(tmp_path / "z")]) == 0
     assert [artifact.identity["batch"] for artifact in engines(tmp_path)] == [2]
-    assert Artifact.open(name_of(identity(batch=2))).identity["batch"] == 2
+    assert BuiltEngine.open(name_of(identity(batch=2))).identity["batch"] == 2
     capsys.readouterr()
     assert main(["engines", "--json"]) == 0
     assert [row["batch"] for row in json.loads(capsys.readouterr().out)] == [2]
@@ -329,7 +329,7 @@ def test_a_link_to_an_engine_is_not_removed(engine, capsys):
     (engine.parent / "link").symlink_to(engine)
     assert main(["engines", "rm", str(engine.parent / "link")]) == 4
     assert "cannot remove" in capsys.readouterr().err
-    assert Artifact.open(engine)
+    assert BuiltEngine.open(engine)
 
 
 def test_the_digest_does_not_depend_on_order():

@@ -14,7 +14,7 @@ import torch
 from support.accuracy import assert_as_accurate, relative_error
 from support.engines import engine_at
 from vstar_engine import Engine, Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import BACKENDS, backend_named
 from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
@@ -205,7 +205,7 @@ def test_a_provider_that_does_not_start_is_not_swapped_for_the_cpus(tmp_path, mo
     session = types.SimpleNamespace(get_providers=lambda: started, disable_fallback=lambda: calls.append("no fallback"))
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(runtime, "InferenceSession", lambda *given, **named: session)
-    artifact = Artifact.open(engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime"))
+    artifact = BuiltEngine.open(engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime"))
     load = partial(backend_named("onnxruntime").load, artifact, device=torch.device("cuda", 0), dtype=torch.float32)
     with pytest.raises(DeviceError, match="CUDAExecutionProvider, but it does not start on device cuda:0"):
         load()

@@ -4,7 +4,6 @@ import gc
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -17,11 +16,11 @@ from vstar_engine.backends.cuda_graphs import SHAPES, Recent, Recording, growing
 from vstar_engine.backends.eager import RecordedUnet
 from vstar_engine.bench.harness.random_networks import lay_out, seeded, step_inputs
 from vstar_engine.bench.step.workload import TINY
-from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.precomputed import CachedFeatures
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)
@@ -43,18 +42,23 @@ def networks(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def step(
-    unet: UNet, frames: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32, texts: Texts | None = None, **deep: Any
-) -> Step:
+    unet: UNet,
+    frames: int = 3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    conditioning: Conditioning | None = None,
+    **cached: Any,
+) -> SamplingStep:
     """A guided step of one video; everything in it is another for another seed."""
     device = next(unet.parameters()).device
     latents, timestep, context, fps, tar = step_inputs(TINY, TINY.size, frames, device, dtype)
-    clock = unet.clock(timestep[0] - 40 * seed, fps + seed)
+    timesteps = unet.timestep_table(timestep[0] - 40 * seed, fps + seed)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     weights = coefficients(Schedule.ddim(5), torch.tensor([3.0 + seed]))[seed].float().to(device)
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
-    given = Given(latents, clock.table[0], fps, tar, weights, noise, plain)
-    texts = texts or Texts((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
-    return Step(dtype, clock, (Call((0,), texts, **deep),), given)
+    inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
+    conditioning = conditioning or Conditioning((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
+    return SamplingStep(dtype, timesteps, (NetworkCall((0,), conditioning, **cached),), inputs)
 
 
 def equal(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -67,8 +71,8 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
     """Plain, captured, and replayed with other values of everything; earlier results stay."""
     recorded, plain = networks(device, dtype)
     with mode():
-        ours = [recorded.replay(step(recorded, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
-        theirs = [take(plain, step(plain, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
+        ours = [recorded.run_step(step(recorded, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
+        theirs = [plain.run_step(step(plain, seed=seed, dtype=dtype)) for seed in (0, 1, 2, 3)]
     assert all(map(equal, ours, theirs))
     assert not torch.equal(ours[2][0], ours[3][0])
     (fixed,) = recorded.recent.values()
@@ -78,12 +82,12 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
 @torch.no_grad()
 def test_texts_are_projected_where_others_are_heard(device, monkeypatch):
     recorded, plain = networks(device)
-    projected, project = [], recorded.projected
-    monkeypatch.setattr(recorded, "projected", lambda contexts: projected.append(len(contexts)) or project(contexts))
-    own, other = (step(plain, seed=seed).calls[0].texts for seed in (0, 3))
-    for seed, heard in enumerate([own, own, own, other, other, own]):
-        mine = recorded.replay(step(recorded, seed=seed % 5, texts=heard))
-        assert equal(mine, take(plain, step(plain, seed=seed % 5, texts=Texts(heard.contexts))))
+    projected, project = [], recorded.project_context
+    monkeypatch.setattr(recorded, "project_context", lambda contexts: projected.append(len(contexts)) or project(contexts))
+    own, other = (step(plain, seed=seed).calls[0].conditioning for seed in (0, 3))
+    for seed, shown in enumerate([own, own, own, other, other, own]):
+        mine = recorded.run_step(step(recorded, seed=seed % 5, conditioning=shown))
+        assert equal(mine, plain.run_step(step(plain, seed=seed % 5, conditioning=Conditioning(shown.contexts))))
     assert projected == [2, 2, 2]
 
 
@@ -92,26 +96,26 @@ def test_steps_on_kept_features_are_recorded_too(device):
     """Whole steps give their features, and steps on features take whichever they are given."""
     recorded, plain = networks(device)
     stages, found = TINY.unet.num_res_blocks + 1, []
-    for unet, run in ((recorded, recorded.replay), (plain, partial(take, plain))):
-        kept = [run(step(unet, seed=seed, deep=Deep(stages))) for seed in (0, 1, 2)]
-        cached = [run(step(unet, seed=seed, deep=Deep(stages, kept[seed][2]))) for seed in (2, 1, 0)]
+    for unet, run in ((recorded, recorded.run_step), (plain, plain.run_step)):
+        kept = [run(step(unet, seed=seed, cached=CachedFeatures(stages))) for seed in (0, 1, 2)]
+        cached = [run(step(unet, seed=seed, cached=CachedFeatures(stages, kept[seed][2]))) for seed in (2, 1, 0)]
         found.append([*kept, *cached])
     assert all(map(equal, *found))
     assert [len(made) for made in found[0]] == [3, 3, 3, 2, 2, 2]
     assert not torch.equal(found[0][3][0], found[0][4][0])
     whole, part = recorded.recent.values()
     assert None not in (whole.recording.graph, part.recording.graph)
-    assert whole.kept.calls[0].texts is part.kept.calls[0].texts
+    assert whole.kept.calls[0].conditioning is part.kept.calls[0].conditioning
     del whole, part
-    recorded.forget()
-    assert not recorded.heard
+    recorded.forget_graphs()
+    assert not recorded.conditionings
 
 
 @torch.no_grad()
 def test_every_shape_is_recorded_and_the_last_few_are_kept(device):
     recorded, plain = networks(device)
     for frames in [*range(1, SHAPES + 2)] * 2 + [SHAPES + 1] * 2:
-        assert equal(recorded.replay(step(recorded, frames, seed=1)), take(plain, step(plain, frames, seed=1)))
+        assert equal(recorded.run_step(step(recorded, frames, seed=1)), plain.run_step(step(plain, frames, seed=1)))
     assert len(recorded.recent) == SHAPES
     # one shape too many in turn, and none comes to its second run; the last came to three
     assert [fixed.recording.runs for fixed in recorded.recent.values()] == [1] * (SHAPES - 1) + [3]
@@ -122,14 +126,14 @@ def test_latents_in_any_layout_and_another_call_mode(device):
     """Buffers made under inference mode may be written outside it, and views are read as they are."""
     recorded, plain = networks(device)
     with torch.inference_mode():
-        recorded.replay(step(recorded))
+        recorded.run_step(step(recorded))
 
-    def strided(unet: UNet) -> Step:
+    def strided(unet: UNet) -> SamplingStep:
         made = step(unet, seed=1)
-        latents = made.given.latents.transpose(3, 4).contiguous().transpose(3, 4)
-        return replace(made, given=made.given._replace(latents=latents))
+        latents = made.inputs.latents.transpose(3, 4).contiguous().transpose(3, 4)
+        return replace(made, inputs=made.inputs._replace(latents=latents))
 
-    assert all(equal(recorded.replay(strided(recorded)), take(plain, strided(plain))) for _ in range(3))
+    assert all(equal(recorded.run_step(strided(recorded)), plain.run_step(strided(plain))) for _ in range(3))
 
 
 @torch.no_grad()
@@ -137,10 +141,10 @@ def test_only_the_second_run_of_a_shape_is_captured(graphs):
     recorded, _ = networks(CPU)
     counts = []
     for seed in range(4):
-        recorded.replay(step(recorded, seed=seed))
+        recorded.run_step(step(recorded, seed=seed))
         counts.append(graphs.replays)
     assert counts == [0, 1, 2, 3]
-    assert recorded.nbytes == 2**20
+    assert recorded.graph_bytes() == 2**20
 
 
 @torch.no_grad()
@@ -148,9 +152,9 @@ def test_hooks_are_heard(device):
     """Attention maps are read by hooks, which a replay would not call."""
     recorded, _ = networks(device)
     for seed in range(3):
-        recorded.replay(step(recorded, seed=seed))
+        recorded.run_step(step(recorded, seed=seed))
     with attention_maps.recorded(recorded, [0]) as recording:
-        recorded.replay(step(recorded))
+        recorded.run_step(step(recorded))
     assert recording.passes == 1
     assert recording.attentions
 
@@ -159,9 +163,9 @@ def test_gradients_pass(device):
     """Noise may be optimised through the network, and through a step."""
     recorded, plain = networks(device)
     found = []
-    for network, run in ((recorded, recorded.replay), (plain, partial(take, plain))):
+    for network, run in ((recorded, recorded.run_step), (plain, plain.run_step)):
         made = step(network)
-        latents = made.given.latents.requires_grad_()
+        latents = made.inputs.latents.requires_grad_()
         run(made)[0].square().sum().backward()
         found.append(latents.grad)
     assert torch.equal(*found)
@@ -172,14 +176,14 @@ def test_gradients_pass(device):
 def test_replaced_parameters_need_a_new_recording(device):
     """A graph reads where parameters were, so what changes them all forgets it."""
     recorded, plain = networks(device)
-    before = [recorded.replay(step(recorded)) for _ in range(3)][-1]
+    before = [recorded.run_step(step(recorded)) for _ in range(3)][-1]
     last = recorded.out[2]
     last.weight = nn.Parameter(2 * last.weight, requires_grad=False)
     plain.out[2].weight = nn.Parameter(2 * plain.out[2].weight, requires_grad=False)
-    assert equal(recorded.replay(step(recorded)), before)
-    assert recorded.forget()
-    assert not recorded.forget()
-    assert all(equal(recorded.replay(step(recorded)), take(plain, step(plain))) for _ in range(3))
+    assert equal(recorded.run_step(step(recorded)), before)
+    assert recorded.forget_graphs()
+    assert not recorded.forget_graphs()
+    assert all(equal(recorded.run_step(step(recorded)), plain.run_step(step(plain))) for _ in range(3))
     recorded.to(torch.float64)
     assert not recorded.recent
 
@@ -189,13 +193,13 @@ def test_what_is_dropped_is_freed_at_once(graphs):
     """Its memory is wanted, so nothing of it may wait for Python's collector."""
     recorded, _ = networks(CPU)
     for frames in (2, 2, 3, 3):
-        recorded.replay(step(recorded, frames))
+        recorded.run_step(step(recorded, frames))
     kept = [weakref.ref(fixed.recording.graph) for fixed in recorded.recent.values()]
     gc.disable()
     try:
         recorded.recent.popitem(last=False)
         assert [reference() is None for reference in kept] == [True, False]
-        recorded.forget()
+        recorded.forget_graphs()
         assert kept[1]() is None
     finally:
         gc.enable()

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from support import fake_graphs, fake_tensorrt
 from support.engines import engine_at
 from vstar_engine import Engine
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import TENSORRT, backend_named, inductor, tensorrt
 from vstar_engine.backends.tensorrt import ALIGNMENT, TensorrtUnet
 
@@ -156,7 +156,7 @@ def test_a_package_runs_on_the_gpu_that_was_asked_for(device, index, guards, mon
         return package
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
-    denoise = inductor.load(Artifact.open(engine_at(tmp_path / "e")), device=device, dtype=torch.float32)
+    denoise = inductor.load(BuiltEngine.open(engine_at(tmp_path / "e")), device=device, dtype=torch.float32)
     given = inputs()
     assert denoise(*given) is given[0], "nothing that fits is copied"
     assert asked == [index]

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 
 ROOT = Path(__file__).parents[2]
 SIZE = "32x64"
@@ -44,7 +44,7 @@ def command(*words, code=0):
 def build(folder, backend, *more):
     words = ["build", "--model", "mini", "--backend", backend, "--dtype", "float16", "--device", "cuda", "--size", SIZE]
     command("-m", "vstar_engine", *words, "--frames", "16,32", *more, "--out", folder)
-    return Artifact.open(folder)
+    return BuiltEngine.open(folder)
 
 
 def check_run(folder, weights=None):
@@ -95,7 +95,7 @@ def test_trtexec_runs_a_plan_that_needs_no_library(tmp_path):
 def other_weights(tmp_path_factory):
     """Weights of the mini model's shapes with other values."""
     folder = tmp_path_factory.mktemp("weights")
-    command("-m", "vstar_engine.weights.random_checkpoint", "mini", folder / "model.ckpt", "--seed", 1)
+    command("-m", "vstar_engine.weights.random_checkpoint", "mini", folder / "model.ckpt", 1)
     command("-m", "vstar_engine", "convert", folder / "model.ckpt", folder / "w", "--model", "mini")
     return folder / "w"
 

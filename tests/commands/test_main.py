@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vstar_engine.artifacts.files import write_aside
-from vstar_engine.commands.main import main
+from vstar_engine.commands.main import build_parser, main
 from vstar_engine.errors import OutputError
 
 TINY = ["generate", "--model", "mini", "--frames", "4", "--size", "32x32", "--steps", "2"]
@@ -46,6 +46,15 @@ def test_inspect_prints_a_command_that_makes_the_file_again(here, capsys):
     assert command[0] == "vstar-engine"
     assert main([*command[1:], "--out", "again.mp4"]) == 0
     assert (here / "again.mp4").read_bytes() == (here / "vstar.mp4").read_bytes()
+
+
+def test_without_a_command_three_examples_are_printed_that_parse(here, capsys):
+    assert main([]) == 0
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  vstar-engine ")]
+    assert len(examples) == 3
+    for example in examples:
+        _, command, *words = shlex.split(example, comments=True)
+        assert build_parser(command)[0].parse_args([command, *words]).command == command
 
 
 def test_json_output(here, capsys):

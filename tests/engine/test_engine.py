@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from support.denoisers import Watched
+from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.config.request import Request
 from vstar_engine.errors import CheckpointError, DeviceError, MemoryShortage
@@ -66,7 +68,7 @@ def test_every_setting_changes_the_video(mini, video, change):
 
 def test_guidance_one_is_the_conditional_branch_alone(mini):
     calls = []
-    counted = Engine(**{**vars(mini), "denoiser": lambda *args: calls.append(len(args[2])) or mini.denoiser(*args)})
+    counted = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: calls.append(len(given[2]))))
     counted.generate("snow", sampling=Sampling(steps=2, guidance=1.0), **SMALL)
     assert calls == [1, 1]
 
@@ -139,7 +141,7 @@ def test_a_device_that_is_not_there():
 def test_frames_are_heard_as_they_are_decoded(mini, monkeypatch):
     parts = []
     request = Request(("snow", "flowers"), 11, 1, (32, 32), QUICK)
-    video = mini.run(request, on_part=parts.append)
+    video = mini.run(request, on_frames=parts.append)
     assert [len(part.frames) for part in parts] == [8, 3]
     assert (np.concatenate([part.frames for part in parts]) == video.frames).all()
     assert all(part.provenance == video.provenance for part in parts)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
 from vstar_engine.backends.cuda_graphs import SHAPES, Recording
@@ -16,7 +17,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.machine import memory
 from vstar_engine.networks.unet import UNet
-from vstar_engine.serving.workers.engine_renderer import Model
+from vstar_engine.serving.workers.engine_renderer import EngineRenderer
 from vstar_engine.serving.workers.warmup import warm
 from vstar_engine.warmup import shortened
 
@@ -108,7 +109,7 @@ def test_no_request_waits_for_a_recording_of_a_warmed_clip(graphs, mini, mini_we
 def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, mini_weights, monkeypatch):
     """Batches of up to three are more shapes than are kept unasked; any of their videos may be guided."""
     monkeypatch.setattr(eager, "UNet", RecordedUnet)
-    model = Model(Engine.load("mini", mini_weights))
+    model = EngineRenderer(Engine.load("mini", mini_weights))
     facts = model.facts()
     monkeypatch.setattr(model, "facts", lambda: {**facts, "device": "cuda:0"})
     warm(model, [(1, 32, 32)], 3, {"batch_limits": {"1x32x32": 3}})
@@ -123,7 +124,7 @@ def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, m
 
 
 def test_an_engine_without_a_text_tower_is_warmed(engine):
-    bare = Engine(**{**vars(engine), "text": None})
+    bare = engine_like(engine, text=None)
     bare.warm([(2, 32, 32)])
     assert len(bare.denoiser.recent) == 1
 
@@ -172,7 +173,7 @@ def test_a_lora_is_heard_at_once(engine, mini_weights, tmp_path):
 
 def test_recordings_make_room_for_what_does_not_fit_beside_them(engine, monkeypatch):
     engine.generate("snow", **QUICK)
-    assert engine.denoiser.nbytes == 2**20
+    assert engine.denoiser.graph_bytes() == 2**20
     asked = []
 
     def check(footprint, device, loaded, kept=0):
@@ -189,11 +190,11 @@ def test_recordings_make_room_for_decoding(engine, monkeypatch):
     """Where not one frame fits beside them they go; the video is the same."""
     before = engine.generate("snow", **QUICK)
     free = int(memory.MARGIN * memory.frame_bytes(engine.spec, 32, 32, torch.float32)) + memory.WORKSPACE + 2**19
-    engine.denoiser.forget()
+    engine.denoiser.forget_graphs()
     monkeypatch.setattr(memory, "check", lambda *given, **named: None)
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     sizes = []
-    after = engine.run(engine_request(), on_part=lambda part: sizes.append(len(part.frames)))
+    after = engine.run(engine_request(), on_frames=lambda part: sizes.append(len(part.frames)))
     assert sizes == [1, 1]
     assert not engine.denoiser.recent
     assert (after.frames == before.frames).all()
@@ -233,4 +234,4 @@ def test_an_engine_records_on_a_gpu_unless_told_not_to(mini_weights):
     assert torch.backends.cudnn.benchmark
     ours, theirs = (walked(one, unlike()) for one in (recorded, plain))
     assert all(torch.equal(latents, theirs[index]) for index, latents in ours.items())
-    assert memory.available_bytes(torch.device("cuda")) > recorded.denoiser.nbytes > 0
+    assert memory.available_bytes(torch.device("cuda")) > recorded.denoiser.graph_bytes() > 0

@@ -1,7 +1,10 @@
 """Files hold the frames and what made them, appear whole or not at all, and say so when they cannot be written."""
 
 import resource
+import struct
+import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vstar_engine.errors import OutputError
+from vstar_engine.artifacts.files import check_writable, write_aside
+from vstar_engine.config.request import Request
+from vstar_engine.errors import NotFinite, OutputError
 from vstar_engine.video import Video, encoding, read_provenance, to_bytes
 
 PROVENANCE = {"engine": "vstar-engine", "request": {"states": ["ein Fluß 🚀", "lone \ud800", 'a "quote"']}}
@@ -157,3 +162,94 @@ def test_files_of_others_have_no_provenance(tmp_path, name):
     Video(made().frames, 8.0, {"engine": "another"}).save(tmp_path / name)
     with pytest.raises(ValueError, match="no settings of this engine"):
         read_provenance(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".mp4", "\u96ea" * 80 + ".gif", "12:30.mp4", "what?now.png"])
+def test_any_name_that_the_disk_takes_is_written_and_read(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path(name))
+    made(2).save(name)
+    assert read_provenance(name) == PROVENANCE
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_the_disk_cannot_take_is_refused_before_the_work():
+    with pytest.raises(OutputError, match="File name too long"):
+        check_writable(Path("c" * 300 + ".mp4"))
+
+
+def test_a_link_is_followed_and_a_device_is_none(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "latest.mp4").symlink_to("disk/real.mp4")
+    check_writable(tmp_path / "latest.mp4")
+    made(2).save(tmp_path / "latest.mp4")
+    assert (tmp_path / "latest.mp4").is_symlink()
+    assert read_provenance(tmp_path / "disk" / "real.mp4") == PROVENANCE
+    (tmp_path / "full.mp4").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="it is a device or a pipe"):
+        check_writable(tmp_path / "full.mp4", force=True)
+
+
+def test_two_writers_of_one_number_have_names_of_their_own(tmp_path):
+    with write_aside(tmp_path / "shared.mp4") as one, write_aside(tmp_path / "shared.mp4") as other:
+        assert one != other
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+    assert (tmp_path / "shared.mp4").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("fps", [0.001, 0.1, 23.976, 24000 / 1001, 1000.0, np.float32(24)])
+def test_mp4_plays_at_the_rate(tmp_path, fps):
+    with av.open(str(replace(made(2), fps=fps).save(tmp_path / "a.mp4"))) as held:
+        assert float(held.streams.video[0].average_rate) == pytest.approx(fps, rel=0.01)
+
+
+def test_a_rate_that_no_mp4_holds_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot play at 0.0004 frames a second; give at least 0\.001"):
+        replace(made(2), fps=0.0004).save(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=r"fps must be 0\.001 to 1000, got 0\.0004"):
+        Request(("a",), fps=0.0004)
+
+
+@pytest.mark.parametrize("fps", [12.0, 24.0, 30.0, 60.0, 240.0])
+def test_a_gif_lasts_as_long_as_it_should(tmp_path, fps, caplog):
+    lasts = []
+    with Image.open(replace(made(10), fps=fps).save(tmp_path / "a.gif")) as image:
+        for number in range(image.n_frames):
+            image.seek(number)
+            lasts.append(image.info.get("duration") or 0)
+    assert sum(lasts) == pytest.approx(10_000 / fps, abs=5)
+    assert ("plays slower in browsers" in caplog.text) == (fps > 50)
+
+
+def test_mp4_says_how_its_colours_were_encoded(tmp_path):
+    red = Video(np.full((2, 768, 1280, 3), (200, 40, 40), np.uint8), 8.0, PROVENANCE)
+    with av.open(str(red.save(tmp_path / "a.mp4"))) as held:
+        context, frame = held.streams.video[0].codec_context, next(held.decode(video=0))
+        assert (context.colorspace, context.color_range, context.color_primaries, context.color_trc) == (6, 1, 1, 1)
+        shown = frame.reformat(format="rgb24", src_colorspace="ITU601").to_ndarray()[0, 0]
+    assert np.abs(shown.astype(int) - (200, 40, 40)).max() <= 2
+
+
+def test_nan_is_no_video():
+    pixels = torch.zeros(3, 2, 4, 4)
+    pixels[0, 1, 2, 3] = torch.nan
+    with pytest.raises(NotFinite, match=r"came out as NaN .*: guidance, TAR's strength or a LoRA's strength is too large"):
+        to_bytes(pixels)
+
+
+def test_numbers_of_numpy_are_written_and_odd_sides_are_refused(tmp_path):
+    video = Video(made(2).frames, 8.0, {**PROVENANCE, "request": {"seed": np.int64(3)}})
+    assert read_provenance(video.save(tmp_path / "a.mp4"))["request"] == {"seed": 3}
+    with pytest.raises(ValueError, match="an mp4 has even sides, got 65x97"):
+        Video(np.zeros((2, 65, 97, 3), np.uint8), 8.0, PROVENANCE).save(tmp_path / "b.mp4")
+
+
+def test_a_picture_that_claims_gigapixels_is_refused(tmp_path):
+    def part(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = part(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + part(b"IDAT", zlib.compress(b"\0")) + part(b"IEND", b""))
+    with pytest.raises(ValueError, match=r"is no readable image \("):
+        read_provenance(tmp_path / "a.png")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vstar_engine import Engine
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.manifest import write_manifest
 from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
@@ -88,7 +88,7 @@ def test_without_a_folder_it_goes_among_the_engines_under_its_name(weights, buil
     assert artifact.folder == tmp_path / "deep" / "engines" / artifact.name
     for made in (artifact.folder.parent, tmp_path / "deep"):
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
-    assert Artifact.open(artifact.name).manifest == artifact.manifest
+    assert BuiltEngine.open(artifact.name).manifest == artifact.manifest
 
 
 def test_what_is_there_already_is_not_built_again(weights, builder, tmp_path):
@@ -187,7 +187,7 @@ def test_a_failed_rebuild_leaves_the_engine_that_was_there(weights, builder, tmp
     builder.fault = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OutputError, match="No space left"):
         build_engine.build(SETTINGS, weights, tmp_path / "e", force=True, report=silent)
-    assert Artifact.open(tmp_path / "e").manifest == before.manifest
+    assert BuiltEngine.open(tmp_path / "e").manifest == before.manifest
 
 
 # replaces the folder of an engine by another and is killed on the way
@@ -236,18 +236,18 @@ def test_a_killed_build_leaves_an_engine_and_what_the_next_one_clears(weights, b
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(names(folder.parent)) > 2, "something is left"
     if moment != "moved away":
-        Artifact.open(folder)
+        BuiltEngine.open(folder)
     build_engine.build(SETTINGS, weights, folder, report=silent)
     assert builder.count == 2, "the engine was there"
     assert names(folder.parent) == sorted([*neighbours, name])
-    Artifact.open(folder)
+    BuiltEngine.open(folder)
 
 
 def test_what_a_killed_build_left_is_no_engine_and_is_cleared(weights, builder, tmp_path):
     for name in ("e", "spring.engine"):
         (tmp_path / f".{name}.1.partial{Path(name).suffix}").mkdir()
         with pytest.raises(EngineError, match="no engine at"):
-            Artifact.open(tmp_path / name)
+            BuiltEngine.open(tmp_path / name)
         build_engine.build(SETTINGS, weights, tmp_path / name, report=silent)
     assert names(tmp_path) == ["e", "spring.engine"]
 

@@ -17,7 +17,7 @@ from support.engines import engine_at
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import tensorrt
 from vstar_engine.commands.main import build_parser, main
 from vstar_engine.export import to_tensorrt
@@ -81,7 +81,7 @@ def test_other_weights_of_the_same_shapes(mini_weights, tmp_path):
     save_file(tensors, tmp_path / "other.safetensors")
     folder = plan_at(tmp_path / "e")
     assert main(["refit", str(folder), "--weights", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "r")]) == 0
-    made = Artifact.open(tmp_path / "r")
+    made = BuiltEngine.open(tmp_path / "r")
     assert torch.equal(held(made), tensors[OFFICIAL].float().flatten())
     assert made.identity["weights"] == Weights(tmp_path / "other.safetensors").fingerprint()
     assert made.manifest["weights_path"] == str(tmp_path / "other.safetensors")
@@ -98,7 +98,7 @@ def test_a_lora_is_merged_into_a_built_plan(mini_weights, tmp_path):
     save_file(parts, tmp_path / "style.safetensors")
     words = ["refit", str(plan_at(tmp_path / "e")), "--lora", f"{tmp_path / 'style.safetensors'}:0.5"]
     assert main([*words, "--out", str(tmp_path / "r")]) == 0
-    made = Artifact.open(tmp_path / "r")
+    made = BuiltEngine.open(tmp_path / "r")
     assert torch.allclose(held(made), (before + 0.5 * (up @ down).view(before.shape)).flatten(), atol=1e-5)
     assert not torch.allclose(held(made), before.flatten(), atol=1e-2)
     assert made.identity["weights"] != Weights(mini_weights).fingerprint()
@@ -108,13 +108,13 @@ def test_a_lora_is_merged_into_a_built_plan(mini_weights, tmp_path):
     # what is there already, shaped by the same, is not made again; a refitted plan is refitted again
     assert main([*words, "--out", str(tmp_path / "r")]) == 0
     assert main(["refit", str(tmp_path / "r"), "--out", str(tmp_path / "again")]) == 0
-    assert torch.equal(held(Artifact.open(tmp_path / "again")), before.flatten())
+    assert torch.equal(held(BuiltEngine.open(tmp_path / "again")), before.flatten())
 
 
 def test_a_stripped_plan_is_filled(mini_weights, tmp_path):
     folder = plan_at(tmp_path / "e", {**OPTIONS, "refit": "stripped"})
     assert main(["refit", str(folder), "--out", str(tmp_path / "r")]) == 0
-    made = Artifact.open(tmp_path / "r")
+    made = BuiltEngine.open(tmp_path / "r")
     assert torch.equal(held(made), Weights(mini_weights)[OFFICIAL].float().flatten())
     assert made.identity["options"]["refit"] == "yes"
 

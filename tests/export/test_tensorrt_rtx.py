@@ -21,7 +21,7 @@ from support.tensorrt_plans import FOUR, built, check_unet, job
 pytest.importorskip("triton", reason="needs Triton")
 
 from support.onnx_blocks import block
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import to_onnx
 from vstar_engine.export.traced_networks import unet
@@ -117,7 +117,7 @@ def test_a_mini_engine_is_built_by_the_command_line(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    artifact = Artifact.open(out)
+    artifact = BuiltEngine.open(out)
     facts = artifact.manifest["facts"]
     assert facts["plan"]["plugin_layers"] == facts["unet"]["temporal_attentions"] > 0
     assert artifact.file("unet.plan").stat().st_size > 1e6

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from support.accuracy import assert_as_accurate, relative_error
 from support.engines import engine_at
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import eager as eager_unet
 from vstar_engine.backends import inductor
 from vstar_engine.backends.inputs import shared
@@ -76,7 +76,7 @@ def small(*given):
     inputs, batch = {"input": torch.zeros(2, 3)}, torch.export.Dim("batch", max=8)
     return dataclasses.replace(described, module=torch.nn.Linear(3, 3), inputs=inputs, dims={"input": {0: batch}})
 
-to_inductor.unet, to_inductor.hearing_texts = small, lambda network: network
+to_inductor.unet, to_inductor.with_texts_axis = small, lambda network: network
 to_inductor.eager.load = lambda *given, **named: torch.nn.Linear(3, 3)
 torch._inductor.aot_compile = lambda *given, **named: [str(folder / "model.so")]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -153,7 +153,7 @@ def test_a_guess_counts_the_weights_of_the_unet_alone():
 
 
 def test_a_package_is_refused_where_its_ops_have_no_library(tmp_path, monkeypatch):
-    engine = Artifact.open(engine_at(tmp_path / "e", facts={"ops": ["vstar.linear.default"]}))
+    engine = BuiltEngine.open(engine_at(tmp_path / "e", facts={"ops": ["vstar.linear.default"]}))
     monkeypatch.setattr(library, "status", lambda: (False, "no compiler"))
     with pytest.raises(EngineError, match="calls the CPU kernels: no compiler"):
         inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)
@@ -162,6 +162,6 @@ def test_a_package_is_refused_where_its_ops_have_no_library(tmp_path, monkeypatc
 def test_a_package_of_before_is_refused(tmp_path):
     of_then = {"unet": {"inputs": [{"name": "context", "shape": ["batch", "frames", 77, 64]}]}}
     for facts in (of_then, {}):
-        engine = Artifact.open(engine_at(tmp_path / str(len(facts)), facts=facts))
+        engine = BuiltEngine.open(engine_at(tmp_path / str(len(facts)), facts=facts))
         with pytest.raises(EngineError, match="before packages took several texts a video; rebuild it: vstar-engine build"):
             inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)

@@ -19,7 +19,7 @@ from support.engines import engine_at
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import sha256
 from vstar_engine.backends import backend_named, tensorrt, tensorrt_plugins, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
@@ -207,7 +207,7 @@ def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, tmp_
         return backend_named(backend).machine(torch.device("cuda"), options)
 
     assert machine()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
-    built = Artifact.open(engine_at(tmp_path / "e", backend=backend, options=options, **machine()))
+    built = BuiltEngine.open(engine_at(tmp_path / "e", backend=backend, options=options, **machine()))
     built.check(**machine())
     path.write_bytes(path.read_bytes() + b"swapped")
     with pytest.raises(
@@ -261,7 +261,7 @@ def test_the_profile_follows_the_frames():
 
 
 def artifact(**options):
-    return Artifact(Path("engine"), {"identity": {"options": options}})
+    return BuiltEngine(Path("engine"), {"identity": {"options": options}})
 
 
 def test_what_cannot_run_is_refused_before_it_is_loaded():
@@ -274,7 +274,7 @@ def test_what_cannot_run_is_refused_before_it_is_loaded():
 def test_a_plan_that_tensorrt_cannot_load(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     options = {"plugin": "aot", "refit": "no"}
-    damaged = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt", options=options))
+    damaged = BuiltEngine.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt", options=options))
     library = types.SimpleNamespace(__version__="11.4.0.0", ILogger=fake_tensorrt.ILogger, Runtime=fake_tensorrt.Runtime)
     complaint = r"TensorRT 11.4.0.0 cannot load .*e: the plan's magic tag does not match; rebuild it: vstar-engine build "
     with pytest.raises(EngineError, match=complaint):
@@ -288,7 +288,9 @@ def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: None)
     monkeypatch.setattr(tensorrt_rtx, "open_plan", lambda trt, artifact, device, dtype, graphs: opened.append(device))
     options = {"plugin": "python", "targets": ["SM86", "SM89"]}
-    built = Artifact.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt-rtx", device="cuda", options=options))
+    built = BuiltEngine.open(
+        engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt-rtx", device="cuda", options=options)
+    )
     complaint = r"was built for SM86, SM89, got an RTX sm_120; build one for it: .*--targets SM86,SM89,SM120$"
     with pytest.raises(EngineError, match=complaint):
         tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)

@@ -14,7 +14,7 @@ import triton_python_backend_utils as server
 from support import scratch
 from support.engines import engine_at
 from vstar_engine import Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.commands.main import main
 from vstar_engine.errors import EngineError, OutputError
@@ -142,7 +142,7 @@ def test_requests_that_make_no_sense_are_answered(orchestrator, states, settings
 
 
 def test_only_engines_that_triton_serves(tmp_path, mini_weights):
-    artifact = Artifact.open(engine_at(tmp_path / "e"))
+    artifact = BuiltEngine.open(engine_at(tmp_path / "e"))
     with pytest.raises(EngineError, match="backend inductor; Triton Inference Server takes onnxruntime"):
         to_triton_server.write(artifact, {}, tmp_path / "models", False, print)
     assert not (tmp_path / "models").exists()
@@ -157,7 +157,7 @@ def plan_at(folder, versions=None, **options):
     facts = {"unet": {"inputs": [], "outputs": []}, "plan": {"profiles": profiles}}
     shaped = {"plugin": "aot", "refit": "no", **options}
     about = {"backend": "tensorrt", "device": "NVIDIA H200 sm_90", "frames": [16, 32], "versions": versions or {}}
-    return Artifact.open(engine_at(folder, file="unet.plan", facts=facts, options=shaped, **about))
+    return BuiltEngine.open(engine_at(folder, file="unet.plan", facts=facts, options=shaped, **about))
 
 
 @pytest.fixture

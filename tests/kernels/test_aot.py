@@ -14,8 +14,9 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.config.models import MODELS
-from vstar_engine.kernels.aot.__main__ import Entry, attempt, entries, faults
-from vstar_engine.kernels.aot.entries import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
+from vstar_engine.kernels.aot.attention_entries import Entry, entries
+from vstar_engine.kernels.aot.compilation import attempt, faults
+from vstar_engine.kernels.aot.fused_entries import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot.report import page, programs
 from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
 from vstar_engine.networks import fp8
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def compile_table(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vstar_engine.kernels.aot.__main__", "--out", str(out), *options]
+    command = [sys.executable, "-m", "vstar_engine.kernels.aot", "--out", str(out), *options]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -61,7 +62,7 @@ def test_the_page_is_what_was_compiled(compiled):
     written = (ROOT / "docs" / "performance" / "compiled_kernels.md").read_text()
     if f"\nTriton {manifest['triton']} " not in written:
         pytest.skip(f"the page is of another Triton than {manifest['triton']}, the one here")
-    assert page(manifest) == written, "write it anew: `python -m vstar_engine.kernels.aot.report DIR`"
+    assert page(manifest) == written, "write it anew: `python -m vstar_engine.kernels.aot --report DIR`"
     with pytest.raises(ValueError, match="one dtype, and the manifest has none: compile with --dtype fp16"):
         page({**manifest, "entries": []})
 

@@ -28,8 +28,8 @@ def test_a_step_is_the_formula_of_each_video(i):
     after, finished = guided_step(x, eps, plain, coefficients(schedule, guidance)[6 - i], noise)
     a, a_prev, sigma = (float(getattr(schedule, name)[i]) for name in ("alpha", "alpha_prev", "sigma"))
     for video in range(3):
-        heard, unheard = eps[video], eps[3 + video]
-        e = heard if video == 2 else unheard + guidance[video] * (heard - unheard)
+        cond, uncond = eps[video], eps[3 + video]
+        e = cond if video == 2 else uncond + guidance[video] * (cond - uncond)
         clean = (x[video] - (1 - a) ** 0.5 * e) / a**0.5 / float(schedule.scale[i])
         direction = (1 - a_prev - sigma**2) ** 0.5 * e
         torch.testing.assert_close(finished[video], clean)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from vstar_engine.kernels.aot.__main__ import inspect_cubin
+from vstar_engine.kernels.aot.cubin import inspect_cubin
 from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES, SHARED_LIMIT
 from vstar_engine.kernels.tensorrt.tactics import RUNS, Tactic, compile_tactic, tactics
 

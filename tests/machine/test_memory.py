@@ -115,11 +115,11 @@ def test_frames_are_decoded_at_once_as_far_as_they_fit():
 
     def at_once(frames, slack=0):
         free = int(memory.MARGIN * frames * one) + memory.WORKSPACE + slack
-        return memory.frames_at_once(MINI, 96, 128, torch.float32, free)
+        return memory.frames_within(MINI, 96, 128, torch.float32, free)
 
     found = {(1, -99): 0, (1, 9): 1, (5, -99): 4, (5, 9): 5, (CHUNK, 9): CHUNK, (100, 0): CHUNK}
     assert {asked: at_once(*asked) for asked in found} == found
-    assert memory.frames_at_once(MINI, 96, 128, torch.float32, 0) == 0
+    assert memory.frames_within(MINI, 96, 128, torch.float32, 0) == 0
 
 
 @torch.no_grad()

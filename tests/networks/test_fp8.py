@@ -1,6 +1,6 @@
 """FP8: each layer against its formula in float64, what is converted, the error it makes, and where it is refused."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vstar_engine import Engine, Sampling
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.bench.harness.random_networks import step_inputs
 from vstar_engine.bench.ops.pytorch_layers import unfused
 from vstar_engine.commands import main
@@ -19,10 +20,10 @@ from vstar_engine.kernels.fp8_conv2d import conv_e4m3
 from vstar_engine.kernels.fp8_quantize import LARGEST
 from vstar_engine.kernels.problems import E4M3, Fp8ConvProblem, LayerNorm
 from vstar_engine.machine import memory
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.networks import fp8
 from vstar_engine.networks.layers import FeedForward, FrameConv, Linear, Pointwise, RowNorm
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling import fp8_calibration
 from vstar_engine.verification.case import Judge, relative_error
 from vstar_engine.verification.judges import unet_case
 
@@ -352,11 +353,10 @@ def test_the_error_on_golden_unets(golden, name, capsys):
 
 
 def test_what_does_not_compose(mini, small):
-    cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="needs the text tower and states, not embeddings"):
         Engine.load("mini", text=None, fp8=True)
     with pytest.raises(ValueError, match="converts the network in eager PyTorch, and DIR computes as it was built"):
-        fp8_calibration.check_choice(cpu, torch.float32, SimpleNamespace(folder="DIR"), True)
+        ModelChoice("mini", engine=BuiltEngine(Path("DIR"), {}), fp8=True)
     with pytest.raises(ValueError, match="a network in fp8 keeps the LoRAs it was loaded with"):
         small.adapt(["a.safetensors"])
     with pytest.raises(ValueError, match=r"fp8 is a way to load the network, .*Engine.load\(fp8=True\)"):

@@ -11,7 +11,7 @@ from vstar_engine.bench.harness.random_networks import lay_out, seeded_unet, ste
 from vstar_engine.bench.step.workload import TINY
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import traced_networks
-from vstar_engine.export.to_inductor import hearing_texts
+from vstar_engine.export.to_inductor import with_texts_axis
 from vstar_engine.machine.memory import without_data
 from vstar_engine.networks.unet import UNet
 
@@ -129,7 +129,7 @@ def test_an_exported_graph_copies_only_its_ends(spec):
 @torch.no_grad()
 def test_a_package_copies_else_only_where_its_texts_part():
     """TAR, hidden states and their residual in the first spatial transformer, the embedding, and the skip from before it."""
-    first, *parts, last = copies(exported(TINY, held=hearing_texts))
+    first, *parts, last = copies(exported(TINY, held=with_texts_axis))
     assert [first[1], last[1]] == [op for _, op in ENDS]
     block = "module.input_blocks.1.1"
     where = ["module", f"{block}.transformer_blocks.0", block, "module.input_blocks.1", "module"]

@@ -113,26 +113,26 @@ def test_texts_of_unlike_lengths_are_projected_as_they_are():
     wanted = net(**{**given, "context": torch.cat([states, empty.expand_as(states)])})
     layers = [part for part in net.modules() if isinstance(part, CrossAttention)]
     hooks = [layer.to_kv.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0])) for layer in layers]
-    heard = net.hear(states, empty)
+    context_kv = net.prepare_context(states, empty)
     assert seen == [states.shape[1] + 1] * len(layers)
-    assert torch.allclose(net(**{**given, "context": heard}), wanted, **SAME)
+    assert torch.allclose(net(**{**given, "context": context_kv}), wanted, **SAME)
     assert len(seen) == len(layers)
-    assert net.hear(empty).shape[:2] == (1, 1)
+    assert net.prepare_context(empty).shape[:2] == (1, 1)
     for hook in hooks:
         hook.remove()
 
 
 @pytest.mark.parametrize("texts", [1, 2])
-def test_a_clock_serves_every_step_without_its_embeddings(texts):
+def test_a_timestep_table_serves_every_step_without_the_embedding_layers(texts):
     net, given = made(), inputs(2)
     context = torch.cat([given["context"] * (1 + i) for i in range(texts)])
     timesteps = torch.tensor([901, 481, 1])
-    clock = net.clock(timesteps, given["fps"])
-    assert clock.table.shape[:3] == (3, 2, 1)
+    table = net.timestep_table(timesteps, given["fps"])
+    assert table.rows.shape[:3] == (3, 2, 1)
     wanted = [net(**{**given, "context": context, "timestep": t.expand(2, 1)}) for t in timesteps]
     net.time_embed = net.fps_embedding = None
-    for row, noise in zip(clock.table, wanted, strict=True):
-        found = net(**{**given, "context": context, "timestep": clock.timed(row), "fps": None})
+    for row, noise in zip(table.rows, wanted, strict=True):
+        found = net(**{**given, "context": context, "timestep": table.embedding(row), "fps": None})
         assert torch.allclose(found, noise, **SAME)
     assert not torch.allclose(wanted[0], wanted[1], **SAME)
 

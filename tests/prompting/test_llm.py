@@ -2,12 +2,14 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from support.chat_server import ALL, ChatServer, broken, choice, cut_short, hang, raw, respond, trickle
 from vstar_engine.errors import EndpointError, MissingLibrary
-from vstar_engine.prompting.llm import LONGEST_ANSWER, MODES, Endpoint, Llm, parse_states
+from vstar_engine.prompting.llm import LONGEST_ANSWER, MODES, Endpoint, Llm
+from vstar_engine.prompting.llm_answer import parse_states
 from vstar_engine.prompting.synopsis import LLM, OFFLINE, synopsize
 
 STATES = ("a young boy", "a young man", "an old man")
@@ -197,3 +199,66 @@ def test_what_an_endpoint_says_of_a_prompt_is_logged_at_debug_alone(level, caplo
         assert synopsize("a very secret prompt", llm=llm(server)).states == ("a very secret prompt",)
     assert "answered HTTP 400" in caplog.text
     assert ("very secret" in caplog.text) == (level == "DEBUG")
+
+
+ANSWERS = {
+    "the closing tag alone": 'Maybe ["draft one", "draft two"] would do.\n</think>\n' + GOOD,
+    "another closing tag": f'["draft one", "draft two"]</reasoning>{GOOD}',
+    "a list before the states": json.dumps({"reasoning": ["it is cold", "it gets warm"], "states": STATES}),
+    "drafts without tags": f'First {{"states": ["a", "b"]}}, better {GOOD}',
+    "a trailing comma": '{"states": ["a young boy", "a young man", "an old man",]}',
+    "objects": json.dumps({"states": [{"description": state} for state in STATES]}),
+    "numbered keys": json.dumps({"states": {str(i): state for i, state in enumerate(STATES, 1)}}),
+    "full-width numbers": "\n".join(f"{chr(0xFF10 + i)}\uff0e{state}" for i, state in enumerate(STATES, 1)),
+    "Chinese numbers": "\n".join(f"{i}、{state}" for i, state in enumerate(STATES, 1)),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_the_states_are_taken_and_not_the_reasoning(case):
+    assert parse_states(ANSWERS[case]) == STATES
+
+
+def test_of_several_lists_without_the_name_none_is_taken():
+    assert parse_states(json.dumps({"reasoning": ["a", "b"], "answer": ["c", "d"]})) == ()
+
+
+def busy(status, wait):
+    def say(handler):
+        handler.send_response(status)
+        handler.send_header("Retry-After", wait)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return say
+
+
+def test_a_busy_endpoint_is_waited_for_and_keeps_its_form():
+    with ChatServer(busy(429, "0"), busy(503, "0"), GOOD) as server:
+        assert llm(server).states("p") == STATES
+    assert [request["response_format"]["type"] for request in server.requests] == ["json_schema"] * 3
+
+
+def test_a_wait_beyond_the_timeout_is_not_begun():
+    with ChatServer(busy(429, "3600")) as server, pytest.raises(EndpointError, match="HTTP 429"):
+        llm(server).states("p")
+    assert len(server.requests) == 1
+
+
+def test_first_requests_at_once_find_the_form_each():
+    with ChatServer(LIST, forms=ALL[2:]) as server, ThreadPoolExecutor(8) as pool:
+        model = llm(server)
+        assert list(pool.map(model.states, [f"prompt {i}" for i in range(8)])) == [STATES] * 8
+
+
+def test_a_key_is_cleaned_and_never_shown(monkeypatch):
+    with ChatServer(GOOD) as server:
+        assert llm(server, key="sk-secret\n").states("p") == STATES
+        assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    with pytest.raises(ValueError, match="the endpoint's key holds") as refused:
+        Endpoint("http://127.0.0.1/v1", "m", "sk-secret\nsk-other")
+    assert "sk-" not in str(refused.value)
+    assert "sk-" not in repr(Endpoint("http://127.0.0.1/v1", "m", "sk-secret"))
+    with pytest.raises(EndpointError) as failed:
+        Llm(Endpoint("http://user:sk-pass@127.0.0.1:9/v1", "m")).states("p")
+    assert "sk-" not in str(failed.value)

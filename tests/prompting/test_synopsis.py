@@ -50,7 +50,7 @@ def test_prompts_and_synopses_line_by_line(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text('day to night\n\n  snow \n{"prompt": "p", "subprompts": ["a"]}\n')
     assert list(read_prompts(file)) == ["day to night", "snow", Synopsis("p", ("a",))]
-    file.write_text("snow\n{broken\n")
+    file.write_text('snow\n{"broken\n')
     with pytest.raises(ValueError, match="line 2 looks like JSON"):
         list(read_prompts(file))
     file.write_bytes(b"snow\n\xff\n")
@@ -91,3 +91,74 @@ def test_more_states_than_the_rules_know_are_missed_aloud(caplog):
 def test_no_states_are_refused():
     with pytest.raises(ValueError, match="at least 1 state, got 0"):
         synopsize("p", 0)
+
+
+def put(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
+
+
+def test_null_is_not_given(tmp_path):
+    states = [{"text": text, "at": None, "duration": None, "negative": None} for text in ("snow", "thaw")]
+    content = json.dumps({"prompt": None, "negative": None, "synopsis_source": None, "subprompts": states})
+    assert read_synopses(put(tmp_path, "s.json", content)) == [Synopsis("snow", ("snow", "thaw"))]
+
+
+@pytest.mark.parametrize("text", ["[winter:spring:0.5] a hill\nsnow", "{red|blue} flowers\nsnow", "[1990] a street\n[x]\n"])
+def test_a_prompt_may_begin_with_a_bracket(tmp_path, text):
+    assert [synopsis.states for synopsis in read_synopses(put(tmp_path, "s.txt", text))] == [tuple(text.strip().split("\n"))]
+    assert list(read_prompts(put(tmp_path, "p.txt", text))) == text.strip().split("\n")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x0c", "\x85", "\u2029"])
+def test_a_line_ends_at_a_newline_alone_in_both_readers(tmp_path, mark):
+    file = put(tmp_path, "s.txt", f"deep snow,{mark}bare trees\r\nflowers\n")
+    wanted = [f"deep snow,{mark}bare trees", "flowers"]
+    assert list(read_prompts(file)) == wanted
+    assert read_synopses(file)[0].states == tuple(wanted)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
+    content = json.dumps({"prompt": "ü", "subprompts": ["雪", "花"]}, ensure_ascii=False)
+    assert read_synopses(put(tmp_path, "s.json", content.encode(encoding)))[0].states == ("雪", "花")
+    assert list(read_prompts(put(tmp_path, "p.txt", "雪\n花".encode(encoding)))) == ["雪", "花"]
+
+
+@pytest.mark.parametrize("name", ["s.JSONL", "s.ndjson"])
+def test_endings_of_an_object_a_line(tmp_path, name):
+    line = json.dumps({"prompt": "p", "subprompts": ["a"]}) + "\n"
+    assert read_synopses(put(tmp_path, name, line * 2)) == [Synopsis("p", ("a",))] * 2
+
+
+def test_a_negative_of_the_whole_video(tmp_path):
+    content = {"prompt": "p", "negative": "people", "subprompts": ["a", {"text": "b", "negative": "cars"}]}
+    assert read_synopses(put(tmp_path, "s.json", json.dumps(content)))[0].negatives == ("people", "cars")
+
+
+WRONG = {
+    "a list for the prompt": ('{"prompt": ["p"], "subprompts": ["a"]}', 'prompt is text, got ."p".'),
+    "false for a negative": ('{"subprompts": [{"text": "a", "negative": false}]}', "negative is text, got false"),
+    "a number for the source": ('{"synopsis_source": 3, "subprompts": ["a"]}', "synopsis_source is text, got 3"),
+    "an unknown key at the top": (
+        '{"prompt": "p", "sead": 3, "subprompts": ["a"]}',
+        "has prompt, negative and subprompts, got sead",
+    ),
+    "the original's name": ('{"prompt": "p", "attribute_list": ["a"]}', "attribute_list is subprompts here"),
+    "a trailing comma": ('{"prompt": "p", "subprompts": ["a",]}', "take out the comma before the closing bracket"),
+    "two objects": ('{"subprompts": ["a"]}\n{"subprompts": ["b"]}', "one a line belong into a .jsonl file"),
+    "NaN": ('{"subprompts": [{"text": "a", "at": NaN}]}', "NaN is no number of JSON"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_no_synopsis_is_told_what_would_do(tmp_path, fault):
+    content, said = WRONG[fault]
+    with pytest.raises(ValueError, match=said):
+        read_synopses(put(tmp_path, "s.json", content))
+
+
+def test_a_share_that_javascript_wrote_as_1_is_remarked_on(tmp_path, caplog):
+    states = [{"text": "a", "at": 0}, {"text": "b", "at": 1}]
+    read_synopses(put(tmp_path, "s.json", json.dumps({"prompt": "p", "subprompts": states})))
+    assert 'at 1 is frame 1, the second one; for the end of the video write "100%"' in caplog.text

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from support.engines import engine_at
-from vstar_engine import Engine, Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from support.denoisers import Watched
+from support.engines import engine_at, engine_like
+from vstar_engine import Sampling, Tar
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.config.request import Request
 from vstar_engine.errors import EngineError, MemoryShortage
 from vstar_engine.machine import memory
@@ -56,7 +57,7 @@ def test_a_video_does_not_depend_on_those_it_rides_with(mini, alone, order):
 
 def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
     sizes = []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)})
+    counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: sizes.append(len(given[2]))))
     careful = request("rain", seed=9, batch_guidance=False)
     together = latents(counting, [MIXED[0], careful, MIXED[1]])
     assert sizes == [3, 2] * 4
@@ -65,8 +66,8 @@ def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
 
 
 def test_texts_are_projected_once(mini, alone, monkeypatch):
-    heard, hear = [], mini.denoiser.hear
-    monkeypatch.setattr(mini.denoiser, "hear", lambda *contexts: heard.append(len(contexts)) or hear(*contexts))
+    heard, prepare = [], mini.denoiser.prepare_context
+    monkeypatch.setattr(mini.denoiser, "prepare_context", lambda *given: heard.append(len(given)) or prepare(*given))
     assert apart(latents(mini, [MIXED[0]])[0], alone[0]) < LATENTS
     assert heard == [2]
     mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(heard) > 1)
@@ -87,7 +88,7 @@ def test_each_video_has_its_own_settings_on_it(mini):
 
 def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
     heard, sizes = [], []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)})
+    counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: sizes.append(len(given[2]))))
     videos = counting.run_batch(
         MIXED[:3], lambda done, total: heard.append((done, total)), lambda index: index == 0 and len(heard) == 2
     )
@@ -100,7 +101,7 @@ def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
 
 def test_when_all_are_cancelled_no_step_is_taken(mini):
     calls = []
-    counting = Engine(**{**vars(mini), "denoiser": lambda *given: calls.append(1) or mini.denoiser(*given)})
+    counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: calls.append(1)))
     assert counting.run_batch(MIXED[:2], cancelled=lambda index: True) == [None, None]
     assert not calls
 
@@ -141,7 +142,7 @@ def test_a_batch_of_none(mini):
 
 
 def test_a_built_engine_refuses_more_rows_than_it_was_built_for(mini, tmp_path):
-    built = Engine(**{**vars(mini), "artifact": Artifact.open(engine_at(tmp_path / "engine", batch=4))})
+    built = engine_like(mini, artifact=BuiltEngine.open(engine_at(tmp_path / "engine", batch=4)))
     assert len(built.run_batch(MIXED[:2])) == 2
     with pytest.raises(EngineError, match="takes a batch of 4, got 5"):
         built.run_batch(MIXED[:3])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from support.denoisers import Watched
 from vstar_engine import Sampling
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 
 SPEC = MODELS["mini"]
 
@@ -36,14 +37,13 @@ def test_bad_names_and_what_does_not_compose():
 def test_steps_without_guidance_ask_for_one_branch(batched):
     asked = []
 
-    def denoiser(latents, timestep, context, fps, tar):
-        asked.append(len(context))
+    def zeros(latents, timestep, context, fps, tar):
         return latents.new_zeros(len(context), *latents.shape[1:])
 
     sampling = Sampling(5, batch_guidance=batched, fast=("guidance-interval",))
     request = Request(("a",), frames=2, size=(32, 32), sampling=sampling)
-    row = Row.of(0, request, None, torch.zeros(1, 2, 77, 64), torch.zeros(1, 1, 77, 64), SPEC)
-    batch = Batch(denoiser, SPEC, torch.float32, [row])
+    row = BatchRow.of(0, request, None, torch.zeros(1, 2, 77, 64), torch.zeros(1, 1, 77, 64), SPEC)
+    batch = Batch(Watched(zeros, lambda *given: asked.append(len(given[2]))), SPEC, torch.float32, [row])
     for _ in range(5):
         batch.step()
     assert asked == ([2, 2, 2, 1, 1] if batched else [1] * 8)

@@ -17,7 +17,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import FEW_STEP, GUIDANCE_INTERVAL, STEP_CACHE
 from vstar_engine.kernels.guided_step import guided_step
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
 from vstar_engine.sampling.step_cache import StepCache
@@ -58,7 +58,7 @@ def final(golden):
     def sampled(sampling):
         if sampling not in found:
             request = Request(tuple(config["anchors"]), config["frames"], 0, size, sampling, Tar({0: 1.0, 1: 4.0}))
-            row = Row.of(0, request, None, *texts, spec)
+            row = BatchRow.of(0, request, None, *texts, spec)
             row.latents = judge.tensor("x_T")
             cache = StepCache(spec.unet) if STEP_CACHE in sampling.fast else None
             batch = Batch(unet, spec, torch.float32, [row], cache=cache)
@@ -101,17 +101,17 @@ def test_few_step(final, capsys):
 @torch.inference_mode()
 def test_a_forward_on_the_features_of_the_step_before(golden, name, capsys):
     """It is nearer to the whole forward than the step before's own answer is, and than one on another branch's features."""
-    unet, (x, told, context, fps, tar) = unet_case(Judge(golden, golden.case(name), torch.device("cpu")))
-    texts, videos, t = torch.cat([context, torch.zeros_like(context)]), torch.arange(len(x)), int(told[0])
-    heard, unheard = ([(video, hears) for video in range(len(x))] for hears in (True, False))
-    right, swapped, cache = [*heard, *unheard], [*unheard, *heard], StepCache(unet.spec)
-    deep = cache.deep(right, whole=True)
-    before = unet(x, told, texts, fps, tar, deep)
-    cache.keep(right, deep.features)
+    unet, (x, timestep, context, fps, tar) = unet_case(Judge(golden, golden.case(name), torch.device("cpu")))
+    texts, videos, t = torch.cat([context, torch.zeros_like(context)]), torch.arange(len(x)), int(timestep[0])
+    cond, uncond = ([(video, branch) for video in range(len(x))] for branch in (True, False))
+    right, swapped, cache = [*cond, *uncond], [*uncond, *cond], StepCache(unet.spec)
+    cached = cache.features(right, whole=True)
+    before = unet(x, timestep, texts, fps, tar, cached)
+    cache.keep(right, cached.features)
     walk = Schedule.ddim(timesteps=[t - STEP, t])
     x, _ = guided_step(x, before, videos, coefficients(walk, torch.ones(len(x)))[0].float(), torch.randn(x.shape))
-    step = (x, told - STEP, texts, fps, tar)
+    step = (x, timestep - STEP, texts, fps, tar)
     exact = unet(*step)
-    ours, others = (unet(*step, cache.deep(branches, whole=False)) for branches in (right, swapped))
+    ours, others = (unet(*step, cache.features(branches, whole=False)) for branches in (right, swapped))
     error = said(capsys, name, ours, exact)
     assert 0 < error < min(relative_error(others, exact), relative_error(before, exact))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vstar_engine import Engine, Sampling
+from support.denoisers import Watched
+from support.engines import engine_like
+from vstar_engine import Sampling
 from vstar_engine.commands.inspect import command_for
 from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Request
@@ -108,15 +110,14 @@ def test_a_schedule_refuses_more_steps_than_the_teacher_had():
 
 def test_the_engine_asks_for_one_branch_a_step_and_warns_once(mini, caplog):
     request_warnings.warn_once.cache_clear()
-    Engine(**{**vars(mini), "loras": [SimpleNamespace(sha256="")]}).begin([Request(("snow",), 3, sampling=Sampling.few())])
+    engine_like(mini, loras=[SimpleNamespace(sha256="")]).begin([Request(("snow",), 3, sampling=Sampling.few())])
     assert "LoRA" not in caplog.text
     asked = []
 
-    def denoiser(latents, timestep, context, fps, tar):
+    def seen(latents, timestep, *given):
         asked.append((len(latents), int(timestep[0])))
-        return mini.denoiser(latents, timestep, context, fps, tar)
 
-    watched = Engine(**{**vars(mini), "denoiser": denoiser})
+    watched = engine_like(mini, denoiser=Watched(mini.denoiser, seen))
     request = Request(("snow", "flowers"), 3, 1, (32, 64), Sampling.few())
     one, two = watched.run(request), watched.run(request)
     assert asked == [(1, 999), (1, 759), (1, 499), (1, 259)] * 2

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from vstar_engine import Engine, Sampling, Tar
-from vstar_engine.artifacts.built_engine import Artifact
+from support.engines import engine_like
+from vstar_engine import Sampling, Tar
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.bench.harness.random_networks import seeded_unet
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.machine import memory
 from vstar_engine.networks.blocks import Stage
-from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.precomputed import CachedFeatures
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.step_cache import StepCache
 
@@ -46,10 +47,10 @@ def step_inputs(spec, rows, frames=3, texts=1):
 
 def forward(unet, cache, branches, whole, inputs):
     """Runs the network as a step does: whole, keeping its features, or on those that are kept."""
-    deep = cache.deep(branches, whole)
-    unet(*inputs, deep)
+    cached = cache.features(branches, whole)
+    unet(*inputs, cached)
     if whole:
-        cache.keep(branches, deep.features)
+        cache.keep(branches, cached.features)
 
 
 @pytest.fixture
@@ -71,10 +72,10 @@ def ran(mini):
 def test_features_of_the_same_step_give_the_same_noise_to_the_bit(mini, stages, dense, texts):
     *inputs, tar = step_inputs(mini.spec.unet, rows=2, texts=texts)
     tar = tar[..., None] * tar[..., None, :] if dense else tar
-    deep = Deep(stages)
-    whole = mini.denoiser(*inputs, tar, deep)
+    cached = CachedFeatures(stages)
+    whole = mini.denoiser(*inputs, tar, cached)
     assert torch.equal(whole, mini.denoiser(*inputs, tar))
-    assert torch.equal(whole, mini.denoiser(*inputs, tar, deep))
+    assert torch.equal(whole, mini.denoiser(*inputs, tar, cached))
 
 
 @torch.inference_mode()
@@ -83,11 +84,11 @@ def test_levels_without_texts_take_features_that_know_them(stages):
     """Where the finest level hears no text, branches part below it: only its cached features know them apart."""
     spec = replace(MODELS["mini"].unet, attention_levels=(2,))
     unet = seeded_unet(spec, "cpu", torch.float32)
-    inputs, deep = step_inputs(spec, rows=1, texts=2), Deep(stages)
-    whole = unet(*inputs, deep)
+    inputs, cached = step_inputs(spec, rows=1, texts=2), CachedFeatures(stages)
+    whole = unet(*inputs, cached)
     assert len(whole) == 2
     assert not torch.equal(whole[0], whole[1])
-    assert torch.equal(whole, unet(*inputs, deep))
+    assert torch.equal(whole, unet(*inputs, cached))
 
 
 @torch.inference_mode()
@@ -136,7 +137,7 @@ def test_videos_of_one_batch_agree_on_it(mini):
 
 
 def test_a_built_engine_refuses_in_a_sentence(mini):
-    built = Engine(**{**vars(mini), "artifact": Artifact(Path("DIR"), {"identity": {"size": None}})})
+    built = engine_like(mini, artifact=BuiltEngine(Path("DIR"), {"identity": {"size": None}}))
     with pytest.raises(ValueError, match="step-cache needs the network in eager PyTorch, and DIR can only run it whole"):
         built.begin([request("snow")])
 
@@ -159,5 +160,5 @@ def test_the_plan_of_memory_holds_for_it(name):
         cache = StepCache(spec.unet)
         with memory.LiveBytes() as cached:
             for step in range(3):
-                forward(unet, cache, ["heard", "unheard"], step % 2 == 0, inputs)
+                forward(unet, cache, ["cond", "uncond"], step % 2 == 0, inputs)
     assert cached.peak <= memory.MARGIN * plain.peak

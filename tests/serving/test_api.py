@@ -302,7 +302,7 @@ def test_no_prompt_in_the_log(server):
 
 def test_a_blank_prompt_is_refused_by_a_sentence(server):
     answer = server.http.post("/v1/videos", json={"prompt": "  "})
-    assert error_of(answer, 400, param="prompt")["message"] == "prompt: these words are blank; say what shall be seen"
+    assert error_of(answer, 400, param="prompt")["message"] == "prompt: this text is blank; describe what the video shows"
     assert server.http.post("/v1/videos", json={"prompt": "a tree", **SMALL, "n": 1}).status_code == 200
     assert server.http.post("/v1/videos", data={"prompt": "a tree", "size": "64x32", "n": "1"}).status_code == 200
 

@@ -1,5 +1,6 @@
 """The client against a server that answers, refuses, vanishes and breaks off when told to."""
 
+import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,8 +9,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from vstar_engine import client as module
-from vstar_engine.client import Client
+from vstar_engine.client import Client, Video
 from vstar_engine.commands.main import main
+from vstar_engine.commands.remote_jobs import line
 from vstar_engine.errors import JobFailed, OutputError, ServerError
 
 ID = "video_" + "0" * 32
@@ -50,6 +52,9 @@ class Stub:
         asked = {"path": path.path, "method": handler.command, "headers": dict(handler.headers), "query": parse_qs(path.query)}
         self.asked.append({**asked, "body": json.loads(body) if body else None})
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if callable(answer):
+            answer(handler)
+            return
         if answer == "vanish":
             handler.connection.close()
             return
@@ -284,3 +289,60 @@ def test_status_lists_the_newest(stub, here, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert "queued" in first
     assert "out_of_memory" in second
+
+
+def cut(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"half of it")
+
+
+def test_half_a_video_is_no_video(stub, client, tmp_path):
+    whole = video("completed", 100, bytes=len(MP4), sha256=hashlib.sha256(MP4).hexdigest())
+    stub.answers = [cut, whole] * 2 + [MP4]
+    client.fetch(ID, tmp_path / "a.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == MP4
+    stub.answers = [cut, whole] * 3
+    with pytest.raises(ServerError, match=r"sent 10 bytes of .* cut short"):
+        client.fetch(ID, tmp_path / "b.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_content_is_held_to_its_tag(stub, client, tmp_path):
+    stub.answers = [(200, {"ETag": '"' + "ab" * 32 + '"'}, MP4)]
+    with pytest.raises(ServerError, match="are not its thumbnail"):
+        client.fetch(ID, tmp_path / "a.jpg", "thumbnail")
+    stub.answers = [(200, {"ETag": f'"{hashlib.sha256(MP4).hexdigest()}"'}, MP4)]
+    client.fetch(ID, tmp_path / "a.jpg", "thumbnail")
+
+
+@pytest.mark.parametrize(
+    "answer", [{"detail": "hello"}, [1], {"id": 3, "status": "x"}, {"id": "a", "status": "b", "progress": "c"}]
+)
+def test_another_service_is_told(stub, client, answer):
+    stub.answers = [answer]
+    for ask in (lambda: client.status(ID), lambda: client.submit("p"), lambda: client.wait(ID), lambda: list(client.list())):
+        with pytest.raises(ServerError, match="is this a vstar-engine server"):
+            ask()
+
+
+def test_a_key_is_cleaned_and_never_shown(stub, here, monkeypatch, capsys):
+    stub.answers = [{"data": [], "has_more": False}]
+    (here / "key").write_bytes(b"\xef\xbb\xbfsk-secret\r\n")
+    assert main(["status", "--server", stub.url, "--key-file", "key"]) == 0
+    monkeypatch.setenv("VSTAR_API_KEY", "sk-secret\n")
+    assert main(["status", "--server", stub.url]) == 0
+    assert {asked["headers"]["Authorization"] for asked in stub.asked} == {"Bearer sk-secret"}
+    monkeypatch.setenv("VSTAR_API_KEY", "sk-secret\nsk-other")
+    assert main(["status", "--server", stub.url]) == 2
+    assert main(["status", "--server", "http://user:sk-pass@127.0.0.1:9", "--patience", "0"]) == 2
+    monkeypatch.setenv("VSTAR_API_KEY", "")
+    assert main(["status", "--server", "http://user:sk-pass@127.0.0.1:9", "--patience", "0"]) == 10
+    assert "sk-" not in capsys.readouterr().err
+
+
+def test_a_prompt_of_two_lines_is_one_line(stub, here, capsys):
+    stub.answers = [{"data": [video(prompt="one\ntwo\x1b[2Jthree")], "has_more": False}]
+    assert main(["status", "--server", stub.url]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert "\x1b" not in line(Video.of(video(prompt="\x1b[2J")))

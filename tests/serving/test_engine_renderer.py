@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from support.engines import engine_at
+from support.denoisers import Watched
+from support.engines import engine_at, engine_like
 from support.slow_engine import job
-from vstar_engine import Engine
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.prompting.embeddings import embed
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.jobs import events
 from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
-from vstar_engine.serving.workers.engine_renderer import Model, TextCache
+from vstar_engine.serving.workers.engine_renderer import EngineRenderer, TextCache
 from vstar_engine.serving.workers.local_process import ProcessEngine
 
 SIZE = (32, 64)
@@ -42,14 +42,14 @@ def test_the_cache_keeps_nothing_larger_than_itself():
 
 
 def test_a_job_hears_the_same_from_the_cache(mini):
-    model = Model(mini)
+    model = EngineRenderer(mini)
     first, again = (model.begin([job("snow", steps=1)]).rows[0] for _ in range(2))
     assert torch.equal(first.context, again.context)
     assert model.counters()["cache_hits"] == 2
 
 
 def test_facts_and_buckets_of_the_model(mini):
-    model = Model(mini)
+    model = EngineRenderer(mini)
     facts = model.facts()
     assert {*events.FACTS} - facts.keys() == {"batch_limits", "step_seconds", "counters"}
     assert facts["size"] == [96, 128]
@@ -57,7 +57,7 @@ def test_facts_and_buckets_of_the_model(mini):
 
 
 def test_a_preview_looks_like_the_video(mini):
-    model = Model(mini)
+    model = EngineRenderer(mini)
     batch = model.begin([job("a red and blue landscape", steps=4, frames=4, seed=3)])
     assert model.preview(batch.rows[0]) is None
     for _ in range(batch.steps):
@@ -74,25 +74,25 @@ def test_a_preview_looks_like_the_video(mini):
 
 
 def test_an_engine_built_for_one_row_takes_guidance_in_two_passes(mini, tmp_path):
-    built = Engine(**{**vars(mini), "artifact": Artifact.open(engine_at(tmp_path / "engine", batch=1, size=list(SIZE)))})
-    model, sizes = Model(built), []
+    built = engine_like(mini, artifact=BuiltEngine.open(engine_at(tmp_path / "engine", batch=1, size=list(SIZE))))
+    model, sizes = EngineRenderer(built), []
     assert model.most_at_once() == 1
     batch = model.begin([job("snow", steps=1)])
-    batch.denoiser = lambda *given: sizes.append(len(given[2])) or mini.denoiser(*given)
+    batch.denoiser = Watched(mini.denoiser, lambda *given: sizes.append(len(given[2])))
     model.step(batch)
     assert sizes == [1, 1]
 
 
 def test_a_built_engine_says_what_it_takes(mini, tmp_path):
-    artifact = Artifact.open(engine_at(tmp_path / "engine", batch=8, size=list(SIZE), frames=[16, 64]))
-    model = Model(Engine(**{**vars(mini), "artifact": artifact}))
+    artifact = BuiltEngine.open(engine_at(tmp_path / "engine", batch=8, size=list(SIZE), frames=[16, 64]))
+    model = EngineRenderer(engine_like(mini, artifact=artifact))
     assert model.most_at_once() == 4
     assert model.buckets() == [(16, *SIZE), (64, *SIZE)]
     assert (model.facts()["max_frames"], model.facts()["backend"]) == (64, "inductor")
 
 
 def test_a_job_is_sampled_as_it_says(mini):
-    model, asked = Model(mini), job("snow", steps=3, frames=3, fast=("step-cache",))
+    model, asked = EngineRenderer(mini), job("snow", steps=3, frames=3, fast=("step-cache",))
     batch = model.begin([asked])
     for _ in range(batch.steps):
         model.step(batch)
@@ -106,14 +106,14 @@ def test_bundles_are_found_by_their_id(mini, tmp_path):
     bundle.save(tmp_path / "seasons.safetensors")
     asked = job("snow", steps=1, embeddings="seasons")
     named = type(asked)(**{**vars(asked), "states": ("snow", "flowers")})
-    row = Model(mini, tmp_path).begin([named]).rows[0]
+    row = EngineRenderer(mini, tmp_path).begin([named]).rows[0]
     assert row.held.file.endswith("seasons.safetensors")
 
 
 @pytest.mark.parametrize("id", ["../seasons", "absent", ""])
 def test_bundles_that_are_not_there(mini, tmp_path, id):
     with pytest.raises(ValueError, match=r"no embeddings|not a whole bundle"):
-        Model(mini, tmp_path / "bundles").begin([job(embeddings=id)])
+        EngineRenderer(mini, tmp_path / "bundles").begin([job(embeddings=id)])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_bundles_that_are_not_there(mini, tmp_path, id):
     ids=str,
 )
 def test_shortages_are_told_from_faults(mini, error, short):
-    assert Model(mini).is_shortage(error) is short
+    assert EngineRenderer(mini).is_shortage(error) is short
 
 
 def test_videos_from_the_child_are_those_of_the_engine(mini, tmp_path):

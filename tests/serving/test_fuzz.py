@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
 from support.engines import engine_at, identity
-from vstar_engine.artifacts.built_engine import CALLED, Artifact
+from vstar_engine.artifacts.built_engine import CALLED, BuiltEngine
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.artifacts.manifest import MANIFEST
 from vstar_engine.commands.engines import _row
@@ -132,7 +132,7 @@ def test_any_manifest(count, tmp_path):
             content = {**content, "sha256": digest_of(content)}
         (folder / MANIFEST).write_text(json.dumps(content))
         with contextlib.suppress(EngineError):
-            use(Artifact.open(folder), here)
+            use(BuiltEngine.open(folder), here)
 
     try_all(count, altered(whole) | st.dictionaries(TEXT, VALUES, max_size=3), check)
 
@@ -145,7 +145,7 @@ def test_any_manifest_that_is_no_json(count, tmp_path):
     def check(content):
         (folder / MANIFEST).write_bytes(content)
         with contextlib.suppress(EngineError):
-            Artifact.open(folder)
+            BuiltEngine.open(folder)
 
     try_all(count, changed(whole) | st.binary(max_size=60) | st.just(b"[" * 100_000), check)
 

@@ -20,7 +20,6 @@ from vstar_engine.serving.http.service import Caller
 from vstar_engine.serving.jobs import events, result_files
 from vstar_engine.serving.jobs.job import new_id
 from vstar_engine.serving.jobs.progress import failed
-from vstar_engine.serving.queue import queue_worker
 from vstar_engine.serving.queue.runner import Runner
 from vstar_engine.serving.settings import Intervals
 
@@ -300,32 +299,29 @@ def test_a_job_that_another_server_took_up_is_in_progress(tmp_path):
     assert scenario(tmp_path, act) == ["queued", "in_progress", "failed"]
 
 
-@pytest.fixture
-def patient(monkeypatch):
-    """No look but those that somebody asks for."""
-    for name in ("SLOW_ALONE", "SLOW_SHARED", "SLOW_RECOVERED"):
-        monkeypatch.setattr(queue_worker, name, 3600.0)
+# no poll of the queue but when it is woken
+PATIENT = Intervals(idle_poll=3600.0, shared_idle_poll=3600.0, recovered_idle_poll=3600.0)
 
 
-def test_jobs_that_wait_are_taken_without_a_slow_look(tmp_path, patient):
+def test_jobs_that_wait_are_taken_without_an_idle_poll(tmp_path):
     """Two are with the engine at most; the others go through the queue."""
 
     async def act(gateway, engine):
         bodies = [CreateVideo(prompt=f"tree {n}", num_frames=8, size="64x32", num_inference_steps=2) for n in range(6)]
-        records = await asyncio.gather(*(gateway.create(Caller(OWNER), body) for body in bodies))
-        for number in range(len(records)):
+        stored_jobs = await asyncio.gather(*(gateway.create(Caller(OWNER), body) for body in bodies))
+        for number in range(len(stored_jobs)):
             await until(lambda number=number: len(engine.begun) > number)
             id = engine.begun[number]
             await until(lambda id=id: id in engine.ends)
             engine.end(id)
             assert (await ended(gateway, id))["status"] == "completed"
-        return [record.job.id for record in records], engine.begun
+        return [stored.job.id for stored in stored_jobs], engine.begun
 
-    accepted, begun = scenario(tmp_path, act, max_batch=1)
+    accepted, begun = scenario(tmp_path, act, max_batch=1, intervals=PATIENT)
     assert sorted(begun) == sorted(accepted)
 
 
-def test_a_job_that_ran_when_the_server_ended_is_taken_up_without_a_slow_look(tmp_path, patient):
+def test_a_job_that_ran_when_the_server_ended_is_resumed_without_an_idle_poll(tmp_path):
     left = scenario(tmp_path, created)
 
     async def act(gateway, engine):
@@ -333,23 +329,23 @@ def test_a_job_that_ran_when_the_server_ended_is_taken_up_without_a_slow_look(tm
         engine.end(left)
         return await ended(gateway, left)
 
-    assert scenario(tmp_path, act)["status"] == "completed"
+    assert scenario(tmp_path, act, intervals=PATIENT)["status"] == "completed"
 
 
-def test_an_idle_server_hardly_looks(tmp_path, monkeypatch):
-    looks, look = [], SystemDatabase.start_queued_workflows
+def test_an_idle_server_hardly_polls(tmp_path, monkeypatch):
+    polls, poll = [], SystemDatabase.start_queued_workflows
 
     def counted(self, queue, *args, **values):
-        looks.append(queue.name)
-        return look(self, queue, *args, **values)
+        polls.append(queue.name)
+        return poll(self, queue, *args, **values)
 
     monkeypatch.setattr(SystemDatabase, "start_queued_workflows", counted)
 
     async def act(gateway, engine):
-        await asyncio.sleep(0.5)  # the first looks
-        looks.clear()
+        await asyncio.sleep(0.5)  # the first polls
+        polls.clear()
         await asyncio.sleep(2.0)
 
     scenario(tmp_path, act)
-    # of one look in 50 ms there would be forty
-    assert len(looks) <= 4
+    # of one poll in 50 ms there would be forty
+    assert len(polls) <= 4

@@ -12,7 +12,16 @@ from vstar_engine.serving.telemetry.metrics import Metrics
 
 @pytest.fixture
 def job():
-    return Job(new_id(), "key", "mini", "a lake", ("a lake",), 16, (96, 128), time.time() - 3.0)
+    return Job(
+        id=new_id(),
+        key_id="key",
+        model="mini",
+        prompt="a lake",
+        states=("a lake",),
+        frames=16,
+        size=(96, 128),
+        created_at=time.time() - 3.0,
+    )
 
 
 @pytest.fixture

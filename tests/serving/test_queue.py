@@ -7,7 +7,7 @@ import psutil
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
 from support.servers import SMALL, Server
-from vstar_engine.serving.queue.queue_worker import Bell
+from vstar_engine.serving.queue.queue_worker import WakeEvent
 
 NEVER = 3600.0
 # what is wanted of a server with nothing to do, as a share of a core, and from a POST to the start of its job, in seconds
@@ -15,10 +15,10 @@ IDLE, START = 0.01, 0.05
 WATCHED = 30.0
 
 
-def waited(bell, timeout, act):
+def waited(event, timeout, act):
     """Waits in a thread, as the queue's does, while `act` happens; gives what the wait said."""
     said = []
-    thread = threading.Thread(target=lambda: said.append(bell.wait(timeout)), daemon=True)
+    thread = threading.Thread(target=lambda: said.append(event.wait(timeout)), daemon=True)
     thread.start()
     act()
     thread.join(30)
@@ -26,24 +26,24 @@ def waited(bell, timeout, act):
     return said[0]
 
 
-def test_a_bell_wakes_a_queue_that_nobody_waits_in():
-    bell = Bell(lambda: False, NEVER)
-    assert waited(bell, NEVER, bell.ring) is False
-    assert waited(bell, NEVER, bell.stop) is True
-    assert bell.is_set()
+def test_a_wake_ends_the_wait_of_an_idle_queue():
+    event = WakeEvent(lambda: False, NEVER)
+    assert waited(event, NEVER, event.wake) is False
+    assert waited(event, NEVER, event.stop) is True
+    assert event.is_set()
 
 
-def test_a_bell_that_rang_before_the_wait_is_heard_once():
-    bell = Bell(lambda: False, 0.0)
-    bell.ring()
-    assert waited(bell, NEVER, lambda: None) is False
-    assert not bell._rung.is_set()
+def test_a_wake_before_the_wait_ends_it_once():
+    event = WakeEvent(lambda: False, 0.0)
+    event.wake()
+    assert waited(event, NEVER, lambda: None) is False
+    assert not event._woken.is_set()
 
 
-def test_while_jobs_wait_the_queue_keeps_its_own_time():
-    bell = Bell(lambda: True, NEVER)
-    assert waited(bell, 0.01, lambda: None) is False
-    assert waited(bell, NEVER, bell.stop) is True
+def test_while_jobs_wait_the_queue_keeps_its_interval():
+    event = WakeEvent(lambda: True, NEVER)
+    assert waited(event, 0.01, lambda: None) is False
+    assert waited(event, NEVER, event.stop) is True
 
 
 def test_an_idle_server_takes_little_and_starts_at_once(tmp_path, pytestconfig):

@@ -14,7 +14,7 @@ from vstar_engine.errors import EndpointError
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.errors import ApiError
-from vstar_engine.serving.http.request_to_job import Resolver, bundle_path, fingerprint, remixed, tar_of
+from vstar_engine.serving.http.request_to_job import Resolver, bundle_path, fingerprint, remixed, tar_from_body
 from vstar_engine.serving.http.schema import CreateVideo, TarSettings
 from vstar_engine.serving.jobs.job import Job, tar_from
 
@@ -24,7 +24,7 @@ RESOLVER = Resolver(MODELS["mini"])
 def job_of(resolver=RESOLVER, **fields):
     body = CreateVideo.model_validate({"prompt": "a tree", **fields}, strict=True)
     plain = resolver.plain(body, body.prompt, "alice", fingerprint("create", body))
-    return asyncio.run(resolver.told(plain, body))
+    return asyncio.run(resolver.with_states(plain, body))
 
 
 def test_defaults_are_the_engines():
@@ -64,13 +64,13 @@ def test_states_with_places_durations_and_negatives():
     job = job_of(synopsis=states, negative_prompt="e")
     assert (job.at, job.negatives, job.negative) == ((0, 0.5, 1.0), ("b", "e", "e"), "")
     job = job_of(subprompts=[{"text": "a", "duration": 2.0}, {"text": "b"}], num_frames=9, spread="ease")
-    assert (job.durations, job.request().anchors(), job.mode) == ((2.0,), [0, 8], "ease")
+    assert (job.durations, job.request().anchors, job.mode) == ((2.0,), [0, 8], "ease")
 
 
 @pytest.mark.parametrize("name", TAR_PRESETS)
 def test_presets(name):
-    assert tar_of(name, 25) == TAR_PRESETS[name]
-    assert tar_of(TarSettings(preset=name), 25) == TAR_PRESETS[name]
+    assert tar_from_body(name, 25) == TAR_PRESETS[name]
+    assert tar_from_body(TarSettings(preset=name), 25) == TAR_PRESETS[name]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_presets(name):
     ],
 )
 def test_single_settings_of_tar(given, tar):
-    assert tar_of(None if given is None else TarSettings(**given), 25) == tar
+    assert tar_from_body(None if given is None else TarSettings(**given), 25) == tar
 
 
 @given(
@@ -144,7 +144,7 @@ def test_a_bundle_brings_its_states(tmp_path):
     body = CreateVideo(embeddings="winter")
     resolver = bundle(tmp_path)
     plain = resolver.plain(body, None, "alice", "")
-    job = asyncio.run(resolver.told(plain, body))
+    job = asyncio.run(resolver.with_states(plain, body))
     assert (job.states, job.at, job.negative, job.prompt) == (("a", "b"), (0, 1.0), "blurry", "a to b")
     assert Job.from_json(job.to_json()) == job
     for bad in ("other", "../winter"):

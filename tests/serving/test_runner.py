@@ -112,5 +112,5 @@ def test_a_run_without_a_claim_stops_where_its_job_was_cancelled_elsewhere(tmp_p
     outcomes = {"queued": None, "completed": {"status": "completed"}, "failed": {"status": "failed"}}
     gateway.store = Store(StoredJob(one, 0, outcomes[status]) if status in outcomes else None)
     gateway.runner.running[one.id] = one
-    asyncio.run(gateway._look_after())
+    asyncio.run(gateway._check_runs())
     assert gateway.runner.cancelled == ([one.id] if stopped else [])

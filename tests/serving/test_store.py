@@ -97,12 +97,15 @@ class Callbacks:
 def test_a_list_is_in_order_within_a_second(newest_first, tmp_path):
     """The database may know whole seconds only."""
     times = [10.1, 10.3, 10.2, 11.5, 10.9]
-    jobs = [Job(new_id(), "me", "mini", "", ("a",), 8, (32, 64), created_at=at) for at in times]
+    jobs = [
+        Job(id=new_id(), key_id="me", model="mini", prompt="", states=("a",), frames=8, size=(32, 64), created_at=at)
+        for at in times
+    ]
 
     async def listed():
         kept = JobStore(Settings(data=tmp_path), "mini")
         kept.open()
-        await kept.start(Callbacks())
+        await kept.start(Callbacks(), lambda: False)
         try:
             for job in jobs:
                 await kept.add(job, at_once=False)
@@ -268,7 +271,7 @@ def test_what_was_set_aside_is_kept_no_longer_than_videos(tmp_path, settings, le
         os.utime(aside / f"{number}.mp4", (number, number))
     asyncio.run(retention.sweep(Kept({}), Settings(data=tmp_path, **settings), list))
     assert [path.name for path in sorted(aside.iterdir())] == ["0.mp4", "1.mp4"][2 - left :]
-    assert ("set aside were deleted" in caplog.text) == (left < 2)
+    assert ("set aside by age or quota" in caplog.text) == (left < 2)
 
 
 def test_what_a_job_without_a_video_left_goes_at_once(kept, tmp_path, caplog):

@@ -36,7 +36,16 @@ def spans(exporter):
 
 @pytest.fixture
 def job():
-    return Job(new_id(), "key", "mini", "a secret lake", ("a secret lake",), 16, (96, 128), time.time() - 3.0)
+    return Job(
+        id=new_id(),
+        key_id="key",
+        model="mini",
+        prompt="a secret lake",
+        states=("a secret lake",),
+        frames=16,
+        size=(96, 128),
+        created_at=time.time() - 3.0,
+    )
 
 
 def test_a_job_is_a_span_from_its_acceptance_with_its_stages_inside(spans, tracer, job):

@@ -110,7 +110,7 @@ def test_a_server_of_this_version_takes_over_and_gives_back(tmp_path):
         assert {ours.get(id)["status"] for id in ids} == {"queued"}
         assert ours.http.post(f"/v1/videos/{ids[5]}/cancel").json()["error"]["code"] == "cancelled"
         assert ours.http.post(f"/v1/videos/{ids[4]}/remix", json={"prompt": "a bush"}).status_code == 409
-        assert "taken up again" not in ours.log()
+        assert "had lost their run" not in ours.log()
         assert ours.stop() == 0
     with Server(tmp_path, *other, module="support.other_version") as theirs:
         videos = theirs.ledger([*ids, *done])

@@ -2,15 +2,22 @@
 
 import torch
 
+from vstar_engine import Engine
 from vstar_engine.artifacts.built_engine import KIND, name_of
 from vstar_engine.artifacts.manifest import write_manifest
 from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.backends import backend_named
 from vstar_engine.config.models import MODELS
+from vstar_engine.loading import LoadedModel
 from vstar_engine.weights import checkpoint
 from vstar_engine.weights.bundled import weights
 
 FACTS = {"unet": {"inputs": [{"name": "context", "shape": ["texts", "batch", "frames", 77, 64]}]}}
+
+
+def engine_like(engine, **changed):
+    """An engine with some of another's parts changed."""
+    return Engine(LoadedModel(**{**vars(engine), **changed}))
 
 
 def identity(**changed):

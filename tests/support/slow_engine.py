@@ -163,13 +163,13 @@ class Slow:
             if kind in ("segv", "stop"):
                 os.kill(os.getpid(), {"segv": signal.SIGSEGV, "stop": signal.SIGSTOP}[kind])
 
-    def finish(self, batch, row, on_part=None):
+    def finish(self, batch, row, on_frames=None):
         job = row.job
         given = re.search(r"finish=([\d.]+)", job.prompt)
         for _ in range(PARTS):
             time.sleep((float(given[1]) if given else self.ending) / PARTS)
-            if on_part:
-                on_part(None)
+            if on_frames:
+                on_frames(None)
         height, width = job.size
         frames = np.full((job.frames, height, width, 3), job.seed % 200, np.uint8)
         frames[np.arange(job.frames), :, np.arange(job.frames) % width] = 255

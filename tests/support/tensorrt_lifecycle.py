@@ -123,7 +123,7 @@ def described(kind: Any, dims: list[int], low: list[int], high: list[int]) -> An
 @cache
 def accepted_by_ptxas(ptx: str, arch: int) -> str:
     """Returns what ptxas says of a kernel for an architecture: nothing when it takes it."""
-    from vstar_engine.kernels.aot.__main__ import TOOLS
+    from vstar_engine.kernels.aot.cubin import TOOLS
 
     target = next(line.split()[1] for line in ptx.splitlines() if line.startswith(".target"))
     tool = TOOLS / ("ptxas-blackwell" if arch >= 100 else "ptxas")

@@ -5,8 +5,10 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +18,10 @@ from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.errors import CheckpointError, OutputError
 from vstar_engine.weights import random_checkpoint
+from vstar_engine.weights.checkpoint import Weights, load, parameter
 from vstar_engine.weights.convert import convert
+from vstar_engine.weights.convert_child import read_official, write_shards
+from vstar_engine.weights.pickle_file import read_pickle
 
 KEY = "model.diffusion_model.out.0.weight"
 
@@ -40,18 +45,42 @@ def nothing_left(folder):
 def wrapped(tensors, how):
     if how == "module":
         return {"module": {"_forward_module." + name: value for name, value in tensors.items()}}
+    if how == "module, bare":
+        return {"module": tensors}
+    if how == "parallel":
+        return {"state_dict": {f"module.{name}": value for name, value in tensors.items()}}
+    if how == "compiled":
+        return {name.replace("diffusion_model.", "diffusion_model._orig_mod."): value for name, value in tensors.items()}
+    if how == "a pipeline's":
+        return {"model": {f"pipe.{name}": value for name, value in tensors.items()}}
+    if how == "an average beside":
+        return {"state_dict": {**tensors, "model_ema.decay": torch.tensor(0.9), "model_ema.out0weight": tensors[KEY]}}
+    if how == "numpy and paths beside":
+        return {"state_dict": tensors, "callbacks": {"best": np.float64(0.5)}, "hyper_parameters": {"dir": Path("/data")}}
     if how == "lightning":
         return {"epoch": 3, "global_step": 5, "state_dict": tensors, "lr_schedulers": [], "loops": {"a": 1}}
     return tensors
 
 
-@pytest.mark.parametrize("how", ["bare", "lightning", "module"])
-def test_every_wrapper_gives_the_same_weights(tensors, tmp_path, how):
+@pytest.mark.parametrize("how", ["lightning", "module"])
+def test_a_wrapped_checkpoint_is_converted(tensors, tmp_path, how):
     torch.save(wrapped(tensors, how), tmp_path / "in.ckpt")
     convert(tmp_path / "in.ckpt", tmp_path / "out", "mini")
     converted = load_file(tmp_path / "out" / "model.safetensors")
     assert converted.keys() == tensors.keys()
     assert all(torch.equal(converted[name], tensors[name]) for name in tensors)
+
+
+WRAPPED = ("bare", "module, bare", "parallel", "compiled", "a pipeline's", "an average beside", "numpy and paths beside")
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_every_wrapper_gives_the_same_names(tensors, tmp_path, how, caplog):
+    torch.save(wrapped(tensors, how), tmp_path / "in.ckpt")
+    found = read_official(tmp_path / "in.ckpt")
+    assert set(found) == set(tensors)
+    assert torch.equal(found[KEY], tensors[KEY])
+    assert ("moving average" in caplog.text) == (how == "an average beside")
 
 
 def test_old_style_pickles_and_safetensors_are_read(tensors, tmp_path):
@@ -86,7 +115,7 @@ def damaged(tensors, fault, path):
     if fault == "missing":
         torch.save({name: value for name, value in tensors.items() if name != KEY}, path)
     elif fault == "unknown":
-        torch.save({**tensors, "model_ema.decay": torch.ones(1)}, path)
+        torch.save({**tensors, "control_model.decay": torch.ones(1)}, path)
     elif fault == "misshapen":
         torch.save({**tensors, KEY: torch.ones(3)}, path)
     elif fault == "nan":
@@ -117,7 +146,7 @@ def damaged(tensors, fault, path):
 
 FAULTS = {
     "missing": f"1 tensors are missing.*{KEY}",
-    "unknown": "unknown.*model_ema.decay",
+    "unknown": "unknown.*control_model.decay",
     "misshapen": rf"{KEY} is \(3,\), wanted \(32,\)",
     "nan": f"{KEY} holds NaN",
     "code": "never executed",
@@ -171,6 +200,60 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
     assert done.returncode == 4
     assert "cannot write model.safetensors" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_else_the_child_prints_is_no_answer(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('Welcome to the cluster', end='')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    heard = []
+    convert(checkpoint, tmp_path / "out", "mini", on_progress=lambda done, total: heard.append((done, total)))
+    assert heard[-1][0] == heard[-1][1]
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    torch.save([1], tmp_path / "bad.ckpt")
+    with pytest.raises(CheckpointError, match="no state dict but list"):
+        convert(tmp_path / "bad.ckpt", tmp_path / "out", "mini", force=True)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+def test_zeros_inside_an_archive_are_found_by_its_sums(tmp_path):
+    path = tmp_path / "in.ckpt"
+    torch.save({"w": torch.ones(4096)}, path)
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = [entry for entry in archive.infolist() if entry.filename.endswith("data/0")]
+    with path.open("r+b") as file:
+        file.seek(entry.header_offset + 4096)
+        file.write(bytes(1024))
+    with pytest.raises(CheckpointError, match="the bytes of in/data/0 do not have the CRC-32 that the archive states"):
+        read_pickle(path)
+
+
+def test_an_archive_without_sums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(4)}, tmp_path / "in.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_pickle(tmp_path / "in.ckpt")["w"], torch.ones(4))
+
+
+def test_random_checkpoints_are_whole_archives(checkpoint):
+    with zipfile.ZipFile(checkpoint) as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_narrow_numbers_get_one_verdict_from_both_doors(tmp_path, dtype):
+    save_file({"w": torch.ones(3, 3).to(dtype)}, tmp_path / "in.safetensors")
+    said = f"w is in {dtype}; save it in float16"
+    with pytest.raises(CheckpointError, match=said):
+        list(write_shards(read_official(tmp_path / "in.safetensors"), tmp_path, torch.float16, 2**20))
+    with pytest.raises(CheckpointError, match=said):
+        parameter(Weights(tmp_path / "in.safetensors"), "", "w", (3, 3), torch.float32)
+    layer = torch.nn.Linear(3, 3, bias=False)
+    layer.register_parameter("w", layer.weight)
+    del layer.weight
+    with pytest.raises(CheckpointError, match=said):
+        load(layer, tmp_path / "in.safetensors")
 
 
 def test_an_existing_folder_is_kept_unless_forced(checkpoint, tmp_path):

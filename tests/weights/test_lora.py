@@ -153,7 +153,7 @@ def planted(made, change):
         ("other width", "changes 32x7 where the weight is (32, 32)"),
         ("other rank", "which do not multiply"),
         ("not finite", "NaN or infinite"),
-        ("another kind", "LoHa, LoKr and DoRA are not read"),
+        ("another kind", "LoHa, LoKr, DoRA and other kinds are not read"),
         ("text only", "changes no layer of the UNet; it is for a text tower"),
     ],
 )
@@ -208,7 +208,7 @@ def test_tensors_that_no_layer_has_are_named_with_their_file(fault, tmp_path, ca
 
 
 def test_a_damaged_file_is_refused(tmp_path):
-    (tmp_path / "lora.safetensors").write_bytes(b"no such thing")
+    (tmp_path / "lora.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{")
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         Lora.read(tmp_path / "lora.safetensors", MINI)
 
@@ -274,3 +274,99 @@ def test_the_command_line_refuses_what_does_not_fit(tmp_path, capsys):
     code = main(["generate", "--model", "mini", "--states", "winter", "--lora", str(tmp_path / "none.safetensors")])
     assert code == 3
     assert "there is no LoRA at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lora_alpha", "network_alpha", "alpha", "ss_network_alpha"])
+def test_other_trainers_alpha_in_the_metadata_counts(name, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file(peft(factors([TO_Q]), scale=1.0), path, metadata={name: "16"})
+    assert Lora.read(path, MINI).layers[TO_Q].scale == pytest.approx(16 / RANK)
+
+
+def adapter(folder, **told):
+    """A folder as PEFT writes it."""
+    save_file(peft(factors([TO_Q]), "base_model.model.", 1.0), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 16, **told}))
+    return folder / "adapter_model.safetensors"
+
+
+def test_the_configuration_beside_a_file_counts(tmp_path):
+    assert Lora.read(adapter(tmp_path), MINI).layers[TO_Q].scale == pytest.approx(16 / RANK)
+    assert Lora.read(tmp_path, MINI).layers[TO_Q].scale == pytest.approx(16 / RANK)
+    assert Lora.read(adapter(tmp_path, use_rslora=True), MINI).layers[TO_Q].scale == pytest.approx(16 / RANK**0.5)
+
+
+@pytest.mark.parametrize(
+    "told", [{"alpha_pattern": {"to_q": 8}}, {"use_dora": True}, {"peft_type": "LOHA"}, {"lora_alpha": "x"}]
+)
+def test_a_configuration_beside_that_cannot_be_followed_is_refused(told, tmp_path):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json beside it (sets|says|is no)"):
+        Lora.read(adapter(tmp_path, **told), MINI)
+
+
+def test_a_configuration_beside_several_files_is_remarked_on(tmp_path, caplog):
+    adapter(tmp_path)
+    save_file(peft(factors([TO_Q]), scale=1.0), tmp_path / "other.safetensors")
+    assert Lora.read(tmp_path / "other.safetensors", MINI).layers[TO_Q].scale == 1.0
+    assert "adapter_config.json beside it is not read" in caplog.text
+
+
+def renamed(change):
+    return {change(name): tensor for name, tensor in peft(factors([TO_Q])).items()}
+
+
+NAMES = ["default", "default_0", "my.style"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapters_name_in_the_keys(name, tmp_path):
+    save_file(renamed(lambda key: key.replace(".weight", f".{name}.weight")), tmp_path / "l.safetensors")
+    assert list(Lora.read(tmp_path / "l.safetensors", MINI).layers) == [TO_Q]
+
+
+def test_two_adapters_are_named(tmp_path):
+    two = {
+        f"{key[:-7]}.{name}.weight": tensor
+        for name in "ab"
+        for key, tensor in peft(factors([(TO_Q, PROJ)[name == "b"]])).items()
+    }
+    save_file(two, tmp_path / "l.safetensors")
+    with pytest.raises(CheckpointError, match="holds 2 adapters, a, b; save one"):
+        Lora.read(tmp_path / "l.safetensors", MINI)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model._orig_mod.", "pipe.unet."])
+def test_wrappers_prefixes(prefix, tmp_path):
+    save_file(renamed(lambda key: prefix + key.removeprefix("unet.")), tmp_path / "l.safetensors")
+    assert list(Lora.read(tmp_path / "l.safetensors", MINI).layers) == [TO_Q]
+
+
+STRANGE = {
+    "lora_B.bias": "biases are",
+    "modules_to_save.default.weight": "whole layers",
+    "diff": "differences of whole tensors",
+}
+
+
+@pytest.mark.parametrize("end", STRANGE)
+def test_what_no_plain_lora_has_is_named(end, tmp_path):
+    save_file({**peft(factors([TO_Q])), f"unet.{TO_Q}.{end}": torch.ones(3)}, tmp_path / "l.safetensors")
+    with pytest.raises(CheckpointError, match=STRANGE[end]):
+        Lora.read(tmp_path / "l.safetensors", MINI)
+
+
+def test_an_unknown_prefix_is_named(tmp_path):
+    save_file(renamed(lambda key: "student." + key.removeprefix("unet.")), tmp_path / "l.safetensors")
+    with pytest.raises(CheckpointError, match=r"as if student_\* stood before each"):
+        Lora.read(tmp_path / "l.safetensors", MINI)
+
+
+def test_a_pickled_dictionary_is_converted_with_its_alpha(tmp_path, capsys):
+    adapter(tmp_path).unlink()
+    torch.save({"state_dict": peft(factors([TO_Q]), "base_model.model.", 1.0)}, tmp_path / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"vstar-engine convert adapter_model\.bin adapter_model\.safetensors"):
+        Lora.read(tmp_path / "adapter_model.bin", MINI)
+    made = tmp_path / "elsewhere.safetensors"
+    assert main(["convert", str(tmp_path / "adapter_model.bin"), str(made), "--model", "mini"]) == 0
+    (tmp_path / "adapter_config.json").unlink()
+    assert Lora.read(made, MINI).layers[TO_Q].scale == pytest.approx(16 / RANK)

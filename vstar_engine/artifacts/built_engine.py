@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.config.models import MAX_SIDE, model_named
-from vstar_engine.config.request import MAX_FRAMES, Request, rows_at_once
+from vstar_engine.config.request import MAX_FRAMES, Clip, rows_at_once
 from vstar_engine.config.sampling import STEP_CACHE
 from vstar_engine.errors import EngineError, OutputError
 
@@ -85,14 +85,14 @@ def name_of(identity: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class BuiltEngine:
     """A built engine whose files were checked against its manifest."""
 
     folder: Path
     manifest: Mapping[str, Any]
 
     @staticmethod
-    def open(folder: str | Path) -> "Artifact":
+    def open(folder: str | Path) -> "BuiltEngine":
         """Reads an engine's folder, or one of that name among the engines.
 
         Raises EngineError for a folder that others may write, or whose manifest or files are damaged: before any library reads
@@ -110,7 +110,7 @@ class Artifact:
         if "sha256" not in manifest:
             raise EngineError(f"{path / MANIFEST} was altered: it states no sha256 of itself")
         _check_stated(path / MANIFEST, manifest)
-        return Artifact(path, manifest)
+        return BuiltEngine(path, manifest)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -201,16 +201,16 @@ class Artifact:
             larger = f"build one: {self.command(batch=rows)}" if rows <= MAX_BATCH else "make fewer videos at once"
             raise EngineError(f"{said}; use --no-batch-guidance or {larger}")
 
-    def check_requests(self, *requests: Request) -> None:
-        """Raises EngineError as `check_clip` does, for requests of one clip (size filled in) that run together.
+    def check_requests(self, *clips: Clip) -> None:
+        """Raises EngineError as `check_clip` does, for clips of one shape (size filled in) that run together.
 
-        ValueError where a request wants steps that run a part of the network.
+        ValueError where one wants steps that run a part of the network.
         """
-        first = requests[0]
+        first = clips[0]
         assert first.size is not None
         if STEP_CACHE in first.sampling.fast:
             raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {self.folder} can only run it whole")
-        self.check_clip(first.frames, first.size, rows_at_once(requests))
+        self.check_clip(first.frames, first.size, rows_at_once(clips))
 
 
 def _check_private(folder: Path) -> None:
@@ -235,12 +235,12 @@ def _check_stated(path: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def engines(root: Path) -> Iterator[Artifact | EngineError]:
+def engines(root: Path) -> Iterator[BuiltEngine | EngineError]:
     """Yields each engine below `root` by name, or what is wrong with it."""
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
         if folder.is_dir() and not folder.name.startswith("."):
             try:
-                yield Artifact.open(folder)
+                yield BuiltEngine.open(folder)
             except EngineError as error:
                 yield error
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,24 @@ from pathlib import Path
 from vstar_engine.errors import OutputError
 
 PRIVATE = 0o700
+# bytes of a name that leave room, of the 255 of most disks, for the words around it while it is written
+LONGEST_NAME, LONGEST_SUFFIX = 160, 16
 
 
 def check_writable(path: Path, force: bool = False, made: Sequence[str] | None = None) -> None:
     """Raises OutputError when `path` cannot be written, exists and `force` is off, or is a folder of what we do not make.
 
-    A file replaces no folder; a folder replaces one that holds nothing but names which match the patterns `made`.
+    A file replaces no folder and no device; where it is a link, what the link leads to is written. A folder replaces one that
+    holds nothing but names which match the patterns `made`.
     """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    if made is None and path.exists() and not path.is_dir() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
     if made is None and path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
     if path.exists() and not force:
@@ -31,7 +43,7 @@ def check_writable(path: Path, force: bool = False, made: Sequence[str] | None =
         for entry in path.iterdir():
             if not any(entry.match(pattern) for pattern in made):
                 raise OutputError(f"{path} holds {entry.name}, which is not ours; it is left as it is, so give another name")
-    folder = path.absolute().parent
+    folder = _target(path).parent
     if not folder.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
@@ -42,14 +54,17 @@ def check_writable(path: Path, force: bool = False, made: Sequence[str] | None =
 def write_aside(path: Path, folder: bool = False, private: bool = False, owner: str | None = None) -> Iterator[Path]:
     """Yields a temporary file name (or a new folder) beside `path` that takes its place on success and vanishes otherwise.
 
-    The name says whose it is: `owner`'s, else this process's.
+    The name says whose it is: `owner`'s, else this process's, with a word of its own, since processes of two containers may
+    have one number. Where `path` is a link to a file, the file takes the place of what the link leads to.
     """
-    aside = path.absolute().parent / f".{path.name}.{owner or os.getpid()}.partial{path.suffix}"
+    target = _target(path)
+    who = owner or f"{os.getpid()}-{secrets.token_hex(4)}"
+    aside = target.parent / f".{_short(target.name)}.{who}.partial{target.suffix[:LONGEST_SUFFIX]}"
     try:
         if folder:
             aside.mkdir(mode=PRIVATE if private else 0o777)
         yield aside
-        _take_place(aside, path)
+        _take_place(aside, target)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -61,6 +76,16 @@ def write_aside(path: Path, folder: bool = False, private: bool = False, owner: 
             aside.unlink(missing_ok=True)
 
 
+def _target(path: Path) -> Path:
+    """Returns the absolute path that is written: what a link leads to, links to folders aside."""
+    return Path(os.path.realpath(path)) if path.is_symlink() and not path.is_dir() else path.absolute()
+
+
+def _short(name: str) -> str:
+    """Returns a name, or a hash of one so long that no words fit around it."""
+    return name if len(os.fsencode(name)) <= LONGEST_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
 def _take_place(aside: Path, path: Path) -> None:
     """Renames `aside` to `path`; a folder that is there already and the new one change places, so that one always is."""
     if not (path.is_dir() and aside.is_dir()):
@@ -68,7 +93,7 @@ def _take_place(aside: Path, path: Path) -> None:
         return
     if _exchanged(aside, path):
         return  # the old one is aside now, and goes as what failed would
-    before = path.absolute().parent / f".{path.name}.{os.getpid()}.before"
+    before = path.absolute().parent / f".{_short(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.before"
     os.replace(path, before)
     try:
         os.replace(aside, path)
@@ -96,7 +121,8 @@ def clear_killed(path: Path) -> None:
     A folder that was moved away, on a disk where names cannot change places, comes back where nothing took its place.
     """
     path = path.absolute()
-    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(before|partial{re.escape(path.suffix)})")
+    name, ending = re.escape(_short(path.name)), re.escape(path.suffix[:LONGEST_SUFFIX])
+    ours = re.compile(rf"\.{name}\.\d+(-[0-9a-f]+)?\.(before|partial{ending})")
     for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
         if left.suffix == ".before" and not path.exists():
             os.replace(left, path)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from vstar_engine.errors import CheckpointError, VstarError
 
+from .file_kind import SAFETENSORS, weight_kind
 from .files import digest_of, sha256
 
 MANIFEST = "manifest.json"
@@ -72,6 +73,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def open_tensors(path: Path, framework: str) -> Any:
     """Opens a safetensors file, whose header must fit its length; CheckpointError for another."""
+    if weight_kind(path, "weights") != SAFETENSORS:
+        raise CheckpointError(f"{path} is in PyTorch's format, not safetensors; convert it first (`vstar-engine convert`)")
     try:
         return safe_open(path, framework)
     except (SafetensorError, OSError) as error:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vstar_engine.config.models import Spec, UNetSpec
-from vstar_engine.networks.layers import CrossAttention, Deep, Heard
+from vstar_engine.networks.denoiser import Denoiser
+from vstar_engine.networks.layers import CrossAttention
+from vstar_engine.networks.precomputed import CachedFeatures, ContextKV
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 from vstar_engine.weights import checkpoint, key_map
 
 from .cuda_graphs import Recent, Recording
@@ -45,28 +47,28 @@ def kind(device: torch.device, graphs: bool = True) -> type[UNet]:
 class Fixed:
     """Copies of what a step of one shape reads that stay where they are, and the recorded step on them."""
 
-    def __init__(self, unet: "RecordedUnet", step: Step):
+    def __init__(self, unet: "RecordedUnet", step: SamplingStep):
         # made outside inference mode, they may be written in it and elsewhere
         with torch.inference_mode(False):
-            given = Given(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.given))
-            kept = replace(step, given=given, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
+            inputs = StepInputs(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.inputs))
+            kept = replace(step, inputs=inputs, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
         self.kept = kept
         # without self in it: what is dropped must not wait for the collector to give its memory back
-        self.recording = Recording(lambda: take(unet, kept), unet.device, pool=unet.pool)
+        self.recording = Recording(lambda: Denoiser.run_step(unet, kept), unet.device, pool=unet.pool)
 
-    def __call__(self, unet: UNet, step: Step) -> tuple[Tensor, ...]:
-        for mine, theirs in zip(self.kept.given, step.given, strict=True):
+    def __call__(self, unet: UNet, step: SamplingStep) -> tuple[Tensor, ...]:
+        for mine, theirs in zip(self.kept.inputs, step.inputs, strict=True):
             mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
-            if mine_of.texts.contexts is not call.texts.contexts:
-                heard = mine_of.texts.as_heard(unet)
-                for part, kv in unet.projected(call.texts.contexts):
-                    heard.kv[part].copy_(kv)
-                mine_of.texts.contexts = call.texts.contexts
-            if call.deep is not None and call.deep.features is not None:
-                assert mine_of.deep is not None
-                assert mine_of.deep.features is not None
-                mine_of.deep.features.copy_(call.deep.features)
+            if mine_of.conditioning.contexts is not call.conditioning.contexts:
+                context_kv = mine_of.conditioning.prepared(unet.prepare_context)
+                for part, kv in unet.project_context(call.conditioning.contexts):
+                    context_kv.kv[part].copy_(kv)
+                mine_of.conditioning.contexts = call.conditioning.contexts
+            if call.cached is not None and call.cached.features is not None:
+                assert mine_of.cached is not None
+                assert mine_of.cached.features is not None
+                mine_of.cached.features.copy_(call.cached.features)
         # the next step writes the same memory
         return tuple(made.clone() for made in self.recording())
 
@@ -74,28 +76,27 @@ class Fixed:
 class RecordedUnet(UNet):
     """A UNet on a GPU whose sampling steps are recorded for each shape.
 
-    A graph reads parameters where they were: `forget` what was recorded before you replace them. Calls of the network itself
-    run plainly, and so do steps that ask for gradients, or whose modules are hooked into.
+    A graph reads parameters where they were: call `forget_graphs` before you replace them. Calls of the network itself run
+    plainly, and so do steps that need gradients or whose modules have hooks.
     """
+
+    records_steps = True
 
     def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
         super().__init__(spec, spatial_attention)
         self.recent: Recent[tuple[object, ...], Fixed] = Recent()
         self.pool: object = None
-        # texts' projections by their place in a step and their shape: steps of every kind read the same ones
-        self.heard: WeakValueDictionary[tuple[object, ...], Texts] = WeakValueDictionary()
+        # K and V of contexts by their place in a step and their shape: steps of every kind read the same ones
+        self.conditionings: WeakValueDictionary[tuple[object, ...], Conditioning] = WeakValueDictionary()
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that what was recorded keeps from everything else."""
+    def graph_bytes(self) -> int:
         return sum(fixed.recording.nbytes for fixed in self.recent.values())
 
-    def forget(self) -> bool:
-        """Drops what was recorded and gives its memory back; says whether there was anything."""
+    def forget_graphs(self) -> bool:
         had = bool(self.recent)
         vars(self).pop("_parts", None)
         self.recent.clear()
@@ -104,36 +105,35 @@ class RecordedUnet(UNet):
             torch.cuda.empty_cache()
         return had
 
-    def replay(self, step: Step) -> tuple[Tensor, ...]:
-        """As `step.take`; what it gives is the caller's own."""
+    def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() or self._watched():
-            return take(self, step)
+            return super().run_step(step)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
 
-    def blank(self, place: int, call: Call) -> Call:
+    def blank(self, place: int, call: NetworkCall) -> NetworkCall:
         """Returns a call like the one at a place of a step, on memory of its own."""
-        key, deep = (place, call.texts.shape, call.texts.contexts[0].dtype), call.deep
+        key, cached = (place, call.conditioning.shape, call.conditioning.contexts[0].dtype), call.cached
         # kept here until the call holds it
-        texts = self.heard.get(key) or self._silent(call.texts)
-        self.heard[key] = texts
-        if deep is not None and deep.features is not None:
-            deep = Deep(deep.stages, torch.empty_like(deep.features))
-        return Call(call.rows, texts, deep)
+        conditioning = self.conditionings.get(key) or self._blank_conditioning(call.conditioning)
+        self.conditionings[key] = conditioning
+        if cached is not None and cached.features is not None:
+            cached = CachedFeatures(cached.stages, torch.empty_like(cached.features))
+        return NetworkCall(call.rows, conditioning, cached)
 
-    def _silent(self, like: Texts) -> Texts:
-        """Makes room for the projections of texts of a shape."""
+    def _blank_conditioning(self, like: Conditioning) -> Conditioning:
+        """Returns uninitialised K and V for contexts of a shape."""
         batch, frames, length, _ = like.shape
         kv: dict[nn.Module, Tensor] = {
             part: like.contexts[0].new_empty(batch * frames, length, part.to_kv.out_features)
             for part in self.modules()
             if isinstance(part, CrossAttention)
         }
-        return Texts((), Heard(like.shape, kv))
+        return Conditioning((), ContextKV(like.shape, kv))
 
     def _apply(self, *given: Any, **named: Any) -> Self:
-        self.forget()
+        self.forget_graphs()
         return super()._apply(*given, **named)
 
     @cached_property
@@ -144,9 +144,10 @@ class RecordedUnet(UNet):
         return any(part._forward_hooks or part._forward_pre_hooks for part in self._parts)
 
 
-def shape_of(step: Step) -> tuple[object, ...]:
+def shape_of(step: SamplingStep) -> tuple[object, ...]:
     """Says what a recorded step stands for: the shapes of what it reads, and which calls it makes of what."""
     calls = [
-        (call.rows, call.texts.shape, call.deep and (call.deep.stages, call.deep.features is not None)) for call in step.calls
+        (call.rows, call.conditioning.shape, call.cached and (call.cached.stages, call.cached.features is not None))
+        for call in step.calls
     ]
-    return step.dtype, *((tuple(x.shape), x.dtype) for x in step.given), *calls
+    return step.dtype, *((tuple(x.shape), x.dtype) for x in step.inputs), *calls

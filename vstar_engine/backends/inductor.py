@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch._inductor
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import EngineError, OutputError
 
 # registers the ops that a package calls by name
@@ -34,7 +34,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": " ".join([described(device), *more]), "versions": {"torch": torch.__version__}}
 
 
-def hears_texts(artifact: Artifact) -> bool:
+def has_texts_axis(artifact: BuiltEngine) -> bool:
     """Returns whether a package takes context as (texts, batch, frames, 77, C)."""
     inputs = artifact.manifest["facts"].get("unet", {}).get("inputs", ())
     return any(given["name"] == "context" and given["shape"][0] == "texts" for given in inputs)
@@ -52,14 +52,14 @@ def check_room(package: Path) -> None:
         )
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> "InductorUnet":
     """Opens the engine's package.
 
     Raises EngineError where PyTorch cannot, or where the ops that it calls have no library; OutputError where it has no room.
     """
     if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not library.status()[0]:
         raise EngineError(f"{artifact.folder} calls the CPU kernels: {library.status()[1]}")
-    if not hears_texts(artifact):
+    if not has_texts_axis(artifact):
         raise EngineError(
             f"{artifact.folder} was built before packages took several texts a video; rebuild it: {artifact.command()}"
         )
@@ -70,9 +70,16 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
     except RuntimeError as error:
         raise EngineError(f"{artifact.folder} cannot be opened by PyTorch: {str(error).splitlines()[0]}") from error
 
-    def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-        # the package launches on the current device's stream
-        with current(device):
-            return package(**shared(latents.to(dtype), timestep, context, fps, tar))
+    return InductorUnet(package, device, dtype)
 
-    return denoise
+
+class InductorUnet(Denoiser):
+    """A denoiser that runs a compiled package."""
+
+    def __init__(self, package: Callable[..., Tensor], device: torch.device, dtype: torch.dtype):
+        self.package, self.device, self.dtype = package, device, dtype
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        # the package launches on the current device's stream
+        with current(self.device):
+            return self.package(**shared(latents.to(self.dtype), timestep, context, fps, tar))

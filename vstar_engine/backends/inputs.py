@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vstar_engine.networks.blocks import parted
+from vstar_engine.networks.blocks import repeat_branches
 
 
 def full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:
@@ -17,7 +17,7 @@ def in_full(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar
     videos hear several texts each, B counts the texts.
     """
     given = _in_frames(latents, timestep, context, fps, tar)
-    return {name: parted(value, context.shape[0]) for name, value in given.items()}
+    return {name: repeat_branches(value, context.shape[0]) for name, value in given.items()}
 
 
 def shared(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> dict[str, Tensor]:

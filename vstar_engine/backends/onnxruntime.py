@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
 from vstar_engine.machine import threads
 from vstar_engine.networks.denoiser import Denoiser
@@ -38,7 +38,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> "OnnxUnet":
     """Opens the engine's UNet. Raises DeviceError without a provider for the device, EngineError for a file it cannot read."""
     runtime = library()
     provider = PROVIDERS[device.type]
@@ -59,22 +59,28 @@ def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype) -> Den
         raise DeviceError(f"onnxruntime has {provider}, but it does not start on device {device}: see its log, or use cpu")
     session.disable_fallback()
 
-    def denoise(latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-        binding = session.io_binding()
+    return OnnxUnet(session, device, dtype)
+
+
+class OnnxUnet(Denoiser):
+    """A denoiser that runs an ONNX Runtime session."""
+
+    def __init__(self, session: Any, device: torch.device, dtype: torch.dtype):
+        self.session, self.device, self.dtype = session, device, dtype
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        binding = self.session.io_binding()
 
         def bind(kind: str, name: str, tensor: Tensor) -> None:
-            getattr(binding, f"bind_{kind}")(
-                name, device.type, device.index or 0, TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr()
-            )
+            where = (self.device.type, self.device.index or 0)
+            getattr(binding, f"bind_{kind}")(name, *where, TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
 
-        given = full(latents.to(dtype), timestep, context, fps, tar)
+        given = full(latents.to(self.dtype), timestep, context, fps, tar)
         for name, tensor in given.items():
             bind("input", name, tensor)
         eps = torch.empty_like(given["latents"])
         bind("output", "eps", eps)
-        if device.type == "cuda":  # the provider has a stream of its own
-            torch.cuda.current_stream(device).synchronize()
-        session.run_with_iobinding(binding)
+        if self.device.type == "cuda":  # the provider has a stream of its own
+            torch.cuda.current_stream(self.device).synchronize()
+        self.session.run_with_iobinding(binding)
         return eps
-
-    return denoise

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import DeviceError, EngineError
 from vstar_engine.machine.device import current, described
 from vstar_engine.networks.denoiser import Denoiser
@@ -52,12 +52,12 @@ def gpu(device: torch.device, compatibility: str) -> str:
     return {"exact": described(device), "capability": f"any sm_{major}{minor}", "ampere": "any from sm_80 on"}[compatibility]
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> Denoiser:
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
     """Opens the engine's plan. Raises MissingLibrary, DeviceError without a GPU, EngineError where TensorRT cannot load it."""
     return open_plan(library("tensorrt"), artifact, device, dtype, graphs)
 
 
-def open_plan(trt: Any, artifact: Artifact, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
+def open_plan(trt: Any, artifact: BuiltEngine, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> "TensorrtUnet":
     """Loads a plan and the plugin that it was built with."""
     if device.type != "cuda":
         raise DeviceError(f"a TensorRT engine runs on an NVIDIA GPU, got device {device}; use --device cuda")
@@ -141,7 +141,7 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-class TensorrtUnet:
+class TensorrtUnet(Denoiser):
     """A denoiser that runs a deserialised engine."""
 
     def __init__(
@@ -185,7 +185,6 @@ class TensorrtUnet:
         return BoundShape(context, self.memory, self.records)
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-        """Predicts the noise; arguments as for `UNet.forward`."""
         with current(self.device):
             given = in_full(latents.to(self.dtype), timestep, context, fps, tar)
             bound = self.bound.take(tuple(given["latents"].shape), lambda: self._bind(given))

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from vstar_engine.artifacts.built_engine import Artifact
+from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.errors import EngineError
 from vstar_engine.machine.device import described
-from vstar_engine.networks.denoiser import Denoiser
 
 from . import tensorrt_plugins
-from .tensorrt import open_plan
+from .tensorrt import TensorrtUnet, open_plan
 from .tensorrt_library import library
 
 
@@ -21,7 +20,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": "cuda", "versions": versions}
 
 
-def load(artifact: Artifact, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> Denoiser:
+def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> TensorrtUnet:
     """As the back end `tensorrt`; EngineError too for a GPU that is not among the plan's targets."""
     trt, options = library("tensorrt-rtx"), artifact.identity["options"]
     if device.type == "cuda":

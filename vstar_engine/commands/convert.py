@@ -14,7 +14,7 @@ MIB = 2**20
 def add_options(parser: argparse.ArgumentParser) -> None:
     from vstar_engine.weights.convert import GUIDANCE, LORA_FILE, SHARD_BYTES
 
-    said = "model.ckpt, .pt or .safetensors in the official key naming, or a LoRA that is a pickled list (T2V-Turbo's)"
+    said = "checkpoint (.ckpt, .pt, .safetensors) in the official key naming, or a pickled LoRA (named, or T2V-Turbo's list)"
     parser.add_argument("source", type=Path, help=said)
     parser.add_argument("out", type=Path, help=f"folder to make; of a LoRA a file that ends in {LORA_FILE}")
     parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from vstar_engine.weights.convert import LORA_FILE, convert, convert_lora
 
     limit = None if args.memory_limit is None else args.memory_limit * MIB
-    if args.out.suffix == LORA_FILE:
+    if args.out.suffix.lower() == LORA_FILE:
         convert_lora(args.source, args.out, args.model, args.embedded_guidance, args.force, limit)
         print(f"wrote {args.out}: {args.out.stat().st_size / MIB:.0f} MiB, for --lora {args.out}")
         return 0

@@ -1,4 +1,4 @@
-"""The `embed` command: prompts to bundles of embeddings, one file or a folder with an index, with the text tower alone."""
+"""The `embed` command: encodes prompts to one file or a folder of embeddings, with the text tower alone."""
 
 import argparse
 import hashlib
@@ -27,6 +27,7 @@ from vstar_engine.weights.checkpoint import text_hash
 from .model_options import add_text_options
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, prompts_given, synopses
+from .video_options import add_video_options
 
 SUFFIX, INDEX = ".safetensors", "index.jsonl"
 
@@ -34,15 +35,16 @@ SUFFIX, INDEX = ".safetensors", "index.jsonl"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `embed`."""
     parser.add_argument("prompt", nargs="*", help="what each video shows")
-    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="the states of one video, in order")
     parser.add_argument("--synopsis", metavar="FILE", help="synopses as `synopsis` writes them")
-    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line, or a synopsis as a JSON object; of any length")
-    parser.add_argument("--negative", default="", help="what the videos should not show")
+    parser.add_argument("--prompts", metavar="FILE", help="file with a prompt or a JSON synopsis on each line")
+    add_video_options(parser, ("states", "negative"))
     parser.add_argument(
-        "--out", default="embeddings", help=f"a {SUFFIX} file for one, or a folder, which is resumed (default %(default)s)"
+        "--out",
+        default="embeddings",
+        help=f"a {SUFFIX} file for one bundle, or a folder; a folder is resumed (default %(default)s)",
     )
-    parser.add_argument("--stored-as", default="float16", help=f"one of {', '.join(DTYPES)} (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=BATCH, help="texts encoded at a time (default %(default)s)")
+    parser.add_argument("--stored-as", default="float16", help=f"dtype of the file: {', '.join(DTYPES)} (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="texts in one call of the text tower (default %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
     add_text_options(parser)
     add_llm_options(parser)
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Index:
-    """A folder of bundles, each named by what made it, and its list of them; work that was cut off is taken up again."""
+    """A folder of bundles and its index; a run that was interrupted continues where it stopped."""
 
     def __init__(self, folder: Path, *shared: str):
         self.folder, self.shared = folder, shared
@@ -106,7 +108,7 @@ class Index:
         self._file.close()
 
     def _read(self) -> set[bytes]:
-        """Returns the names that are listed, and cuts off a line that was left unfinished."""
+        """Returns the listed names, and removes an unfinished last line."""
         listed = set()
         self._file.seek(0)
         end = 0
@@ -122,14 +124,14 @@ class Index:
         return listed
 
     def name(self, synopsis: Synopsis) -> str:
-        """Names a bundle's file by everything that decides its content."""
+        """Returns the file name of a bundle, a hash of everything that decides its content."""
         made_of = [VERSION, *self.shared, synopsis.prompt, synopsis.source]
         made_of += [synopsis.states, synopsis.at, synopsis.durations, synopsis.negatives]
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
         return f"{digest[:2]}/{digest}{SUFFIX}"
 
     def missing(self, synopses: Iterator[Synopsis]) -> Iterator[Synopsis]:
-        """Returns the synopses that have no bundle yet, each once."""
+        """Yields the synopses that have no bundle yet, each once."""
         for given in synopses:
             synopsis = replace(given, negatives=given.unwanted(self.shared[-1])[1])
             name = self.name(synopsis)

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from vstar_engine.artifacts.built_engine import Artifact, engines, engines_root, remove
+from vstar_engine.artifacts.built_engine import BuiltEngine, engines, engines_root, remove
 from vstar_engine.errors import EngineError
 
 MIB, GIB = 2**20, 2**30
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     for artifact in found:
         row = _row(artifact)
         print(row["fault"] if "fault" in row else f"{row['bytes'] / MIB:8.0f} MiB  {row['made']}  {row['name']}")
-    whole = sum(artifact.bytes for artifact in found if isinstance(artifact, Artifact))
+    whole = sum(artifact.bytes for artifact in found if isinstance(artifact, BuiltEngine))
     print(f"{len(found)} engines in {engines_root()}, {whole / GIB:.2f} GiB")
     return 0
 
 
-def _row(artifact: Artifact | EngineError) -> dict[str, Any]:
+def _row(artifact: BuiltEngine | EngineError) -> dict[str, Any]:
     if isinstance(artifact, EngineError):
         return {"fault": str(artifact)}
     about = {name: artifact.manifest[name] for name in ("made", "seconds")}

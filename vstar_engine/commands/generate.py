@@ -1,96 +1,40 @@
-"""The `generate` command: options to a request, the request to files, and back from a file to its command."""
+"""The `generate` command: makes a request of its options, and files of the request."""
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vstar_engine.artifacts.built_engine import Artifact, size_words
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import Spec, model_named, parse_size
-from vstar_engine.config.request import Request
-from vstar_engine.config.sampling import FEW_STEP, TAR_PRESETS, Sampling, Tar, parse_sigma, tar_named, until_step
-from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.config.request import Clip, Request
 from vstar_engine.engine import Engine
+from vstar_engine.loading import check_machine, load_model
 from vstar_engine.machine import memory
-from vstar_engine.machine.device import device_named, dtype_named
-from vstar_engine.model_choice import Choice, check_options
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synopses
-from vstar_engine.sampling.fp8_calibration import check_choice
 from vstar_engine.video import Video, check_ending, encoding
 
 from . import frame_plan
-from .model_options import add_fast_option, add_model_options, fast_from
+from .model_options import add_model_options, choice_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
-
-DEFAULT_TAR = "64D1_32D8"
-
-
-def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Makes an option type that checks text but keeps it, so that settings print as they were given."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return text
-
-    return check
+from .video_options import add_video_options, clip_of, settle
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `generate`; defaults come from the dataclasses they fill."""
-    parser.add_argument("prompt", nargs="?", help="what the whole video shows; it becomes a synopsis of states")
-    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
-    parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
-    parser.add_argument("--embeddings", metavar="FILE", help="states from a bundle of `embed`; needs no text tower")
-    parser.add_argument("--frames", type=int, default=Request.frames, help="frames in one pass (default %(default)s)")
-    parser.add_argument("--size", type=_checked(parse_size), metavar="HEIGHTxWIDTH", help="pixels (default: the model's own)")
-    few, least = Sampling.few(), f"with --fast {FEW_STEP}"
-    said = f"denoising steps (default {Sampling.steps}, {least} {few.steps})"
-    parser.add_argument("--steps", type=int, help=said)
-    said = f"guidance scale (default {Sampling.guidance}, {least} {few.guidance})"
-    parser.add_argument("--guidance", type=float, help=said)
-    parser.add_argument("--eta", type=float, default=Sampling.eta, help="DDIM's share of fresh noise (default %(default)s)")
+    """Adds the options of `generate`."""
+    parser.add_argument("prompt", nargs="?", help="what the video shows; it is turned into states")
     parser.add_argument(
-        "--fps-condition", type=int, default=Sampling.fps_condition, help="frame rate told to the model (default %(default)s)"
+        "--synopsis", metavar="FILE", help="file of states: JSON, or one state a line; a JSON list makes several videos"
     )
-    parser.add_argument("--fps", type=float, default=Request.fps, help="frame rate of the file (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=Request.seed, help="seed of all noise (default %(default)s)")
-    parser.add_argument("--tar", default=DEFAULT_TAR, help=f"preset: {', '.join(TAR_PRESETS)} (default %(default)s)")
-    parser.add_argument(
-        "--sigma",
-        action="extend",
-        nargs="+",
-        type=_checked(parse_sigma),
-        metavar="LEVEL=VALUE",
-        help="sets a level's sigma; repeatable",
-    )
-    parser.add_argument("--strength", type=float, default=Tar.strength, help="TAR strength (default %(default)s)")
-    parser.add_argument(
-        "--until",
-        type=_checked(until_step),
-        metavar="STEP",
-        help="last regularised step, counted from 0, or a share of the steps such as 56%% "
-        f"(default {Tar.until_step}, {least} {few.until}%)",
-    )
-    parser.add_argument("--negative", default=Request.negative, help="what the video should not show")
-    add_timeline_options(parser)
-    parser.add_argument(
-        "--batch-guidance",
-        action=argparse.BooleanOptionalAction,
-        default=Sampling.batch_guidance,
-        help="both guidance branches in one batch (faster) or in two passes (less memory)",
-    )
-    add_fast_option(parser)
+    parser.add_argument("--embeddings", metavar="FILE", help="file of `embed` with encoded states; no text tower is loaded")
+    add_video_options(parser)
+    parser.add_argument("--plan", action="store_true", help="print the weight of each state in each frame, and stop")
     add_model_options(parser)
     parser.add_argument("--out", default="vstar.mp4", help="mp4 or gif file (default %(default)s); several get numbers")
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
@@ -102,36 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(settle=settle)
 
 
-def settle(args: argparse.Namespace) -> None:
-    """Fills in the defaults that depend on other settings."""
-    own = Sampling.usual(fast_from(args)[0])
-    args.steps = own.steps if args.steps is None else args.steps
-    args.guidance = own.guidance if args.guidance is None else args.guidance
-    args.until = own.until if args.until is None else args.until
-
-
-def add_timeline_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say when each state is heard."""
-    parser.add_argument(
-        "--mode", default=Request.mode, help=f"how states spread: {', '.join(SPREAD_MODES)} (default %(default)s)"
-    )
-    parser.add_argument(
-        "--at",
-        action="extend",
-        nargs="+",
-        type=_checked(parse_position),
-        metavar="PLACE",
-        help="where each state sits: a frame such as 12, or a share of the clip such as 0.5 or 50%%",
-    )
-    parser.add_argument(
-        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="each state's relative length"
-    )
-    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
-    parser.add_argument("--plan", action="store_true", help="print which frame hears what, and stop")
-
-
 def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[Synopsis]:
-    """Returns the states of each video asked for; a prompt, repeated, stands in until `told` makes its synopsis."""
+    """Returns the synopses that options give; none for a prompt, whose synopsis `described` makes."""
     given = [name for name in ("prompt", "states", "synopsis") if getattr(args, name) is not None]
     if bundle is not None:
         if given or args.negative or args.negatives:
@@ -141,13 +57,11 @@ def given_synopses(args: argparse.Namespace, bundle: Embeddings | None) -> list[
         raise ValueError(f"give exactly one of PROMPT, --states and --synopsis, got {', '.join(given) or 'none'}")
     if args.synopsis is not None:
         return read_synopses(args.synopsis)
-    if args.states is not None:
-        return [Synopsis(args.states[0], tuple(args.states))]
-    return [Synopsis(args.prompt, (args.prompt,) * (_count(args) or 1))]
+    return [] if args.states is None else [Synopsis(args.states[0], tuple(args.states))]
 
 
-def _count(args: argparse.Namespace) -> int | None:
-    """Returns how many states a prompt shall have: as said, or as many as have a place, a duration or a negative."""
+def state_count(args: argparse.Namespace) -> int | None:
+    """Returns how many states a prompt becomes: --state-count, or one for each place, duration or negative; None: open."""
     if args.no_synopsis:
         return 1
     if args.state_count is not None:
@@ -155,45 +69,28 @@ def _count(args: argparse.Namespace) -> int | None:
     return len(args.at or args.durations or args.negatives or ()) or None
 
 
-def told(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
-    """Replaces a prompt by its synopsis."""
-    return given if args.prompt is None else list(synopses(args, [args.prompt], _count(args), args.frames))
+def described(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
+    """Returns the given synopses, or the synopsis of the prompt."""
+    return given or list(synopses(args, [args.prompt], state_count(args), args.frames))
 
 
-def tar_from(args: argparse.Namespace) -> Tar | None:
-    """Returns the preset with single settings on top of it."""
-    preset = tar_named(args.tar)
-    sigma = {**(preset.sigma if preset else {}), **dict(parse_sigma(text) for text in args.sigma or [])}
-    return Tar(sigma, args.strength, until_step(args.until, args.steps)) if sigma else None
+def check_states(args: argparse.Namespace, clip: Clip, given: list[Synopsis]) -> None:
+    """Raises ValueError when a clip cannot show the given states, or the number of states a prompt becomes."""
+    for synopsis in given:
+        clip.showing(synopsis)
+    if not given and (count := state_count(args)) is not None:
+        clip.places(count)
 
 
-def request_from(args: argparse.Namespace, spec: Spec, synopsis: Synopsis, negative: str) -> Request:
-    """Builds and checks the request for a video; places and negatives given as options come before the synopsis's own."""
-    fast, _ = fast_from(args)
-    sampling = Sampling(args.steps, args.eta, args.guidance, args.fps_condition, args.batch_guidance, fast)
-    size, tar = parse_size(args.size) if args.size else None, tar_from(args)
-    at, durations = tuple(parse_position(text) for text in args.at or ()), tuple(args.durations or ())
-    if not at and not durations:
-        at, durations = synopsis.at, synopsis.durations
-    negative, negatives = ("", tuple(args.negatives)) if args.negatives else synopsis.unwanted(negative)
-    return Request(
-        synopsis.states,
-        args.frames,
-        args.seed,
-        size,
-        sampling,
-        tar,
-        negative,
-        args.mode,
-        args.fps,
-        at,
-        durations,
-        negatives,
-    ).fitted(spec)
+def settled(clip: Clip, choice: ModelChoice, bundle: Embeddings | None) -> Clip:
+    """Returns a clip with the size of its model or built engine, and the negative prompt of its embeddings."""
+    if clip.size is None and choice.engine is not None and choice.engine.identity["size"]:
+        clip = replace(clip, size=tuple(choice.engine.identity["size"]))
+    return clip.fitted(choice.spec) if bundle is None else replace(clip.fitted(choice.spec), negative=bundle.negative_prompt)
 
 
 def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
-    """Names the files of each video and checks that each can be written."""
+    """Returns the files of each video; raises unless each can be written."""
     out = Path(args.out)
     check_ending(out)
     named = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
@@ -205,45 +102,28 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `generate`: settings are checked before a language model is asked, and all before the weights are read."""
-    artifact = None if args.engine is None else Artifact.open(args.engine)
-    choice = Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype)
-    if artifact is not None:
-        check_options(artifact, args.spatial_attention, args.graphs)
-        if args.size is None and artifact.identity["size"]:
-            args.size = size_words(artifact.identity["size"])
-    spec = model_named(choice.model)
+    """Runs `generate`. Settings are checked before a language model is asked and before weights are read."""
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
-    negative = args.negative if bundle is None else bundle.negative_prompt
-
-    def requests_for(synopses: list[Synopsis]) -> list[Request]:
-        return [request_from(args, spec, synopsis, negative) for synopsis in synopses]
-
+    choice = choice_from(args, ModelChoice.text if bundle is None else None)
     given = given_synopses(args, bundle)
-    requests = requests_for(given)
+    clip = settled(clip_of(args), choice, bundle)
+    check_states(args, clip, given)
     if args.plan:
-        for request in requests_for(told(args, given)):
+        for synopsis in described(args, given):
+            request = clip.showing(synopsis)
             print(json.dumps(frame_plan.as_json(request)) if args.json else printable(frame_plan.as_text(request)))
         return 0
-    files = outputs(args, len(requests))
-    dtype = dtype_named(choice.dtype)
-    device = device_named(choice.device, dtype)
-    _, fp8 = fast_from(args)
-    if fp8:
-        check_choice(device, dtype, artifact, bundle is None)
-    for request in requests:
-        if artifact is not None:
-            artifact.check_requests(request)
-        memory.check(memory.Footprint.of(request, spec, dtype, text=bundle is None), device, loaded=False)
-    found = told(args, given)
-    requests = requests_for(found)
-    text = "weights" if bundle is None else None
-    settings = (choice.model, choice.weights, choice.backend, choice.device, choice.dtype)
-    engine = Engine.load(*settings, args.spatial_attention, text, artifact, args.lora or (), args.graphs, fp8)
-    if engine.records:  # requests of one command differ in nothing that is recorded
-        first = requests[0]
-        assert first.size is not None
-        engine.warm([(first.frames, *first.size)], first.sampling)
+    files = outputs(args, len(given) or 1)
+    device, dtype = check_machine(choice)
+    if choice.engine is not None:
+        choice.engine.check_requests(clip)
+    memory.check(memory.Footprint.of(clip, choice.spec, dtype, text=bundle is None), device, loaded=False)
+    found = described(args, given)
+    requests = [clip.showing(synopsis) for synopsis in found]
+    engine = Engine(load_model(choice, device, dtype))
+    if engine.records:
+        assert clip.size is not None
+        engine.warm([(clip.frames, *clip.size)], clip.sampling)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)
@@ -254,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: list[Path], about: dict[str, str]) -> Video:
-    """Makes a video and its files; an mp4 is written while the video is decoded. `about` joins the provenance."""
+    """Makes a video and its files, with `about` in the provenance; encodes an mp4 while the video is decoded."""
 
-    def told(video: Video) -> Video:
+    def with_about(video: Video) -> Video:
         return replace(video, provenance={**video.provenance, **about})
 
     first, beside = paths[0], paths[1:]
@@ -269,11 +149,11 @@ def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: li
         def step(done: int, total: int) -> None:
             bar.update()
 
-        def heard(part: Video) -> None:
+        def write(part: Video) -> None:
             if along:
-                along(told(part))
+                along(with_about(part))
 
-        video = told(engine.run(request, step, bundle, heard))
+        video = with_about(engine.run(request, step, bundle, write))
     for path in beside if along else paths:
         video.save(path)
     return video

@@ -6,11 +6,11 @@ from importlib import import_module, metadata
 
 import torch
 
-from vstar_engine import __version__
 from vstar_engine.backends import TENSORRT, tensorrt_library
 from vstar_engine.errors import MissingLibrary
 from vstar_engine.kernels.cpu import library
 from vstar_engine.machine import memory, threads
+from vstar_engine.version import __version__
 
 OPTIONAL = {
     "triton": "the fused kernels on NVIDIA GPUs",

@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from vstar_engine import __version__
 from vstar_engine.errors import MemoryShortage, VstarError
 from vstar_engine.machine import threads
+from vstar_engine.version import __version__
 
 from .option_sources import Parser, layered, to_toml
 
 PACKAGE = "vstar_engine"
+# printed where no command is given; the bundled model makes each run as it stands
+EXAMPLES = """\
+vstar-engine makes long videos from text. Three commands to start with:
+
+  vstar-engine generate "a meadow from winter to spring" --model mini --out spring.mp4   # make a video
+  vstar-engine inspect spring.mp4   # print its settings, and the command that makes it again
+  vstar-engine serve --model mini   # serve videos over HTTP, on port 8000
+
+vstar-engine --help lists all commands; vstar-engine COMMAND --help says what one takes."""
 BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 # commands whose settings also come from the environment and a file
 LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
@@ -30,7 +39,7 @@ LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch"
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what it does, and where its options and its `run` are; that module loads when the command is chosen."""
+    """A subcommand: its help, and the module of its options and `run`, which is imported when the command is chosen."""
 
     help: str
     module: str
@@ -40,27 +49,27 @@ class Command:
 
 COMMANDS = {
     "generate": Command("make a video from a prompt or a sequence of states", "commands.generate"),
-    "synopsis": Command("describe the states that prompts pass through", "commands.prompt_options"),
-    "embed": Command("encode synopses once, for `generate --embeddings`", "commands.embed"),
+    "synopsis": Command("turn prompts into synopses: the states a video passes through", "commands.synopsis"),
+    "embed": Command("encode prompts once, for `generate --embeddings`", "commands.embed"),
     "build": Command("compile the UNet once for this machine, for `generate --engine`", "export.commands.build"),
     "engines": Command("list the engines that were built, or remove some", "commands.engines"),
     "refit": Command("swap the weights of a built TensorRT engine", "export.commands.refit"),
     "export": Command("write a built engine for another server", "export.commands.export"),
     "submit": Command("have a server make a video", "commands.remote_jobs", "add_submit_options", "run_submit"),
-    "status": Command("say how a server's jobs stand", "commands.remote_jobs", "add_status_options", "run_status"),
-    "fetch": Command("write what a server's job made to a file", "commands.remote_jobs", "add_fetch_options", "run_fetch"),
-    "cancel": Command("stop a server's jobs", "commands.remote_jobs", "add_cancel_options", "run_cancel"),
-    "serve": Command("serve videos over HTTP; jobs outlive the server", "commands.serve"),
+    "status": Command("show the state of a server's jobs", "commands.remote_jobs", "add_status_options", "run_status"),
+    "fetch": Command("download the video of a server's job", "commands.remote_jobs", "add_fetch_options", "run_fetch"),
+    "cancel": Command("cancel a server's jobs", "commands.remote_jobs", "add_cancel_options", "run_cancel"),
+    "serve": Command("serve videos over HTTP; jobs survive restarts", "commands.serve"),
     "inspect": Command("print the settings that made a video, and the command that makes it again", "commands.inspect"),
-    "convert": Command("convert an official checkpoint to safetensors, without running code from it", "commands.convert"),
+    "convert": Command("convert an official checkpoint to safetensors; runs no code from it", "commands.convert"),
     "verify": Command("run golden cases against this installation", "commands.verify"),
     "bench": Command("measure speed against clean baselines and the machine's limits, report, compare", "bench.commands.main"),
-    "doctor": Command("say what this machine has and what is missing", "commands.doctor"),
+    "doctor": Command("show what is installed on this machine and what is missing", "commands.doctor"),
 }
 
 
 def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
-    """Builds the parser, and gives those of its subcommands by name; where a word is given, only what it names has options."""
+    """Returns the parser and those of its subcommands by name; with `only`, other subcommands get no options."""
     assert __doc__ is not None
     parser = Parser(
         prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=__doc__.split("\n\n")[1]
@@ -70,7 +79,7 @@ def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
     parsers: dict[str, Parser] = {}
     for name, command in COMMANDS.items():
         parsers[name] = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
-        parsers[name].add_argument("-v", "--verbose", action="store_true", help="log more, and show where an error arose")
+        parsers[name].add_argument("-v", "--verbose", action="store_true", help="log more, with the traceback of an error")
         if only in (None, name):
             module = import_module(f"{PACKAGE}.{command.module}")
             parsers[name].set_defaults(run=getattr(module, command.run))
@@ -79,8 +88,11 @@ def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and gives its exit code; one sentence on stderr says what went wrong."""
+    """Runs a command and returns its exit code; an error is one sentence on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(EXAMPLES)
+        return 0
     verbose = "-v" in words or "--verbose" in words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     # ours alone: the exporter and its libraries would log hundreds of lines
@@ -111,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """Returns whether PyTorch, where it is loaded, means a device's memory."""
+    """Returns whether an error is PyTorch's out-of-memory error."""
     return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
 
 

@@ -1,23 +1,23 @@
-"""The options that say what is loaded and where it runs; commands share them."""
+"""Options for the model and the device, shared by commands."""
 
 import argparse
 
 from vstar_engine.backends import BACKENDS
 from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS
 from vstar_engine.config.sampling import FAST, FP8
-from vstar_engine.model_choice import Choice
+from vstar_engine.model_choice import ModelChoice
 
 
 def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
-    """Adds the options that say which model runs, and where; `unset`: without defaults, since a built engine may say it."""
+    """Adds the options for the model, device and dtype; with `unset` they have no default."""
 
     def add(name: str, help: str) -> None:
-        default = getattr(Choice, name)
-        said = f"{help} (default{': as the built engine, else' if unset else ''} {default})"
+        default = getattr(ModelChoice, name)
+        said = f"{help} (default{': that of --engine, else' if unset else ''} {default})"
         parser.add_argument(f"--{name}", default=None if unset else default, help=said)
 
     add("model", f"one of {', '.join(MODELS)}")
-    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; mini has its own")
+    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; not needed for mini")
     add("device", "cpu, cuda or cuda:N")
     add("dtype", f"one of {', '.join(DTYPE_NAMES)}")
     if unset:
@@ -26,34 +26,43 @@ def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> No
 
 def add_lora_option(parser: argparse.ArgumentParser) -> None:
     """Adds --lora."""
-    said = "merge a LoRA into the UNet, by default with strength 1; repeatable"
+    said = "LoRA to merge into the UNet, with strength 1 by default; repeatable"
     parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=said)
 
 
 def add_fast_option(parser: argparse.ArgumentParser) -> None:
     """Adds --fast."""
     words = "; ".join(f"{name}: {what}" for name, what in FAST.items())
-    said = f"sooner, but no longer exactly the same video: {words}"
+    said = f"lossy options that save time; repeatable: {words}"
     parser.add_argument("--fast", action="append", metavar="NAME[,NAME]", help=said)
 
 
 def fast_from(args: argparse.Namespace) -> tuple[tuple[str, ...], bool]:
-    """Reads --fast: what a video is sampled with, each name once, and whether the network is loaded in FP8."""
+    """Reads --fast: the options of sampling, each once, and whether the network is loaded in FP8."""
     named = tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
     return tuple(name for name in named if name != FP8), FP8 in named
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all that says what is loaded; a built engine may say it too."""
+    """Adds all options of `ModelChoice`."""
     add_text_options(parser, unset=True)
     add_lora_option(parser)
-    parser.add_argument("--engine", metavar="DIR", help="engine made by `vstar-engine build`, or its name")
+    parser.add_argument("--engine", metavar="DIR", help="folder or name of an engine made by `vstar-engine build`")
     parser.add_argument(
-        "--spatial-attention", default="auto", help=f"one of {', '.join(ATTENTION_NAMES)} (default %(default)s)"
+        "--spatial-attention",
+        default=ModelChoice.spatial_attention,
+        help=f"attention within frames: {', '.join(ATTENTION_NAMES)} (default %(default)s)",
     )
     parser.add_argument(
         "--graphs",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU, replay the network's steps as CUDA graphs (default on)",
+        default=ModelChoice.graphs,
+        help="replay steps as CUDA graphs on a GPU (default on)",
     )
+
+
+def choice_from(args: argparse.Namespace, text: str | None = ModelChoice.text) -> ModelChoice:
+    """Returns the model that options choose, without its text tower where `text` is None."""
+    names = ("model", "weights", "backend", "device", "dtype", "spatial_attention", "graphs")
+    given = {name: getattr(args, name) for name in names}
+    return ModelChoice.of(args.engine, **given, text=text, loras=tuple(args.lora or ()), fp8=fast_from(args)[1])

@@ -1,4 +1,4 @@
-"""Where an option's value comes from: a flag, else the environment, else the configuration file, else its default."""
+"""Reads options from flags, else the environment, else a configuration file, else their defaults."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ PREFIX = "VSTAR_"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one sentence, raised as ValueError."""
+    """An argument parser that raises its complaint as ValueError."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -20,16 +20,16 @@ class Parser(argparse.ArgumentParser):
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds --config and --print-config."""
-    parser.add_argument("--config", type=Path, help="TOML file of these options' names and values; below VSTAR_* and flags")
-    parser.add_argument("--print-config", action="store_true", help="print the settings in force as TOML and stop")
+    parser.add_argument("--config", type=Path, help="TOML file of options; flags and VSTAR_* variables override it")
+    parser.add_argument("--print-config", action="store_true", help="print the effective settings as TOML, and stop")
 
 
 def layered(
     parser: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str] = os.environ
 ) -> argparse.Namespace:
-    """Parses `argv` over the environment over the configuration file; ValueError names the source of a bad value.
+    """Parses `argv` on top of the environment and the configuration file; ValueError names the source of a bad value.
 
-    The default `settle` of a parser is a function that fills in what depends on several settings.
+    A parser's default `settle` is a function that fills in defaults that depend on other settings.
     """
     early = Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)

@@ -1,4 +1,4 @@
-"""The commands `submit`, `status`, `fetch` and `cancel`: a video made by a server, `vstar-engine serve`, here or elsewhere."""
+"""The commands `submit`, `status`, `fetch` and `cancel`, for jobs of a `vstar-engine serve`."""
 
 import argparse
 import json
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import parse_size
-from vstar_engine.config.sampling import TAR_PRESETS, parse_sigma, until_step
-from vstar_engine.config.timeline import SPREAD_MODES, parse_position
+from vstar_engine.artifacts.text_file import read_text, unreadable
+from vstar_engine.config.timeline import parse_position
 from vstar_engine.prompting.synopsis import GIVEN, Synopsis, read_synopses
 
 from .option_sources import add_config_options
 from .prompt_options import printable
+from .video_options import add_http_options, http_from
 
 if TYPE_CHECKING:
     from vstar_engine.client import Client, Video
@@ -24,46 +24,40 @@ LISTED = 20
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Adds where the server is and how to be let in; a key is never an argument, which other users of a machine could read."""
-    parser.add_argument("--server", metavar="URL", help="default: $VSTAR_SERVER, else port 8000 of this machine")
+    """Adds the options for the server and its key; a key on the command line could be read by other users."""
+    parser.add_argument(
+        "--server", metavar="URL", help="address of the server (default: $VSTAR_SERVER, else http://127.0.0.1:8000)"
+    )
     parser.add_argument("--key-file", type=Path, help="file whose first line is the API key (default: $VSTAR_API_KEY)")
     parser.add_argument(
-        "--patience", type=float, default=60.0, metavar="SECONDS", help="wait this long for a busy server (default %(default)g)"
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="seconds to retry while the server is busy or restarting (default %(default)g)",
     )
-    parser.add_argument("--json", action="store_true", help="print what the server says as JSON")
+    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     add_config_options(parser)
 
 
 def add_submit_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what a video may be asked to be; what is left out is as the server has it."""
-    parser.add_argument("prompt", nargs="?", help="what the whole video shows; the server makes its synopsis")
-    parser.add_argument("--states", action="extend", nargs="+", metavar="TEXT", help="descriptions in order; repeatable")
-    parser.add_argument("--synopsis", metavar="FILE", help="states from JSON or from plain lines; a list makes several videos")
-    parser.add_argument("--embeddings", metavar="ID", help="states from a bundle that the server holds")
-    parser.add_argument("--model", help="the model, where a server offers several")
-    parser.add_argument("--frames", type=int, help="frames in one pass")
-    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, as for `generate`")
-    parser.add_argument("--steps", type=int, help="denoising steps")
-    parser.add_argument("--guidance", type=float, help="guidance scale")
-    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise")
-    parser.add_argument("--fps", type=float, help="frame rate of the file")
-    parser.add_argument("--seed", type=int, help="seed of all noise")
-    parser.add_argument("--tar", help=f"preset: {', '.join(TAR_PRESETS)}")
-    parser.add_argument("--sigma", action="extend", nargs="+", metavar="LEVEL=VALUE", help="sets a level's sigma; repeatable")
-    parser.add_argument("--strength", type=float, help="TAR strength")
-    parser.add_argument("--until", metavar="STEP", help="last regularised step, counted from 0, or a share such as 56%%")
-    parser.add_argument("--negative", help="what the video should not show")
-    parser.add_argument("--mode", help=f"how states spread: {', '.join(SPREAD_MODES)}")
-    parser.add_argument("--at", action="extend", nargs="+", metavar="PLACE", help="where each state sits: 12, 0.5 or 50%%")
+    """Adds the options of `submit`; the server fills in those left out."""
+    parser.add_argument("prompt", nargs="?", help="what the video shows; the server turns it into states")
     parser.add_argument(
-        "--durations", action="extend", nargs="+", type=float, metavar="LENGTH", help="states' relative lengths"
+        "--synopsis", metavar="FILE", help="file of states: JSON, or one state a line; a JSON list makes several videos"
     )
-    parser.add_argument("--negatives", action="extend", nargs="+", metavar="TEXT", help="what each state should not show")
-    parser.add_argument("--no-synopsis", action="store_true", help="take the prompt as it is, as the only state")
-    parser.add_argument("--priority", type=int, help="higher runs earlier")
-    parser.add_argument("--metadata", action="extend", nargs="+", metavar="NAME=TEXT", help="kept with the job; repeatable")
-    parser.add_argument("--wait", action="store_true", help="wait for the end; interrupting leaves the job running")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="wait, and write the mp4 there; several get numbers")
+    parser.add_argument("--embeddings", metavar="ID", help="id of encoded states on the server")
+    parser.add_argument("--model", help="the model, where a server offers several")
+    add_http_options(parser)
+    parser.add_argument("--no-synopsis", action="store_true", help="use the prompt as the only state")
+    parser.add_argument("--priority", type=int, help="jobs of higher priority run earlier")
+    parser.add_argument(
+        "--metadata", action="extend", nargs="+", metavar="NAME=TEXT", help="text stored with the job; repeatable"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait until the job has ended; it goes on if you interrupt")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="wait, and write the mp4 to this file; several files are numbered"
+    )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     add_server_options(parser)
 
@@ -87,22 +81,22 @@ def add_cancel_options(parser: argparse.ArgumentParser) -> None:
 
 
 def client_of(args: argparse.Namespace) -> "Client":
-    """Opens the server that the options name; ValueError for a file without a key."""
+    """Returns a client of the server that options name; ValueError for a key file without a key."""
     from vstar_engine.client import Client
 
     key = None
     if args.key_file is not None:
         try:
-            key = args.key_file.read_text().split("\n")[0].strip()
+            key = read_text(args.key_file).split("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read the key in {args.key_file}: {error}") from error
+            raise ValueError(f"cannot read the key in {args.key_file}: {unreadable(error)}") from error
         if not key:
             raise ValueError(f"the first line of {args.key_file} holds no key")
     return Client(args.server, key, args.patience)
 
 
 def bodies(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the request of each video that the options ask for."""
+    """Returns the request body of each video."""
     given = [name for name in ("prompt", "states", "synopsis", "embeddings") if getattr(args, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give exactly one of PROMPT, --states, --synopsis and --embeddings, got {', '.join(given) or 'none'}")
@@ -114,40 +108,19 @@ def bodies(args: argparse.Namespace) -> list[dict[str, Any]]:
         apart = tuple(args.durations or ()), tuple(args.negatives or ())
         return [{**common, **timeline(Synopsis(args.states[0], tuple(args.states), GIVEN, at, *apart))}]
     if args.at or args.durations or args.negatives:
-        raise ValueError("--at, --durations and --negatives say more of each state: give --states")
+        raise ValueError("--at, --durations and --negatives describe given states; give --states too")
     return [{**common, "embeddings": args.embeddings} if args.prompt is None else {**common, "prompt": args.prompt}]
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields that options name, without those left out."""
+    """Returns the fields of a body that options set."""
     fields = {
         "model": args.model,
-        "num_frames": args.frames,
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance,
-        "eta": args.eta,
-        "fps": args.fps,
-        "seed": args.seed,
-        "negative_prompt": args.negative,
-        "spread": args.mode,
         "enhance_prompt": False if args.no_synopsis else None,
         "priority": args.priority,
-        "tar": tar_of(args),
         "metadata": metadata_of(args.metadata) if args.metadata else None,
     }
-    if args.size is not None:  # HTTP says the width first
-        height, width = parse_size(args.size)
-        fields["size"] = f"{width}x{height}"
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def tar_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Returns the motion settings that options name, None where there are none."""
-    sigma = {str(level): value for level, value in map(parse_sigma, args.sigma or ())}
-    step = None if args.until is None else until_step(args.until)
-    until = args.until if args.until is not None and args.until.endswith("%") else step
-    named = {"preset": args.tar, "sigma": sigma or None, "strength": args.strength, "until": until}
-    return {name: value for name, value in named.items() if value is not None} or None
+    return http_from(args) | {name: value for name, value in fields.items() if value is not None}
 
 
 def metadata_of(words: list[str]) -> dict[str, str]:
@@ -160,7 +133,7 @@ def metadata_of(words: list[str]) -> dict[str, str]:
 
 
 def timeline(synopsis: Synopsis) -> dict[str, Any]:
-    """Returns the fields that a synopsis fills; ValueError where only some states have a place or a negative prompt."""
+    """Returns the fields of a body that hold a synopsis; ValueError when only some states have a place or negative prompt."""
     for name in ("at", "negatives"):
         if len(getattr(synopsis, name)) not in (0, len(synopsis.states)):
             raise ValueError(
@@ -205,7 +178,7 @@ def named(out: Path | None, count: int) -> list[Path | None]:
 
 
 def finish(client: "Client", video: "Video", path: Path | None, args: argparse.Namespace) -> None:
-    """Waits for a job under a bar of its progress, and writes its video."""
+    """Waits for a job with a progress bar, and writes its video."""
     with tqdm(total=100, desc=video.id[:14], unit="%", file=sys.stderr, disable=None) as bar:
 
         def progress(now: "Video") -> None:
@@ -221,7 +194,7 @@ def finish(client: "Client", video: "Video", path: Path | None, args: argparse.N
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Prints a line for each job; 1 where one that was named has failed."""
+    """Prints a line for each job; returns 1 if a named one has failed."""
     with client_of(args) as client:
         videos = [client.status(id) for id in args.id] or list(client.list(LISTED))
     for video in videos:
@@ -230,15 +203,17 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def line(video: "Video") -> str:
-    """Says in a line how a job stands."""
+    """Returns one line about a job."""
     told = {"in_progress": f"{video.progress} %"}.get(video.status, "")
     if video.error:
         told = str(video.error.get("code"))
-    return f"{video.id}  {video.status:11} {told:>14}  {str(video.content.get('prompt', ''))[:60]}"
+    told_by_server = f"{video.id}  {video.status:11} {told:>14}  {str(video.content.get('prompt') or '')[:60]}"
+    # a line break would make two jobs of one, an escape sequence would move the cursor
+    return "".join(letter if letter.isprintable() else " " for letter in told_by_server)
 
 
 def run_fetch(args: argparse.Namespace) -> int:
-    """Writes what a completed job made."""
+    """Downloads the video of a completed job."""
     ending = {"video": ".mp4"}.get(args.variant, f".{args.variant}.jpg")
     path = args.out or Path(args.id + ending)
     with client_of(args) as client:

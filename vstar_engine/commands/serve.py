@@ -1,4 +1,4 @@
-"""The `serve` command: settings from flags, environment and file, an engine behind them, and an orderly end."""
+"""The `serve` command: videos over HTTP."""
 
 import argparse
 import json
@@ -7,16 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.artifacts.built_engine import Artifact
-from vstar_engine.config.models import model_named, parse_size
+from vstar_engine.config.models import parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MissingLibrary, OutputError
-from vstar_engine.model_choice import Choice
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.serving.jobs.events import EngineClient
 from vstar_engine.serving.settings import HOUR, MIB, Settings
 from vstar_engine.weights.bundled import BUNDLED
 
-from .model_options import add_fast_option, add_model_options, fast_from
+from .model_options import add_fast_option, add_model_options, choice_from, fast_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, llm_from
 
@@ -33,19 +32,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     add_model_options(parser)
     add_fast_option(parser)
+    model.add_argument("--embeddings", type=Path, metavar="DIR", help="folder of `embed` files that requests may name")
     model.add_argument(
-        "--embeddings", type=Path, metavar="DIR", help="bundles of `embed`, for requests that name one by its id"
+        "--renderer", metavar="MODULE:FUNCTION", help="function that makes videos in the worker instead of the engine"
     )
-    model.add_argument("--renderer", metavar="MODULE:FUNCTION", help="what makes videos in the worker, instead of the engine")
-    model.add_argument(
-        "--renderer-settings", type=_json_object, default="{}", metavar="JSON", help="what that function is given"
-    )
+    model.add_argument("--renderer-settings", type=_json_object, default="{}", metavar="JSON", help="argument of that function")
     add_llm_options(parser)
     add_config_options(parser)
 
 
 def _json_object(text: str) -> str:
-    """Checks that a text is a JSON object, and keeps it as it was given."""
+    """Returns a text unchanged; raises unless it is a JSON object."""
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -60,19 +57,29 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         how.setdefault("default", getattr(Settings, name))
         group.add_argument(f"--{name.replace('_', '-')}", **how)
 
-    add("host", help="address to listen at (default %(default)s)")
-    add("port", type=int, help="default %(default)s")
+    add("host", help="address to listen on (default %(default)s)")
+    add("port", type=int, help="port to listen on (default %(default)s)")
     add("data", type=Path, metavar="DIR", help="folder of videos and jobs (default %(default)s)")
-    add("database", metavar="URL", help="postgresql://... instead of a file in the folder")
+    add("database", metavar="URL", help="postgresql://... for the jobs, instead of SQLite in the data folder")
     group.add_argument(
-        "--videos", type=Path, metavar="DIR", help="folder of videos, for all servers of one database (default DATA/videos)"
+        "--videos",
+        type=Path,
+        metavar="DIR",
+        help="folder of videos, shared by all servers of one database (default DATA/videos)",
     )
-    add("instance", metavar="NAME", help="stays the same over restarts, differs between servers of one database")
-    group.add_argument("--keys", type=Path, metavar="FILE", help="a key a line, `[OWNER ]KEY`; or $VSTAR_API_KEYS")
-    add("insecure", action="store_true", help="listen to other machines without keys")
-    add("grace", type=float, metavar="S", help="seconds that running jobs have when the server is to end (default %(default)g)")
-    group.add_argument("--log-level", choices=LEVELS, default="info", help="default %(default)s")
-    group.add_argument("--log-text", action="store_true", help="log plain lines instead of JSON")
+    add("instance", metavar="NAME", help="name of this server, unique among the servers of one database and kept over restarts")
+    group.add_argument(
+        "--keys", type=Path, metavar="FILE", help="file of API keys, `[OWNER ]KEY` on each line (or $VSTAR_API_KEYS)"
+    )
+    add("insecure", action="store_true", help="accept requests from other machines without API keys")
+    add(
+        "grace",
+        type=float,
+        metavar="S",
+        help="seconds that running jobs get to finish when the server stops (default %(default)g)",
+    )
+    group.add_argument("--log-level", choices=LEVELS, default="info", help="least level that is logged (default %(default)s)")
+    group.add_argument("--log-text", action="store_true", help="log plain text instead of JSON")
 
 
 def _add_limit_options(group: argparse._ArgumentGroup) -> None:
@@ -81,37 +88,41 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
         said = help if default is None else f"{help} (default %(default)s)"
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=said, **how)
 
-    add("max_queue", "jobs that wait or run")
-    add("max_queue_per_key", "jobs of one key that wait or run")
-    add("max_frames", "frames of a video")
-    add("max_steps", "denoising steps of a video")
-    add("max_work", "frames x pixels x steps of a video")
-    add("max_connections", "connections of clients; beyond, the one goes whose client is slowest")
+    add("max_queue", "most jobs queued or running")
+    add("max_queue_per_key", "most jobs of one API key queued or running")
+    add("max_frames", "most frames of a video")
+    add("max_steps", "most denoising steps of a video")
+    add("max_work", "most frames x pixels x steps of a video")
+    add("max_connections", "most open connections; beyond, the slowest client's is closed")
     add("max_batch", "largest batch, where warm-up measured that batching pays")
     add("batch_delay", "seconds that a job waits for others to form a batch", float, metavar="S")
-    add("sync_timeout", "seconds that a request to /v1/videos/sync takes", float, metavar="S")
+    add("sync_timeout", "longest time of a request to /v1/videos/sync, in seconds", float, metavar="S")
     group.add_argument(
         "--min-free",
         type=int,
         default=Settings.min_free // MIB,
         metavar="MIB",
-        help="kept free where videos are (default %(default)s)",
+        help="disk space to keep free in the folder of videos (default %(default)s)",
     )
     group.add_argument(
-        "--keep-hours", type=float, metavar="H", help="delete videos this long after they ended (default: never)"
+        "--keep-hours", type=float, metavar="H", help="delete videos this long after their job ended (default: never)"
     )
-    group.add_argument("--keep-mib", type=int, metavar="MIB", help="delete the oldest videos beyond this size (default: none)")
+    group.add_argument(
+        "--keep-mib", type=int, metavar="MIB", help="delete the oldest videos beyond this total size (default: no limit)"
+    )
 
 
 def _add_scale_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ray", action="store_true", help="run replicas of the engine on a Ray cluster; needs the scale extra")
-    group.add_argument("--replicas", type=int, metavar="N", help="how many (default 1), each with a GPU of its own on CUDA")
-    group.add_argument("--address", metavar="HOST:PORT", help="the cluster's head (default: a cluster on this machine alone)")
+    group.add_argument(
+        "--replicas", type=int, metavar="N", help="number of replicas (default 1), each with its own GPU on CUDA"
+    )
+    group.add_argument("--address", metavar="HOST:PORT", help="head of the cluster (default: a cluster on this machine)")
     group.add_argument(
         "--warm",
         action="append",
         metavar="FRAMESxHEIGHTxWIDTH",
-        help="a clip to warm before the first request, and to measure batches for; repeatable (default: usual lengths)",
+        help="clip size to warm up and measure batches for at start; repeatable (default: usual lengths)",
     )
 
 
@@ -124,7 +135,7 @@ def parse_clip(text: str) -> tuple[int, int, int]:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Returns the settings that options say; ValueError where one makes no sense."""
+    """Returns the settings that options give; ValueError for one that makes no sense."""
     same = (
         *("data", "database", "instance", "host", "port", "insecure", "embeddings", "grace", "sync_timeout"),
         *(
@@ -147,36 +158,23 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
-def choice_of(args: argparse.Namespace) -> tuple[Choice, Artifact | None]:
-    """Returns the model that is asked for; the bundled one where nothing is."""
+def choice_of(args: argparse.Namespace) -> ModelChoice:
+    """Returns the model that options choose, by default the bundled one."""
     if args.model is None and args.weights is None and args.engine is None:
         args.model = BUNDLED[0]
         log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
-    artifact = None if args.engine is None else Artifact.open(args.engine)
-    return Choice.of(artifact, args.model, args.weights, args.backend, args.device, args.dtype), artifact
+    return choice_from(args)
 
 
-def worker_settings(args: argparse.Namespace, choice: Choice) -> dict[str, Any]:
-    """Returns what the worker loads, as plain values: `Engine.load`'s arguments and where bundles lie, or a renderer's own."""
+def worker_settings(args: argparse.Namespace, choice: ModelChoice) -> dict[str, Any]:
+    """Returns the worker's settings as plain values: the model and the folder of embeddings, or a renderer's own."""
     if args.renderer is not None:
         return json.loads(args.renderer_settings)
-    engine = {
-        "model": choice.model,
-        "weights": None if choice.weights is None else str(choice.weights),
-        "backend": choice.backend,
-        "device": choice.device,
-        "dtype": choice.dtype,
-        "spatial_attention": args.spatial_attention,
-        "graphs": args.graphs,
-        "engine": args.engine,
-        "loras": list(args.lora or ()),
-        "fp8": fast_from(args)[1],
-    }
-    return {"engine": engine, "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
+    return {"engine": choice.arguments(), "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `serve` until it is told to end."""
+    """Runs `serve` until it is stopped."""
     try:
         from vstar_engine.serving.http import api_keys, app, request_to_job, server, service
         from vstar_engine.serving.telemetry import request_log, tracing
@@ -189,14 +187,14 @@ def run(args: argparse.Namespace) -> int:
     settings.check_bind(len(known))
     request_log.configure(args.log_level, not args.log_text)
     tracing.configure()
-    choice, artifact = choice_of(args)
+    choice = choice_of(args)
     if args.renderer is None:
         choice.check_weights()
     llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0])
     for secret in (api_keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
         os.environ.pop(secret, None)
     resolver = request_to_job.Resolver(
-        model_named(choice.model), artifact, settings.embeddings, not args.no_synopsis, llm, args.llm_required, usual
+        choice.spec, choice.engine, settings.embeddings, not args.no_synopsis, llm, args.llm_required, usual
     )
     engine = _engine(args, settings, choice)
     gateway = service.Service(settings, engine, resolver)
@@ -212,8 +210,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(args: argparse.Namespace, settings: Settings, choice: Choice) -> EngineClient:
-    """Returns the engine that is asked for: in a child process, or as replicas on a Ray cluster."""
+def _engine(args: argparse.Namespace, settings: Settings, choice: ModelChoice) -> EngineClient:
+    """Returns the engine: in a child process, or as replicas on a Ray cluster."""
     from vstar_engine.serving.workers import local_process
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())

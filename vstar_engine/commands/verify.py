@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vstar_engine.verification.verify import Row
+    from vstar_engine.verification.verify import CaseVerdict
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if False in verdicts or not verdicts or (args.strict and unknown) else 0
 
 
-def _line(row: "Row") -> str:
+def _line(row: "CaseVerdict") -> str:
     verdict = {True: "ok", False: "FAILED", None: "-"}[row.ok]
     numbers = f"{row.worst.error:9.2e} <= {row.worst.tolerance:.1e} {row.worst.output}" if row.worst else row.note
     if row.worst and not row.ok:

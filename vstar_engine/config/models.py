@@ -5,7 +5,7 @@ from dataclasses import dataclass
 MAX_SIDE = 4096
 
 
-# names that options offer; what they stand for is known where PyTorch is
+# names for options; machine.device and networks.spatial_attention map them to what PyTorch has
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 
@@ -41,7 +41,7 @@ class UNetSpec:
 
 @dataclass(frozen=True)
 class VaeSpec:
-    """The KL autoencoder's architecture; pixels per latent cell and side: `factor`."""
+    """The KL autoencoder's architecture; a latent cell covers `factor` x `factor` pixels."""
 
     channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -71,7 +71,7 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """A whole model: three networks and the size in pixels (height, width) that it was made for."""
+    """A model: its three networks and the size in pixels, (height, width), that it was trained on."""
 
     name: str
     unet: UNetSpec
@@ -81,7 +81,7 @@ class Spec:
 
     @property
     def multiple(self) -> int:
-        """Both sides of a video must be multiples of this many pixels."""
+        """Returns the number of pixels that both sides of a video must be multiples of."""
         return self.vae.factor * 2 ** (self.unet.levels - 1)
 
     def check_size(self, height: int, width: int) -> None:

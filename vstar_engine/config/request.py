@@ -1,7 +1,9 @@
-"""Settings as frozen dataclasses, each default once, and the tables of models and TAR presets."""
+"""What may be asked of a video: a `Clip` without states, a `Request` with them; both check their values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Protocol, Self
 
 from .models import Spec
 from .sampling import Sampling, Tar
@@ -10,15 +12,27 @@ from .timeline import SPREAD_MODES, Position, place
 MAX_FRAMES = 512
 
 
-@dataclass(frozen=True)
-class Request:
-    """One video to make: everything that decides its frames, and the rate its file plays at.
+class Description(Protocol):
+    """The states of a video and what is said of each, as `prompting.synopsis.Synopsis` holds them."""
 
-    `size` is (height, width) in pixels, None for the model's own. `mode` is how states spread over frames (`text.spread`), `at`
-    or `durations` where (`timeline.place`), both empty for evenly. `negatives`, one a state, take the place of `negative`.
+    @property
+    def states(self) -> tuple[str, ...]: ...
+    @property
+    def at(self) -> tuple[Position, ...]: ...
+    @property
+    def durations(self) -> tuple[float, ...]: ...
+    def unwanted(self, negative: str) -> tuple[str, tuple[str, ...]]: ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """All settings of a video except its states.
+
+    `size` is (height, width) in pixels, None for the model's own. `mode` sets how states are interpolated over the frames
+    (`prompting.interpolation.spread`). `at` or `durations` place the states (`timeline.place`); without either they are evenly
+    spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
     """
 
-    states: tuple[str, ...]
     frames: int = 64
     seed: int = 0
     size: tuple[int, int] | None = None
@@ -34,38 +48,63 @@ class Request:
     def __post_init__(self) -> None:
         if not 1 <= self.frames <= MAX_FRAMES:
             raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {self.frames}")
-        if not self.states:
-            raise ValueError("there are no states to show; give a prompt or at least one state")
-        if len(self.states) > self.frames:
-            raise ValueError(f"{len(self.states)} states need at least {len(self.states)} frames, got {self.frames}")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
             raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if self.mode not in SPREAD_MODES:
             raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {self.mode!r}")
-        if not 0 < self.fps <= 1000:
-            raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
-        if self.negatives and len(self.negatives) != len(self.states):
-            raise ValueError(
-                f"there are {len(self.negatives)} negative prompts for {len(self.states)} states; give one for each"
-            )
+        if not 0.001 <= self.fps <= 1000:  # what an mp4 holds
+            raise ValueError(f"fps must be 0.001 to 1000, got {self.fps}")
         if self.negatives and self.negative:
             raise ValueError("give one negative prompt for the whole video or one for each state, not both")
-        self.anchors()
 
-    def anchors(self) -> list[int]:
-        """Returns the frame each state sits at; ValueError where its position or duration makes no sense."""
-        return place(len(self.states), self.frames, self.mode, self.at, self.durations)
-
-    def fitted(self, spec: Spec) -> "Request":
-        """Returns the request with its size filled in; ValueError when `spec` has no such size or TAR level."""
+    def fitted(self, spec: Spec) -> Self:
+        """Returns the clip with its size filled in; ValueError when the model has no such size or TAR level."""
         size = self.size or spec.size
         spec.check_size(*size)
         if self.tar is not None:
             self.tar.check_levels(spec.unet.levels)
         return replace(self, size=size)
 
+    def places(self, count: int) -> list[int]:
+        """Returns the frame each of `count` states sits at; ValueError where this clip cannot show so many."""
+        if count > self.frames:
+            raise ValueError(f"{count} states need at least {count} frames, got {self.frames}")
+        if self.negatives and len(self.negatives) != count:
+            raise ValueError(f"there are {len(self.negatives)} negative prompts for {count} states; give one for each")
+        return place(count, self.frames, self.mode, self.at, self.durations)
 
-def rows_at_once(requests: Sequence[Request]) -> int:
-    """Counts the rows of the largest call of the network, when requests are denoised together."""
-    guided = sum(request.sampling.guidance != 1.0 for request in requests)
-    return len(requests) + (guided if all(request.sampling.batch_guidance for request in requests) else 0)
+    def showing(self, description: Description) -> "Request":
+        """Returns the request of this clip and states; the clip's places and negative prompts override theirs."""
+        given = {one.name: getattr(self, one.name) for one in fields(Clip)}
+        if not self.at and not self.durations:
+            given |= {"at": description.at, "durations": description.durations}
+        if not self.negatives:
+            given["negative"], given["negatives"] = description.unwanted(self.negative)
+        return Request(description.states, **given)
+
+
+@dataclass(frozen=True)
+class _States:
+    states: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request(Clip, _States):
+    """One video to make: a clip, and the states it shows as its first field."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.states:
+            raise ValueError("there are no states to show; give a prompt or at least one state")
+        _ = self.anchors
+
+    @cached_property
+    def anchors(self) -> list[int]:
+        """Returns the frame that each state sits at."""
+        return self.places(len(self.states))
+
+
+def rows_at_once(clips: Sequence[Clip]) -> int:
+    """Returns the batch size of the largest network call when clips are denoised together."""
+    guided = sum(clip.sampling.guidance != 1.0 for clip in clips)
+    return len(clips) + (guided if all(clip.sampling.batch_guidance for clip in clips) else 0)

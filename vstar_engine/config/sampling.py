@@ -36,15 +36,15 @@ class Tar:
                 raise ValueError(f"TAR level {level} does not exist: this network has levels 0 to {levels - 1}")
 
 
-# faster, and no longer exactly the same video: what `Sampling.fast` may name, and FP8, which is a way to load a network
+# lossy options: names for `Sampling.fast`, and FP8, which is set when a network is loaded
 GUIDANCE_INTERVAL, STEP_CACHE, FEW_STEP, FP8 = "guidance-interval", "step-cache", "few-step", "fp8"
 
 
 FAST = {
-    GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only, where a scene takes shape",
-    STEP_CACHE: "the deep levels of the network in every second step only, the finest level in each",
-    FEW_STEP: "4 steps of a consistency model without guidance, for weights with a consistency LoRA",
-    FP8: "linear layers and convolutions in FP8, on a GPU that multiplies in it",
+    GUIDANCE_INTERVAL: "guidance in the first three fifths of the steps only",
+    STEP_CACHE: "the deep UNet levels run in every second step only",
+    FEW_STEP: "4 steps without guidance, for weights with a consistency LoRA",
+    FP8: "linear layers and convolutions in FP8, on GPUs that have it",
 }
 
 
@@ -64,9 +64,8 @@ CONSISTENCY_STEPS = 50
 class Sampling:
     """DDIM (arXiv 2010.02502) and classifier-free guidance (2207.12598) settings; the published defaults.
 
-    `fps_condition` is the frame rate the network is told, not the one the file plays at.
-    `batch_guidance` runs both guidance branches in one batch instead of two passes. `fast` names what of FAST may change the
-    video a little to make it sooner.
+    `fps_condition` is the frame rate that conditions the network, not the one of the file. `batch_guidance` runs both guidance
+    branches in one batch instead of two passes. `fast` names lossy options of FAST.
     """
 
     steps: int = 25
@@ -93,7 +92,7 @@ class Sampling:
         if FP8 in self.fast:
             raise ValueError(f"{FP8} is a way to load the network, not to sample with it: Engine.load(fp8=True)")
         if GUIDANCE_INTERVAL in self.fast and self.guidance == 1.0:
-            raise ValueError(f"{GUIDANCE_INTERVAL} does not compose with guidance 1: there is none to leave out")
+            raise ValueError(f"{GUIDANCE_INTERVAL} does not compose with guidance 1, which has no guidance to leave out")
         if FEW_STEP in self.fast:
             self._check_few()
 
@@ -107,32 +106,32 @@ class Sampling:
 
     @staticmethod
     def few(**given: Any) -> "Sampling":
-        """Returns the settings of few-step sampling: 4 steps without guidance, and what is given."""
+        """Returns the settings of few-step sampling, 4 steps without guidance, with the given ones on top."""
         fast = tuple(dict.fromkeys((FEW_STEP, *given.pop("fast", ()))))
         return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
 
     @staticmethod
     def usual(fast: tuple[str, ...] = ()) -> "Sampling":
-        """Returns the settings that go with `fast` where nothing else is said."""
+        """Returns the default settings with `fast`."""
         return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(fast=fast)
 
     @property
     def until(self) -> str:
-        """Returns TAR's usual last step: the published one or, of few steps, the published share of them."""
+        """Returns TAR's default last step: the published step, or the published share of few steps."""
         return f"{(Tar.until_step + 1) / Sampling.steps:.0%}" if FEW_STEP in self.fast else str(Tar.until_step)
 
     def guided(self, index: int) -> bool:
-        """Returns whether the step of an index, counted from 0, takes the unconditional branch too."""
+        """Returns whether a step, counted from 0, runs the unconditional branch too."""
         within = GUIDANCE_INTERVAL not in self.fast or 10 * index < GUIDED_TENTHS * self.steps
         return self.guidance != 1.0 and within
 
     def whole(self, index: int) -> bool:
-        """Returns whether the step of an index, counted from 0, runs the whole network."""
+        """Returns whether a step, counted from 0, runs the whole network."""
         return STEP_CACHE not in self.fast or index % WHOLE_EVERY == 0
 
     @property
     def walk(self) -> tuple[str, ...]:
-        """Returns what of `fast` decides what each call of the network is; videos of one batch share it."""
+        """Returns the options of `fast` that change the network calls of a step; a batch shares them."""
         return tuple(name for name in (STEP_CACHE, FEW_STEP) if name in self.fast)
 
 
@@ -159,7 +158,7 @@ def parse_sigma(text: str) -> tuple[int, float]:
 
 
 def until_step(until: int | str, steps: int = 1) -> int:
-    """Returns TAR's last step, counted from 0: `13` is one, `56%` says how many of the steps it takes part in."""
+    """Returns TAR's last step, counted from 0, from a step (13) or a share of the steps (56%)."""
     try:
         if isinstance(until, int) or not until.endswith("%"):
             return int(until)
@@ -176,3 +175,10 @@ def tar_named(name: str) -> Tar | None:
     if name not in TAR_PRESETS:
         raise ValueError(f"unknown TAR preset {name!r}; known presets: {', '.join(TAR_PRESETS)}")
     return TAR_PRESETS[name]
+
+
+def tar_of(preset: str, sigma: Mapping[int, float], until: int | str, steps: int, **others: float) -> Tar | None:
+    """Returns a preset with single settings on top of it, `others` by their names; None where no level has a sigma."""
+    named = tar_named(preset)
+    sigma = {**(named.sigma if named else {}), **sigma}
+    return Tar(sigma, until_step=until_step(until, steps), **others) if sigma else None

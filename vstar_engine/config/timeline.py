@@ -1,4 +1,4 @@
-"""When each state is heard: positions and durations of states turned into frames (video synopsis prompting)."""
+"""Places states on frames, by positions or durations (video synopsis prompting)."""
 
 import math
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ def place(
 ) -> list[int]:
     """Returns the frame each of `count` states sits at: evenly spread, or by its position, or by durations.
 
-    A position is a frame (int) or a share of the clip (float). Durations are relative: with hold how long each state stays;
-    else the way from each state to the next, so that the last one's does not count and may be left out.
-    Raises ValueError for a wrong number of them, or places that do not ascend from the first frame as `check_anchors` says.
+    A position is a frame (int) or a share of the clip (float). Durations are relative. In mode hold a duration is how long a
+    state stays; else it is the distance to the next state, and the last one may be left out.
+    Raises ValueError for a wrong number of them, or places that `check_anchors` refuses.
     """
     if at and durations:
         raise ValueError("give the states' positions or their durations, not both")

@@ -5,20 +5,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vstar_engine.config.models import Spec
-from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.config.request import Clip, rows_at_once
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import CHUNK, Vae
+
+from . import memory_groups
+from .host_settings import kept_out
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # beyond the tensors seen from outside: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
@@ -63,22 +69,25 @@ class Footprint:
     text: bool = True
 
     @staticmethod
-    def of(request: Request, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
-        """Reads a request whose size is filled in."""
-        assert request.size is not None
-        return Footprint(spec, request.frames, *request.size, dtype, rows_at_once([request]), text)
+    def of(clip: Clip, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
+        """Reads a clip whose size is filled in."""
+        assert clip.size is not None
+        return Footprint(spec, clip.frames, *clip.size, dtype, rows_at_once([clip]), text)
 
 
 @contextmanager
-def without_data(dtype: torch.dtype) -> Iterator[None]:
-    """Lets networks of `dtype` be built and run on shapes alone: nothing is allocated or computed."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with FakeTensorMode(), torch.no_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
+def without_data() -> Iterator[None]:
+    """Lets networks be built and run on shapes alone: nothing is allocated or computed."""
+    with FakeTensorMode(), torch.no_grad(), kept_out():
+        yield
+
+
+def in_dtype(module: Network, dtype: torch.dtype) -> Network:
+    """Returns a network without data whose parameters have `dtype`; `Module.to` cannot convert them."""
+    for name, parameter in list(module.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+    return module
 
 
 @lru_cache(maxsize=64)
@@ -94,13 +103,14 @@ def activation_bytes(request: Footprint) -> int:
     """Finds the peak of everything but the weights, over one denoising step and decoding frame by frame, in bytes."""
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
-    with without_data(request.dtype):
-        unet = UNet(spec.unet)
+    text = spec.text.context_length, spec.unet.context_dim
+    with without_data():
+        unet = in_dtype(UNet(spec.unet), request.dtype)
         with LiveBytes() as denoising:
             unet(
-                torch.empty(request.batch, spec.unet.in_channels, frames, h, w),
+                torch.empty(request.batch, spec.unet.in_channels, frames, h, w, dtype=request.dtype),
                 torch.empty(request.batch, 1, dtype=torch.int64),
-                unet.hear(torch.empty(request.batch, frames, spec.text.context_length, spec.unet.context_dim)),
+                unet.prepare_context(torch.empty(request.batch, frames, *text, dtype=request.dtype)),
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
@@ -110,34 +120,40 @@ def activation_bytes(request: Footprint) -> int:
 @lru_cache(maxsize=64)
 def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
     """Finds what decoding takes at its peak for each frame that is decoded at once, in bytes."""
-    with without_data(dtype):
-        vae = Vae(spec.vae, encoder=False)
-        latents = torch.empty(1, spec.unet.out_channels, 1, height // spec.vae.factor, width // spec.vae.factor)
+    with without_data():
+        vae = in_dtype(Vae(spec.vae, encoder=False), dtype)
+        latents = torch.empty(1, spec.unet.out_channels, 1, height // spec.vae.factor, width // spec.vae.factor, dtype=dtype)
         with LiveBytes() as decoding:
             vae.decode(latents)
     return decoding.peak
 
 
-def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
+def frames_within(spec: Spec, height: int, width: int, dtype: torch.dtype, free: int) -> int:
     """Returns how many frames may be decoded at once in `free` bytes; 0 where not even one fits."""
     return min(CHUNK, max(0, int((free - WORKSPACE) / (MARGIN * frame_bytes(spec, height, width, dtype)))))
+
+
+def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, denoiser: Denoiser, device: torch.device) -> int:
+    """Returns how many frames to decode at once, at least one; drops the denoiser's CUDA graphs where none would fit."""
+
+    def fitting() -> int:
+        return frames_within(spec, height, width, dtype, available_bytes(device) - denoiser.graph_bytes())
+
+    return fitting() or (denoiser.forget_graphs() and fitting()) or 1
 
 
 def available_bytes(device: torch.device) -> int:
     """Reads the device's free memory, with what PyTorch's allocator holds unused; what CUDA graphs compute in is of that.
 
-    On the CPU it is what can be had within the process's control group.
+    On the CPU it is what can be had within the process's control groups.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     import psutil
 
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
-        free = min(free, int(allowed) - int(used.read_text()))
-    return free
+    free, left = psutil.virtual_memory().available, memory_groups.free_bytes()
+    return free if left is None else min(free, left)
 
 
 def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0) -> None:
@@ -152,6 +168,16 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
             f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
             f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
         )
+
+
+def make_room(request: Footprint, denoiser: Denoiser, device: torch.device) -> None:
+    """Drops the CUDA graphs of earlier shapes where a batch needs their memory; raises MemoryShortage where it still lacks."""
+    try:
+        check(request, device, loaded=True, kept=denoiser.graph_bytes())
+    except MemoryShortage:
+        if not denoiser.forget_graphs():
+            raise
+        check(request, device, loaded=True)
 
 
 def _nearest(request: Footprint, free: int, loaded: bool) -> str:

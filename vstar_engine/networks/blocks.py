@@ -11,14 +11,13 @@ from .layers import (
     CrossAttention,
     FeedForward,
     FrameConv,
-    Heard,
     Norm,
     Pointwise,
     RowNorm,
     SelfAttention,
-    Timed,
     normed,
 )
+from .precomputed import ContextKV, TimestepEmbedding
 from .spatial_attention import SPATIAL_ATTENTION
 
 
@@ -48,21 +47,26 @@ class ResBlock(nn.Module):
         self, in_channels: int, out_channels: int, emb_channels: int, temporal_conv: bool = True, groups: int = GROUPS
     ):
         super().__init__()
+        self.channels = out_channels
         self.in_layers = normed(groups, in_channels, nn.Conv2d(in_channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = normed(groups, out_channels, nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.temporal_conv = TemporalConvBlock(out_channels, groups) if temporal_conv else None
 
-    def forward(self, x: Tensor, emb: Tensor | Timed, frames: int) -> Tensor:
-        """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W)."""
+    def forward(self, x: Tensor, emb: Tensor | TimestepEmbedding, frames: int) -> Tensor:
+        """x (B*T, C, H, W), emb (B or B*T, E) -> (B*T, C_out, H, W).
+
+        With emb (B, 1 or T, E), x may be (kB*T, C, H, W): k branches, one after another, share the embedding.
+        """
         h = self.in_layers(x)
-        if isinstance(emb, Timed):
-            told = emb.parts[self]  # branches, which follow one another, share it
-            h = (h.unflatten(0, (-1, len(told), frames)) + told[..., None, None]).flatten(0, 2)
+        clips = x.shape[0] // frames
+        if isinstance(emb, TimestepEmbedding):
+            shift = emb.blocks[self]
         else:
-            told = self.emb_layers(emb)
-            h = h + told.repeat_interleave(x.shape[0] // told.shape[0], dim=0)[:, :, None, None]
+            rows = emb if emb.dim() == 2 else repeat_branches(emb, clips).flatten(0, 1)
+            shift = self.emb_layers(rows).unflatten(0, (clips, -1))
+        h = (h.unflatten(0, (-1, shift.shape[0], frames)) + shift[..., None, None]).flatten(0, 2)
         h = self.skip_connection(x) + self.out_layers(h)
         return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
 
@@ -77,7 +81,7 @@ def to_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
+def repeat_branches(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
     """Returns every branch a copy of what branches shared until here, one after another, until there are so many rows.
 
     `pixels` (N, C, H, W) stay in channels-last memory.
@@ -89,13 +93,8 @@ def parted(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
         return torch.cat([x] * branches)
     # a traced graph leaves their number open
     if pixels:
-        return parted(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
+        return repeat_branches(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
     return x.expand(branches, *x.shape).flatten(0, 1)
-
-
-def apart(emb: Tensor | Timed, branches: int) -> Tensor | Timed:
-    """Returns every branch the embedding that branches shared until here; what is projected already serves all of them."""
-    return emb if isinstance(emb, Timed) else parted(emb, emb.shape[0] * branches)
 
 
 class SpatialBlock(nn.Module):
@@ -107,8 +106,8 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
-    def forward(self, x: Tensor, context: Tensor | Heard, rows: int) -> Tensor:
-        x = parted(self.attn1(x, self.norm1.given(), self.attend), rows)
+    def forward(self, x: Tensor, context: Tensor | ContextKV, rows: int) -> Tensor:
+        x = repeat_branches(self.attn1(x, self.norm1.given(), self.attend), rows)
         x = self.attn2(x, self.norm2.given(), context, self.attend)
         return self.ff(x, self.norm3.given())
 
@@ -127,13 +126,13 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Pointwise(channels, channels, ones)
 
-    def forward(self, x: Tensor, context: Tensor | Heard, frames: int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | ContextKV, frames: int) -> Tensor:
         """x (B*T or kB*T, C, H, W), context (kB, 1 or T, L, context_dim) -> (kB*T, C, H, W)."""
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         rows = context.shape[0] * frames
         for block in self.transformer_blocks:
             h = block(h, context, rows)
-        before = parted(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
+        before = repeat_branches(x.permute(0, 2, 3, 1).flatten(1, 2), rows)
         return self.proj_out(h, before).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
@@ -184,18 +183,16 @@ class Stage(nn.ModuleList):
         self.level = level
 
     def forward(
-        self, x: Tensor, emb: Tensor | Timed, context: Tensor | Heard, tar: Tensor, frames: int
-    ) -> tuple[Tensor, Tensor | Timed]:
-        """Returns x and emb, which part into branches at the first text that is heard."""
+        self, x: Tensor, emb: Tensor | TimestepEmbedding, context: Tensor | ContextKV, tar: Tensor, frames: int
+    ) -> Tensor:
+        """x (B*T, C, H, W) -> the same, or (kB*T, C, H, W) behind the first cross-attention."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, frames)
             elif isinstance(layer, SpatialTransformer):
-                shared = x.shape[0]
                 x = layer(x, context, frames)
-                emb = apart(emb, x.shape[0] // shared)
             elif isinstance(layer, TemporalTransformer):
                 x = to_frames(layer(to_clip(x, frames), tar[:, self.level]))
             else:
                 x = layer(x)
-        return x, emb
+        return x

@@ -1,9 +1,82 @@
 """What predicts the noise, whichever back end runs it."""
 
-from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-# (latents (B, 4, T, H, W), timestep (B, 1 or T), context (kB, 1 or T, 77, C), fps (B,), tar (1 or B, levels, T)) -> noise
-# (kB, 4, T, H, W): each video hears k texts, all videos the first, then all the next
-Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+from vstar_engine.kernels.guided_step import guided_step
+
+from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
+from .step import SamplingStep
+
+
+class Denoiser:
+    """Predicts noise and takes sampling steps. The defaults suit a network that keeps nothing between two calls."""
+
+    # whether a shape's first steps take longer, because they are recorded
+    records_steps = False
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
+        """Predicts the noise (kB, 4, T, H, W).
+
+        latents (B, 4, T, H, W), timestep (B, 1 or T), context (kB, 1 or T, L, C), fps (B,), tar (1 or B, levels, T). Each video
+        has k texts: the first of every video, then the second of every video, and so on. The result is the caller's own.
+        """
+        raise NotImplementedError
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network whose weights may be replaced; None where they are part of a built engine."""
+        return None
+
+    def prepare_context(self, *contexts: Tensor) -> ContextKV | Tensor:
+        """Returns contexts (B, 1 or T, L, C), one after another, in the form that calls take: prepared once for all steps."""
+        frames = context_shape(contexts)[1]
+        return torch.cat([context.expand(-1, frames, -1, -1) for context in contexts])
+
+    def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
+        """Returns what calls take as the timestep at each of `timesteps` (steps,), for videos of frame rates `fps` (B,)."""
+        return TimestepTable(timesteps[:, None, None].expand(-1, len(fps), -1))
+
+    def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
+        """Predicts the noise as a call on `given` does, around deep features; fills `cached` where it holds none.
+
+        Raises ValueError where the network only runs whole.
+        """
+        raise ValueError("this network only runs whole: step caching needs eager PyTorch")
+
+    def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
+        """Takes a sampling step; the results are the caller's own.
+
+        Returns the next latents, the finished latents as predicted now, and the deep features of each call that keeps some.
+        """
+        latents, eps, kept = step.inputs.latents.to(step.dtype), [], []
+        for call in step.calls:
+            x, timestep_embedding, fps, tar = (call.of(value) for value in (latents, *step.inputs[1:4]))
+            given: tuple[Any, ...] = (
+                x,
+                step.timesteps.embedding(timestep_embedding),
+                call.conditioning.prepared(self.prepare_context),
+                fps,
+                tar,
+            )
+            if call.cached is None:
+                eps.append(self(*given))
+                continue
+            cached = CachedFeatures(call.cached.stages, call.cached.features)
+            eps.append(self.predict_cached(given, cached))
+            if call.cached.features is None:
+                assert cached.features is not None
+                kept.append(cached.features)
+        predicted = torch.cat(eps) if len(eps) > 1 else eps[0]
+        latents, coefficients, noise, plain = step.inputs.latents, *step.inputs[4:]
+        return *guided_step(latents, predicted, plain, coefficients, noise), *kept
+
+    def graph_bytes(self) -> int:
+        """Returns the memory that only the CUDA graphs of its steps can use."""
+        return 0
+
+    def forget_graphs(self) -> bool:
+        """Drops the CUDA graphs of its steps and frees their memory; returns whether there were any."""
+        return False

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,8 @@ from vstar_engine.config.models import UNetSpec
 from vstar_engine.kernels.groupnorm_silu import groupnorm_silu
 from vstar_engine.kernels.linear import feed_forward, linear
 from vstar_engine.kernels.problems import LayerNorm, LinearProblem
+
+from .precomputed import ContextKV
 
 GROUPS = UNetSpec.norm_groups
 
@@ -118,21 +119,6 @@ class SelfAttention(nn.Module):
         return self.to_out[0](attend(q, k, v).flatten(-2), x)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Texts as the cross-attentions take them: `shape` is that of the context, `kv` every layer's projection of it."""
-
-    shape: torch.Size
-    kv: dict[nn.Module, Tensor]
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A step's timestep and frame rates as the residual blocks add them: each block's projection, (B, 1 or T, C)."""
-
-    parts: dict[nn.Module, Tensor]
-
-
 class CrossAttention(nn.Module):
     """Attention of positions to text; frames that share a text share its keys and values."""
 
@@ -147,11 +133,11 @@ class CrossAttention(nn.Module):
         self,
         x: Tensor,
         norm: LayerNorm,
-        context: Tensor | Heard,
+        context: Tensor | ContextKV,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Adds to x (B*T, P, width) what it makes of x, normed, and of the context (B, 1 or T, L, context_dim)."""
-        kv = context.kv[self] if isinstance(context, Heard) else self.to_kv(context.flatten(0, 1))
+        kv = context.kv[self] if isinstance(context, ContextKV) else self.to_kv(context.flatten(0, 1))
         k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x, norm=norm).reshape(k.shape[0], -1, self.heads, self.head_dim)
         return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), x)
@@ -173,11 +159,3 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-@dataclass
-class Deep:
-    """What the last `stages` output blocks take from the ones before: kept by a whole forward, used by one that has it."""
-
-    stages: int
-    features: Tensor | None = None

@@ -5,30 +5,32 @@ channels are then the same bytes read as (B, T, P, C) by the temporal layers. Pa
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vstar_engine.config.models import UNetSpec
 
-from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, apart, parted, to_clip, to_frames
-from .layers import (
-    CrossAttention,
-    Deep,
-    Downsample,
-    Heard,
-    Timed,
-    Upsample,
-    normed,
-    sinusoid,
-)
+from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, repeat_branches, to_clip, to_frames
+from .denoiser import Denoiser
+from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
+from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
 
 
-class UNet(nn.Module):
+class StageInputs(NamedTuple):
+    """What every stage takes, in addition to the hidden states."""
+
+    emb: Tensor | TimestepEmbedding
+    context: Tensor | ContextKV
+    tar: Tensor
+    frames: int
+
+
+class UNet(nn.Module, Denoiser):
     """Predicts the noise in a video's latents; `spatial_attention` is a key of `SPATIAL_ATTENTION`."""
 
     def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
@@ -85,30 +87,35 @@ class UNet(nn.Module):
         self.out = normed(groups, width, nn.Conv2d(width, spec.out_channels, 3, padding=1))
 
     def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
-        """timestep (B, 1 or T), fps (B,) -> (B or B*T, E)."""
+        """timestep (B, 1 or T), fps (B,) -> (B, 1 or T, E)."""
         width, dtype = self.spec.model_channels, next(self.out.parameters()).dtype
         emb = self.time_embed(sinusoid(timestep, width).to(dtype))
         if self.spec.fps_condition:
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]
-        return emb.flatten(0, 1)
+        return emb
 
-    def clock(self, timesteps: Tensor, fps: Tensor) -> "Clock":
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
         """Projects timesteps (steps,) and frame rates (B,) for every residual block and step to come."""
         blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
         emb = self.embed(timesteps.expand(len(fps), -1), fps)
         table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
-        return Clock(blocks, table.unflatten(0, (len(fps), -1)).transpose(0, 1)[:, :, None].contiguous())
+        table = table.transpose(0, 1)[:, :, None].contiguous()
+        return TimestepTable(table, blocks, tuple(block.channels for block in blocks))
 
-    def hear(self, *contexts: Tensor) -> Heard:
+    def prepare_context(self, *contexts: Tensor) -> ContextKV:
         """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
 
         Of several, one after another, those with one row are projected once, then repeated for as many frames as others have.
         """
-        return Heard(heard_shape(contexts), dict(self.projected(contexts)))
+        return ContextKV(context_shape(contexts), dict(self.project_context(contexts)))
 
-    def projected(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
-        """Returns every cross-attention with its keys and values of texts, as `hear` puts them together."""
-        rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), heard_shape(contexts)[1]
+    def project_context(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Returns every cross-attention with its keys and values of texts, as `prepare_context` puts them together."""
+        rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), context_shape(contexts)[1]
         counts = [context.shape[0] * context.shape[1] for context in contexts]
         for part in self.modules():
             if isinstance(part, CrossAttention):
@@ -118,64 +125,68 @@ class UNet(nn.Module):
                     kv = torch.cat([x.expand(-1, frames, -1, -1).flatten(0, 1) for x in own])
                 yield part, kv
 
+    def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
+        return self(*given, cached)
+
     def forward(
         self,
         latents: Tensor,
-        timestep: Tensor | Timed,
-        context: Tensor | Heard,
+        timestep: Tensor | TimestepEmbedding,
+        context: Tensor | ContextKV,
         fps: Tensor,
         tar: Tensor,
-        deep: Deep | None = None,
+        cached: CachedFeatures | None = None,
     ) -> Tensor:
         """Predicts the noise, shaped and typed like `latents`.
 
         latents (B, C, T, H, W), H and W multiples of 2**(levels-1); timestep (B, 1 or T); context (B, 1 or T, L, context_dim);
         fps (B,); tar (1 or B, levels, T) float32, row = g of that level (zeros: plain), or dense (1 or B, levels, T, T).
-        With a context of (kB, ...) each video hears k texts, all videos the first, then all the next: (kB, C, T, H, W). What
-        comes before the first text is computed once for all k. A row of a `Clock` may take the timestep's place; it knows the
-        fps. `deep` without features gets them; one that has them spares the blocks between those that it names.
+        With a context of (kB, ...) each video has k texts: the first of every video, then the second of every video, and so on;
+        the result is (kB, C, T, H, W). What comes before the first cross-attention is computed once for all k. `context` may be
+        what `prepare_context` returns, and `timestep` the embedding of a row of the `timestep_table`, which knows the fps.
+        `cached` without features is filled; with features, the blocks that made them are skipped.
         """
-        frames, rows = latents.shape[2], context.shape[0]
+        rows = context.shape[0]
         if rows % latents.shape[0]:
             raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
-        tar = tar if tar.shape[0] == 1 else parted(tar, rows)
-        cut = len(self.output_blocks) - deep.stages if deep else 0
-        known = deep.features if deep else None
-        spared = 0 if known is None else cut
-        emb = timestep if isinstance(timestep, Timed) else self.embed(timestep, fps)
+        emb = timestep if isinstance(timestep, TimestepEmbedding) else self.embed(timestep, fps)
+        inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else repeat_branches(tar, rows), latents.shape[2])
         x = to_frames(latents)
-        skips = []
-        for i, stage in enumerate(self.input_blocks[: len(self.input_blocks) - spared]):
-            x, emb = stage(x, emb, context, tar, frames)
-            if i == 0 and self.spec.init_attention:
-                x = to_frames(self.init_attn[0](to_clip(x, frames), tar.new_zeros(1, frames)))
-            skips.append(x)
-        if known is None:
-            x, emb = self.middle_block(x, emb, context, tar, frames)
+        if cached is None:
+            skips = self.encode(x, inputs, self.input_blocks)
+            x = self.middle_block(skips[-1], *inputs)
+            x = self.decode(x, skips, inputs, self.output_blocks)
         else:
-            x, emb = known, apart(emb, known.shape[0] // x.shape[0])
-        for i, stage in enumerate(self.output_blocks[spared:], spared):
-            if deep and i == cut:
-                deep.features = x
-            skip = parted(skips.pop(), x.shape[0], pixels=True)
-            x, emb = stage(torch.cat([x, skip], dim=1), emb, context, tar, frames)
-        return to_clip(self.out(x), frames).contiguous()
+            x = self.around(cached, x, inputs)
+        return to_clip(self.out(x), inputs.frames).contiguous()
 
+    def encode(self, x: Tensor, inputs: StageInputs, blocks: nn.ModuleList) -> list[Tensor]:
+        """Returns what each of some input blocks makes, for the skip connections; the last goes on."""
+        skips = [self.stem(x, inputs)]
+        for stage in blocks[1:]:
+            skips.append(stage(skips[-1], *inputs))
+        return skips
 
-@dataclass(frozen=True)
-class Clock:
-    """What residual blocks add at every step: each block's channels side by side, (steps, B, 1, channels of all)."""
+    def stem(self, x: Tensor, inputs: StageInputs) -> Tensor:
+        """Runs the first input block and its temporal attention, which TAR never changes."""
+        x = self.input_blocks[0](x, *inputs)
+        if self.spec.init_attention:
+            x = to_frames(self.init_attn[0](to_clip(x, inputs.frames), inputs.tar.new_zeros(1, inputs.frames)))
+        return x
 
-    blocks: tuple[ResBlock, ...]
-    table: Tensor
+    def decode(self, x: Tensor, skips: list[Tensor], inputs: StageInputs, blocks: nn.ModuleList) -> Tensor:
+        """Runs some output blocks, each with the last skip connection that is left; branches may have shared it."""
+        for stage in blocks:
+            x = stage(torch.cat([x, repeat_branches(skips.pop(), x.shape[0], pixels=True)], dim=1), *inputs)
+        return x
 
-    def timed(self, row: Tensor) -> Timed:
-        """Returns each block its channels of a step's row (B, 1, channels of all), without copies."""
-        sizes = [block.emb_layers[1].out_features for block in self.blocks]
-        return Timed(dict(zip(self.blocks, row.split(sizes, dim=-1), strict=True)))
-
-
-def heard_shape(contexts: Sequence[Tensor]) -> torch.Size:
-    """Returns the shape of contexts one after another, with a row for each frame where one of them has that."""
-    frames = max(context.shape[1] for context in contexts)
-    return torch.Size((sum(len(context) for context in contexts), frames, *contexts[0].shape[2:]))
+    def around(self, cached: CachedFeatures, x: Tensor, inputs: StageInputs) -> Tensor:
+        """Runs the last `cached.stages` output blocks on the deep features, and the blocks before only as far as they need."""
+        inner = len(self.output_blocks) - cached.stages
+        if cached.features is None:
+            skips = self.encode(x, inputs, self.input_blocks)
+            x = self.middle_block(skips[-1], *inputs)
+            cached.features = self.decode(x, skips, inputs, self.output_blocks[:inner])
+        else:
+            skips = self.encode(x, inputs, self.input_blocks[: len(self.input_blocks) - inner])
+        return self.decode(cached.features, skips, inputs, self.output_blocks[inner:])

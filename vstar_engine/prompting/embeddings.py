@@ -1,4 +1,4 @@
-"""Precomputed embeddings of a synopsis: one small safetensors file, with which videos are made without the text tower."""
+"""Precomputed embeddings of a synopsis, in a safetensors file; they replace the text tower."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +27,10 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """A synopsis with what the text tower made of it: `anchors` (K, 77, C) and `negative` (1, 77, C), or (K, 77, C).
+    """A synopsis and its text embeddings: `anchors` (K, 77, C) and `negative` (1 or K, 77, C).
 
-    Frames are interpolated when a video is made, so one bundle serves any number of them. The hashes name the text tower and
-    the tokenizer it was made with; `file` is where it was read from.
+    Frames are interpolated when a video is made, so a bundle serves any number of frames. The hashes identify the text tower
+    and the tokenizer that made it; `file` is where it was read from.
     """
 
     synopsis: Synopsis
@@ -42,7 +42,7 @@ class Embeddings:
     file: str = ""
 
     def save(self, path: str | Path) -> Path:
-        """Writes the bundle, whole or not at all."""
+        """Writes the bundle; the file is complete or absent."""
         path, synopsis = Path(path), self.synopsis
         about = {
             "version": VERSION,
@@ -67,7 +67,7 @@ class Embeddings:
 
     @staticmethod
     def read(path: str | Path) -> "Embeddings":
-        """Reads a bundle; CheckpointError for a file that is absent, cut short, of another version or kind, or not finite."""
+        """Reads a bundle; CheckpointError for a file that is absent, truncated, of another version or kind, or not finite."""
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -96,7 +96,7 @@ class Embeddings:
                 raise CheckpointError(f"{self.file}: {name} must be finite numbers")
 
     def check(self, spec: Spec, text_hash: str | None) -> None:
-        """Raises CheckpointError unless the bundle fits a model and comes from its text tower (None: not known)."""
+        """Raises CheckpointError unless the bundle fits a model and its text tower, whose hash may be unknown (None)."""
         name, wanted = self.file or "the bundle", (spec.text.context_length, spec.unet.context_dim)
         if tuple(self.anchors.shape[1:]) != wanted:
             raise CheckpointError(
@@ -132,7 +132,7 @@ def _bundle(about: dict[str, Any], anchors: Tensor, negative: Tensor, file: str)
 
 
 def check_batch(batch: int) -> None:
-    """Raises ValueError for a batch that holds no text."""
+    """Raises ValueError for a batch size below 1."""
     if batch < 1:
         raise ValueError(f"a batch holds at least 1 text, got {batch}")
 
@@ -146,9 +146,9 @@ def embed(
     batch: int = BATCH,
     dtype: torch.dtype = torch.float16,
 ) -> Iterator[Embeddings]:
-    """Makes a bundle of each synopsis, encoding `batch` texts at a time; `negative` is for states without one.
+    """Yields a bundle for each synopsis, encoding `batch` texts at a time; `negative` is for states without one.
 
-    Takes synopses as they come, however many, and holds a batch of them.
+    Holds one batch of synopses in memory, so their number is not limited.
     """
     check_batch(batch)
     plain = encode([negative]).to("cpu", dtype)

@@ -1,4 +1,4 @@
-"""State embeddings spread over the frames (video synopsis prompting)."""
+"""Interpolates state embeddings over the frames (video synopsis prompting)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,9 +10,9 @@ from vstar_engine.config.timeline import SPREAD_MODES, anchor_frames, check_anch
 
 
 def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int] | None = None) -> Tensor:
-    """Spreads K state embeddings (K, 77, C) over the frames (VSP): (frames, 77, C).
+    """Interpolates K state embeddings (K, 77, C) over the frames: (frames, 77, C).
 
-    `linear` interpolates between neighbours; `ease` leaves and reaches each anchor gently (3 w^2 - 2 w^3); `hold` keeps each
+    `linear` interpolates between neighbours; `ease` does with smoothed weights (3 w^2 - 2 w^3); `hold` keeps each
     anchor until the next one's frame, the last to the end. `at` names the anchors' frames: ascending from 0, the last being
     frames-1 unless they hold. Raises ValueError for more anchors than frames, a bad `at` or mode.
     """

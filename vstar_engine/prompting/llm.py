@@ -1,26 +1,27 @@
-"""A prompt's states by a language model behind any OpenAI-compatible chat endpoint, validated, and cached on disk."""
+"""Turns a prompt into states with a language model at an OpenAI-compatible endpoint; validates and caches them."""
 
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vstar_engine.artifacts.files import write_aside
 from vstar_engine.errors import EndpointError, MissingLibrary
+from vstar_engine.outgoing_http import client_for, shown_address, usable_key
+
+from .llm_answer import parse_states
 
 log = logging.getLogger(__name__)
 
 FEWEST, MOST = 2, 16
 LONGEST_STATE = 300  # characters; 75 tokens are read
 LONGEST_ANSWER = 2**20  # bytes
-MOST_STARTS = 64  # brackets in an answer that are tried as the start of its JSON
 
 INSTRUCTION = (
     "You get the prompt of a video that changes. Describe the states it passes through, in order of time, {how_many}. "
@@ -50,22 +51,25 @@ MODES: tuple[tuple[dict[str, Any], str], ...] = (
     ({}, "Answer with a numbered list, one state a line, and nothing else."),
 )
 UNAUTHORISED = (401, 403)
-NUMBERED = re.compile(r"^\s*(?:[-*•]|(?:state\s*)?\d+\s*[.):-])\s*(.+)$", re.IGNORECASE)
-THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
+# answers that are about the form of a request; others are about the endpoint or the key
+FORM_REFUSED = (400, 404, 405, 415, 422, 501)
+BUSY = (429, 500, 502, 503, 504)
+MOST_WAITS, FIRST_WAIT = 3, 1.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a chat model is and what it is called; `timeout` is in seconds, for one answer."""
+    """The address and name of a chat model; `timeout` of a request is in seconds."""
 
     url: str
     model: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "key", usable_key(self.key, "the endpoint's key"))
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"the endpoint's address starts with http:// or https://, got {self.url!r}")
+            raise ValueError(f"the endpoint's address starts with http:// or https://, got {shown_address(self.url)!r}")
         if not self.model:
             raise ValueError("an endpoint needs the name of a model; give --llm-model")
         if not 0 < self.timeout < float("inf"):
@@ -78,11 +82,19 @@ class Endpoint:
 
 
 class Unsupported(EndpointError):
-    """The endpoint refuses or fails this form of request; another form may do."""
+    """The endpoint does not support this form of request; another may work."""
+
+
+class Busy(EndpointError):
+    """The endpoint cannot answer now; `wait` is the seconds it asks for, None where it names none."""
+
+    def __init__(self, message: str, wait: float | None):
+        super().__init__(message)
+        self.wait = wait
 
 
 class Llm:
-    """A chat model that turns prompts into states; it remembers which form of answer the endpoint can give."""
+    """A chat model that turns prompts into states; remembers which response format the endpoint supports."""
 
     def __init__(self, endpoint: Endpoint, cache: Path | None = None):
         self.endpoint, self.cache = endpoint, cache
@@ -95,10 +107,10 @@ class Llm:
         if endpoint.key:
             headers["Authorization"] = f"Bearer {endpoint.key}"
         self._failures: tuple[type[Exception], ...] = (httpx.HTTPError, httpx.InvalidURL)
-        self._client = httpx.Client(timeout=endpoint.timeout, headers=headers)
+        self._client = client_for(endpoint.chat_url, headers, endpoint.timeout, EndpointError)
 
     def states(self, prompt: str, count: int | None = None, most: int = MOST) -> tuple[str, ...]:
-        """Returns the states of a prompt: `count` of them, or 2 to `most`; the same question is asked once.
+        """Returns the states of a prompt, `count` of them or 2 to `most`; answers are cached.
 
         Raises EndpointError when the endpoint cannot be reached, refuses, or answers twice with something unusable.
         """
@@ -123,24 +135,29 @@ class Llm:
         return None if self.cache is None else self.cache / f"{hashlib.sha256(key).hexdigest()}.json"
 
     def _ask(self, prompt: str, instruction: str, count: int | None, most: int) -> tuple[str, ...]:
+        # a local variable: a server asks on several threads at once
+        mode = self._mode
         while True:
-            fields, form = MODES[self._mode]
+            fields, form = MODES[mode]
             messages = [{"role": "system", "content": f"{instruction} {form}"}, {"role": "user", "content": prompt}]
             try:
-                return self._converse(fields, messages, count, most)
+                states = self._converse(fields, messages, count, most)
             except Unsupported as error:
-                if self._mode == len(MODES) - 1:
+                if mode == len(MODES) - 1:
                     raise
                 log.info("%s; asking in another form", error)
-                self._mode += 1
+                mode += 1
+            else:
+                self._mode = mode
+                return states
 
     def _converse(
         self, fields: dict[str, Any], messages: list[dict[str, str]], count: int | None, most: int
     ) -> tuple[str, ...]:
-        """Asks, and asks once more saying what is wrong with the answer."""
+        """Asks for states, and once more with the complaint when the answer cannot be used."""
         wrong = ""
         for _ in range(2):
-            answer, whole = self._post({"model": self.endpoint.model, "messages": messages, **fields})
+            answer, whole = self._patiently({"model": self.endpoint.model, "messages": messages, **fields})
             states = parse_states(answer)
             wrong = complaint(states, count, most) if whole else "it is cut short"
             if not wrong:
@@ -150,11 +167,25 @@ class Llm:
             messages = [*messages, {"role": "assistant", "content": answer[:2000]}, {"role": "user", "content": again}]
         raise EndpointError(f"{self.endpoint.model} gave no usable synopsis: {wrong}")
 
+    def _patiently(self, body: dict[str, Any]) -> tuple[str, bool]:
+        """Sends a request, and again while the endpoint is busy, within the endpoint's timeout."""
+        end = time.monotonic() + self.endpoint.timeout
+        for waits in range(MOST_WAITS + 1):
+            try:
+                return self._post(body)
+            except Busy as busy:
+                pause = FIRST_WAIT * 2**waits if busy.wait is None else busy.wait
+                if waits == MOST_WAITS or time.monotonic() + pause > end:
+                    raise
+                log.info("%s; asking again in %g s", busy, pause)
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
     def _post(self, body: dict[str, Any]) -> tuple[str, bool]:
-        """Sends one request; gives the answer's text and whether it is whole."""
-        url, started = self.endpoint.chat_url, time.monotonic()
+        """Sends one request; returns the answer's text and whether it is complete."""
+        url, started = shown_address(self.endpoint.chat_url), time.monotonic()
         try:
-            with self._client.stream("POST", url, content=json.dumps(body)) as response:
+            with self._client.stream("POST", self.endpoint.chat_url, content=json.dumps(body)) as response:
                 content = bytearray()
                 for chunk in response.iter_bytes():
                     content += chunk
@@ -170,8 +201,21 @@ class Llm:
         if not response.is_success:
             # it may repeat the prompt
             log.debug("%s said: %s", url, " ".join(content[:200].decode(errors="replace").split()))
-            raise Unsupported(f"{url} answered HTTP {response.status_code}")
+            said = f"{url} answered HTTP {response.status_code}"
+            if response.status_code in BUSY:
+                raise Busy(said, _asked_wait(response.headers.get("retry-after", "")))
+            raise Unsupported(said) if response.status_code in FORM_REFUSED else EndpointError(said)
         return _content(bytes(content), url)
+
+
+def _asked_wait(text: str) -> float | None:
+    """Reads a Retry-After: seconds, or a date; None for neither."""
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return None
 
 
 def _content(body: bytes, url: str) -> tuple[str, bool]:
@@ -191,29 +235,8 @@ def _read(kept: Path) -> tuple[str, ...] | None:
     return tuple(states) if isinstance(states, list) and all(isinstance(state, str) for state in states) else None
 
 
-def parse_states(answer: str) -> tuple[str, ...]:
-    """Finds the states in an answer: in JSON, with or without prose around it, else in a numbered or dashed list."""
-    answer = THOUGHT.sub("", answer)
-    found = _in_json(answer) or [match[1] for line in answer.splitlines() if (match := NUMBERED.match(line))]
-    return tuple(" ".join(state.strip().strip('"“”*').split()).encode(errors="replace").decode() for state in found)
-
-
-def _in_json(answer: str) -> list[str]:
-    decoder = json.JSONDecoder()
-    for start in islice(re.finditer(r"[{\[]", answer), MOST_STARTS):
-        try:
-            value, _ = decoder.raw_decode(answer, start.start())
-        except (ValueError, RecursionError):
-            continue
-        lists = list(value.values()) if isinstance(value, dict) else [value]
-        for states in lists:
-            if isinstance(states, list) and states and all(isinstance(state, str) for state in states):
-                return states
-    return []
-
-
 def complaint(states: Sequence[str], count: int | None, most: int) -> str:
-    """Says what makes states unusable, "" for nothing: their number, a length, the same state twice in a row."""
+    """Returns why states cannot be used (their number, a length, the same state twice in a row), or ""."""
     if count and len(states) != count:
         return f"{count} states were asked for, it has {len(states)}"
     if not count and not FEWEST <= len(states) <= most:

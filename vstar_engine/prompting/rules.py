@@ -1,4 +1,4 @@
-"""A prompt's states by rules, without any language model: sequences, seasons, times of day, weather, colours, growth, decay."""
+"""Turns a prompt into states by rules: sequences, seasons, times of day, weather, colours, growth and decay."""
 
 import re
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def _weather(text: str) -> list[str]:
 
 
 def _named(text: str, lines: Sequence[Sequence[Stage]], circle: bool) -> list[str]:
-    """Walks through the named stages that the text links (`winter to spring`), and all that lie between them."""
+    """Returns the stages that the text links (`winter to spring`) and all between them."""
     for line in lines:
         index = {name: i for i, (names, _) in enumerate(line) for name in names.split()}
         word = rf"\b({'|'.join(index)})\b"
@@ -138,7 +138,7 @@ def _along(line: Sequence[Stage], a: int, b: int) -> list[Stage]:
 
 
 def _subject(before: str, after: str) -> str:
-    """Returns whom the change befalls, from the words around it."""
+    """Returns the subject of a change, from the words around it."""
     before = re.sub(
         rf"(?:(?:^|\s)(?:{SLOWLY}{CHANGING}|as|when|while|during|in|at|through)|[\s,])*$", "", before, flags=re.IGNORECASE
     )
@@ -178,7 +178,7 @@ def described(subject: str, word: str) -> str:
 
 
 def _articled(text: str) -> str:
-    """Makes every a or an fit the word after it."""
+    """Replaces a by an, and an by a, where the next word needs it."""
     return re.sub(r"\b(an?) (\w)", lambda m: ("an " if m[2].lower() in "aeiou" else "a ") + m[2], text, flags=re.IGNORECASE)
 
 

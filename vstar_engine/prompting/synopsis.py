@@ -1,29 +1,36 @@
-"""Prompts to synopses: the states a video passes through, given, read from a file, told by a language model or by rules."""
+"""Synopses, the states a video passes through: given, read from a file, or made from a prompt."""
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.config.timeline import Position, parse_position
+from vstar_engine.artifacts.text_file import open_text, read_text, unreadable
+from vstar_engine.config.timeline import Position
 from vstar_engine.errors import EndpointError
 
 from . import rules
+from .json_text import parse_json
 from .llm import MOST, Llm
+from .synopsis_entry import GIVEN, fields_of
 
 log = logging.getLogger(__name__)
 
-# where a synopsis came from
-GIVEN, PROMPT, LLM, OFFLINE = "given", "prompt", "llm", "offline"
+# where a synopsis came from, besides GIVEN
+PROMPT, LLM, OFFLINE = "prompt", "llm", "offline"
+ONE_A_LINE = (".jsonl", ".ndjson")
+# what begins so is JSON, though it may not parse
+MEANT_AS_JSON = re.compile(r'\s*(\{\s*["}]|\[\s*["\[{\]])')
 
 
 @dataclass(frozen=True)
 class Synopsis:
-    """A prompt and the states it becomes, in order; at least one state.
+    """A prompt and its states in order, at least one.
 
-    `at` or `durations` place them in time and `negatives` say what each should not show; empty, or one for each state.
+    `at` or `durations` place the states and `negatives` are their negative prompts; each is empty or has one for each state.
     """
 
     prompt: str
@@ -34,11 +41,11 @@ class Synopsis:
     negatives: tuple[str, ...] = ()
 
     def unwanted(self, negative: str) -> tuple[str, tuple[str, ...]]:
-        """Returns the negative prompt of the whole video, or each state's, where `negative` stands in for those without one."""
+        """Returns the negative prompt of the whole video, or one for each state with `negative` for those without."""
         return ("", tuple(own or negative for own in self.negatives)) if self.negatives else (negative, ())
 
     def entry(self) -> dict[str, Any]:
-        """Returns what a synopsis file holds of it."""
+        """Returns the synopsis as an entry of a synopsis file."""
         states: list[Any] = list(self.states)
         for name, values in (("at", self.at), ("duration", self.durations), ("negative", self.negatives)):
             if values:
@@ -48,13 +55,18 @@ class Synopsis:
         return {"prompt": self.prompt, "subprompts": states, "synopsis_source": self.source}
 
 
+def synopsis_of(entry: object, where: str) -> Synopsis:
+    """Makes a synopsis of a JSON object; ValueError says what is wrong with it."""
+    return Synopsis(**fields_of(entry, where))
+
+
 def synopsize(
     prompt: str, count: int | None = None, most: int = MOST, llm: Llm | None = None, required: bool = False
 ) -> Synopsis:
-    """Describes the states of a prompt: `count` of them, or as many as it needs and at most `most`.
+    """Turns a prompt into states: `count` of them, or as many as it needs and at most `most`.
 
-    Asks `llm`; without one, or with a warning where it fails, follows the offline rules. A prompt that they do not know is its
-    only state. Raises EndpointError when `required` and `llm` fails.
+    Asks `llm`. Without one, or with a warning when it fails, applies the offline rules; a prompt that fits none becomes the
+    only state. Raises EndpointError when `llm` fails and is `required`.
     """
     if count is not None and count < 1:
         raise ValueError(f"a synopsis has at least 1 state, got {count}")
@@ -75,7 +87,7 @@ def synopsize(
 
 
 def thin(states: Sequence[str], most: int) -> tuple[str, ...]:
-    """Keeps at most `most` (2 or more) states, evenly, the first and the last among them."""
+    """Returns at most `most` (2 or more) of the states, evenly chosen, with the first and the last."""
     if len(states) <= most:
         return tuple(states)
     return tuple(states[round(i * (len(states) - 1) / (most - 1))] for i in range(most))
@@ -84,98 +96,52 @@ def thin(states: Sequence[str], most: int) -> tuple[str, ...]:
 def read_synopses(path: str | Path) -> list[Synopsis]:
     """Reads a file of synopses.
 
-    JSON: one {"prompt": ..., "subprompts": [...]} object or a list of them, each a video; in a .jsonl file an object a line.
-    A subprompt is text or {"text": ..., "at": ..., "duration": ..., "negative": ...}. Plain text: one state a line, all of
-    them one video. Raises ValueError when the file is absent, empty or neither.
+    JSON: one {"prompt": ..., "subprompts": [...]} object or a list of them, each a video; in a .jsonl or .ndjson file an object
+    a line. A subprompt is text or {"text": ..., "at": ..., "duration": ..., "negative": ...}; null is "not given". Plain text:
+    one state a line, all of them one video; it may begin with a bracket. Raises ValueError when the file is absent, empty or
+    neither.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() in ONE_A_LINE:
         entries = list(read_prompts(path))
         if not entries or not all(isinstance(entry, Synopsis) for entry in entries):
             raise ValueError(f"{path} must hold a JSON synopsis on every line")
         return [entry for entry in entries if isinstance(entry, Synopsis)]
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the synopsis {path}: {error}") from error
-    if not text.lstrip().startswith(("{", "[")):
-        lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+        raise ValueError(f"cannot read the synopsis {path}: {unreadable(error)}") from error
+    if path.suffix.lower() != ".json" and not _is_json(text):
+        lines = tuple(line.strip() for line in text.split("\n") if line.strip())
         if not lines:
             raise ValueError(f"{path} holds no states; give one a line")
         return [Synopsis(lines[0], lines)]
-    content = _json(text, str(path))
+    content = parse_json(text, str(path))
     entries = content if isinstance(content, list) else [content]
     if not entries:
         raise ValueError(f"{path} holds an empty list of synopses")
-    return [_synopsis(entry, str(path)) for entry in entries]
+    return [synopsis_of(entry, str(path)) for entry in entries]
 
 
 def read_prompts(path: str | Path) -> Iterator[str | Synopsis]:
     """Reads a file line by line, however long it is: each line a prompt, or a synopsis as a JSON object."""
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
+        with open_text(Path(path)) as file:
             for number, line in enumerate(file, 1):
-                if line.lstrip().startswith("{"):
+                if line.lstrip().startswith("{") and _is_json(line):
                     where = f"{path}, line {number}"
-                    yield _synopsis(_json(line, where), where)
+                    yield synopsis_of(parse_json(line, where), where)
                 elif line.strip():
                     yield line.strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from error
+        raise ValueError(f"cannot read the prompts {path}: {unreadable(error)}") from error
 
 
-def _json(text: str, where: str) -> Any:
+def _is_json(text: str) -> bool:
+    """Returns whether text was meant as JSON: a prompt such as "[winter:spring:0.5] a hill" begins with a bracket too."""
+    if MEANT_AS_JSON.match(text):
+        return True
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} looks like JSON but is not ({error})") from error
-
-
-def _synopsis(entry: object, where: str) -> Synopsis:
-    subprompts = entry.get("subprompts") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(subprompts, list):
-        raise _not_one(entry, where)
-    if not subprompts:
-        raise ValueError(f"{where}: the synopsis of {str(entry.get('prompt', ''))[:80]!r} has no subprompts")
-    states = [{"text": state} if isinstance(state, str) else state for state in subprompts]
-    if not all(isinstance(state, dict) and isinstance(state.get("text"), str) for state in states):
-        raise _not_one(entry, where)
-    unknown = {name for state in states for name in state} - {"text", "at", "duration", "negative"}
-    if unknown:
-        raise ValueError(f"{where}: a state has text, at, duration and negative, got {', '.join(sorted(unknown))}")
-    negatives = tuple(str(state.get("negative", "")) for state in states)
-    return Synopsis(
-        str(entry.get("prompt", states[0]["text"])),
-        tuple(state["text"] for state in states),
-        str(entry.get("synopsis_source", GIVEN)),
-        tuple(_position(value, where) for value in _column(states, "at", where)),
-        tuple(_duration(value, where) for value in _column(states, "duration", where)),
-        negatives if any(negatives) else (),
-    )
-
-
-def _not_one(entry: object, where: str) -> ValueError:
-    return ValueError(f'{where}: a synopsis is {{"prompt": "...", "subprompts": ["...", ...]}}, got {json.dumps(entry)[:80]}')
-
-
-def _column(states: list[dict[str, Any]], name: str, where: str) -> list[Any]:
-    """Returns every state's value of a name; the last state may lack its duration."""
-    values = [state[name] for state in states if name in state]
-    whole = len(values) in (0, len(states))
-    if not whole and not (name == "duration" and len(values) == len(states) - 1 and name not in states[-1]):
-        raise ValueError(f"{where}: {name} stands at {len(values)} of {len(states)} states; give it to all or to none")
-    return values
-
-
-def _position(value: object, where: str) -> Position:
-    if isinstance(value, str):
-        return parse_position(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: a state's at is a frame such as 12, or a share such as 0.5 or '50%', got {value!r}")
-    return value
-
-
-def _duration(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: a state's duration is a number, got {value!r}")
-    return float(value)
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False

@@ -33,7 +33,7 @@ def _merges() -> str:
 
 @cache
 def tokenizer_hash() -> str:
-    """Names the tokenizer by the sha256 of its merges table."""
+    """Returns the sha256 of the tokenizer's merges table."""
     return hashlib.sha256(_merges().encode()).hexdigest()
 
 
@@ -68,7 +68,7 @@ def _byte_letters() -> list[str]:
 
 
 def clean(prompt: str) -> str:
-    """Mends broken text, undoes HTML escapes twice, folds white space and lower-cases, as CLIP's tokenizer does."""
+    """Fixes broken text, unescapes HTML twice, folds white space and lower-cases, as CLIP's tokenizer does."""
     import ftfy
 
     text = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()

@@ -3,171 +3,151 @@
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
+from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
-from vstar_engine.networks.unet import Clock, UNet
+from vstar_engine.networks.precomputed import TimestepTable
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.prompting.embeddings import Embeddings
 
 from . import tar
-from .ddim import coefficients
+from .ddim import SamplingLoop, Trajectory
 from .schedule import Schedule
-from .step import Call, Given, Step, Texts, take
 from .step_cache import StepCache
 
 
-@dataclass(eq=False)
-class Row:
-    """One video of a batch: what it hears, where its noise comes from, and how far it has come.
+@dataclass(eq=False, kw_only=True)
+class BatchRow(Trajectory):
+    """One video of a batch: what it shows, and how far its latents (1, 4, T, h, w) have come.
 
-    `index` is its place among the requests and `held` the embeddings it brought; context and unconditional are
-    (1, 1 or T, 77, C), latents and clean (what the last step took for the finished latents) (1, 4, T, h, w). `drawn` is
-    noise of the step to come.
+    `index` is its place among the requests and `held` the embeddings it brought; context and uncond_context are
+    (1, 1 or T, 77, C).
     """
 
     index: int
     request: Request
     held: Embeddings | None
     context: Tensor
-    unconditional: Tensor
-    schedule: Schedule
-    generator: torch.Generator
-    latents: Tensor
-    clean: Tensor | None = None
-    drawn: Tensor | None = None
+    uncond_context: Tensor
 
     @staticmethod
-    def of(index: int, request: Request, held: Embeddings | None, context: Tensor, unconditional: Tensor, spec: Spec) -> "Row":
+    def of(
+        index: int, request: Request, held: Embeddings | None, context: Tensor, uncond_context: Tensor, spec: Spec
+    ) -> "BatchRow":
         """Draws the first noise of a request whose size is filled in; on the CPU, so that a seed is the same everywhere."""
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
-        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator)
-        schedule = Schedule.of(request.sampling)
-        return Row(index, request, held, context, unconditional, schedule, generator, latents.to(context.device))
-
-    def draw(self, done: int) -> None:
-        """Draws the noise of the step after `done` ones, if it takes any; in memory that a GPU reads without waiting."""
-        if self.drawn is None and done < len(self.schedule) and self.schedule.sigma[len(self.schedule) - 1 - done] > 0:
-            pinned = self.latents.is_cuda
-            self.drawn = torch.randn(self.latents.shape, generator=self.generator, pin_memory=pinned)
+        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator, dtype=torch.float32)
+        # a GPU reads pinned memory without waiting
+        noise = partial(torch.randn, latents.shape, generator=generator, dtype=torch.float32, pin_memory=context.is_cuda)
+        return BatchRow(
+            latents.to(context.device),
+            Schedule.of(request.sampling),
+            request.sampling.guidance,
+            lambda step: noise(),
+            index=index,
+            request=request,
+            held=held,
+            context=context,
+            uncond_context=uncond_context,
+        )
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on.
+    """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on."""
 
-    `told` is the network's clock, where it has one, else timesteps (steps, rows, 1).
-    """
-
-    clock: Clock | None
-    told: Tensor
+    timesteps: TimestepTable
     fps: Tensor
     tar: Tensor
-    coefficients: Tensor
 
     @staticmethod
-    def of(rows: Sequence[Row], denoiser: Denoiser, spec: Spec) -> "Tables":
+    def of(rows: Sequence[BatchRow], denoiser: Denoiser, spec: Spec) -> "Tables":
         requests, schedule, device = [row.request for row in rows], rows[0].schedule, rows[0].latents.device
         steps, levels = len(schedule), spec.unet.levels
         timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
         g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
-        weights = torch.stack([coefficients(row.schedule, row.request.sampling.guidance) for row in rows], dim=1)
-        clock = denoiser.clock(timesteps, fps) if isinstance(denoiser, UNet) else None
-        told = timesteps[:, None, None].expand(-1, len(rows), -1) if clock is None else clock.table
-        return Tables(clock, told, fps, g.to(device), weights.float().to(device))
+        return Tables(denoiser.timestep_table(timesteps, fps), fps, g.to(device))
 
 
 @dataclass
-class Batch:
-    """Rows that share each call of the denoiser. `done` counts steps, `seconds` is what each stage took."""
+class Batch(SamplingLoop[BatchRow]):
+    """Rows that share each call of the denoiser. `seconds` is what each stage took."""
 
     denoiser: Denoiser
     spec: Spec
     dtype: torch.dtype
-    rows: list[Row]
+    rows: list[BatchRow]
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
     cache: StepCache | None = None
     _tables: Tables | None = None
-    _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Texts]], Tensor]] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        return len(self.rows[0].schedule)
+    _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]] = field(default_factory=dict)
 
     def drop(self, index: int) -> None:
         """Takes a video out; the others go on as they would have."""
         self.rows = [row for row in self.rows if row.index != index]
-        self._tables = None
+        self._tables = self._coefficients = None
         self._plans.clear()
 
+    @undisturbed
     @torch.inference_mode()
     def step(self) -> None:
         """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
         start = time.perf_counter()
-        guided = tuple(i for i, row in enumerate(self.rows) if row.request.sampling.guided(self.done))
-        if guided not in self._plans:
-            self._plans[guided] = self._plan(guided)
-        calls, plain = self._plans[guided]
-        names = [self._names(rows, texts) for rows, texts in calls]
-        whole = self.rows[0].request.sampling.whole(self.done)
-        made = tuple(
-            Call(rows, texts, None if self.cache is None else self.cache.deep(branches, whole))
-            for (rows, texts), branches in zip(calls, names, strict=True)
-        )
-        step = Step(self.dtype, *self._given(made, plain))
-        run = getattr(self.denoiser, "replay", None)  # of a denoiser that records its steps
-        latents, clean, *features = run(step) if run else take(self.denoiser, step)
-        for row, x, x0 in zip(self.rows, latents.split(1), clean.split(1), strict=True):
-            row.latents, row.clean = x, x0
-        if self.cache and whole:
-            for branches, kept in zip(names, features, strict=True):
-                self.cache.keep(branches, kept)
-        self.done += 1
+        self.walk()
         # a GPU still computes meanwhile
         for row in self.rows:
             row.draw(self.done)
         self.seconds["denoise"] += time.perf_counter() - start
 
-    def _given(self, calls: tuple[Call, ...], plain: Tensor) -> tuple[Clock | None, tuple[Call, ...], Given]:
+    def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        guided = tuple(i for i, row in enumerate(self.rows) if row.request.sampling.guided(self.done))
+        if guided not in self._plans:
+            self._plans[guided] = self._plan(guided)
+        calls, plain = self._plans[guided]
         if self._tables is None:
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
-        latents = torch.cat([row.latents for row in self.rows]) if len(self.rows) > 1 else self.rows[0].latents
-        given = Given(latents, known.told[at], known.fps, known.tar[at], known.coefficients[at], self._noise(latents), plain)
-        return known.clock, calls, given
+        conditions = (known.timesteps.rows[at], known.fps, known.tar[at], self.coefficients())
+        inputs = StepInputs(latents, *conditions, self.noise(latents), plain)
+        whole, names = (
+            self.rows[0].request.sampling.whole(at),
+            [self._names(rows, conditioning) for rows, conditioning in calls],
+        )
+        made = tuple(
+            NetworkCall(rows, conditioning, None if self.cache is None else self.cache.features(branches, whole))
+            for (rows, conditioning), branches in zip(calls, names, strict=True)
+        )
+        latents, clean, *features = self.denoiser.run_step(SamplingStep(self.dtype, known.timesteps, made, inputs))
+        if self.cache and whole:
+            for branches, kept in zip(names, features, strict=True):
+                self.cache.keep(branches, kept)
+        return latents, clean
 
-    def _noise(self, latents: Tensor) -> Tensor:
-        """Returns the noise of this step on the device, zeros for rows that take none."""
-        noise = torch.zeros_like(latents)
-        for place, row in zip(noise.split(1), self.rows, strict=True):
-            row.draw(self.done)
-            if row.drawn is not None:
-                place.copy_(row.drawn, non_blocking=True)
-                row.drawn = None
-        return noise
-
-    def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Texts]], Tensor]:
-        """Returns each call's rows and texts, and which prediction each row has for what it hears nothing in."""
+    def _plan(self, guided: tuple[int, ...]) -> tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]:
+        """Returns each call's rows and contexts, and the place of each row's unconditional prediction."""
         every = tuple(range(len(self.rows)))
-        heard, unheard = [row.context for row in self.rows], [self.rows[i].unconditional for i in guided]
+        cond, uncond = [row.context for row in self.rows], [self.rows[i].uncond_context for i in guided]
         if not all(row.request.sampling.batch_guidance for row in self.rows):
-            calls = [(every, heard), (guided, unheard)]
+            calls = [(every, cond), (guided, uncond)]
         elif guided == every:  # what the branches of every video share is computed once
-            calls = [(every, [*heard, *unheard])]
+            calls = [(every, [*cond, *uncond])]
         else:
-            calls = [((*every, *guided), [*heard, *unheard])]
+            calls = [((*every, *guided), [*cond, *uncond])]
         places = {row: len(every) + place for place, row in enumerate(guided)}
         plain = torch.tensor([places.get(i, i) for i in every], device=self.rows[0].latents.device)
-        return [(rows, Texts(tuple(texts))) for rows, texts in calls if texts], plain
+        return [(rows, Conditioning(tuple(contexts))) for rows, contexts in calls if contexts], plain
 
-    def _names(self, rows: tuple[int, ...], texts: Texts) -> list[Hashable]:
-        """Names the branches of a call: the video, and whether it hears its own text."""
-        rows = rows * (len(texts.contexts) // len(rows))
-        return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, texts.contexts, strict=True)]
+    def _names(self, rows: tuple[int, ...], conditioning: Conditioning) -> list[Hashable]:
+        """Names the branches of a call: the video, and whether it is the conditional branch."""
+        rows = rows * (len(conditioning.contexts) // len(rows))
+        return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, conditioning.contexts, strict=True)]

@@ -1,6 +1,8 @@
-"""DDIM and consistency sampling with classifier-free guidance, as a generator that yields each step."""
+"""The sampling loop: DDIM and consistency steps with classifier-free guidance. `sample` is a batch of one trajectory."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +33,103 @@ def coefficients(schedule: Schedule, guidance: float | Tensor) -> Tensor:
     return torch.cat([weight[..., None].expand(len(s), *weight.shape, 1), walk.expand(-1, *weight.shape, -1)], dim=-1)
 
 
+@dataclass(eq=False)
+class Trajectory:
+    """Latents (B, C, T, h, w) on their way along a schedule, without its `start` noisiest steps.
+
+    `guidance` is one weight or (B,). `noise` returns the noise of a step by the step's index, counted from 0 after `start`.
+    `clean` are the finished latents as the last step predicted them, `drawn` is the noise of the step to come.
+    """
+
+    latents: Tensor
+    schedule: Schedule
+    guidance: float | Tensor
+    noise: Callable[[int], Tensor]
+    start: int = 0
+    clean: Tensor | None = None
+    drawn: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.schedule) - self.start
+
+    def coefficients(self) -> Tensor:
+        """Returns what `guided_step` takes at each step: (steps, B, 8) float64."""
+        weight = torch.as_tensor(self.guidance, dtype=torch.float64).reshape(-1).expand(len(self.latents))
+        return coefficients(self.schedule, weight)[self.start :]
+
+    def draw(self, index: int) -> None:
+        """Draws the noise of a step, if it takes any."""
+        if self.drawn is None and index < self.steps and self.schedule.sigma[self.steps - 1 - index] > 0:
+            self.drawn = self.noise(index)
+
+
+TrajectoryT = TypeVar("TrajectoryT", bound=Trajectory)
+
+
+class SamplingLoop(Generic[TrajectoryT]):
+    """Trajectories that take their steps together; `done` counts the steps. A subclass says how a step is computed."""
+
+    rows: list[TrajectoryT]
+    done: int = 0
+    _coefficients: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.rows[0].steps
+
+    def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the next latents, and the finished ones as predicted now."""
+        raise NotImplementedError
+
+    def walk(self) -> None:
+        """Takes every row one step further."""
+        latents = torch.cat([row.latents for row in self.rows]) if len(self.rows) > 1 else self.rows[0].latents
+        sizes = [len(row.latents) for row in self.rows]
+        made = [(x,) if len(sizes) == 1 else x.split(sizes) for x in self.advance(latents)]
+        for row, x, clean in zip(self.rows, *made, strict=True):
+            row.latents, row.clean = x, clean
+        self.done += 1
+
+    def coefficients(self) -> Tensor:
+        """Returns what `guided_step` takes at this step, a row for each video: (videos, 8)."""
+        if self._coefficients is None:
+            self._coefficients = torch.cat([row.coefficients() for row in self.rows], dim=1).to(self.rows[0].latents)
+        return self._coefficients[self.done]
+
+    def noise(self, latents: Tensor) -> Tensor:
+        """Returns the noise of this step on the device, zeros for rows that take none."""
+        noise, at = torch.zeros_like(latents), 0
+        for row in self.rows:
+            row.draw(self.done)
+            if row.drawn is not None:
+                noise[at : at + len(row.latents)].copy_(row.drawn, non_blocking=True)
+                row.drawn = None
+            at += len(row.latents)
+        return noise
+
+
+class Sampler(SamplingLoop[Trajectory]):
+    """One trajectory through a function that predicts both branches."""
+
+    def __init__(self, denoise: Denoise, row: Trajectory):
+        self.denoise, self.rows = denoise, [row]
+
+    @property
+    def timestep(self) -> int:
+        return int(self.rows[0].schedule.timesteps[self.steps - 1 - self.done])
+
+    def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        timestep = torch.full((len(latents),), self.timestep, device=latents.device)
+        cond, uncond = self.denoise(latents, timestep, self.done)
+        plain = torch.arange(len(latents), device=latents.device)
+        if uncond is None:
+            eps = cond
+        else:
+            eps, plain = torch.cat([cond, uncond]), plain + len(latents)
+        return guided_step(latents, eps, plain, self.coefficients(), self.noise(latents))
+
+
 def sample(
     denoise: Denoise,
     schedule: Schedule,
@@ -47,15 +146,14 @@ def sample(
     """
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")
-    shape, device = latents.shape, latents.device
-    draw = noise if callable(noise) else lambda i: torch.randn(shape) if noise is None else noise[i]
-    weight = torch.as_tensor(guidance, dtype=torch.float64).reshape(-1).expand(len(latents))
-    table, heard = coefficients(schedule, weight).to(latents), torch.arange(len(latents), device=device)
-    for index, i in enumerate(reversed(range(len(schedule) - start))):
-        timestep = torch.full((len(latents),), int(schedule.timesteps[i]), device=device)
-        conditional, unconditional = denoise(latents, timestep, index)
-        eps = conditional if unconditional is None else torch.cat([conditional, unconditional])
-        plain = heard if unconditional is None else heard + len(latents)
-        fresh = draw(index).to(latents) if schedule.sigma[i] > 0 else torch.zeros_like(latents)
-        latents, pred_x0 = guided_step(latents, eps, plain, table[start + index], fresh)
-        yield index, int(schedule.timesteps[i]), latents, pred_x0
+    shape = latents.shape
+    draw = (
+        noise if callable(noise) else lambda index: torch.randn(shape, dtype=torch.float32) if noise is None else noise[index]
+    )
+    row = Trajectory(latents, schedule, guidance, draw, start)
+    loop = Sampler(denoise, row)
+    for index in range(row.steps):
+        timestep = loop.timestep
+        loop.walk()
+        assert row.clean is not None
+        yield index, timestep, row.latents, row.clean

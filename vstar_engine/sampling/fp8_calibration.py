@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from vstar_engine.artifacts.built_engine import Artifact
 from vstar_engine.config.models import Spec
-from vstar_engine.config.sampling import FP8, Sampling, Tar
-from vstar_engine.networks.fp8 import check, watched
+from vstar_engine.config.sampling import Sampling, Tar
+from vstar_engine.networks.fp8 import watched
 from vstar_engine.networks.unet import UNet
 from vstar_engine.prompting.embeddings import Encode
 from vstar_engine.prompting.interpolation import spread
@@ -16,20 +15,8 @@ from .schedule import Schedule
 from .tar import table
 
 # the clip that inputs are watched on
-# the clip that inputs are watched on
 FRAMES, STEPS = 8, 8
 PROMPTS = ("a landscape covered in thick snow, bare trees", "a lush green meadow in full spring")
-
-
-def check_choice(device: torch.device, dtype: torch.dtype, artifact: Artifact | None, text: bool) -> None:
-    """Raises DeviceError where FP8 cannot be multiplied, ValueError where there is no network to convert or no text to try."""
-    if artifact is not None:
-        raise ValueError(f"{FP8} converts the network in eager PyTorch, and {artifact.folder} computes as it was built")
-    if not text:
-        raise ValueError(
-            f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
-        )
-    check(device, dtype)
 
 
 @torch.inference_mode()
@@ -39,13 +26,13 @@ def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
     device, dtype = states.device, states.dtype
     cells = (side // spec.vae.factor for side in spec.size)
     generator = torch.Generator().manual_seed(0)
-    tape = torch.randn(STEPS + 1, 1, spec.unet.in_channels, FRAMES, *cells, generator=generator)
+    tape = torch.randn(STEPS + 1, 1, spec.unet.in_channels, FRAMES, *cells, generator=generator, dtype=torch.float32)
     fps = torch.full((1,), Sampling.fps_condition, device=device)
 
     def denoise(x: Tensor, timestep: Tensor, index: int) -> tuple[Tensor, Tensor]:
         g = table(Tar(), spec.unet.levels, FRAMES, index).to(device)
-        heard, unheard = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
-        return heard, unheard
+        cond, uncond = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
+        return cond, uncond
 
     with watched(unet) as largest:
         for _ in sample(denoise, Schedule.ddim(STEPS), tape[0].to(device), guidance=Sampling.guidance, noise=tape[1:]):

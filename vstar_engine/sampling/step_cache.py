@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config.models import UNetSpec
-from vstar_engine.networks.layers import Deep
+from vstar_engine.networks.precomputed import CachedFeatures
 
 # the levels, from the finest, that every step runs
 FRESH_LEVELS = 1
@@ -23,20 +23,20 @@ class StepCache:
         self.stages = FRESH_LEVELS * (spec.num_res_blocks + 1)
         self.held: dict[tuple[Hashable, ...], Tensor] = {}
 
-    def deep(self, branches: Sequence[Hashable], whole: bool) -> Deep:
+    def features(self, branches: Sequence[Hashable], whole: bool) -> CachedFeatures:
         """Returns what a forward of rows that go by the names in `branches` takes: with their features unless it runs whole."""
         names = tuple(branches)
         if not whole:
-            return Deep(self.stages, self._features(names))
+            return CachedFeatures(self.stages, self._joined(names))
         # what these branches had is not kept beside what they get
         self.held = {others: held for others, held in self.held.items() if not {*others} & {*names}}
-        return Deep(self.stages)
+        return CachedFeatures(self.stages)
 
     def keep(self, branches: Sequence[Hashable], features: Tensor) -> None:
         """Keeps the features of a forward that ran whole."""
         self.held[tuple(branches)] = features
 
-    def _features(self, names: tuple[Hashable, ...]) -> Tensor:
+    def _joined(self, names: tuple[Hashable, ...]) -> Tensor:
         """Returns the features of branches, put together anew where they did not run together."""
         if names in self.held:
             return self.held[names]

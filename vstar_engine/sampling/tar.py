@@ -23,7 +23,7 @@ def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
 
     Raises ValueError when `tar` names a level the network does not have.
     """
-    rows = torch.zeros(1, levels, frames)
+    rows = torch.zeros(1, levels, frames, dtype=torch.float32)
     if tar is None:
         return rows
     tar.check_levels(levels)
@@ -35,7 +35,7 @@ def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
 
 def tables(tar: Tar | None, levels: int, frames: int, steps: int) -> Tensor:
     """Returns the rows of every step, (steps, levels, frames) float32; raises as `table` does."""
-    rows = torch.zeros(steps, levels, frames)
+    rows = torch.zeros(steps, levels, frames, dtype=torch.float32)
     if tar is not None:
         rows[: max(0, tar.until_step + 1)] = table(tar, levels, frames, tar.until_step)
     return rows

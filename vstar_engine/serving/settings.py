@@ -22,6 +22,9 @@ class Intervals:
     sweep: two deletions of what is too old or too much.
     storage: two checks of a full disk, and the first pause before a video that could not be kept is made again.
     outcome_retry: two attempts to write an outcome.
+    queue_poll: two polls of the queue while jobs wait.
+    idle_poll, shared_idle_poll: the same while no job is known to wait, in a database of one server and of several.
+    recovered_idle_poll: the same for the queue of recovered jobs.
     """
 
     watchdog: float = 2.0
@@ -30,6 +33,10 @@ class Intervals:
     sweep: float = 60.0
     storage: float = 1.0
     outcome_retry: float = 1.0
+    queue_poll: float = 0.05
+    idle_poll: float = 5.0
+    shared_idle_poll: float = 1.0
+    recovered_idle_poll: float = 30.0
 
 
 @dataclass(frozen=True)

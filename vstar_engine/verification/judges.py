@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.backends import eager
 from vstar_engine.config.timeline import anchor_frames
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_probs
 from vstar_engine.networks.blocks import ResBlock, TemporalConvBlock, TemporalTransformer
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -21,7 +21,6 @@ from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling import schedule
 from vstar_engine.sampling.ddim import coefficients, sample
 from vstar_engine.sampling.schedule import Schedule
-from vstar_engine.sampling.step import Call, Given, Step, Texts, take
 from vstar_engine.sampling.tar import toeplitz
 from vstar_engine.video import to_bytes
 from vstar_engine.weights import checkpoint, key_map, official_config
@@ -112,9 +111,9 @@ def _unet(judge: Judge) -> None:
 
 def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
     """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
-    clock, videos = unet.clock(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
-    heard = unet.hear(context, torch.zeros_like(context[:, :1]))
-    return unet(x, clock.timed(clock.table[videos, videos]), heard, fps, tar)[: len(x)]
+    timesteps, videos = unet.timestep_table(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
+    context_kv = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
+    return unet(x, timesteps.embedding(timesteps.rows[videos, videos]), context_kv, fps, tar)[: len(x)]
 
 
 def _vsp(judge: Judge) -> None:
@@ -227,22 +226,22 @@ def _end_to_end(judge: Judge) -> None:
     config, golden, device = judge.case["config"], judge.golden, judge.device
     weights = golden.tensors(judge.case["weights"])
     text = TextTower(official_config.spec_from_official(golden.config(judge.case, "open_clip_cfg")))
-    unet = RecordedUnet(official_config.spec_from_official(golden.config(judge.case, "unet_params")))
+    unet = eager.kind(judge.device)(official_config.spec_from_official(golden.config(judge.case, "unet_params")))
     vae = Vae(_vae_spec(judge))
     for module, prefix in ((text, key_map.TEXT), (unet, key_map.UNET), (vae, key_map.VAE)):
         checkpoint.load(module.eval(), weights, prefix, device=device)
     context = spread(text(tokenize(config["anchors"]).to(device)), config["frames"])
-    unconditional = text(tokenize([""]).to(device))
+    uncond = text(tokenize([""]).to(device))
     judge.compare(context, "embedding", frames_idx=0)
-    judge.compare(unconditional, "embedding_uncond")
+    judge.compare(uncond, "embedding_uncond")
     if judge.stores("eps_cond", "eps_uncond", "x", "pred_x0_last", "latents", "frames", "frames_u8"):
-        pixels = vae.decode(_denoised(judge, unet, context, unconditional))
+        pixels = vae.decode(_denoised(judge, unet, context, uncond))
         judge.compare(pixels, "frames", frames_idx=-3)
         if judge.stores("frames_u8"):
             _bytes(judge, to_bytes(pixels[0]))
 
 
-def _denoised(judge: Judge, unet: RecordedUnet, context: Tensor, unconditional: Tensor) -> Tensor:
+def _denoised(judge: Judge, unet: UNet, context: Tensor, uncond: Tensor) -> Tensor:
     """Samples plainly and by the engine's steps, judges what both give on the way, and returns the latents at the end."""
     config, device = judge.case["config"], judge.device
     rows = _rows(config["tar"], unet.spec.levels, config["hw"][1], config["frames"]).to(device)
@@ -251,7 +250,7 @@ def _denoised(judge: Judge, unet: RecordedUnet, context: Tensor, unconditional: 
 
     def denoise(x: Tensor, t: Tensor, index: int) -> tuple[Tensor, Tensor]:
         tar = rows if index <= config["until_time"] else torch.zeros_like(rows)
-        pair = (unet(x, t[:, None], context[None], fps, tar), unet(x, t[:, None], unconditional[None], fps, tar))
+        pair = (unet(x, t[:, None], context[None], fps, tar), unet(x, t[:, None], uncond[None], fps, tar))
         predicted.append(pair)
         return pair
 
@@ -262,8 +261,8 @@ def _denoised(judge: Judge, unet: RecordedUnet, context: Tensor, unconditional: 
             first = predicted[: len(judge.arrays[output])]
             judge.compare(torch.stack([pair[branch] for pair in first]), output, frames_idx=-3)
     every = torch.stack([rows if index <= config["until_time"] else torch.zeros_like(rows) for index in range(len(walk))])
-    texts, guided = Texts((context[None], unconditional[None])), coefficients(walk, torch.tensor([config["cfg"]]))
-    stepped = _stepped(unet, walk, judge.tensor("x_T"), texts, fps, every, guided, noise)
+    conditioning, guided = Conditioning((context[None], uncond[None])), coefficients(walk, torch.tensor([config["cfg"]]))
+    stepped = _stepped(unet, walk, judge.tensor("x_T"), conditioning, fps, every, guided, noise)
     for walked in ([(latents, pred_x0) for _, _, latents, pred_x0 in steps], stepped):
         judge.compare(torch.stack([latents for latents, _ in walked]), "x", frames_idx=-3)
         judge.compare(walked[-1][1], "pred_x0_last", frames_idx=-3)
@@ -284,15 +283,14 @@ def _bytes(judge: Judge, ours: np.ndarray) -> None:
 
 
 def _stepped(
-    unet: RecordedUnet, walk: Schedule, x: Tensor, texts: Texts, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
+    unet: UNet, walk: Schedule, x: Tensor, conditioning: Conditioning, fps: Tensor, g: Tensor, weights: Tensor, noise: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Samples by the engine's steps, which replay CUDA graphs on a GPU; returns latents and pred_x0 after each."""
-    clock = unet.clock(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
-    run = unet.replay if x.is_cuda else partial(take, unet)
+    timesteps = unet.timestep_table(torch.from_numpy(walk.timesteps[::-1].copy()).to(x.device), fps)
     plain, found = torch.ones(1, dtype=torch.int64, device=x.device), []
     for index in range(len(walk)):
-        given = Given(x, clock.table[index], fps, g[index], weights[index].to(x), noise[index], plain)
-        x, clean = run(Step(x.dtype, clock, (Call((0,), texts),), given))
+        inputs = StepInputs(x, timesteps.rows[index], fps, g[index], weights[index].to(x), noise[index], plain)
+        x, clean = unet.run_step(SamplingStep(x.dtype, timesteps, (NetworkCall((0,), conditioning),), inputs))
         found.append((x, clean))
     return found
 

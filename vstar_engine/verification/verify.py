@@ -17,7 +17,7 @@ NOT_KNOWN = "not known to this version"
 
 
 @dataclass(frozen=True)
-class Row:
+class CaseVerdict:
     """One case's verdict: its worst output, or why it could not be judged; `ok` is None for a kind that is not known."""
 
     kind: str
@@ -27,31 +27,31 @@ class Row:
     note: str = ""
 
 
-def verify(golden: Golden, device: str = "cpu") -> Iterator[Row]:
+def verify(golden: Golden, device: str = "cpu") -> Iterator[CaseVerdict]:
     """Judges every case of a folder, yielding a row for each; weights and evidence are held to their checksum only."""
     for case in golden.cases:
         yield _judge(golden, case, torch.device(device))
 
 
 @torch.no_grad()
-def _judge(golden: Golden, case: Case, device: torch.device) -> Row:
+def _judge(golden: Golden, case: Case, device: torch.device) -> CaseVerdict:
     kind, name = case["kind"], case["name"]
     damage = golden.damaged(case)
     if damage:
-        return Row(kind, name, None, False, damage)
+        return CaseVerdict(kind, name, None, False, damage)
     if kind in NOT_JUDGED:
-        return Row(kind, name, None, True, "checksum only")
+        return CaseVerdict(kind, name, None, True, "checksum only")
     if kind not in KINDS:
-        return Row(kind, name, None, None, NOT_KNOWN)
+        return CaseVerdict(kind, name, None, None, NOT_KNOWN)
     try:
         judge = Judge(golden, case, device)
         KINDS[kind](judge)
     except (ValueError, VstarError) as error:
-        return Row(kind, name, None, False, str(error))
+        return CaseVerdict(kind, name, None, False, str(error))
     except (KeyError, IndexError, TypeError, RuntimeError) as error:
-        return Row(kind, name, None, False, f"{type(error).__name__}: {error}")
+        return CaseVerdict(kind, name, None, False, f"{type(error).__name__}: {error}")
     if not judge.findings:
-        return Row(kind, name, None, False, f"{case['file']} stores no output that a case of kind {kind} is judged by")
+        return CaseVerdict(kind, name, None, False, f"{case['file']} stores no output that a case of kind {kind} is judged by")
     findings = [*judge.inputs, *judge.findings]
     worst = max(findings, key=lambda f: math.inf if math.isnan(f.error) else f.error / (f.tolerance or 1e-300))
-    return Row(kind, name, worst, all(finding.ok for finding in findings))
+    return CaseVerdict(kind, name, worst, all(finding.ok for finding in findings))

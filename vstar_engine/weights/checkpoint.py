@@ -16,24 +16,27 @@ from vstar_engine.errors import CheckpointError
 from vstar_engine.networks.text_encoder import TextTower
 
 from .key_map import TEXT, module_shapes, official_names
+from .wrappers import stored_names
 
 log = logging.getLogger(__name__)
 
 
 # mapped pages stay resident while a file is open, so all are closed after this much
 REOPEN_BYTES = 256 * 2**20
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of a converted folder or of one safetensors file, mapped from disk as they are asked for."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.manifest = read_weights(self.path)
         files = [self.path / entry["name"] for entry in self.manifest.get("files", ())] or [self.path]
         self._open: dict[Path, Any] = {}
         self._read = 0
-        self._where = {name: file for file in files for name in self._file(file).offset_keys()}
+        stored = {name: file for file in files for name in self._file(file).offset_keys()}
+        self._where = {name: (stored[held], held) for name, held in stored_names(stored, str(self.path)).items()}
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
@@ -44,7 +47,8 @@ class Weights(Mapping[str, Tensor]):
         if self._read > REOPEN_BYTES:
             self._open.clear()
             self._read = 0
-        tensor = self._file(self._where[name]).get_tensor(name)
+        file, held = self._where[name]
+        tensor = self._file(file).get_tensor(held)
         self._read += tensor.nbytes
         return tensor
 
@@ -78,8 +82,15 @@ def check_keys(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[
             raise CheckpointError(f"{where} does not fit this network: {name} is {tuple(found[name])}, wanted {tuple(shape)}")
 
 
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError for a dtype that is no weight's: whole numbers and FP8 need scales, which are not read."""
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(f"{name} is in {tensor.dtype}; save it in float16, bfloat16 or float32")
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raises CheckpointError for NaN or infinity."""
+    """Raises CheckpointError for NaN, infinity, or a dtype that is no weight's."""
+    check_dtype(name, tensor)
     extremes = torch.stack(torch.aminmax(tensor))  # passes NaN on; one quick reading where isfinite takes several
     if not torch.isfinite(extremes).all():
         raise CheckpointError(f"{name} holds NaN or infinite values in {tensor.dtype}; every weight must be finite")
@@ -128,13 +139,17 @@ def _parts(tensors: Mapping[str, Any], prefix: str, name: str, shapes: list[tupl
     officials = [prefix + official for official in official_names(name)]
     parts = [torch.as_tensor(tensors[official]) for official in officials]
     for official, part, shape in zip(officials, parts, shapes, strict=True):
+        check_dtype(official, part)
         check_keys({official: tuple(part.shape)}, {official: shape}, where)
     return parts
 
 
 def parameter(tensors: Mapping[str, Any], prefix: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Reads one parameter of ours in `dtype`, contiguous; `shape` may lack trailing ones. CheckpointError as in `load`."""
-    officials = [torch.as_tensor(tensors[prefix + official]).to(dtype) for official in official_names(name)]
+    stored = {prefix + official: torch.as_tensor(tensors[prefix + official]) for official in official_names(name)}
+    for official, tensor in stored.items():
+        check_dtype(official, tensor)
+    officials = [tensor.to(dtype) for tensor in stored.values()]
     whole = torch.cat(officials) if len(officials) > 1 else officials[0]
     if (*shape, *[1] * (whole.dim() - len(shape))) != tuple(whole.shape):
         check_keys({name: tuple(whole.shape)}, {name: shape}, f"the mapping under {prefix!r}")

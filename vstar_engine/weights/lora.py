@@ -1,12 +1,11 @@
 """LoRA files (arXiv 2106.09685) for the UNet: read in kohya's and diffusers' layouts and merged into weights as they load.
 
-A pickled list, T2V-Turbo's layout, is made one of these files first (`lora_list.py`).
+A pickled one is made one of these files first (`lora_child.py`).
 
 A layer's weight W becomes W + strength * alpha / rank * up @ down, in float32, then cast once. Nothing is ever subtracted:
 to take a LoRA out, the weights are read again, so that what comes back is exactly what was there.
 """
 
-import json
 import logging
 import math
 import re
@@ -20,30 +19,39 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vstar_engine.artifacts.file_kind import SAFETENSORS, weight_kind
 from vstar_engine.artifacts.files import digest_of, sha256
 from vstar_engine.config.models import UNetSpec
 from vstar_engine.errors import CheckpointError
 from vstar_engine.networks.unet import UNet
 
-from .checkpoint import Weights, check_finite, listing
+from .checkpoint import Weights, check_dtype, check_finite, listing
 from .key_map import UNET, module_shapes
+from .lora_configuration import TEXT, Configuration, configuration_of
+from .wrappers import without_wrappers
 
 log = logging.getLogger(__name__)
 
 # how a layer's parts are called: kohya, PEFT, and diffusers' two older ways
 PART = re.compile(
     r"(?P<layer>.+?)(?:"
-    r"\.lora_(?P<a>down|up|A|B)(?:\.default)?\.weight|[._]lora(?:_linear_layer)?\.(?P<b>down|up)\.weight|\.(?P<c>alpha))"
+    r"\.lora_(?P<a>down|up|A|B)(?:\.(?P<adapter>.+))?\.weight|[._]lora(?:_linear_layer)?\.(?P<b>down|up)\.weight|\.(?P<c>alpha))"
 )
 PARTS = {"A": "down", "B": "up"}
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
-# where diffusers keeps a LoRA's configuration in a file's metadata, as JSON: {"unet.r": 8, "unet.lora_alpha": 16, ...}
-CONFIGURATION = "lora_adapter_metadata"
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "pipe.", "pipeline.", "unet.", "lora_unet_")
+# what other tensors belong to; the first that fits is named
+OTHERS = {
+    r"modules_to_save": "whole layers (modules_to_save)",
+    r"hada_w\d|lokr_w\d|dora_scale|lora_magnitude|oft_|glora|ia3": "LoHa, LoKr, DoRA and other kinds",
+    r"\.diff(_b)?$|\.set_weight$": "differences of whole tensors (.diff)",
+    r"bias$": "biases",
+    r"lora_embedding": "embeddings",
+}
 # what a guidance scale that a LoRA's UNet was told adds to the embedded timestep, (model_channels,)
 GUIDED = "guided"
-# parts of a text tower, which stays as it is
-TEXT = re.compile(r"(base_model\.model\.)?(lora_te\d?_|text_encoder(_\d)?\.|text_model\.)")
+IN_FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+# letters of a layer's name that no other network has by chance
+MANY = 20
 RESIDUAL = {
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -91,7 +99,7 @@ class Lora:
     def parse(text: str, spec: UNetSpec) -> "Lora":
         """Reads FILE or FILE:STRENGTH; ValueError for a strength that is no finite number."""
         name, colon, strength = text.rpartition(":")
-        if not colon or Path(text).is_file():
+        if not colon or Path(text).exists():
             return Lora.read(text, spec)
         try:
             amount = float(strength)
@@ -107,14 +115,26 @@ class Lora:
 
         Raises CheckpointError for a file that is damaged, of another kind (LoHa, LoKr, DoRA ...) or made for another network.
         """
-        path = Path(path).absolute()
-        if not path.is_file():
-            raise CheckpointError(f"there is no LoRA at {path}")
+        path = _file_in(Path(path).absolute())
+        if weight_kind(path, "LoRA") != SAFETENSORS:
+            raise CheckpointError(
+                f"{path} is in PyTorch's format, not safetensors; make such a file of it: "
+                f"vstar-engine convert {path.name} {path.stem}.safetensors"
+            )
         try:
             tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
-        alpha, rooted = _configured(path)
+        return Lora.of(path, tensors, metadata, spec, strength)
+
+    @staticmethod
+    def of(
+        path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], spec: UNetSpec, strength: float = 1.0
+    ) -> "Lora":
+        """Places the tensors of a LoRA on the layers of one UNet; CheckpointError as in `read`."""
+        configured = configuration_of(path, metadata)
         guided = tensors.pop(GUIDED, None)
         if guided is not None:
             if guided.shape != (spec.model_channels,):
@@ -123,7 +143,7 @@ class Lora:
         shapes = layer_shapes(spec)
         known = {name.replace(".", "_"): official for name, official in names(spec, shapes).items()}
         parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
-        text, strange = [], []
+        text, strange, adapters = [], [], set()
         for key, tensor in tensors.items():
             found = PART.fullmatch(key)
             if TEXT.match(key):
@@ -132,17 +152,22 @@ class Lora:
                 strange.append(key)
             else:
                 part, name = found["a"] or found["b"] or found["c"], bare(found["layer"])
+                adapters |= {found["adapter"]} - {None}
                 layer = known.get(name, name)
                 first, _ = parts.setdefault(layer, {}).setdefault(PARTS.get(part, part), (key, tensor))
                 if first != key:
                     raise CheckpointError(f"{path} changes layer {layer} twice, by {first} and by {key}; leave one of them in")
         if strange:
             raise CheckpointError(
-                f"{path} holds {len(strange)} tensors that no plain LoRA has ({listing(strange)}); LoHa, LoKr and DoRA are not "
-                "read: save it as a LoRA with down, up and alpha"
+                f"{path} holds {len(strange)} tensors that no plain LoRA has ({listing(strange)}): {_reason(strange)} are not "
+                "read; save it as a LoRA with down, up and alpha"
+            )
+        if len(adapters) > 1:
+            raise CheckpointError(
+                f"{path} holds {len(adapters)} adapters, {', '.join(sorted(adapters))}; save one of them alone"
             )
         _check_names(path, [layer for layer in parts if layer not in shapes], len(parts), known)
-        layers = {name: _layer(path, name, layer, shapes[name], alpha, rooted) for name, layer in parts.items()}
+        layers = {name: _layer(path, name, layer, shapes[name], configured) for name, layer in parts.items()}
         if not layers:
             raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
         if text:
@@ -152,6 +177,7 @@ class Lora:
 
 def bare(layer: str) -> str:
     """A layer's name without the prefixes of the formats and with underscores for dots."""
+    layer = without_wrappers(layer)
     while prefix := next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None):
         layer = layer.removeprefix(prefix)
     # diffusers' attention processors say to_out for to_out.0
@@ -193,39 +219,39 @@ def names(spec: UNetSpec, layers: Mapping[str, tuple[int, ...]]) -> dict[str, st
     return found
 
 
+def _file_in(path: Path) -> Path:
+    """Returns a file, or a folder's one LoRA as PEFT and diffusers name it."""
+    if not path.exists():
+        raise CheckpointError(f"there is no LoRA at {path}")
+    if not path.is_dir():
+        return path
+    found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
+    if len(found) != 1:
+        raise CheckpointError(f"{path} is a folder with {len(found) or 'none'} of {', '.join(IN_FOLDERS)} in it; give a file")
+    return found[0]
+
+
+def _reason(strange: Sequence[str]) -> str:
+    found = [reason for pattern, reason in OTHERS.items() if any(re.search(pattern, key) for key in strange)]
+    return " and ".join(found) or "such tensors"
+
+
 def _check_names(path: Path, unknown: list[str], count: int, known: Mapping[str, str]) -> None:
-    if unknown:
-        expected = [name for name in known if re.fullmatch(r"(input|down)_blocks_.*_attn1_to_q", name)]
-        raise CheckpointError(
-            f"{path} does not fit this UNet: {len(unknown)} of its {count} layers are unknown ({listing(unknown)}); expected "
-            f"layers such as {expected[0]} or {expected[-1]}"
-        )
-
-
-def _configured(path: Path) -> tuple[float | None, bool]:
-    """Reads the alpha of all layers from a file's metadata, and whether it goes by the rank's root (arXiv 2312.03732)."""
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(CONFIGURATION, "{}")
-    try:
-        whole = json.loads(text)
-        told = {key.rpartition(".")[2]: value for key, value in whole.items() if not TEXT.match(key)}
-        alpha = None if told.get("lora_alpha") is None else float(told["lora_alpha"])
-        if alpha is not None and not math.isfinite(alpha):
-            raise ValueError(f"lora_alpha is {alpha}")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its metadata {CONFIGURATION} is no configuration of a LoRA ({error})") from error
-    own = [key for key in ("alpha_pattern", "use_dora") if told.get(key)]
-    if own:
-        raise CheckpointError(
-            f"{path}: its metadata sets {', '.join(own)}, which is not read: save it with an alpha tensor a layer"
-        )
-    return alpha, bool(told.get("use_rslora"))
+    if not unknown:
+        return
+    before = {name.removesuffix(end) for name in unknown for end in known if name.endswith(f"_{end}") and len(end) > MANY}
+    prefix = min(before, key=len, default="")
+    told = f", as if {prefix}* stood before each: take that off its names" if prefix and len(unknown) == count else ""
+    expected = [name for name in known if re.fullmatch(r"(input|down)_blocks_.*_attn1_to_q", name)]
+    raise CheckpointError(
+        f"{path} does not fit this UNet: {len(unknown)} of its {count} layers are unknown ({listing(unknown)}){told}; expected "
+        f"layers such as {expected[0]} or {expected[-1]}"
+    )
 
 
 def check_values(name: str, tensor: Tensor) -> None:
     """Raises CheckpointError for a tensor that is empty, of a dtype that nothing is computed in, or not finite."""
-    if tensor.dtype not in FLOATS:
-        raise CheckpointError(f"{name} is in {tensor.dtype}; save it in float16, bfloat16 or float32")
+    check_dtype(name, tensor)
     if tensor.numel() == 0:
         raise CheckpointError(f"{name} is {tuple(tensor.shape)}, which is empty; a LoRA has a rank of 1 or more")
     check_finite(name, tensor)
@@ -243,10 +269,9 @@ def _layer(
     name: str,
     parts: Mapping[str, tuple[str, Tensor]],
     shape: tuple[int, ...],
-    alpha: float | None,
-    rooted: bool,
+    configured: Configuration,
 ) -> Layer:
-    """Makes a layer of its parts, each a key and its tensor; `alpha` counts where it has none of its own."""
+    """Makes a layer of its parts, each a key and its tensor; the configured alpha counts where it has none of its own."""
     if not {"down", "up"} <= parts.keys():
         raise CheckpointError(f"{path} has only {', '.join(sorted(parts))} of layer {name}; down and up are needed")
     for key, tensor in (parts["down"], parts["up"]):
@@ -263,14 +288,8 @@ def _layer(
         raise CheckpointError(
             f"{path}: layer {name} changes {up.shape[0]}x{down[0].numel()} where the weight is {tuple(shape)}"
         )
-    if "alpha" in parts:
-        alpha = _alpha(path, *parts["alpha"])
-    if rooted and alpha is None:
-        raise CheckpointError(
-            f"{path}: its metadata sets use_rslora, which divides alpha by the rank's root, and layer {name} has no alpha: "
-            f"save it with lora_alpha in {CONFIGURATION} or with an alpha tensor a layer"
-        )
-    return Layer(down, up, 1.0 if alpha is None else alpha / (math.sqrt(rank) if rooted else rank))
+    own = _alpha(path, *parts["alpha"]) if "alpha" in parts else None
+    return Layer(down, up, configured.scale(path, name, rank, own))
 
 
 class Adapted(Weights):

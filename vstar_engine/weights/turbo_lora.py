@@ -10,20 +10,15 @@ change alone, so it started at zero. At one scale all of it is a constant vector
 is merged.
 """
 
-import argparse
-import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vstar_engine.config import models
 from vstar_engine.errors import CheckpointError
 
-from .convert_child import read_pickle, reported
 from .lora import GUIDED, check_values, layer_shapes
 
 SCALES = 256  # sines and cosines that a guidance scale is embedded in
@@ -120,24 +115,3 @@ def named(content: object, spec: models.UNetSpec, guidance: float, source: str) 
         else:
             tensors |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _child(source: Path, out: Path, model: str, guidance: float) -> None:
-    spec = models.model_named(model).unet
-    about = {"source": source.name, "embedded_guidance": f"{guidance:g}"}
-    save_file(named(read_pickle(source), spec, guidance, str(source)), out, about)
-    print(json.dumps({"done": 1, "total": 1}), flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.weights.turbo_lora")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("model")
-    parser.add_argument("guidance", type=float)
-    with reported():
-        _child(**vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from tools.mini.claims.stories import STORIES
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.analysis import attention_maps, similarity
 from vstar_engine.config.models import model_named
+from vstar_engine.loading import LoadedModel
 from vstar_engine.networks.blocks import TemporalTransformer
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
@@ -36,7 +37,7 @@ def trained(folder: Path) -> Engine:
         module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
         module.eval().requires_grad_(False)
         print(f"{part}: step {kept['index']}")
-    return Engine(spec, text, unet, vae, torch.device("cpu"), torch.float32, "in training", [], None)
+    return Engine(LoadedModel(spec, text, unet, vae, torch.device("cpu"), torch.float32, "in training"))
 
 
 @contextmanager

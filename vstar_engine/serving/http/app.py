@@ -1,4 +1,4 @@
-"""The application: routes, what they answer when something is wrong, and the OpenAPI document."""
+"""The ASGI application: routes, error responses and the OpenAPI document."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from vstar_engine import __version__
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
 from vstar_engine.serving.queue.errors import UNAVAILABLE
 from vstar_engine.serving.telemetry.metrics import CONTENT_TYPE
 from vstar_engine.serving.telemetry.request_log import RequestLogMiddleware
+from vstar_engine.version import __version__
 
 from . import page
 from .api_keys import ApiKeys
@@ -29,7 +29,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def build(service: Service, keys: ApiKeys) -> ASGIApp:
-    """Builds the whole application around a service, which is started and closed by who runs it."""
+    """Builds the application of a service. The caller starts and closes the service."""
 
     app = FastAPI(title="vstar-engine", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -41,7 +41,7 @@ def build(service: Service, keys: ApiKeys) -> ASGIApp:
         (RequestValidationError, _refuse_query),
         (HTTPException, _refuse_path),
         *((kind, _refuse_store) for kind in UNAVAILABLE),
-        (Exception, _confess),
+        (Exception, _internal_error),
     ):
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
@@ -52,13 +52,13 @@ def build(service: Service, keys: ApiKeys) -> ASGIApp:
 def _add_system_routes(app: FastAPI) -> None:
     @app.get("/livez", tags=["system"])
     async def livez() -> dict[str, str]:
-        """Returns whether the process answers."""
+        """Liveness: the process answers."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["system"], responses={503: {"description": "starting, restarting its engine, or draining"}})
     @app.get("/health", tags=["system"], responses={503: {"description": "as /readyz"}})
     async def readyz(request: Request) -> JSONResponse:
-        """Returns whether the engine is warm and takes jobs."""
+        """Readiness: the engine is warm and accepts jobs."""
         service = service_of(request)
         if service.ready:
             return JSONResponse({"status": "ready"})
@@ -66,12 +66,12 @@ def _add_system_routes(app: FastAPI) -> None:
 
     @app.get("/metrics", tags=["system"], response_class=Response)
     async def prometheus(request: Request) -> Response:
-        """Returns metrics in Prometheus's text format."""
+        """Metrics in Prometheus's text format."""
         return Response(service_of(request).metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models", tags=["models"], response_model=Models)
     async def list_models(request: Request) -> Models:
-        """Lists the one model of this server."""
+        """Lists the model of this server."""
         return Models(data=[_model(service_of(request))])
 
     @app.get("/v1/models/{model}", tags=["models"], response_model=Model)
@@ -79,7 +79,7 @@ def _add_system_routes(app: FastAPI) -> None:
         """Describes the model: its weights, sizes and limits."""
         known = _model(service_of(request))
         if model != known.id:
-            raise ApiError(404, "model_not_found", f"this server has the model {known.id!r} alone", "model")
+            raise ApiError(404, "model_not_found", f"this server has only the model {known.id!r}", "model")
         return known
 
 
@@ -116,12 +116,12 @@ async def _refuse_store(request: Request, error: Exception) -> Response:
     return await _refuse(request, unwritable(error))
 
 
-async def _confess(request: Request, error: Exception) -> Response:
-    return await _refuse(request, ApiError(500, "internal_error", "the server made a mistake; its log says more", None, SERVER))
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return await _refuse(request, ApiError(500, "internal_error", "internal error; see the server's log", None, SERVER))
 
 
 def _openapi(app: FastAPI, keyed: bool) -> dict[str, Any]:
-    """Describes the API as it is: bodies come as JSON or forms, errors in one shape."""
+    """Returns FastAPI's document with our bodies, which are JSON or forms, and our error format."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -147,11 +147,11 @@ def _describe(operation: dict[str, Any], path: str) -> None:
     operation["responses"].pop("422", None)
     if path.startswith("/v1"):
         error = {"content": {"application/json": {"schema": {"$ref": REF.format(model="Errors")}}}}
-        operation["responses"]["default"] = {"description": "what was wrong", **error}
+        operation["responses"]["default"] = {"description": "the error", **error}
     name = operation["operationId"].partition("_v1_")[0]
     if name in BODIES:
         content = {"schema": {"$ref": REF.format(model=BODIES[name].__name__)}}
-        # in a form lists and objects are spelled with brackets: synopsis[], tar[sigma][0]
+        # a form spells lists and objects with brackets: synopsis[], tar[sigma][0]
         body = {"required": True, "content": {"application/json": content, "multipart/form-data": content}}
         operation["requestBody"] = body
     if name == "create_video":

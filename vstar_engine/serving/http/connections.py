@@ -1,4 +1,4 @@
-"""Connections: a request has to arrive within a time, and there is a bound on how many are open."""
+"""HTTP connections with a time limit for each request and a limit on open connections."""
 
 import asyncio
 import logging
@@ -11,14 +11,15 @@ from vstar_engine.serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# what a client still has to send: the start of a request, or its body
-UNHEARD = (h11.IDLE, h11.SEND_BODY)
+# states in which the client still has to send: a request, or its body
+INCOMPLETE = (h11.IDLE, h11.SEND_BODY)
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, which times only the pause between two requests; this one also times each request.
+    """uvicorn's connection, which limits only the pause between two requests, with a limit for each request too.
 
-    `most` may be open: beyond, the one goes whose client has let it wait longest, and where none waits, the newest.
+    most: open connections. Beyond it the one closes whose client has been idle longest, or the newest if none is idle.
+    idle: seconds for a client to send a whole request, and between two requests.
     """
 
     most = Settings.max_connections
@@ -26,59 +27,59 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
-        self._late: asyncio.TimerHandle | None = None
-        self._stuck = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._blocked = False
         self._since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._since = self.loop.time()
-        self._time()
+        self._start_timer()
         if len(self.connections) > self.most:
-            self._longest_waiting().end("there are too many")
+            self._longest_waiting().end("there are too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._untime()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state in UNHEARD:
-            self._time()
+        if self.conn.their_state in INCOMPLETE:
+            self._start_timer()
         else:
-            self._untime()
+            self._stop_timer()
             self._since = self.loop.time()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck, self._since = True, self.loop.time()
+        self._blocked, self._since = True, self.loop.time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stuck = False
+        self._blocked = False
 
     @property
     def waits(self) -> bool:
-        """Returns whether it is the client who has to go on: to ask, to send the rest, or to read."""
-        return self._stuck or self.conn.their_state in UNHEARD
+        """Whether the server waits for the client: for a request, for the rest of it, or for it to read."""
+        return self._blocked or self.conn.their_state in INCOMPLETE
 
     def _longest_waiting(self) -> "Connection":
-        """Returns the connection to part with."""
+        """Returns the connection to close."""
         waiting = [each for each in self.connections if isinstance(each, Connection) and each.waits and each is not self]
         return min(waiting, key=lambda each: each._since, default=self)
 
-    def _time(self) -> None:
-        if self._late is None:
+    def _start_timer(self) -> None:
+        if self._timer is None:
             self._since = self.loop.time()
-            self._late = self.loop.call_later(self.idle, self.end, "its request took too long")
+            self._timer = self.loop.call_later(self.idle, self.end, "its request timed out")
 
-    def _untime(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def end(self, why: str) -> None:
-        """Closes it at once, whatever has not been sent."""
-        log.debug("a connection is closed: %s", why)
+        """Closes the connection at once; unsent data is dropped."""
+        log.debug("closing a connection: %s", why)
         self.connections.discard(self)
         self.transport.abort()

@@ -1,4 +1,4 @@
-"""What stands before every route: keys, where a request comes from, how large it may be, and headers of every answer."""
+"""The middleware of every route: API keys, origin and body size of requests, and security headers of responses."""
 
 import json
 import re
@@ -14,11 +14,11 @@ from vstar_engine.serving.telemetry.metrics import Metrics
 from .api_keys import LOCAL, METRICS, ApiKeys
 from .service import Caller
 
-# open without a key: they tell nothing, and machines and browsers ask before they have one
+# paths open without a key: they reveal nothing, and probes and browsers have none yet
 OPEN = ("/", "/livez", "/readyz", "/health")
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 LONGEST_KEY = 200
-# what asks for a video
+# requests for a video
 SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 
 
@@ -46,7 +46,7 @@ class AccessMiddleware:
             count_refusal(self.metrics, scope, error)
             await answer(error, reply)
             return
-        await self.app(scope, self._counted(receive), reply)
+        await self.app(scope, self._limited(receive), reply)
 
     def _caller(self, path: str, headers: Mapping[str, str]) -> Caller:
         owner = LOCAL
@@ -55,10 +55,10 @@ class AccessMiddleware:
         elif path not in OPEN:
             found = self.keys.owner(headers.get("authorization"))
             if found is None:
-                said = "give an API key: Authorization: Bearer KEY"
+                said = "an API key is required: Authorization: Bearer KEY"
                 raise ApiError(401, "invalid_api_key", said, None, UNAUTHENTICATED, {"WWW-Authenticate": "Bearer"})
             if found == METRICS and path != "/metrics":
-                raise ApiError(403, "forbidden_path", "this key opens /metrics alone", headers=FINAL)
+                raise ApiError(403, "forbidden_path", "this key is valid for /metrics only", headers=FINAL)
             owner = found
         again = headers.get("x-stainless-retry-count", "0")
         key = headers.get("idempotency-key")
@@ -67,10 +67,10 @@ class AccessMiddleware:
         return Caller(owner, key, int(again) if again.isascii() and again.isdigit() and len(again) < 5 else 0)
 
     def _check_source(self, headers: Mapping[str, str]) -> None:
-        """Without keys, keeps out web pages of others: by their origin, and by names that were made to point here."""
+        """Refuses other sites' pages on a server without keys: by origin, and by host against DNS rebinding."""
         host = headers.get("host", "")
         if self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
-            raise ApiError(403, "forbidden_host", "this server answers to its loopback names only", headers=FINAL)
+            raise ApiError(403, "forbidden_host", "this server answers only to its loopback names", headers=FINAL)
         origin = headers.get("origin")
         if origin is not None and _parts(origin).netloc != host:
             raise ApiError(403, "forbidden_origin", "pages of other sites may not use this server", headers=FINAL)
@@ -80,10 +80,10 @@ class AccessMiddleware:
         if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.settings.max_body):
             raise self._too_long()
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive) -> Receive:
         got = 0
 
-        async def counted() -> Message:
+        async def limited() -> Message:
             nonlocal got
             message = await receive()
             got += len(message.get("body", b""))
@@ -91,14 +91,14 @@ class AccessMiddleware:
                 raise self._too_long()
             return message
 
-        return counted
+        return limited
 
     def _too_long(self) -> ApiError:
-        return ApiError(413, "body_too_large", f"a body has at most {self.settings.max_body} bytes")
+        return ApiError(413, "body_too_large", f"a body may have at most {self.settings.max_body} bytes")
 
 
 def _parts(url: str) -> SplitResult:
-    """Takes an address apart; one that is none has no parts."""
+    """Splits a URL; an invalid one has no parts."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -113,7 +113,7 @@ def count_refusal(metrics: Metrics, scope: Scope, error: ApiError) -> None:
 
 
 async def answer(error: ApiError, send: Send) -> None:
-    """Sends an error."""
+    """Sends an error response."""
     body = json.dumps(error.body()).encode()
     headers = {**error.headers, "content-type": "application/json", "content-length": str(len(body))}
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, and forms whose bracketed names stand for lists and objects, as OpenAI's clients send them."""
+"""Reads request bodies: JSON, or forms with bracketed names for lists and objects, as OpenAI's clients send them."""
 
 import json
 import math
@@ -19,9 +19,9 @@ PART = re.compile(r"\[([^\[\]]*)\]")
 
 
 async def read_body(request: Request) -> tuple[dict[str, Any], bool]:
-    """Reads an object, and says whether it came as a form, where numbers are text; ApiError for anything else."""
+    """Returns the object in a body, and whether it is a form, in which numbers are text; ApiError for any other body."""
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise ApiError(415, "unsupported_encoding", "bodies are taken as they are; leave out Content-Encoding")
+        raise ApiError(415, "unsupported_encoding", "compressed bodies are not supported; leave out Content-Encoding")
     kind = request.headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
     if kind in FORM_TYPES:
         return unflatten(await _form(request)), True
@@ -38,13 +38,13 @@ async def _form(request: Request) -> list[tuple[str, str]]:
     fields = []
     for name, value in form.multi_items():
         if not isinstance(value, str):
-            raise ApiError(400, "unsupported", "files are not taken: this model makes videos from words alone", name[:80])
+            raise ApiError(400, "unsupported", "files are not supported: this model makes videos from text alone", name[:80])
         fields.append((name, value))
     return fields
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """Reads a JSON object without repeated names, NaN, endless numbers, lone surrogates and deep nesting."""
+    """Reads a JSON object; refuses repeated names, NaN, infinite numbers, lone surrogates and deep nesting."""
     try:
         content = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
@@ -53,7 +53,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         )
         if isinstance(error, UnicodeError):
             said = "it is not UTF-8"
-        raise invalid(f"the body is no JSON that can be taken: {said}", code="invalid_body") from error
+        raise invalid(f"the body is not valid JSON: {said}", code="invalid_body") from error
     if not isinstance(content, dict):
         raise invalid("the body must be a JSON object", code="invalid_body")
     _check(content, 0)
@@ -63,12 +63,12 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("a name appears twice in one object")
     return content
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -88,13 +88,13 @@ def _check(value: Any, depth: int) -> None:
         for held in value:
             _check(held, depth + 1)
     elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise invalid("a text holds half of a surrogate pair, which no UTF-8 can spell", code="invalid_body")
+        raise invalid("a text contains half of a surrogate pair, which UTF-8 cannot encode", code="invalid_body")
 
 
 def unflatten(fields: list[tuple[str, str]]) -> dict[str, Any]:
-    """Builds the object that names like `synopsis[]`, `tar[sigma][0]` and `synopsis[][text]` stand for.
+    """Returns the object of a form's fields, with names like `synopsis[]`, `tar[sigma][0]` and `synopsis[][text]`.
 
-    The n-th `synopsis[][text]` belongs to the n-th object, whether a client sends object by object or name by name.
+    The n-th `synopsis[][text]` belongs to the n-th object, in whatever order a client sends the fields.
     """
     content: dict[str, Any] = {}
     columns: dict[str, dict[str, list[str]]] = {}  # lists of objects: their names' values, by the name of the list
@@ -103,7 +103,7 @@ def unflatten(fields: list[tuple[str, str]]) -> dict[str, Any]:
         if "" not in parts[:-1]:
             _put(content, parts, value, name)
         elif parts.count("") > 1:
-            raise invalid(f"a form cannot spell lists in lists, such as {name[:80]!r}: send JSON", name[:80], "invalid_body")
+            raise invalid(f"a form cannot hold lists in lists, such as {name[:80]!r}: send JSON", name[:80], "invalid_body")
         else:
             head, _, rest = name.partition("[][")
             columns.setdefault(head, {}).setdefault(rest, []).append(value)
@@ -121,7 +121,7 @@ def unflatten(fields: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _parts(name: str) -> list[str]:
-    """Splits `a[b][]` into a, b and nothing."""
+    """Splits `a[b][]` into a, b and an empty part."""
     head = name.partition("[")[0]
     parts = PART.findall(name[len(head) :])
     if "".join(f"[{part}]" for part in parts) != name[len(head) :]:
@@ -132,7 +132,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _put(content: dict[str, Any], parts: list[str], value: Any, name: str) -> None:
-    """Puts a value at a path of names; a last part without a name adds it to a list."""
+    """Sets a value at a path; an empty last part appends it to a list."""
     here: Any = content
     for part, following in pairwise(parts):
         here = here.setdefault(part, [] if following == "" else {})

@@ -1,4 +1,4 @@
-"""The routes under `/v1/videos`: thin skins over the service."""
+"""The routes under `/v1/videos`."""
 
 import asyncio
 import json
@@ -19,16 +19,16 @@ from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
 from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .request_body import read_body
-from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, Wishes
+from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, VideoSettings
 from .service import Caller, Service
 from .video_object import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
-Body = TypeVar("Body", bound=Wishes)
+Body = TypeVar("Body", bound=VideoSettings)
 MEDIA = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
-# what OpenAI's clients can ask for and this engine does not do
-UNSUPPORTED = "is not something this engine does: it makes videos from words, and `remix` makes one again with other words"
-# seconds between two looks at a job that this server does not run itself
+# for requests of OpenAI's clients that this engine does not support
+UNSUPPORTED = "is not supported: this engine makes videos from text, and `remix` makes one again with another prompt"
+# seconds between two reads of a job that another server runs
 PAUSE = 1.0
 PING = 15
 
@@ -42,7 +42,7 @@ def caller_of(request: Request) -> Caller:
 
 
 async def read(request: Request, kind: type[Body]) -> Body:
-    """Reads a body; ApiError names the field that is wrong. Only forms may spell numbers as text."""
+    """Reads and checks a body; ApiError names the invalid field. Only in forms may numbers be strings."""
     content, form = await read_body(request)
     if "input_reference" in content:
         raise ApiError(400, "unsupported", f"a video from a picture {UNSUPPORTED}", "input_reference")
@@ -57,7 +57,7 @@ async def read(request: Request, kind: type[Body]) -> Body:
 
 
 def answer(service: Service, stored: StoredJob, status: int = 200) -> JSONResponse:
-    """Shows a video, and says when to ask again."""
+    """Returns a video, and in a header when to poll again."""
     shown = service.show(stored)
     headers = {"openai-poll-after-ms": str(poll_after(shown))}
     return JSONResponse(shown.model_dump(mode="json"), status, headers=headers)
@@ -65,7 +65,7 @@ def answer(service: Service, stored: StoredJob, status: int = 200) -> JSONRespon
 
 @router.post("", response_model=Video)
 async def create_video(request: Request) -> JSONResponse:
-    """Accepts a video to make. A repeated Idempotency-Key gives the video of its first request."""
+    """Accepts a video. A repeated Idempotency-Key returns the video of the first request."""
     service = service_of(request)
     return answer(service, await service.create(caller_of(request), await read(request, CreateVideo)))
 
@@ -88,7 +88,7 @@ async def list_videos(
 
 @router.post("/sync", response_class=FileResponse)
 async def create_and_wait(request: Request) -> FileResponse:
-    """Makes a video and answers with its mp4. A client that leaves takes the video with it that was made for it."""
+    """Makes a video and returns its mp4. If the client disconnects, the video is deleted unless it existed before."""
     service, caller = service_of(request), caller_of(request)
     stored = await service.create(caller, await read(request, CreateVideo))
     request.state.accepted = True
@@ -99,7 +99,7 @@ async def create_and_wait(request: Request) -> FileResponse:
         if not ended.done() or ended.result().outcome is None:
             if stored.new:
                 await (service.withdraw if gone.done() else service.cancel)(caller.owner, stored.job.id)
-            said = "the video took too long for one request; POST /v1/videos waits for none"
+            said = "the video took too long for one request; POST /v1/videos does not wait"
             raise ApiError(504, "timeout", said, None, SERVER, FINAL)
     finally:
         ended.cancel()
@@ -117,47 +117,47 @@ async def _disconnected(request: Request) -> None:
 @router.post("/characters", include_in_schema=False)
 @router.get("/characters/{character_id}", include_in_schema=False)
 async def unsupported(request: Request) -> None:
-    """Refuses what only other engines do."""
+    """Refuses what this engine does not support."""
     raise ApiError(400, "unsupported", f"{request.url.path} {UNSUPPORTED}")
 
 
 @router.get("/{video_id}", response_model=Video)
 async def retrieve_video(request: Request, video_id: str) -> JSONResponse:
-    """Shows a video and how far it is. One that failed says so in `status` and `error`."""
+    """Returns a video and its progress. A failed one has `status` failed and an `error`."""
     service = service_of(request)
     return answer(service, await service.get(caller_of(request).owner, video_id))
 
 
 @router.delete("/{video_id}", response_model=Deleted)
 async def delete_video(request: Request, video_id: str) -> Deleted:
-    """Stops a video if it runs, and removes it with its files."""
+    """Cancels a video if it runs, and deletes it with its files."""
     await service_of(request).delete(caller_of(request).owner, video_id)
     return Deleted(id=video_id)
 
 
 @router.post("/{video_id}/cancel", response_model=Video)
 async def cancel_video(request: Request, video_id: str) -> JSONResponse:
-    """Stops a video and keeps its record; one that ended stays as it is."""
+    """Cancels a video and keeps its record; one that has ended is not changed."""
     service = service_of(request)
     return answer(service, await service.cancel(caller_of(request).owner, video_id))
 
 
 @router.post("/{video_id}/remix", response_model=Video)
 async def remix_video(request: Request, video_id: str) -> JSONResponse:
-    """Makes a video again with another prompt: the same seed, size and settings unless others are given."""
+    """Makes a video again with another prompt; seed, size and settings stay the same unless given."""
     service = service_of(request)
     body = await read(request, RemixVideo)
     return answer(service, await service.remix(caller_of(request), video_id, body))
 
 
-class KeptFile(FileResponse):
-    """A file whose parts may be asked for; a part that it does not have is refused as everything else."""
+class RangedFile(FileResponse):
+    """A file response with ranges; an invalid range gets an error in the API's format."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def checked(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (400, 416):
                 ranges = {name: value for name, value in Headers(raw=message["headers"]).items() if name == "content-range"}
-                said = "Range is bytes=FIRST-LAST, with bytes that the file has"
+                said = "Range must be bytes=FIRST-LAST within the file"
                 raise ApiError(message["status"], "invalid_range", said, "Range", headers=ranges)
             await send(message)
 
@@ -168,7 +168,7 @@ class KeptFile(FileResponse):
 @router.get(
     "/{video_id}/content",
     response_class=FileResponse,
-    responses={206: {"description": "the part that Range names"}, 304: {"description": "what If-None-Match names is there"}},
+    responses={206: {"description": "the range"}, 304: {"description": "not modified: If-None-Match names this version"}},
 )
 async def download_content(
     request: Request, video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
@@ -199,19 +199,19 @@ def _file(service: Service, stored: StoredJob, variant: str) -> FileResponse:
         headers |= {"etag": f'"{shown.sha256}"', "x-inference-time-s": f"{sum((shown.inference_seconds or {}).values()):.3f}"}
     else:
         headers["etag"] = f'"{shown.sha256}.{variant}"'
-    return KeptFile(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
+    return RangedFile(path, media_type=MEDIA[variant], filename=path.name, headers=headers)
 
 
 @router.get("/{video_id}/events", response_class=EventSourceResponse)
 async def follow_video(request: Request, video_id: str) -> EventSourceResponse:
-    """Streams what happens to a video: `status`, `stage` and `step` events, and at the end `completed` or `failed`."""
+    """Streams the events of a video: `status`, `stage` and `step`, and last `completed` or `failed`."""
     service = service_of(request)
     stored = await service.get(caller_of(request).owner, video_id)
     return EventSourceResponse(follow(service, stored), ping=PING)
 
 
 async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSentEvent]:
-    """Yields the newest state, then what changes; a slow reader skips steps, never the end."""
+    """Yields the current state, then each change. A slow reader misses steps, never the last event."""
     service.streams += 1
     previous: dict[str, Any] = {}
     try:

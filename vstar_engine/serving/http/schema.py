@@ -1,10 +1,11 @@
-"""The bodies of the API, as OpenAI's Videos clients speak them and with what this engine adds."""
+"""The bodies of the API: OpenAI's Videos API and the settings of this engine."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from vstar_engine.config.request import MAX_FRAMES
+from vstar_engine.config.video_fields import BODY, STATE, TAR, VideoField, fields_at, unchanged
 
 LONGEST_PROMPT, LONGEST_STATE, MOST_STATES = 2000, 1000, 32
 NO_NUL = r"^[^\x00]*$"
@@ -14,86 +15,99 @@ BUNDLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 def _seen(words: str) -> str:
     if not words.strip():
-        raise ValueError("these words are blank; say what shall be seen")
+        raise ValueError("this text is blank; describe what the video shows")
     return words
 
 
 Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, pattern=NO_NUL), AfterValidator(_seen)]
-Unwanted = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=NO_NUL)]
+Text = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=NO_NUL)]
 Words = Annotated[str, Field(min_length=1, max_length=LONGEST_STATE, pattern=NO_NUL), AfterValidator(_seen)]
-Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Level = Annotated[str, Field(pattern=r"^[0-9]$")]
-Place = Annotated[int, Field(ge=0, lt=MAX_FRAMES)] | Annotated[float, Field(ge=0, le=1)] | Annotated[str, Field(max_length=20)]
 Priority = Annotated[int, Field(ge=-10, le=10)]
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
 Note = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
+Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Level = Annotated[str, Field(pattern=r"^[0-9]$")]
+# what is taken for settings that JSON spells otherwise than the engine, by their names in the API
+TYPES: dict[str | None, Any] = {
+    "size": Annotated[str, Field(pattern=SIZE)],
+    "synopsis.text": Words,
+    "synopsis.at": Annotated[int, Field(ge=0, lt=MAX_FRAMES)]
+    | Annotated[float, Field(ge=0, le=1)]
+    | Annotated[str, Field(max_length=20)],
+    "tar.preset": Annotated[str, Field(max_length=40)],
+    "tar.sigma": Sigma | dict[Level, Sigma],
+    "tar.until": Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")],
+}
 
 
 class Strict(BaseModel):
-    """A body without fields that are not declared."""
+    """A body that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class State(Strict):
-    """One state of a synopsis: what is seen, and where in the clip."""
+def _taken(row: VideoField) -> Any:
+    """Returns the type of a setting in a body."""
+    if row.http in TYPES:
+        return TYPES[row.http]
+    if row.choices:
+        return Literal[row.choices]
+    limits: dict[str, Any] = dict(row.bounds) | ({"allow_inf_nan": False} if row.value_type is float else {})
+    return Text if row.value_type is str else Annotated[row.value_type, Field(**limits)]
 
-    text: Words
-    at: Place | None = Field(default=None, description="a frame such as 12, or a share of the clip such as 0.5 or 50%")
-    duration: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
-        default=None, description="its length relative to the other states'"
-    )
-    negative: Unwanted | None = Field(default=None, description="what it should not show")
+
+def _fields(place: str) -> Any:
+    """Returns a model of the settings at a place of a body; all but a state's text are optional."""
+    made: dict[str, Any] = {}
+    for row in fields_at(place):
+        if row.settable:
+            kind, said = _taken(row), row.http_help or row.help
+            needed = row.path == "states"
+            made[row.http_name] = (kind, Field(description=said)) if needed else (kind | None, Field(None, description=said))
+    return create_model("Fields", __base__=Strict, **made)
 
 
-class TarSettings(Strict):
-    """Temporal attention regularisation: the motion dial. Smaller sigma means more motion."""
+_State: Any = _fields(STATE)
+_Tar: Any = _fields(TAR)
+_Video: Any = _fields(BODY)
 
-    preset: Annotated[str, Field(max_length=40)] | None = Field(default=None, description="such as 64D1_32D8, or none")
-    sigma: Sigma | dict[Level, Sigma] | None = Field(
-        default=None, description="in frames, by level of the UNet, on top of the preset's; a number is level 0's"
-    )
-    strength: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] | None = None
-    until: Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")] | None = Field(
-        default=None, description="last step with it, counted from 0, or a share of the steps such as 56%"
-    )
+
+class State(_State):
+    """One state of a synopsis."""
+
+
+class TarSettings(_Tar):
+    """Temporal attention regularisation. A smaller sigma means more motion."""
 
 
 Synopsis = Annotated[list[Words | State], Field(min_length=1, max_length=MOST_STATES)]
 
 
-class Wishes(Strict):
-    """What may be said of a video beside its prompt."""
+class VideoSettings(_Video):
+    """All settings of a video except its prompt."""
 
     model: Annotated[str, Field(max_length=100)] | None = None
     seconds: Annotated[int, Field(ge=1, le=600)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}$")] | None = Field(
-        default=None, description="length; num_frames comes before it"
+        default=None, description="length of the video; num_frames overrides it"
     )
-    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
-    size: Annotated[str, Field(pattern=SIZE)] | None = Field(default=None, description="WIDTHxHEIGHT in pixels")
-    fps: Annotated[float, Field(ge=1, le=60, allow_inf_nan=False)] | None = Field(default=None, description="of the file")
-    synopsis: Synopsis | None = Field(default=None, description="the states that the video passes through, in order")
+    synopsis: Synopsis | None = Field(default=None, description="the states of the video, in order")
     subprompts: Synopsis | None = Field(default=None, description="another name of synopsis")
-    spread: Literal["linear", "ease", "hold"] | None = Field(default=None, description="how states spread over the frames")
     tar: Annotated[str, Field(max_length=40)] | TarSettings | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    negative_prompt: Unwanted | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(default=None, description="drawn where it is not given")
-    embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(default=None, description="id of a precomputed bundle")
-    enhance_prompt: bool | None = Field(
-        default=None, description="describe the prompt's states; true where no synopsis is given"
+    embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(
+        default=None, description="id of precomputed embeddings on the server"
     )
-    priority: Priority | None = Field(default=None, description="higher runs earlier")
+    enhance_prompt: bool | None = Field(
+        default=None, description="turn the prompt into states; true by default without a synopsis"
+    )
+    priority: Priority | None = Field(default=None, description="jobs of higher priority run earlier")
     metadata: Annotated[dict[Label, Note], Field(max_length=16)] | None = None
-    # sent by habit, and ignored
+    # sent by clients of other servers; ignored
     user: Annotated[str, Field(max_length=512)] | None = None
     quality: Annotated[str, Field(max_length=64)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | Literal["1"] | None = None
 
     @model_validator(mode="after")
-    def _one_synopsis(self) -> "Wishes":
+    def _one_synopsis(self) -> "VideoSettings":
         given = [name for name in ("synopsis", "subprompts", "embeddings") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of {' and '.join(given)}")
@@ -108,10 +122,10 @@ class Wishes(Strict):
         return self.synopsis or self.subprompts
 
 
-class CreateVideo(Wishes):
+class CreateVideo(VideoSettings):
     """A video to make."""
 
-    prompt: Prompt | None = Field(default=None, description="may be left out where a synopsis or embeddings are given")
+    prompt: Prompt | None = Field(default=None, description="optional with a synopsis or embeddings")
 
     @model_validator(mode="after")
     def _something(self) -> "CreateVideo":
@@ -120,8 +134,8 @@ class CreateVideo(Wishes):
         return self
 
 
-class RemixVideo(Wishes):
-    """A video made again with another prompt; everything else stays unless it is given."""
+class RemixVideo(VideoSettings):
+    """A video to make again with another prompt; other settings stay unless given."""
 
     prompt: Prompt
 
@@ -131,17 +145,29 @@ class VideoError(BaseModel):
     message: str
 
 
-class ShownState(BaseModel):
-    """One state of a video, as `State` takes it."""
+def _shown_fields(place: str) -> Any:
+    """Returns a model of the settings at a place of an answer; a state's settings but its text may be null."""
+    made: dict[str, Any] = {}
+    for row in fields_at(place):
+        kind: Any = row.value_type if row.to_http is unchanged else str
+        if place == STATE:
+            kind = kind if row.path == "states" else kind | None
+        elif row.many:
+            kind = list[kind]
+        made[row.http_name] = (kind, ...)
+    return create_model("Fields", **made)
 
-    text: str
-    at: int | float | None
-    duration: float | None
-    negative: str | None
+
+_ShownVideo: Any = _shown_fields(BODY)
+_ShownState: Any = _shown_fields(STATE)
 
 
-class Video(BaseModel):
-    """A video and how far it is."""
+class ShownState(_ShownState):
+    """One state of a video, with the fields of `State`."""
+
+
+class Video(_ShownVideo):
+    """A video and its progress."""
 
     id: str
     object: Literal["video"] = "video"
@@ -152,29 +178,19 @@ class Video(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     seconds: str
-    size: str
     prompt: str
     remixed_from_video_id: str | None = None
     error: VideoError | None = None
-    num_frames: int
-    fps: float
-    seed: int
     synopsis: list[str]
-    states: list[ShownState] = Field(description="the synopsis with where its states stand, to be sent as one again")
+    states: list[ShownState] = Field(description="the states with their settings, as `synopsis` takes them")
     synopsis_source: str
-    spread: str
-    num_inference_steps: int
-    guidance_scale: float
-    eta: float
-    negative_prompt: str
     tar: dict[str, Any] | None
-    fast: list[str]
     embeddings: str | None
     priority: int
     metadata: dict[str, str]
-    stage: str | None = Field(default=None, description="what runs now: text, denoise, decode or encode")
+    stage: str | None = Field(default=None, description="running stage: text, denoise, decode or encode")
     step: int | None = None
-    seconds_left: float | None = Field(default=None, description="as far as the steps so far tell")
+    seconds_left: float | None = Field(default=None, description="estimated from the steps so far")
     bytes: int | None = None
     sha256: str | None = Field(default=None, description="of the mp4")
     inference_seconds: dict[str, float] | None = Field(default=None, description="by stage")

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn and ends it in order: no new jobs, the running ones finished, then the sockets."""
+"""Runs the application under uvicorn and shuts down gracefully: no new jobs, running jobs end, then sockets close."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ from .service import Service
 
 log = logging.getLogger(__name__)
 
-# an ending server leaves its slowest readers after this many seconds
+# seconds that a shutdown waits for slow readers
 LAST_ANSWERS = 2
-# of a name's several addresses this machine need not have all
+# errors of addresses that this machine lacks; a host name may have several addresses
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def bound(host: str, port: int) -> list[socket.socket]:
-    """Takes the addresses of a host, where nothing is heard yet; ValueError where another process has them, or none is here."""
+    """Binds sockets to all addresses of a host, without listening yet; ValueError if they are in use or not available."""
     sockets, absent = [], None
     with contextlib.ExitStack() as undo:
         try:
@@ -49,7 +49,7 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
 def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
     with contextlib.ExitStack() as undo:
-        # asyncio sends at once (TCP_NODELAY) only where a socket says that it is TCP
+        # asyncio sets TCP_NODELAY only on sockets with the protocol TCP
         held = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -60,7 +60,7 @@ def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """A server whose first signal drains it while it still answers, and whose second ends it at once."""
+    """A server that drains at the first signal, still answering, and stops at once at the second."""
 
     def __init__(self, app: ASGIApp, service: Service):
         settings = service.settings
@@ -82,14 +82,14 @@ class Server(uvicorn.Server):
         service.on_failure = self.end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts the service, and only where that goes well begins to listen."""
+        """Starts the service, then listens; does not listen if the start fails."""
         self._loop = asyncio.get_running_loop()
         try:
             await self.service.start()
         except VstarError as error:
             self.service.failure, self.should_exit = error, True
             return
-        # what is here stays: without this a full collection of it would hold every request up, for 80 ms
+        # objects of the start stay: a full collection of them would delay every request by 80 ms
         gc.collect()
         gc.freeze()
         await super().startup(sockets)
@@ -103,15 +103,16 @@ class Server(uvicorn.Server):
             await self.service.close()
 
     def end(self) -> None:
+        """Stops the server."""
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drains at the first signal, ends at the second."""
+        """Drains at the first signal, stops at the second."""
         if self._loop is None or self._draining is not None:
             self.should_exit = True
             self.force_exit = self._draining is not None
             return
-        log.info("%s: finishing what runs, taking nothing new", signal.Signals(sig).name)
+        log.info("%s: finishing running jobs, accepting no new ones", signal.Signals(sig).name)
         self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
@@ -121,5 +122,5 @@ class Server(uvicorn.Server):
         try:
             await self.service.drain()
         except Exception:
-            log.exception("what runs cannot be waited for, and stays for the next start")
+            log.exception("draining failed; unfinished jobs resume at the next start")
         self.end()

@@ -1,4 +1,4 @@
-"""The gateway: accepts jobs once, answers what is known of them, and looks after those that nobody waits for."""
+"""The service behind the routes: accepts each job once, returns its state, and resumes lost jobs."""
 
 import asyncio
 import contextlib
@@ -29,28 +29,28 @@ from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
-from .schema import CreateVideo, RemixVideo, Video, Wishes
+from .schema import CreateVideo, RemixVideo, Video, VideoSettings
 from .video_object import video
 
 log = logging.getLogger(__name__)
 
-# a repeated request within this many seconds is the same one, where its client says that it tries again
+# seconds within which an identical request that the client marks as a retry is the same request
 REPEATED = 60.0
 DELETE_WAIT = 30.0
 
 
 def unwritable(error: Exception) -> ApiError:
-    """Says why the database of jobs is UNAVAILABLE: there is no room, or it does not answer."""
+    """Returns the error for a database that is UNAVAILABLE: 507 if the disk is full, else 503."""
     again = {"Retry-After": "5"}
     full = error.errno == errno.ENOSPC if isinstance(error, DiskError) else "full" in str(getattr(error, "orig", ""))
     if full:
-        return ApiError(507, "storage_full", "there is no room to write the job down", None, SERVER, again)
+        return ApiError(507, "storage_full", "the disk is full: the job cannot be stored", None, SERVER, again)
     return ApiError(503, "store_unavailable", "the database of jobs does not answer", None, SERVER, again)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is, and what its headers say of repetition."""
+    """Who sends a request, with its idempotency key and its number of retries."""
 
     owner: str
     idempotency_key: str | None = None
@@ -58,7 +58,7 @@ class Caller:
 
 
 class Service:
-    """Everything behind the routes. Start it within a running event loop."""
+    """Everything behind the routes: admission, store, runner, background tasks."""
 
     def __init__(self, settings: Settings, engine: EngineClient, resolver: Resolver, runner: type[Runner] = Runner):
         self.settings, self.engine, self.resolver = settings, engine, resolver
@@ -70,18 +70,18 @@ class Service:
         self.on_failure: Callable[[], None] = lambda: None
         self.streams, self.over = 0, False
         self._recent: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        # of jobs that are being accepted or taken back, each for as long as somebody holds or awaits it
+        # locks of jobs that are being accepted or withdrawn, each kept while it is held or awaited
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: list[asyncio.Task[None]] = []
         self._lost: dict[str, float] = {}
 
     async def start(self) -> None:
-        """Starts the store, which is open; the engine goes on starting behind it."""
+        """Connects the store, which must be open, and starts the engine in the background."""
         self._watch()
         await self.store.start(self.runner, lambda: len(self.admission) > len(self.runner.running))
         unfinished = await self.store.unfinished()
         self.admission.restore(unfinished)
-        self.store.look()
+        self.store.wake_queue()
         self.metrics.recovered(len(unfinished))
         for takes, count in (await self.store.foreign()).items():
             log.warning(
@@ -91,7 +91,7 @@ class Service:
             )
         self._tasks = [asyncio.create_task(work()) for work in (self._run_engine, self._watchdog, self._sweeper)]
         for task in self._tasks:
-            task.add_done_callback(self._broke)
+            task.add_done_callback(self._task_failed)
 
     def _watch(self) -> None:
         tracker, videos = self.runner.tracker, self.settings.videos
@@ -114,16 +114,16 @@ class Service:
             event_streams=lambda: self.streams,
         )
 
-    def _broke(self, task: "asyncio.Task[None]") -> None:
-        """Ends the server where something that should go on for ever has failed."""
+    def _task_failed(self, task: "asyncio.Task[None]") -> None:
+        """Stops the server after a background task failed."""
         if task.cancelled() or (error := task.exception()) is None:
             return
         if isinstance(error, VstarError):
             log.error("the engine cannot start: %s", error)
             self.failure = error
         else:
-            log.critical("the server broke", exc_info=error)
-            self.failure = VstarError(f"the server broke, and its log says more: {type(error).__name__}: {error}")
+            log.critical("a background task failed", exc_info=error)
+            self.failure = VstarError(f"a background task of the server failed, see its log: {type(error).__name__}: {error}")
         self.on_failure()
 
     async def _run_engine(self) -> None:
@@ -134,10 +134,11 @@ class Service:
 
     @property
     def ready(self) -> bool:
+        """Whether the engine is warm and jobs are accepted."""
         return self.runner.started.is_set() and self.engine.ready and not self.admission.draining
 
     async def close(self) -> None:
-        """Ends everything; what has not ended stays in the store."""
+        """Stops the service; unfinished jobs stay in the store."""
         self.admission.draining = self.runner.stopping = True
         for task in self._tasks:
             task.cancel()
@@ -146,26 +147,28 @@ class Service:
         await self.store.stop()
 
     async def drain(self) -> None:
-        """Takes no more jobs and lets the running ones end, within the time of grace."""
+        """Accepts no more jobs and waits for the running ones, at most `grace` seconds."""
         self.admission.draining = True
         await self.runner.drain(self.settings.grace)
         self.over = True
 
     async def create(self, caller: Caller, body: CreateVideo) -> StoredJob:
-        """Accepts a video, or finds the one that the same request made before."""
+        """Accepts a video, or returns that of the same request sent before."""
         return await self._accept(caller, body, body.prompt, fingerprint("create", body), None)
 
     async def remix(self, caller: Caller, id: str, body: RemixVideo) -> StoredJob:
-        """Accepts another video like one that is there."""
+        """Accepts a video with the settings of an existing one."""
         stored = await self.get(caller.owner, id)
         if not stored.ours:
-            message = "this video was accepted by another version of vstar-engine and cannot be made again by this one"
+            message = "this video was accepted by another version of vstar-engine, so this version cannot remix it"
             raise ApiError(409, "other_version", message, "video_id", headers=FINAL)
         source = stored.job
         said = fingerprint(f"remix {id}", body)
         return await self._accept(caller, remixed(source, body, body.prompt), body.prompt, said, source.id)
 
-    async def _accept(self, caller: Caller, body: Wishes, prompt: str | None, said: str, source: str | None) -> StoredJob:
+    async def _accept(
+        self, caller: Caller, body: VideoSettings, prompt: str | None, said: str, source: str | None
+    ) -> StoredJob:
         id = self._id_of(caller) or await self._repeated(caller, said)
         job = self.resolver.plain(body, prompt, caller.owner, said, id)
         self.admission.check_budget(job)
@@ -181,12 +184,12 @@ class Service:
         except UNAVAILABLE as error:
             raise unwritable(error) from error
 
-    async def _enqueue(self, job: Job, body: Wishes) -> StoredJob:
+    async def _enqueue(self, job: Job, body: VideoSettings) -> StoredJob:
         with contextlib.ExitStack() as undo:
             if self.admission.reserve(job.id, job.key_id):
-                # a write that failed may have reached the database all the same: the watchdog counts it again if so
+                # a failed write may still have reached the database; the watchdog then counts the job again
                 undo.callback(self.admission.give_back, job.id)
-            job = await self.resolver.told(job, body)
+            job = await self.resolver.with_states(job, body)
             # with nobody before it a job need not wait for the queue's next look
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
@@ -197,7 +200,7 @@ class Service:
         return StoredJob(job, int(job.created_at * 1000), new=True)
 
     def _remember(self, caller: Caller, said: str, id: str) -> None:
-        """Keeps a request's id for as long as its client may send it again."""
+        """Keeps a request's job id for as long as the client may retry it."""
         now = time.monotonic()
         self._recent[caller.owner, said] = (id, now)
         self._recent.move_to_end((caller.owner, said))
@@ -211,13 +214,13 @@ class Service:
         return f"video_{digest[:32]}"
 
     async def _repeated(self, caller: Caller, said: str) -> str | None:
-        """Returns the id that the first try of a request got, where its client says that this is another."""
+        """Returns the job id of a request's first try, if this one is a retry."""
         if not caller.retries:
             return None
         id, since = self._recent.get((caller.owner, said), ("", 0.0))
         if id and time.monotonic() - since <= REPEATED:
             return id
-        # the first try may have reached a server that died since
+        # the first try may have reached a server that crashed since
         found = [r.job.id for r in await self.store.since(caller.owner, REPEATED) if r.job.fingerprint == said]
         return found[-1] if found else None
 
@@ -231,30 +234,31 @@ class Service:
         return stored
 
     async def get(self, owner: str, id: str) -> StoredJob:
-        """Returns an owner's job; ApiError where there is none, or it is another's."""
-        stored = self._at_hand(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
+        """Returns an owner's job; ApiError if it does not exist or belongs to another owner."""
+        stored = self._tracked(id) or (await self.store.get(id) if ID.fullmatch(id) else None)
         if stored is None or stored.job.key_id != owner:
             raise not_found(id)
         return stored
 
     async def cursor(self, owner: str, id: str) -> PageCursor:
-        """Returns where an owner's job stands in the list."""
+        """Returns the page cursor of an owner's job; ApiError if there is none."""
         cursor = await self.store.cursor(owner, id) if ID.fullmatch(id) else None
         if cursor is None:
             raise not_found(id)
         return cursor
 
-    def _at_hand(self, id: str) -> StoredJob | None:
+    def _tracked(self, id: str) -> StoredJob | None:
         """Returns a tracked job, unless another server could know more of it."""
         progress = self.runner.tracker[id] if self.store.alone else None
         return StoredJob(progress.job, 0, progress.outcome) if progress else None
 
     def show(self, stored: StoredJob) -> Video:
+        """Returns the API's object of a job."""
         elsewhere = stored.taken_by not in (None, self.settings.instance)
         return video(stored, self.runner.tracker[stored.job.id], self.settings.keep_for, elsewhere)
 
     async def cancel(self, owner: str, id: str) -> StoredJob:
-        """Stops a job; one that ended stays as it is."""
+        """Cancels a job; one that has ended is not changed."""
         stored = await self.get(owner, id)
         if stored.outcome is None and self._outcome_of(id) is None:
             await self.store.cancel(id)
@@ -269,19 +273,19 @@ class Service:
         return progress.outcome if progress else None
 
     async def delete(self, owner: str, id: str) -> None:
-        """Stops a job and removes it with its files."""
+        """Cancels a job and deletes it with its files."""
         stored = await self.cancel(owner, id)
         await self.runner.left(id, DELETE_WAIT)
         await retention.delete(self.store, self.settings.videos, [id])
         self.runner.tracker.discard(stored.job.id)
 
     async def withdraw(self, owner: str, id: str) -> None:
-        """Takes a job back whose client left before it heard of it: the same request makes it anew, and waits for that here."""
+        """Deletes a job whose client disconnected before the response; the same request then creates it again."""
         async with self._locks.setdefault(id, asyncio.Lock()):
             await self.delete(owner, id)
 
     async def ended(self, stored: StoredJob, timeout: float) -> StoredJob:
-        """Waits for a job's end, at most `timeout` seconds, and gives what is known then."""
+        """Waits for a job's end, at most `timeout` seconds; returns its latest state."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             progress = self.runner.tracker[stored.job.id]
@@ -298,24 +302,24 @@ class Service:
         return stored
 
     async def _watchdog(self) -> None:
-        """Takes up jobs whose run ended without an outcome, and stops runs whose job was cancelled elsewhere."""
+        """Resumes jobs that lost their run, and stops runs whose job another server cancelled."""
         intervals, last = self.settings.intervals, 0.0
         while True:
             await asyncio.sleep(intervals.watchdog)
             try:
-                await self._look_after()
+                await self._check_runs()
                 if time.monotonic() - last > intervals.reconcile:
                     last = time.monotonic()
                     unfinished = await self.store.unfinished()
                     self.admission.reconcile(unfinished)
                     if found := {id: owner for id, owner in unfinished.items() if id not in self.admission}:
                         self.admission.restore(found)
-                        self.store.look()
+                        self.store.wake_queue()
             except UNAVAILABLE as error:
-                log.warning("the database of jobs cannot be used: %s, %s", unwritable(error).code, type(error).__name__)
+                log.warning("the database of jobs is unavailable: %s, %s", unwritable(error).code, type(error).__name__)
             self.runner.tracker.drop_finished()
 
-    async def _look_after(self) -> None:
+    async def _check_runs(self) -> None:
         now = time.monotonic()
         running = set(self.runner.running)
         claimed = await self.store.claimed()
@@ -323,11 +327,11 @@ class Service:
         self._lost = {id: self._lost.get(id, now) for id in odd}
         lost = [id for id, since in self._lost.items() if now - since >= self.settings.intervals.lost_after]
         if (resumed := [id for id in lost if id in claimed]) and not self.runner.stopping:
-            log.warning("%d jobs had lost their run and are taken up again", len(resumed))
+            log.warning("resuming %d jobs that had lost their run", len(resumed))
             await self.store.resume(resumed)
         for id in (id for id in lost if id not in claimed and id in self.runner.running):
             known = await self.store.get(id)
-            # a job that waits in the queue again lost no more than its claim
+            # a job that is queued again has only lost its claim
             gone = known is None or (known.outcome is not None and known.outcome["status"] == FAILED)
             if gone and (job := self.runner.running.get(id)) is not None:
                 await self.runner.cancel(job)
@@ -339,5 +343,5 @@ class Service:
             try:
                 await retention.sweep(self.store, self.settings, self.runner.tracker.discard)
             except (*UNAVAILABLE, OSError) as error:
-                log.warning("nothing was swept: %s", type(error).__name__)
+                log.warning("the sweep failed: %s", type(error).__name__)
             await asyncio.sleep(self.settings.intervals.sweep)

@@ -1,8 +1,9 @@
-"""A job as the API shows it: the stored job, updated by its progress."""
+"""The video object of the API: a stored job and its progress."""
 
 from itertools import islice, zip_longest
 from typing import Any
 
+from vstar_engine.config.video_fields import STATE, fields_at
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, JobProgress
 from vstar_engine.serving.queue.stored_job import StoredJob
@@ -14,7 +15,7 @@ SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
 def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | None, elsewhere: bool = False) -> Video:
-    """Returns what a client sees of a job, also of one that runs on a server `elsewhere`, whose steps are not heard here."""
+    """Returns the video object of a job; `elsewhere` jobs run on another server, whose progress is unknown here."""
     job = stored.job
     outcome = stored.outcome or (progress.outcome if progress else None)
     shown = Video(
@@ -24,25 +25,16 @@ def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | Non
         progress=_progress(outcome["status"] if outcome else None, progress),
         created_at=int(job.created_at),
         seconds=seconds_of(job),
-        size=size_of(job),
         prompt=job.prompt,
         remixed_from_video_id=job.remixed_from,
-        num_frames=job.frames,
-        fps=job.fps,
-        seed=job.seed,
         synopsis=list(job.states),
         states=states_of(job),
         synopsis_source=job.synopsis_source,
-        spread=job.mode,
-        num_inference_steps=job.steps,
-        guidance_scale=job.guidance,
-        eta=job.eta,
-        negative_prompt=job.negative,
         tar=job.tar,
-        fast=list(job.fast),
         embeddings=job.embeddings,
         priority=job.priority,
         metadata=job.metadata,
+        **job.shown(),
     )
     if outcome is None:
         if progress is not None:
@@ -72,25 +64,19 @@ def _progress(ended: str | None, progress: JobProgress | None) -> int:
 
 
 def states_of(job: Job) -> list[ShownState]:
-    """Returns a job's states with their settings; one that shares the clip's negative prompt has none of its own."""
-    said = zip_longest(job.states, job.at, job.durations, job.negatives)
-    each = islice(said, len(job.states))
-    return [ShownState(text=text, at=at, duration=duration, negative=negative) for text, at, duration, negative in each]
+    """Returns a job's states with their settings; `negative` is null for states that share the video's."""
+    names = [row.http_name for row in fields_at(STATE)]
+    each = islice(zip_longest(*(getattr(job, row.name) for row in fields_at(STATE))), len(job.states))
+    return [ShownState(**dict(zip(names, values, strict=True))) for values in each]
 
 
 def seconds_of(job: Job) -> str:
-    """Spells how long a job's video plays."""
+    """Returns the length of a job's video in seconds, as text."""
     return f"{job.frames / job.fps:.3f}".rstrip("0").rstrip(".")
 
 
-def size_of(job: Job) -> str:
-    """Spells a job's size as WIDTHxHEIGHT."""
-    height, width = job.size
-    return f"{width}x{height}"
-
-
 def poll_after(shown: Video) -> int:
-    """Returns the milliseconds after which asking again is worth it."""
+    """Returns after how many milliseconds a client should ask again."""
     if shown.seconds_left is None:
         return QUEUED_POLL if shown.status == "queued" else SOONEST_POLL
     return max(SOONEST_POLL, min(LATEST_POLL, int(shown.seconds_left * 100)))

@@ -1,13 +1,13 @@
-"""A job: one video to make, serialisable as JSON."""
+"""A job: one video to make, as plain values that are stored."""
 
 import re
 import uuid
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from typing import Any
 
 from vstar_engine.config.request import Request
-from vstar_engine.config.sampling import Sampling, Tar
-from vstar_engine.config.timeline import Position
+from vstar_engine.config.sampling import Tar
+from vstar_engine.config.video_fields import BODY, STATE, fields_at, request_from
 
 # increased when a field of Job changes its meaning, so that jobs of an older server are not misread
 VERSION = 1
@@ -19,44 +19,38 @@ def new_id() -> str:
     return f"video_{uuid.uuid4().hex}"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One video to make, and the key that asked for it.
+# what a job is scheduled by, and no default can stand in for
+REQUIRED = ("states", "frames", "size")
+# the settings that the HTTP API knows, by their names: `job.frames`, `job.steps`, `job.states` ...; TAR's are one dictionary
+STORED = [*fields_at(STATE), *fields_at(BODY)]
+_Settings: Any = make_dataclass(
+    "_Settings",
+    [(row.name, row.declared.type, field(default=MISSING if row.name in REQUIRED else row.default())) for row in STORED],
+    frozen=True,
+    kw_only=True,
+)
 
-    size: (height, width).
-    tar: the fields of `config.Tar`; None: without TAR.
-    embeddings: id of a precomputed bundle; the job repeats its states and negative prompts.
-    priority: higher runs earlier.
-    fingerprint: hash of the request's body.
-    fast: the options of `config.Sampling.fast`.
+
+@dataclass(frozen=True, kw_only=True)
+class Job(_Settings):
+    """One video to make and its owner, with a field for each setting of `STORED`.
+
+    `tar` holds the fields of `config.Tar`, None for none. `embeddings` is the id of a precomputed bundle, whose states and
+    negatives the job repeats. Higher `priority` runs earlier. `fingerprint` hashes the body that asked for it.
     """
 
     id: str
     key_id: str
     model: str
     prompt: str
-    states: tuple[str, ...]
-    frames: int
-    size: tuple[int, int]
     created_at: float
-    seed: int = 0
-    fps: float = 8.0
-    steps: int = Sampling.steps
-    guidance: float = Sampling.guidance
-    eta: float = Sampling.eta
     tar: dict[str, Any] | None = None
-    negative: str = ""
-    negatives: tuple[str, ...] = ()
-    at: tuple[Position, ...] = ()
-    durations: tuple[float, ...] = ()
-    mode: str = "linear"
     embeddings: str | None = None
     priority: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
     synopsis_source: str = "given"
     remixed_from: str | None = None
     fingerprint: str = ""
-    fast: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the job as plain JSON values."""
@@ -71,7 +65,7 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, tuple[int, int], int, tuple[str, ...]]:
-        """Returns what the jobs of one batch have in common: frames, size, steps and fast-sampling options."""
+        """Returns what jobs of one batch share: frames, size, steps and lossy options."""
         return self.frames, self.size, self.steps, self.fast
 
     @property
@@ -79,36 +73,24 @@ class Job:
         """Returns the cost of a job: frames x pixels x steps."""
         return self.frames * self.size[0] * self.size[1] * self.steps
 
+    def shown(self) -> dict[str, Any]:
+        """Returns the settings at the top of the video object, by their names there."""
+        return {row.http_name: row.to_http(getattr(self, row.name)) for row in fields_at(BODY)}
+
     def request(self) -> Request:
-        """Returns the engine's request; ValueError for an invalid setting."""
-        sampling = Sampling(steps=self.steps, eta=self.eta, guidance=self.guidance, fast=self.fast)
-        return Request(
-            self.states,
-            self.frames,
-            self.seed,
-            self.size,
-            sampling,
-            tar_from(self.tar),
-            self.negative,
-            self.mode,
-            self.fps,
-            self.at,
-            self.durations,
-            self.negatives,
-        )
+        """Returns the engine's request; ValueError where a setting makes no sense."""
+        return request_from({**{row.path: getattr(self, row.name) for row in STORED}, "tar": tar_from(self.tar)})
 
 
 def tar_json(tar: Tar | None) -> dict[str, Any] | None:
-    """Returns TAR as JSON, with its levels as strings."""
+    """Returns TAR as plain JSON values, with text for levels."""
     if tar is None:
         return None
-    sigma = {str(level): value for level, value in tar.sigma.items()}
-    return {"sigma": sigma, "strength": tar.strength, "until_step": tar.until_step}
+    return {**vars(tar), "sigma": {str(level): value for level, value in tar.sigma.items()}}
 
 
 def tar_from(content: dict[str, Any] | None) -> Tar | None:
     """Reads TAR from `tar_json`."""
     if content is None:
         return None
-    sigma = {int(level): value for level, value in content["sigma"].items()}
-    return Tar(sigma, content["strength"], content["until_step"])
+    return Tar(**{**content, "sigma": {int(level): value for level, value in content["sigma"].items()}})

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # the methods of DBOS's system database that write a job's outcome
 OUTCOME_WRITES = ("record_operation_result", "update_workflow_outcome")
-# seconds between two looks of DBOS for jobs with a delay or a deadline, of which there are none
+# seconds between DBOS's checks for jobs with a delay or a deadline, which this server does not use
 BACKGROUND_INTERVAL = 60.0
 Answer = TypeVar("Answer")
 
@@ -98,13 +98,13 @@ def report_outcomes(system: Any, report: Callable[[str, bool], None]) -> None:
 
 
 def stop_polling() -> None:
-    """Stops DBOS's own loops over the queues, before it is launched: `queue_worker` runs them, and wakes them when a job comes.
+    """Keeps DBOS, before its launch, from polling the queues: `queue_worker` runs those loops and wakes them for new jobs.
 
-    At DBOS's own pace they take an idle server 7.5 % of a core.
+    At DBOS's fixed interval the polls of an idle server take 7.5 % of a core.
     """
     dbos._dbos.queue_thread = _listen_to_nothing
     dbos._workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC = BACKGROUND_INTERVAL
 
 
 def _listen_to_nothing(stop_event: threading.Event, dbos: DBOS) -> None:
-    """Replaces DBOS's queue thread."""
+    """Replaces DBOS's queue thread, which has nothing to do."""

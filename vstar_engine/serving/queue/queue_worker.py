@@ -1,7 +1,7 @@
-"""Takes jobs off the queue: as soon as one waits here, else by a slow look for those that other servers left.
+"""The threads that start queued jobs, woken when a job is stored; between jobs they poll rarely.
 
-DBOS looks into the database at one pace for as long as it runs, and 20 looks a second cost an idle server 7.5 % of a core. So
-its own loop over a queue runs here, with a bell in the place of the event that ends it.
+DBOS polls its queues at one fixed interval: 20 polls a second take an idle server 7.5 % of a core. So DBOS's loop over a queue
+runs in a thread here, with a `WakeEvent` as its stop event.
 """
 
 import logging
@@ -12,68 +12,75 @@ from typing import Any
 from dbos import DBOS, Queue
 from dbos._queue import queue_worker_thread
 
+from vstar_engine.serving.settings import Intervals
+
 log = logging.getLogger(__name__)
 
-# seconds between two looks while jobs wait; while none is known to: in a database of this server alone, and of several
-LOOK = 0.05
-SLOW_ALONE, SLOW_SHARED = 5.0, 1.0
-# the same for DBOS's own queue, into which it puts jobs that ran when a server ended
-SLOW_RECOVERED = 30.0
-# seconds that a look may take to end
-ENDING = 10.0
+# seconds that a poll may take to end
+LONGEST_POLL = 10.0
 
 
-class Bell:
-    """What DBOS's loop takes for its stop event: it also wakes the loop where `ring` says that a job came."""
+class WakeEvent:
+    """Replaces the stop event of DBOS's loop. Its `wait` also returns when `wake` is called.
 
-    def __init__(self, waiting: Callable[[], bool], slow: float):
-        self._waiting, self._slow = waiting, slow
-        self._rung, self._stopped = threading.Event(), threading.Event()
+    waiting: returns whether jobs wait; the loop then keeps its own interval.
+    idle_poll: seconds between two polls while no job waits.
+    """
 
-    def ring(self) -> None:
-        self._rung.set()
+    def __init__(self, waiting: Callable[[], bool], idle_poll: float):
+        self._waiting, self._idle_poll = waiting, idle_poll
+        self._woken, self._stopped = threading.Event(), threading.Event()
+
+    def wake(self) -> None:
+        """Ends the current or the next wait."""
+        self._woken.set()
 
     def stop(self) -> None:
+        """Ends the loop."""
         self._stopped.set()
-        self._rung.set()
+        self._woken.set()
 
     def is_set(self) -> bool:
+        """Returns whether the loop shall end."""
         return self._stopped.is_set()
 
     def wait(self, timeout: float) -> bool:
-        """Waits for the queue's own time while jobs wait, else until a job comes or the slow look is due."""
+        """Waits `timeout` seconds while jobs wait, otherwise until `wake` or the idle poll; returns whether to end."""
         if self._waiting():
             self._stopped.wait(timeout)
         else:
-            self._rung.wait(self._slow)
-        self._rung.clear()
+            self._woken.wait(self._idle_poll)
+        self._woken.clear()
         return self.is_set()
 
 
 class QueueWorker:
-    """The threads that take a queue's jobs, and those that DBOS recovered, and start their runs."""
+    """The threads over the job queue and over DBOS's internal queue, which holds recovered jobs."""
 
-    def __init__(self, launched: DBOS, queue: Queue, waiting: Callable[[], bool], alone: bool):
-        self._bell = Bell(waiting, SLOW_ALONE if alone else SLOW_SHARED)
-        self._recovered = Bell(waiting, SLOW_RECOVERED)
-        listened: list[tuple[Bell, Any]] = [(self._bell, queue), (self._recovered, launched._registry.get_internal_queue())]
+    def __init__(self, launched: DBOS, queue: Queue, waiting: Callable[[], bool], alone: bool, intervals: Intervals):
+        idle_poll = intervals.idle_poll if alone else intervals.shared_idle_poll
+        loops: list[tuple[WakeEvent, Any]] = [
+            (WakeEvent(waiting, idle_poll), queue),
+            (WakeEvent(waiting, intervals.recovered_idle_poll), launched._registry.get_internal_queue()),
+        ]
+        self._events = [event for event, _ in loops]
         self._threads = [
-            threading.Thread(target=queue_worker_thread, args=(bell, launched, each), name=f"queue {each.name}", daemon=True)
-            for bell, each in listened
+            threading.Thread(target=queue_worker_thread, args=(event, launched, each), name=f"queue {each.name}", daemon=True)
+            for event, each in loops
         ]
         for thread in self._threads:
             thread.start()
 
-    def ring(self) -> None:
-        """Has jobs looked for now."""
-        self._bell.ring()
-        self._recovered.ring()
+    def wake(self) -> None:
+        """Polls the queues now."""
+        for event in self._events:
+            event.wake()
 
     def stop(self) -> None:
-        """Returns when no more jobs are taken."""
-        self._bell.stop()
-        self._recovered.stop()
+        """Stops the threads; returns once no more jobs are started."""
+        for event in self._events:
+            event.stop()
         for thread in self._threads:
-            thread.join(ENDING)
+            thread.join(LONGEST_POLL)
             if thread.is_alive():
-                log.warning("the last look into the %s did not end within %g s", thread.name, ENDING)
+                log.warning("the last poll of the %s did not end within %g s", thread.name, LONGEST_POLL)

@@ -24,7 +24,7 @@ from vstar_engine.serving.settings import Settings
 
 from . import dbos_patches
 from .errors import UNAVAILABLE, StoreError
-from .queue_worker import LOOK, QueueWorker
+from .queue_worker import QueueWorker
 from .sqlite import Connection, Disk, prepare
 from .stored_job import (
     FINISHED,
@@ -91,8 +91,9 @@ class JobStore:
     async def start(self, callbacks: StoreCallbacks, waiting: Callable[[], bool]) -> None:
         """Connects to the database and resumes unfinished jobs; StoreError if it cannot be used.
 
-        `waiting` returns whether jobs are known here that no worker has begun.
+        `waiting` returns whether jobs are known to wait for a run.
         """
+        intervals = self.settings.intervals
         self._callbacks, self._run = callbacks, register(callbacks)
         dbos_patches.refuse_pickle()
         engine: dict[str, Any] = {"hide_parameters": True}  # otherwise errors show the statement's parameters, and so prompts
@@ -112,12 +113,12 @@ class JobStore:
             with dbos_patches.quiet_launch():
                 DBOS.launch()
             self._system = dbos._sys_db
-            dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, self.settings.intervals.outcome_retry)
+            dbos_patches.retry_outcome_writes(self._system, lambda: callbacks.stopping, intervals.outcome_retry)
             dbos_patches.report_outcomes(self._system, self._report_soon)
             queue = await DBOS.register_queue_async(
-                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=LOOK, on_conflict="always_update"
+                QUEUE, worker_concurrency=self.at_work, polling_interval_sec=intervals.queue_poll, on_conflict="always_update"
             )
-            self._queue = QueueWorker(dbos, queue, waiting, self.alone)
+            self._queue = QueueWorker(dbos, queue, waiting, self.alone, intervals)
         except DBAPIError as error:
             raise StoreError(f"the database of jobs cannot be used: {str(error.orig).splitlines()[0]}") from error
 
@@ -169,10 +170,10 @@ class JobStore:
             os.close(self._lock)
             self._lock = None
 
-    def look(self) -> None:
-        """Starts waiting jobs now, as far as there is room, rather than at the queue's next look."""
+    def wake_queue(self) -> None:
+        """Starts waiting jobs now, as far as there is room, rather than at the next poll."""
         if self._queue is not None:
-            self._queue.ring()
+            self._queue.wake()
 
     async def add(self, job: Job, at_once: bool) -> None:
         """Stores a job, to run from the queue or `at_once`. A job whose id is already stored is not changed."""
@@ -192,7 +193,7 @@ class JobStore:
                 },
                 job.to_json(),
             )
-            self.look()
+            self.wake_queue()
         await self._sync()
 
     async def _sync(self) -> None:
@@ -253,7 +254,7 @@ class JobStore:
         """Queues jobs again whose run here ended without an outcome. Jobs cancelled meanwhile stay cancelled."""
         for id in ids:
             await asyncio.to_thread(self._system.reenqueue_for_recovery, id, [self.settings.instance], QUEUE)
-        self.look()
+        self.wake_queue()
 
     async def cancel(self, id: str) -> None:
         """Records a job as cancelled, unless it has ended."""

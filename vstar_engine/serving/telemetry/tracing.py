@@ -36,7 +36,7 @@ def configure(environment: Mapping[str, str] = os.environ) -> bool:
     except ImportError as error:
         raise MissingLibrary(
             "OpenTelemetry is configured but not installed; "
-            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http would do"
+            "install it: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
         ) from error
     os.environ.setdefault("OTEL_SERVICE_NAME", "vstar-engine")
     provider = TracerProvider()

@@ -1,4 +1,4 @@
-"""What a worker runs: an engine with a cache of embeddings, bundles of them, and previews."""
+"""The worker's renderer: an engine with a cache of text embeddings, precomputed bundles, and previews."""
 
 import gc
 from collections import OrderedDict
@@ -11,27 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.backends import graph_memory
 from vstar_engine.config.request import MAX_FRAMES, Request
-from vstar_engine.engine import Engine, OnPart
+from vstar_engine.engine import Engine, OnFrames
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.prompting.embeddings import Embeddings, Encode
-from vstar_engine.sampling.batch import Batch, Row
+from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.video import Video
 
 CACHE_BYTES = 256 * 2**20
 PREVIEW_FRAMES = 4
-# keeps the fit of colours from following noise where a warm-up video has few of them
+# regularises the fit of colours, since a warm-up video may have few of them
 RIDGE = 1e-3
-# how PyTorch says on the CPU, in a plain RuntimeError, that memory is out
+# phrases of PyTorch's RuntimeError when memory runs out on the CPU
 NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 class TextCache:
-    """Keeps what the text tower made of lists of texts, up to so many bytes; those that lay unused longest go first.
+    """An LRU cache of text embeddings, limited in bytes.
 
-    A list is kept as a whole: a text's embedding depends, in its last bits, on how many were encoded with it.
+    Its keys are whole lists of texts: the last bits of an embedding depend on how many texts were encoded with it.
     """
 
     def __init__(self, encode: Encode, most: int = CACHE_BYTES):
@@ -56,16 +55,16 @@ class TextCache:
         return made
 
 
-class Model:
-    """An engine as a worker sees it: jobs in, videos out."""
+class EngineRenderer:
+    """A `Renderer` that runs an engine."""
 
     def __init__(self, engine: Engine, bundles: Path | None = None, cache_bytes: int = CACHE_BYTES):
         self.engine, self.bundles = engine, bundles
         self.texts = TextCache(engine.embed, cache_bytes)
-        self.colours: Tensor | None = None  # (5, 3): what a latent cell's 4 channels and 1 say of its red, green and blue
+        self.colours: Tensor | None = None  # (5, 3): maps a latent cell's 4 channels and a constant 1 to red, green and blue
 
     def facts(self) -> dict[str, Any]:
-        """Describes the model as `events.FACTS` says, but for what warming up measures."""
+        """Returns the facts of `events.FACTS`, except those that warm-up measures."""
         engine, artifact = self.engine, self.engine.artifact
         return {
             "model": engine.spec.name,
@@ -84,16 +83,16 @@ class Model:
         return self.engine.clips()
 
     def most_at_once(self) -> int:
-        """Returns how many guided videos fit a call of the network by how it was built."""
+        """Returns the largest batch of guided videos that the network was built for."""
         return 2**16 if self.engine.artifact is None else max(1, self.engine.artifact.identity["batch"] // 2)
 
     def begin(self, jobs: Sequence[Job]) -> Batch:
-        """Prepares the videos of jobs of one shape; raises as `Engine.begin` does."""
+        """Starts a batch of jobs of one shape; raises what `Engine.begin` raises."""
         held = [None if job.embeddings is None else self._bundle(job.embeddings) for job in jobs]
         return self.engine.begin([self._request(job) for job in jobs], held, self.texts)
 
     def _request(self, job: Job) -> Request:
-        """Returns a job's request; its guidance branches take two passes where the engine was built for one row."""
+        """Returns a job's request; guidance takes two passes if the engine was built for a batch of one."""
         request, artifact = job.request(), self.engine.artifact
         if artifact is None or artifact.identity["batch"] > 1:
             return request
@@ -101,20 +100,20 @@ class Model:
 
     def _bundle(self, id: str) -> Embeddings:
         if self.bundles is None or Path(id).name != id:
-            raise ValueError(f"there are no embeddings {id!r} here")
+            raise ValueError(f"there are no embeddings {id!r} on this worker")
         return Embeddings.read(self.bundles / f"{id}.safetensors")
 
     def step(self, batch: Batch) -> None:
-        """Takes a batch one step further, and waits for the device: what comes next must not run ahead of a cancellation."""
+        """Takes one step and waits for the device, so that a cancellation takes effect before the next step."""
         batch.step()
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
 
-    def finish(self, batch: Batch, row: Row, on_part: OnPart | None = None) -> Video:
-        return self.engine.finish(batch, row, on_part)
+    def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
+        return self.engine.finish(batch, row, on_frames)
 
-    def learn_colours(self, row: Row, video: Video) -> None:
-        """Fits what latents look like by a line from each cell's channels to the mean colour of its pixels."""
+    def learn_colours(self, row: BatchRow, video: Video) -> None:
+        """Fits a linear map from the channels of a latent cell to the mean colour of its pixels."""
         factor = self.engine.spec.vae.factor
         pixels = torch.from_numpy(video.frames).double().unflatten(1, (-1, factor)).unflatten(3, (-1, factor))
         colours = pixels.mean(dim=(2, 4)).flatten(0, 2)  # (T, h, factor, w, factor, 3) -> (cells, 3)
@@ -123,8 +122,8 @@ class Model:
         self.colours = torch.linalg.solve(square, cells.T @ colours / len(cells))
 
     @torch.inference_mode()
-    def preview(self, row: Row) -> np.ndarray | None:
-        """Shows what a video looks like so far: some of its frames side by side, a pixel a cell, (h, n w, 3) uint8."""
+    def preview(self, row: BatchRow) -> np.ndarray | None:
+        """Returns some current frames side by side, one pixel per latent cell, (h, n w, 3) uint8."""
         if row.clean is None or self.colours is None:
             return None
         frames = row.clean[0].movedim(0, -1)
@@ -134,21 +133,21 @@ class Model:
         return strip.byte().numpy()
 
     def counters(self) -> dict[str, int]:
-        """Counts what the cache of embeddings did."""
+        """Returns the counters of the embedding cache."""
         return {"cache_hits": self.texts.hits, "cache_misses": self.texts.misses, "cache_bytes": self.texts.bytes}
 
     def is_shortage(self, error: BaseException) -> bool:
-        """Returns whether an error means that something did not fit into memory."""
+        """Returns whether an error means that memory ran out."""
         known = isinstance(error, MemoryError | MemoryShortage | torch.OutOfMemoryError)
         return known or any(words in str(error) for words in NO_MEMORY)
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Returns whether an error leaves the device unusable for this process."""
+        """Returns whether an error makes the device unusable for this process."""
         return isinstance(error, torch.AcceleratorError)
 
     def release(self) -> None:
-        """Returns back what a batch that did not fit has left, and what was recorded for others."""
-        graph_memory.forget_graphs(self.engine.denoiser)
+        """Frees the memory of a failed batch and all captured CUDA graphs."""
+        self.engine.denoiser.forget_graphs()
         gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -158,8 +157,8 @@ def _with_one(cells: Tensor) -> Tensor:
     return torch.cat([cells, torch.ones_like(cells[..., :1])], dim=-1)
 
 
-def load(settings: dict[str, Any]) -> Model:
-    """Loads the model that a server was set up for: `Engine.load`'s arguments by name under "engine"."""
+def load(settings: dict[str, Any]) -> EngineRenderer:
+    """Loads the server's model; `settings["engine"]` holds the arguments of `Engine.load`."""
     bundles = settings.get("embeddings")
     engine = Engine.load(**settings["engine"])
-    return Model(engine, None if bundles is None else Path(bundles), settings.get("cache_bytes", CACHE_BYTES))
+    return EngineRenderer(engine, None if bundles is None else Path(bundles), settings.get("cache_bytes", CACHE_BYTES))

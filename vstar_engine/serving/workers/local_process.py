@@ -22,13 +22,13 @@ from .dispatcher import Dispatcher
 log = logging.getLogger(__name__)
 
 MODEL = "vstar_engine.serving.workers.engine_renderer:load"
-# the longest line: a batch of jobs with all the text that they may hold
+# the longest line in bytes: a batch of jobs with the longest texts
 LINE = 64 * 2**20
 DEFAULT_POLICY = BatchingPolicy()
 
 
 class ProcessLink:
-    """A worker as a child, talked to over a socket pair: it ends when this process does."""
+    """A worker in a child process, connected by a socket pair; it ends with this process."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], owner: str):
         self.name, self.folder, self.environment, self.owner = "the worker", folder, environment, owner
@@ -36,8 +36,8 @@ class ProcessLink:
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(self, message: Message) -> AsyncIterator[Message]:
-        """Starts a child and gives what it says."""
-        # nobody writes in this name while the child is not there
+        """Starts a child; returns an iterator over its messages."""
+        # no child is running, so nothing with this owner is being written
         result_files.sweep(self.folder, self.owner)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -52,17 +52,17 @@ class ProcessLink:
         return _messages(reader)
 
     def send(self, message: Message) -> None:
-        """Writes a line; the socket of a dead child takes it without a word."""
+        """Sends a message; one to a dead child is lost."""
         assert self.writer is not None
         self.writer.write(json.dumps(message).encode() + b"\n")
 
     async def kill(self) -> None:
-        """Ends the child, also one that is stopped, and waits for its end."""
+        """Kills the child, also one that is stopped by SIGSTOP, and waits for its end."""
         if self.child is None:
             return
         if self.child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                # Popen.kill would wait for the child, and so take its exit code from asyncio
+                # Popen.kill would reap the child, and asyncio would not see its exit code
                 os.kill(self.child.pid, signal.SIGKILL)
         code = await self.child.wait()
         log.info("%s ended with %d", self.name, code)
@@ -76,7 +76,7 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
             line = await reader.readline()
         except ConnectionError:
             return
-        if not line.endswith(b"\n"):  # the end, or what was being said when it came
+        if not line.endswith(b"\n"):  # the end, or a line cut off by it
             return
         yield json.loads(line)
 
@@ -84,8 +84,8 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
 class ProcessEngine(Dispatcher):
     """An `EngineClient` whose worker is a child process.
 
-    `folder` takes the results; other engines may use it too where their `instance` differs. `settings` are those of `factory`,
-    a MODULE:FUNCTION that gives the child its `Renderer`.
+    folder: where results go; engines with another `instance` may share it.
+    factory: MODULE:FUNCTION that returns the child's `Renderer`, called with `settings`.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class ProcessEngine(Dispatcher):
 
     @property
     def pid(self) -> int | None:
-        """The child's process id."""
+        """The child's process id; None before the start."""
         return None if self.link.child is None else self.link.child.pid
 
     async def start(self) -> None:
-        """Makes the folder, starts the child and waits until it is warm."""
+        """Creates the folder, starts the child and waits until it is warm."""
         self.folder.mkdir(parents=True, exist_ok=True)
         await super().start()

@@ -1,7 +1,7 @@
-"""The engine as replicas on a Ray cluster: each actor owns a worker of its own, and sends the videos it makes back.
+"""The engine as replicas on a Ray cluster. Each replica is an actor with a worker process; it sends finished files back.
 
-Only lines of JSON and the bytes of finished files travel. Ray itself runs code for whoever reaches it, so its token
-authentication is always on here; use it inside a network of your own all the same.
+Only JSON lines and the bytes of finished files are sent. Ray runs code for anyone who can connect to it, so its token
+authentication is always on; use it in a private network all the same.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "vstar-engine"
 LOOPBACK = "127.0.0.1"
-# seconds that an actor has to end its worker before it is ended itself
+# seconds that an actor has to stop its worker before it is killed
 ENDING = 5.0
 DEFAULT_POLICY = BatchingPolicy()
 
 
 def library() -> Any:
-    """Imports Ray, with its token authentication on and its usage reports off."""
+    """Imports Ray, with token authentication on and usage reports off."""
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         raise ValueError(
-            f"RAY_AUTH_MODE must be token, got {os.environ['RAY_AUTH_MODE']!r}: else anyone who reaches Ray runs code here"
+            f"RAY_AUTH_MODE must be token, got {os.environ['RAY_AUTH_MODE']!r}: otherwise anyone who connects runs code here"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's 15 lets anything else on the machine starve the engine
+    # with Ray's default, 15, any other process starves the engine
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
@@ -52,39 +52,39 @@ def library() -> Any:
 
 
 def connect(address: str | None) -> Any:
-    """Joins a cluster, or starts one on this machine alone; gives Ray. WorkerError where a cluster is not to be had."""
+    """Joins a cluster, or starts one on this machine; returns the ray module. WorkerError if that fails."""
     ray = library()
     where = {"address": "local", "_node_ip_address": LOOPBACK} if address is None else {"address": address}
     try:
         ray.init(**where, namespace=NAMESPACE, include_dashboard=None if address else False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        said = f"there is no Ray cluster to be had at {address or LOOPBACK}: {str(error).splitlines()[0]}"
-        raise WorkerError(f"{said}; is the address right, and RAY_AUTH_TOKEN that of the cluster?") from error
+        said = f"cannot connect to a Ray cluster at {address or LOOPBACK}: {str(error).splitlines()[0]}"
+        raise WorkerError(f"{said}; check the address, and that RAY_AUTH_TOKEN is the cluster's") from error
     return ray
 
 
 def keep_sigterm() -> None:
-    """Takes SIGTERM back from Ray, whose handler aborts a process that still runs 3 s later: draining takes longer."""
+    """Restores the SIGTERM handler. Ray's handler aborts a process after 3 s, and draining takes longer."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 class Replica:
-    """The actor: a worker's parent, wherever Ray put it."""
+    """The actor: the parent of a worker, on any node."""
 
     def __init__(self, environment: Mapping[str, str]):
         self.folder = Path(tempfile.mkdtemp(prefix="vstar-replica-"))
         self.link = ProcessLink(self.folder, environment, result_files.owner_of(self.folder.name))
 
     async def talk(self, line: str) -> AsyncIterator[tuple[str, dict[str, bytes]]]:
-        """Starts a worker and gives what it says, each finished video with its files."""
+        """Starts a worker and yields its messages, each with the files of the video that it completes."""
         message = json.loads(line)
         async for said in await self.link.open(message):
             done = said["say"] == "event" and said["event"]["kind"] == events.Done.kind
             yield json.dumps(said), await asyncio.to_thread(self.take_files, said["id"]) if done else {}
 
     def take_files(self, id: str) -> dict[str, bytes]:
-        """Reads a finished video's files and removes them here."""
+        """Reads a finished video's files and removes them from this node."""
         found = {name: (self.folder / name).read_bytes() for name in result_files.names(id)}
         result_files.remove(self.folder, id)
         return found
@@ -97,7 +97,7 @@ class Replica:
 
 
 class RayLink:
-    """A way to one replica; an actor that is lost is made anew where there is room."""
+    """The connection to one replica; a lost actor is created again on any node with room."""
 
     def __init__(self, number: int, folder: Path, owner: str, environment: Mapping[str, str], resources: Mapping[str, float]):
         self.name, self.folder, self.owner = f"replica {number}", folder, owner
@@ -105,7 +105,7 @@ class RayLink:
         self.actor: Any = None
 
     async def open(self, message: Message) -> AsyncIterator[Message]:
-        """Makes the actor where there is none, and has it start a worker."""
+        """Creates the actor if there is none and starts its worker; returns an iterator over the messages."""
         ray = library()
         try:
             return self._messages(self._talk(json.dumps(message)))
@@ -132,7 +132,7 @@ class RayLink:
             self.actor = None
 
     def keep(self, message: Message, files: Mapping[str, bytes]) -> Message:
-        """Writes a video's files here, the video last; gives the event that this makes of it."""
+        """Writes a video's files on this machine, the video last; returns the message, or a failure in its place."""
         done = message["event"]
         try:
             for name in sorted(files, key=lambda name: name == done["file"]):
@@ -143,7 +143,7 @@ class RayLink:
             return {**message, "event": events.Failed(code, str(error), retry=True).to_json()}
         if hashlib.sha256(files[done["file"]]).hexdigest() != done["sha256"]:
             result_files.discard(self.folder, message["id"])
-            failed = events.Failed(events.GENERATION_FAILED, "the video changed on its way here", retry=True)
+            failed = events.Failed(events.GENERATION_FAILED, "the video was corrupted in transfer", retry=True)
             return {**message, "event": failed.to_json()}
         return message
 
@@ -152,7 +152,7 @@ class RayLink:
             self.actor.tell.remote(json.dumps(message))
 
     async def kill(self) -> None:
-        """Ends the replica's worker; where the actor does not even do that, the actor."""
+        """Kills the replica's worker, or the actor if it does not answer."""
         actor, ray = self.actor, library()
         if actor is None:
             return
@@ -206,7 +206,7 @@ class RayEngine(Dispatcher):
         super().__init__(links, {"factory": factory, "settings": dict(settings)}, policy)
 
     async def start(self) -> None:
-        """Joins the cluster and starts the replicas; returns when the first is warm."""
+        """Joins the cluster and starts the replicas; returns once the first is warm."""
         self.folder.mkdir(parents=True, exist_ok=True)
         result_files.sweep(self.folder, self.owner)
         await asyncio.to_thread(connect, self.address)

@@ -1,4 +1,4 @@
-"""What a worker asks of the thing that makes videos; `model.Model` is one, and tests bring their own."""
+"""The protocol between a worker and what makes its videos: `engine_renderer.EngineRenderer`, or a test's own renderer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,13 +10,13 @@ from vstar_engine.video import Video
 
 
 class Row(Protocol):
-    """One video of a batch; `index` is its place among the jobs."""
+    """One video of a batch; `index` is that of its job."""
 
     index: int
 
 
 class Batch(Protocol):
-    """Videos on their way together: `done` of `steps` steps are taken, `seconds` is what each stage took."""
+    """Videos that are denoised together: `done` of `steps` steps are taken; `seconds` holds the time of each stage."""
 
     rows: list[Any]
     done: int
@@ -26,44 +26,44 @@ class Batch(Protocol):
     def steps(self) -> int: ...
 
     def drop(self, index: int) -> None:
-        """Takes a video out between two steps."""
+        """Removes a video from the batch, between two steps."""
 
 
 class Renderer(Protocol):
-    """Takes jobs to videos, a step at a time."""
+    """Makes the videos of jobs, one step at a time."""
 
     def facts(self) -> dict[str, Any]:
-        """Describes the model as `events.FACTS` says, but for what warming up measures."""
+        """Returns the facts of `events.FACTS`, except those that warm-up measures."""
 
     def buckets(self) -> list[tuple[int, int, int]]:
-        """Returns the clips (frames, height, width) to warm where none are named."""
+        """Returns the default clips to warm, as (frames, height, width)."""
 
     def most_at_once(self) -> int:
         """Returns the largest batch that the engine was built for."""
 
     def begin(self, jobs: Sequence[Job]) -> Batch:
-        """Prepares jobs of one shape. Raises ValueError for a job that makes no sense."""
+        """Starts a batch of jobs of one shape; ValueError for an invalid job."""
 
     def step(self, batch: Any) -> None:
-        """Takes every video of a batch one step further, and returns when that is done."""
+        """Takes one step of a batch; returns once it is done on the device."""
 
-    def finish(self, batch: Any, row: Any, on_part: Callable[[Video], None] | None = None) -> Video:
-        """Decodes a video whose steps are done; `on_part` hears each run of frames, and what it raises ends the decoding."""
+    def finish(self, batch: Any, row: Any, on_frames: Callable[[Video], None] | None = None) -> Video:
+        """Decodes a finished video. `on_frames` is called after each run of frames; an exception in it stops decoding."""
 
     def learn_colours(self, row: Any, video: Video) -> None:
-        """Learns from a finished video what `preview` needs."""
+        """Fits the colours of `preview` to a finished video."""
 
     def preview(self, row: Any) -> np.ndarray | None:
-        """Shows some frames so far side by side, (h, w, 3) uint8."""
+        """Returns some current frames side by side, (h, w, 3) uint8; None if there is no preview."""
 
     def counters(self) -> dict[str, int]:
-        """Counts what its caches did since the start."""
+        """Returns the counters of the caches since the start."""
 
     def is_shortage(self, error: BaseException) -> bool:
-        """Returns whether an error means that something did not fit into memory."""
+        """Returns whether an error means that memory ran out."""
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Returns whether after an error only a new process helps."""
+        """Returns whether an error requires a new process."""
 
     def release(self) -> None:
-        """Returns back memory after a shortage."""
+        """Frees memory after a shortage."""

@@ -1,6 +1,6 @@
-"""What a worker does before it is ready: takes every bucket through all stages, and measures whether a batch pays.
+"""The warm-up of a worker: runs every bucket through all stages and measures which batch sizes pay.
 
-On a GPU it also takes steps of every batch that jobs may make of a bucket, so that none is recorded while a job waits.
+On a GPU it also runs every batch that jobs may form, so that no CUDA graph is captured while a job waits.
 """
 
 import logging
@@ -20,9 +20,9 @@ from .renderer import Renderer
 
 log = logging.getLogger(__name__)
 
-# a batch is used where it makes at least so many times the videos of half of it in the same time
+# a batch pays if its throughput is at least this multiple of that of half the batch
 PAYS = 1.1
-# steps that are timed, of which the fastest counts: on a GPU the first ones load kernels and capture graphs
+# number of timed steps; the fastest counts, since the first ones on a GPU load kernels and capture graphs
 STEPS = {"cpu": 2, "gpu": 5}
 
 # frames, height, width
@@ -30,7 +30,7 @@ Bucket = tuple[int, int, int]
 
 
 def bucket_name(frames: int, size: Sequence[int]) -> str:
-    """Names a clip as in "16x320x512"."""
+    """Returns the name of a clip, such as "16x320x512"."""
     return "x".join(map(str, (frames, *size)))
 
 
@@ -54,13 +54,13 @@ def warm(
             limits[name] = _limit(renderer, bucket, stage_seconds[name]["step"], most_here, sampling)
             log.info("%s: %.3f s a step, batches of up to %d", name, stage_seconds[name]["step"], limits[name])
     if device.startswith("cuda"):
-        _record(renderer, {bucket: limits[bucket_name(bucket[0], bucket[1:])] for bucket in buckets}, Sampling.usual(fast))
+        _capture(renderer, {bucket: limits[bucket_name(bucket[0], bucket[1:])] for bucket in buckets}, Sampling.usual(fast))
     return {"batch_limits": limits, "stage_seconds": stage_seconds}
 
 
-def _record(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) -> None:
-    """Takes the steps of every batch that jobs make: up to the limit, and of each number of guided videos in it."""
-    # imported here: the worker loads this module before it loads PyTorch
+def _capture(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) -> None:
+    """Runs every batch up to the limits, with each possible number of guided videos, so that its CUDA graph is captured."""
+    # imported late: the worker loads this module before PyTorch
     from vstar_engine.backends.cuda_graphs import growing
 
     guided = shortened(usual if usual.guidance != 1.0 else replace(usual, guidance=Sampling.guidance))
@@ -77,13 +77,12 @@ def _record(renderer: Renderer, limits: Mapping[Bucket, int], usual: Sampling) -
 def _jobs(bucket: Bucket, samplings: Sequence[Sampling]) -> list[Job]:
     frames, height, width = bucket
     hows = [{name: getattr(sampling, name) for name in ("steps", "guidance", "fast")} for sampling in samplings]
-    return [
-        Job(f"warm-up-{i}", "", "", PROMPT, (PROMPT,), frames, (height, width), 0.0, i, **how) for i, how in enumerate(hows)
-    ]
+    about: dict[str, Any] = {"key_id": "", "model": "", "prompt": PROMPT, "states": (PROMPT,), "created_at": 0.0}
+    return [Job(id=f"warm-up-{i}", frames=frames, size=(height, width), seed=i, **about, **how) for i, how in enumerate(hows)]
 
 
 def _together(renderer: Renderer, bucket: Bucket, samplings: Sequence[Sampling]) -> float:
-    """Returns the seconds of a step of videos together; infinite where they do not fit."""
+    """Returns the seconds of a step of a batch; infinite if it does not fit into memory."""
     try:
         return fastest_step(renderer.begin(_jobs(bucket, samplings)), renderer.step)
     except (RuntimeError, MemoryError) as error:
@@ -94,7 +93,7 @@ def _together(renderer: Renderer, bucket: Bucket, samplings: Sequence[Sampling])
 
 
 def _whole(renderer: Renderer, bucket: Bucket, sampling: Sampling) -> dict[str, float]:
-    """Makes one video with few steps, writes it, and times the stages."""
+    """Makes and writes one video with few steps; returns the seconds of each stage."""
     made = passage(lambda: renderer.begin(_jobs(bucket, [sampling])), renderer.step, renderer.finish)
     renderer.learn_colours(made.row, made.video)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +102,7 @@ def _whole(renderer: Renderer, bucket: Bucket, sampling: Sampling) -> dict[str, 
 
 
 def _limit(renderer: Renderer, bucket: Bucket, one: float, most: int, sampling: Sampling) -> int:
-    """Widens the batch as long as that pays: gives the number of videos that are best made together."""
+    """Returns the largest batch that pays, by doubling it as long as the throughput grows."""
     limit, seconds = 1, one
     while limit < most:
         wider = min(2 * limit, most)

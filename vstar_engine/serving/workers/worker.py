@@ -1,13 +1,13 @@
-"""The process that makes videos: reads jobs and writes events as lines of JSON over a socket that its parent gave it.
+"""The worker process: receives jobs and sends events as JSON lines over a socket from its parent.
 
     python -m vstar_engine.serving.workers.worker DESCRIPTOR
 
 To it: {"do": "start", ...} once, then {"do": "run", "run": number, "jobs": [...]}, {"do": "cancel", "id": ...}.
 From it: {"say": "ready", "facts": ...} or {"say": "refused", "message": ...}; {"say": "event", "id": ..., "event": ...};
-{"say": "free", "run": number, ...} when all of a run's videos have left the device; and {"say": "failed", "ids": ...,
-"code": ..., "message": ...} for jobs that failed together, so that the parent decides whether each shall be tried alone.
+{"say": "free", "run": number, ...} when all videos of a run have left the device; and {"say": "failed", "ids": ...,
+"code": ..., "message": ...} for jobs that failed together: the parent decides whether to retry each alone.
 
-It ends at once and with code 0, whatever it is doing, when the socket is closed: nobody is left to hear of it.
+The process exits with code 0 as soon as the socket is closed.
 """
 
 import base64
@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 
 PREVIEW_EVERY = 0.5  # seconds
 PREVIEW_QUALITY = 70
-# videos that may wait to be written while the next ones are made
+# videos that may wait to be written while others are made
 WRITING = 4
-# seconds between two looks for cancellations while one of those has to be waited for
+# seconds between two checks for cancellations while the writer is full
 GLANCE = 0.05
 PR_SET_PDEATHSIG = 1
 
@@ -55,13 +55,13 @@ Message = dict[str, Any]
 Send = Callable[[Message], None]
 
 
-class Dropped(Exception):
-    """Ends the decoding of a video whose job was cancelled."""
+class JobCancelled(Exception):
+    """Stops the decoding of a video whose job was cancelled."""
 
 
 @dataclass
 class Run:
-    """A batch in the worker: its jobs by index, and what its progress was last told with."""
+    """A batch in the worker: its jobs by index, and when its preview was last sent."""
 
     number: int
     jobs: list[Job]
@@ -76,24 +76,24 @@ class Run:
 
 @dataclass
 class Worker:
-    """Makes videos run by run; the newest run goes first, but every older one gets a step before the next is taken in."""
+    """Makes videos. The newest run has priority; each older run gets one step before the next run is interleaved."""
 
     renderer: Renderer
     folder: Path
     owner: str
     send: Send
     inbox: "queue.SimpleQueue[Message | None]" = field(default_factory=queue.SimpleQueue)
-    # what came in while videos were decoded, to be done after
+    # messages received while decoding, to be handled afterwards
     later: deque[Message | None] = field(default_factory=deque)
     runs: list[Run] = field(default_factory=list)
-    # ids whose video is being written, and whether they were cancelled meanwhile
+    # the jobs whose video is being written, each with whether it was cancelled meanwhile
     writing: dict[str, bool] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WRITING))
 
     def serve(self) -> None:
-        """Works until the inbox gives None."""
+        """Handles messages and runs steps until the inbox yields None."""
         while True:
             waiting = not self.runs
             while waiting or self.later or not self.inbox.empty():
@@ -107,7 +107,7 @@ class Worker:
                 self.turn()
 
     def look(self) -> None:
-        """Does what cannot wait until the videos at hand are decoded: cancellations."""
+        """Handles cancellations during decoding; other messages wait."""
         while not self.inbox.empty():
             message = self.inbox.get()
             if message is not None and message["do"] == "cancel":
@@ -116,19 +116,19 @@ class Worker:
                 self.later.append(message)
 
     def take(self, message: Message) -> None:
-        """Does what a message asks for."""
+        """Handles a message."""
         if message["do"] == "run":
             self.begin(message["run"], [Job.from_json(job) for job in message["jobs"]])
         elif message["do"] == "cancel":
             self.cancel(message["id"])
         else:
-            raise ValueError(f"a worker is told to run or to cancel, got {message['do']!r}")
+            raise ValueError(f"a worker's message is run or cancel, got {message['do']!r}")
 
     def report(self, id: str, event: events.Event) -> None:
         self.send({"say": "event", "id": id, "event": event.to_json()})
 
     def begin(self, number: int, jobs: list[Job]) -> None:
-        """Takes a run in: its text is encoded at once."""
+        """Starts a run; its texts are encoded at once."""
         for job in jobs:
             self.report(job.id, events.Started(len(jobs)))
             self.report(job.id, events.Stage("text"))
@@ -141,7 +141,7 @@ class Worker:
             self.report(job.id, events.Stage("denoise"))
 
     def guarded(self, number: int, jobs: list[Job], work: Callable[[], Any]) -> Any:
-        """Does work for jobs; where it fails, tells of that and gives None. What breaks the device ends the process."""
+        """Returns the result of `work` for jobs, None after reporting a failure. A fatal error ends the process."""
         try:
             return work()
         except (MemoryError, RuntimeError, ValueError) as error:
@@ -154,12 +154,12 @@ class Worker:
             log.warning("run %d: %s", number, error, exc_info=code == events.GENERATION_FAILED)
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.send({"say": "failed", "ids": [job.id for job in jobs], "code": code, "message": message})
-        # after the handler: the error's frames held what did not fit
+        # after the handler, since the error's frames hold the tensors
         self.renderer.release()
         return None
 
     def turn(self) -> None:
-        """Takes the newest run one step; when it is over, the one below gets one before anything else comes in between."""
+        """Takes one step of the newest run. After its end the run below gets one step before another is interleaved."""
         run = self.runs[-1]
         self.step(run)
         if run not in self.runs and self.runs:
@@ -180,7 +180,7 @@ class Worker:
             self.finish(run)
 
     def progress(self, run: Run) -> None:
-        """Tells of a step, twice a second with a picture."""
+        """Reports a step, with a preview at most twice a second."""
         batch, now = run.batch, time.monotonic()
         left = batch.seconds["denoise"] / batch.done * (batch.steps - batch.done)
         show = now - run.shown >= PREVIEW_EVERY and batch.done < batch.steps
@@ -198,21 +198,21 @@ class Worker:
         return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
 
     def finish(self, run: Run) -> None:
-        """Decodes a run's videos one after the other; each is written while the next is decoded."""
+        """Decodes the videos of a run in turn; each is written while the next is decoded."""
         self.look()
         while run in self.runs:
-            with contextlib.suppress(Dropped):
+            with contextlib.suppress(JobCancelled):
                 self.decode(run, run.batch.rows[0])
             self.look()
 
     def decode(self, run: Run, row: Any) -> None:
-        """Decodes a video and has it written; Dropped where its job is cancelled meanwhile."""
+        """Decodes a video and passes it to the writer; JobCancelled if its job is cancelled meanwhile."""
         job = run.jobs[row.index]
 
         def look(part: Any = None) -> None:
             self.look()
             if run.index(job.id) is None:
-                raise Dropped
+                raise JobCancelled
 
         self.report(job.id, events.Stage("decode"))
         video = self.guarded(run.number, [job], lambda: self.renderer.finish(run.batch, row, look))
@@ -225,7 +225,7 @@ class Worker:
         self.drop(run, row.index)
 
     def drop(self, run: Run, index: int) -> None:
-        """Takes a video out of a run, which ends with its last one."""
+        """Removes a video from a run; the run ends with its last video."""
         run.batch.drop(index)
         if not run.batch.rows:
             self.leave(run)
@@ -239,7 +239,7 @@ class Worker:
         self.send({"say": "free", "run": number, "seconds": seconds, "steps": steps, "counters": counters})
 
     def write(self, job: Job, video: Video) -> None:
-        """Writes a video's files, on the writer's thread."""
+        """Writes a video's files, on the writer thread."""
         start = time.perf_counter()
         self.report(job.id, events.Stage("encode"))
         try:
@@ -253,7 +253,7 @@ class Worker:
         self.end(job, events.Done(**about, seconds={stage: round(value, 4) for stage, value in seconds.items()}))
 
     def end(self, job: Job, event: events.Event) -> None:
-        """Ends a job whose video left the device."""
+        """Ends a job whose video has left the device."""
         self.room.release()
         with self.lock:
             cancelled = self.writing.pop(job.id)
@@ -263,7 +263,7 @@ class Worker:
         self.report(job.id, event)
 
     def cancel(self, id: str) -> None:
-        """Takes a job out between two steps or parts of decoding; one whose video is being written goes when that is done."""
+        """Cancels a job between two steps or parts of decoding; one that is being written ends after that."""
         with self.lock:
             if id in self.writing:
                 self.writing[id] = True
@@ -275,14 +275,14 @@ class Worker:
 
 
 def end_with(work: "Future[None]") -> None:
-    """Ends the process when the writer's thread met what it does not know: the parent then starts another."""
+    """Exits after an unexpected error of the writer thread; the parent then restarts the worker."""
     if error := work.exception():
-        log.error("a video could not be written", exc_info=error)
+        log.error("the writer thread failed", exc_info=error)
         os._exit(1)
 
 
 def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None]") -> Worker | None:
-    """Loads and warms what a start message names; None, after saying why, where that cannot be."""
+    """Loads and warms the model of a start message; None after reporting why that failed."""
     module, _, name = message["factory"].partition(":")
     try:
         renderer = getattr(import_module(module), name)(message["settings"])
@@ -299,18 +299,18 @@ def start(message: Message, send: Send, inbox: "queue.SimpleQueue[Message | None
 
 
 def die_with_parent() -> None:
-    """Asks the kernel to end this process when its parent ends, however that happens; where it cannot, the socket tells."""
+    """On Linux has the kernel kill this process when its parent ends; elsewhere the closed socket ends it."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
-    """Serves the socket whose descriptor is the argument, until it is closed."""
+    """Runs the worker on the socket whose descriptor is the first argument."""
     die_with_parent()
-    # a server that drains tells its worker itself when to stop
+    # a draining server stops its worker itself
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.dup2(2, 1)  # what a library prints is no message
+    os.dup2(2, 1)  # prints of libraries go to standard error
     link = socket.socket(fileno=int(sys.argv[1]))
     lines, lock = link.makefile("rb"), threading.Lock()
 
@@ -325,19 +325,19 @@ def main() -> None:
 
     def listen() -> None:
         with contextlib.suppress(ConnectionError):
-            while (line := lines.readline()).endswith(b"\n"):  # else the end, or what was being said when it came
+            while (line := lines.readline()).endswith(b"\n"):  # otherwise the end, or a line cut off by it
                 inbox.put(json.loads(line))
-        # the parent is gone or done with this process: nothing here is worth finishing
+        # the parent ended or closed the connection
         os._exit(0)
 
-    # before anything is loaded: that takes long, and the parent may go meanwhile
+    # started before the model loads, which takes long: the parent may end meanwhile
     threading.Thread(target=listen, daemon=True).start()
     message = inbox.get()
     assert message is not None
     configure(message["log"], formatter(message.get("log_json", False)))
     worker = start(message, send, inbox)
     if worker is not None:
-        # the model and the libraries stay: collecting the rest need not look through them between two steps
+        # the model and the libraries stay for good, so later collections need not traverse them
         gc.collect()
         gc.freeze()
         worker.serve()

@@ -1,4 +1,4 @@
-"""The page at `/`: one file, read once, that may run its own script and style and nothing else."""
+"""The web page at `/`: one file, whose content security policy allows only its own script and style."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ def _digest(text: str) -> str:
 
 @router.get("/")
 async def index() -> Response:
-    """Serves the page; it holds nothing secret, and asks for a key where the server does."""
+    """Serves the page. It holds no secrets and asks for an API key if the server needs one."""
     content, policy = page()
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)

@@ -1,4 +1,4 @@
-"""What of the fused ops' Triton kernels is compiled ahead of time, and how compiled code shows that it would run badly."""
+"""The fused ops' Triton kernels as they are compiled ahead of time, and what in compiled code counts as a fault."""
 
 import re
 from collections.abc import Iterator

@@ -1,0 +1,69 @@
+"""Pickles of tensors, read without running any code from them and held to the sums that their archive states."""
+
+import pathlib
+import pickle
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vstar_engine.errors import CheckpointError
+
+PIECE_BYTES = 2**22
+# the function that numpy's scalars are unpickled by
+SCALAR = np.float64(0).__reduce__()[0]
+# what Lightning keeps beside the weights and what runs no code: numbers of numpy, and paths
+HARMLESS: list[Any] = [
+    np.dtype,
+    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(
+        (pathlib.PurePath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath")
+    ),
+]
+
+
+def read_pickle(source: Path) -> Any:
+    """Reads what a pickle of tensors holds without running any code from it; CheckpointError says why it cannot be."""
+    archived = zipfile.is_zipfile(source)
+    if archived:
+        check_sums(source)
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=archived)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        raise CheckpointError(
+            f"{source} holds something other than tensors, which is never executed ({reason}); save only its state_dict"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{source} is damaged or cut short ({said}); download it again") from error
+
+
+def check_sums(source: Path) -> None:
+    """Raises CheckpointError for an archive's entry whose bytes do not have the CRC-32 that the archive states.
+
+    A stated sum of 0 means none: PyTorch can be told to compute no sums.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            for entry in archive.infolist():
+                # zipfile would compare, and take 0 for a sum
+                stated, entry.CRC = entry.CRC, None  # type: ignore[assignment]
+                total = 0
+                with archive.open(entry) as file:
+                    while piece := file.read(PIECE_BYTES):
+                        total = zlib.crc32(piece, total)
+                if stated and total != stated:
+                    raise CheckpointError(
+                        f"{source} is damaged: the bytes of {entry.filename} do not have the CRC-32 that the archive states "
+                        f"({total:08x}, not {stated:08x}); download it again"
+                    )
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{source} is damaged or cut short ({error}); download it again") from error
