@@ -80,6 +80,7 @@ bench: .venv/bench
 		--frames 16 --rounds 5 --limit 4 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 16 --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 8 --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 64 --parts videos --rounds 3 --limit 600 --out $(BENCH)/rows.jsonl
 	$(MEASURE) roofline --measure --model mini --frames 16 64 --limit 15 --out $(BENCH)/rows.jsonl
 	$(MEASURE) engine --out $(BENCH)/rows.jsonl
 	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)
