@@ -38,9 +38,9 @@ def _compute(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, s
 
 def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
     if x.dim() < 2 or x.numel() == 0:
-        raise ValueError(f"x must be (N, C, ...), not empty, got {tuple(x.shape)}")
+        raise ValueError(f"x must be (N, C, ...) and not empty, got {tuple(x.shape)}")
     if groups < 1 or x.shape[1] % groups:
-        raise ValueError(f"{x.shape[1]} channels do not make {groups} groups")
+        raise ValueError(f"groups must divide the {x.shape[1]} channels, got {groups}")
     if weight.shape != x.shape[1:2] or bias.shape != x.shape[1:2]:
         shapes = f"{tuple(weight.shape)}, {tuple(bias.shape)}"
         raise ValueError(f"weight and bias must be ({x.shape[1]},), got {shapes}")
@@ -77,7 +77,10 @@ _groupnorm_silu.register_autograd(_backward, setup_context=_setup_context)
 
 
 def groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True) -> Tensor:
-    """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU; laid out like x."""
+    """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU where `silu`.
+
+    Returns x's shape, dtype and memory layout; computes in float32 or wider. `eps` is added to the variance.
+    """
     if decomposed():
         return groupnorm_silu_ref(x, groups, weight, bias, eps, silu)
     compute = _checked if library.unwatched(x) and library.serves(x) else torch.ops.vstar.groupnorm_silu
