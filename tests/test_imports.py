@@ -14,7 +14,7 @@ PACKAGE = "vstar_engine"
 # a room may import those on the floors below it, and others of its own floor where that makes no circle
 FLOORS = [
     ["errors", "version"],
-    ["kernels", "config", "outgoing_http"],
+    ["kernels", "config"],
     ["networks", "artifacts"],
     ["prompting", "machine", "video", "client"],
     ["sampling"],
