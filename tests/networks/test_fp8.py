@@ -298,8 +298,8 @@ def test_a_video_is_near_the_exact_one_and_says_how_it_was_made(small, mini):
 
 def peak(spec, small):
     """Returns the bytes that a forward of half precision makes at its peak, found without data."""
-    with memory.without_data(torch.float16):
-        unet = UNet(spec.unet)
+    with memory.without_data():
+        unet = memory.in_dtype(UNet(spec.unet), torch.float16)
         if small:
             fp8.convert(unet, dict.fromkeys(fp8.layers(unet), 1.0))
             unfused(unet, fp8.Fp8Linear)  # PyTorch's products, which leave more behind than Triton's
