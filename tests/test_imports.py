@@ -97,6 +97,11 @@ def test_no_room_imports_itself_by_way_of_others():
     assert circle({room: targets - {room} for room, targets in rooms.items()}) == []
 
 
+def test_kernels_read_options_in_their_commands_alone():
+    readers = [name for name, path in modules().items() if name.startswith("kernels.") and "argparse" in path.read_text()]
+    assert readers == ["kernels.aot.__main__", "kernels.tensorrt.__main__"]
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
