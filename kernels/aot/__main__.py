@@ -28,7 +28,7 @@ from .selection import check, numbers, words
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.aot", description=(__doc__ or "").split("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder to compile into")
     what.add_argument("--report", type=Path, metavar="DIR", help="print the page about the kernels compiled into a folder")

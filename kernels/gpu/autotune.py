@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Container, Hashable, Mapping
 from functools import cache
 from pathlib import Path
@@ -86,12 +87,22 @@ def made_for() -> dict[str, Any]:
     return {"devices": devices, **versions, "kernels": kernel_hash()}
 
 
+def cache_folder() -> Path:
+    """Returns VSTAR_CACHE, else a folder in the user's cache; a user without a home has a temporary one."""
+    if named := os.environ.get("VSTAR_CACHE"):
+        return Path(named)
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return base / "vstar-engine"
+
+
 class Choices:
     """The choices stored for this machine."""
 
     def __init__(self) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = Path(os.environ.get("VSTAR_CACHE") or base / "vstar-engine")
+        folder = cache_folder()
         self.of = made_for()
         name = hashlib.sha256(json.dumps(self.of, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / "autotune" / f"{name}.json"

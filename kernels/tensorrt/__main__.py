@@ -16,7 +16,7 @@ from .embed_cubins import embedded, write
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.tensorrt", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m vstar_engine.kernels.tensorrt", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arch", type=numbers, default=list(ARCHITECTURES), help="compute capabilities, such as 80,90")
     parser.add_argument("--head-dim", type=numbers, default=[64])
     parser.add_argument("--dtype", type=words, default=list(DTYPES))

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from vstar_engine.commands import generate
+from vstar_engine.commands import generate, video_options
 from vstar_engine.commands.option_sources import Parser, layered, to_toml
 from vstar_engine.sampling.tar import tables
 
@@ -44,7 +44,7 @@ def test_defaults_that_depend_on_other_settings(flags, steps, guidance, regulari
     """Without few-step sampling TAR's default counts steps, as published, whatever their number."""
     args = settings(flags)
     assert (args.steps, args.guidance) == (steps, guidance)
-    rows = tables(generate.tar_from(args), 4, 3, args.steps)
+    rows = tables(video_options.tar_from(args), 4, 3, args.steps)
     assert rows.any(-1).any(-1).flatten().tolist() == [True] * regularised + [False] * (steps - regularised)
     assert f"steps = {steps}\nguidance = {guidance}" in to_toml(args)
     assert "settle" not in to_toml(args)
@@ -94,3 +94,27 @@ def test_bad_values_name_their_source(tmp_path, toml, environ, complaint):
 def test_a_configuration_file_that_is_not_there():
     with pytest.raises(ValueError, match="cannot read the configuration nowhere"):
         settings(["--config", "nowhere.toml"])
+
+
+def test_an_empty_variable_is_unset():
+    assert settings([], {"VSTAR_STEPS": "", "VSTAR_OUT": ""}).steps == settings().steps
+
+
+def test_what_kubernetes_sets_for_a_service_is_named_and_flags_win():
+    environ = {"VSTAR_STEPS": "tcp://10.43.1.39:8000"}
+    with pytest.raises(
+        ValueError, match="which Kubernetes sets for a Service of the name vstar; set enableServiceLinks: false"
+    ):
+        settings([], environ)
+    assert settings(["--steps", "25"], environ).steps == 25  # though 25 is the default
+
+
+def test_a_file_is_utf8_with_or_without_a_mark(tmp_path):
+    (tmp_path / "m.toml").write_bytes("\ufeffnegative = '雪'\r\n".encode())
+    assert settings(["--config", str(tmp_path / "m.toml")]).negative == "雪"
+
+
+@pytest.mark.parametrize("argv", [["--states", "a", "b"], ["a prompt"]])
+def test_what_the_line_shows_replaces_what_a_file_shows(argv, tmp_path):
+    args = settings(argv, {}, 'synopsis = "s.txt"\n', tmp_path)
+    assert args.synopsis is None

@@ -172,7 +172,7 @@ def test_children_that_convert_wait_passively(monkeypatch, tmp_path, given, want
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     source = tmp_path / "model.ckpt"
-    source.write_bytes(b"anything")
+    source.write_bytes(b"\x80anything")
     with pytest.raises(RuntimeError, match="not in this test"):
         convert.convert(source, tmp_path / "out")
     assert [env[POLICY] for env in started] == [wanted]

@@ -17,7 +17,7 @@ from vstar_engine.config.request import MAX_FRAMES, Clip, rows_at_once
 from vstar_engine.config.sampling import STEP_CACHE
 from vstar_engine.errors import EngineError, OutputError
 
-from .files import PRIVATE, digest_of
+from .files import PRIVATE, digest_of, user_cache
 from .manifest import MANIFEST, read_manifest
 
 KIND = "vstar-engine engine"
@@ -66,8 +66,11 @@ SHAPED = {
 
 def engines_root() -> Path:
     """Returns the folder that engines are built in: VSTAR_ENGINES, else one in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("VSTAR_ENGINES") or cache / "vstar-engine" / "engines")
+    if named := os.environ.get("VSTAR_ENGINES"):
+        return Path(named)
+    if (cache := user_cache()) is None:
+        raise EngineError("this user has no home directory to keep engines in; set VSTAR_ENGINES to a folder")
+    return cache / "vstar-engine" / "engines"
 
 
 def size_words(size: tuple[int, int] | list[int] | None) -> str:

@@ -130,6 +130,16 @@ def clear_killed(path: Path) -> None:
             shutil.rmtree(left)
 
 
+def user_cache() -> Path | None:
+    """Returns the user's folder for what can be made again; None for a user without a home."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
+
+
 def make_private(folder: Path) -> None:
     """Makes a folder, and those above it that are missing, for this user alone."""
     if not folder.is_dir():

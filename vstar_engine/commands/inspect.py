@@ -29,6 +29,16 @@ def command_for(provenance: dict[str, Any]) -> str:
     return shlex.join([*words, *words_of(request, without)])
 
 
+def lacking(provenance: dict[str, Any]) -> list[str]:
+    """Names what a command needs and a file of another version, or one that other hands have touched, does not have."""
+    request = provenance.get("request")
+    if not isinstance(request, dict):
+        request = {}
+    told = ["states"] if "embeddings" not in provenance else []
+    missing = [name for name in ("model", "device", "dtype") if not isinstance(provenance.get(name), str)]
+    return missing + [f"request.{name}" for name in (*told, "frames", "size", "seed") if request.get(name) is None]
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
 
@@ -38,5 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
     provenance = read_provenance(args.file)
     print(json.dumps(provenance, indent=2))
-    print(command_for(provenance))
+    if missing := lacking(provenance):
+        print(f"no command makes it again: the file says nothing of {', '.join(missing)} (another version wrote it)")
+    else:
+        print(command_for(provenance))
     return 0

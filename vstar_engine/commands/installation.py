@@ -80,6 +80,8 @@ def _tensorrt(backend: str) -> Fact:
         return Fact(backend, f"{tensorrt_library.library(backend).__version__}, for --backend {backend}", True)
     except MissingLibrary as error:
         return Fact(backend, f"missing: {error}", False)
+    except Exception as error:  # as above, of what TensorRT loads
+        return Fact(backend, f"broken: {type(error).__name__}: {error}", False)
 
 
 def _library(name: str, use: str) -> Fact:
@@ -87,5 +89,7 @@ def _library(name: str, use: str) -> Fact:
         module = import_module(name)
     except ImportError as error:
         return Fact(name, f"missing ({error}); needed for {use}", False)
+    except Exception as error:  # whatever a library raises where one below it does not fit
+        return Fact(name, f"broken ({type(error).__name__}: {error}); needed for {use}", False)
     version = getattr(module, "__version__", None) or metadata.version(name)
     return Fact(name, f"{version}, for {use}", True)

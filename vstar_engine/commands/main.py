@@ -1,22 +1,20 @@
 """The command line: generate, synopsis, embed, build, engines, refit, export, serve, submit, status, fetch, cancel, inspect,
-convert, verify, bench and doctor.
-
-Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be written; 5 not enough
-memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language model gives no answer; 9 a built engine is
-damaged, stale or made for something else; 10 a server cannot be reached or refuses; 11 a server's job failed; 130 interrupted,
-143 terminated.
-"""
+convert, verify, bench and doctor."""
 
 import argparse
+import errno
+import io
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from vstar_engine.errors import MemoryShortage, VstarError
+from vstar_engine.errors import MemoryShortage, OutputError, VstarError
 from vstar_engine.machine import threads
 from vstar_engine.version import __version__
 
@@ -32,7 +30,14 @@ vstar-engine makes long videos from text. Three commands to start with:
   vstar-engine serve --model mini   # serve videos over HTTP, on port 8000
 
 vstar-engine --help lists all commands; vstar-engine COMMAND --help says what one takes."""
-BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
+# a constant, as Python started with -OO has no docstrings
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be "
+    "written; 5 not enough memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language "
+    "model gives no answer; 9 a built engine is damaged, stale or made for something else; 10 a server cannot be "
+    "reached or refuses; 11 a server's job failed; 12 a video came out as NaN; 130 interrupted, 143 terminated."
+)
+BAD_SETTING, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 130, 141, 143
 # commands whose settings also come from the environment and a file
 LAYERED = ("generate", "synopsis", "embed", "serve", "submit", "status", "fetch", "cancel")
 
@@ -70,10 +75,7 @@ COMMANDS = {
 
 def build_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
     """Returns the parser and those of its subcommands by name; with `only`, other subcommands get no options."""
-    assert __doc__ is not None
-    parser = Parser(
-        prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=__doc__.split("\n\n")[1]
-    )
+    parser = Parser(prog="vstar-engine", description="Text to long, dynamic video in one pass.", epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers: dict[str, Parser] = {}
@@ -97,7 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     # ours alone: the exporter and its libraries would log hundreds of lines
     logging.getLogger(PACKAGE).setLevel(logging.INFO if verbose else logging.WARNING)
-    signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a letter that the terminal's encoding lacks is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     if words[:1] != ["serve"]:  # which computes in its workers alone: each of them is given what it needs when it starts
         threads.prepare()
     try:
@@ -109,17 +115,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
         else:
             args = parser.parse_args(words, argparse.Namespace(words=words))
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _close_stdout()
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         return _say("interrupted; nothing half-written is left", INTERRUPTED)
     except (VstarError, ValueError) as error:
         if verbose:
             logging.getLogger(__name__).info("where it arose:", exc_info=error)
         return _say(str(error), error.exit_code if isinstance(error, VstarError) else BAD_SETTING)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _close_stdout()
+        return _say(f"cannot write to standard output: {error.strerror}", OutputError.exit_code)
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
         return _say(f"the device ran out of memory: {str(error).splitlines()[0]}", MemoryShortage.exit_code)
+
+
+def _close_stdout() -> None:
+    """Leads standard output nowhere, so that Python does not fail once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

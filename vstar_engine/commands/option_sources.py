@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vstar_engine.artifacts.text_file import read_text
+
 PREFIX = "VSTAR_"
+# the ways to say what a video shows, of which a command takes one
+ALTERNATIVES = {"prompt", "prompts", "states", "synopsis", "embeddings"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +39,7 @@ def layered(
     early.add_argument("--config", type=Path)
     path = early.parse_known_args(argv)[0].config or environ.get(PREFIX + "CONFIG")
     actions = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config", "print_config")}
+    given = _on_the_line(parser, actions, argv)
     below: dict[str, Any] = {}
     if path:
         for key, value in _read_toml(Path(path)).items():
@@ -43,8 +48,12 @@ def layered(
                 raise ValueError(f"{path}: unknown setting {key!r}; known ones: {', '.join(sorted(actions))}")
             below[dest] = _value(actions[dest], value, f"{path}: {key}")
     for dest, action in actions.items():
-        if (text := environ.get(PREFIX + dest.upper())) is not None:
-            below[dest] = _value(action, text.splitlines() if _is_list(action) else text, PREFIX + dest.upper())
+        # an empty variable is how Compose and CI leave one out
+        if (text := environ.get(name := PREFIX + dest.upper())) and dest not in given:
+            _check_service(name, text, action)
+            _leave_one(below, {dest})
+            below[dest] = _value(action, text.split("\n") if _is_list(action) else text, name)
+    _leave_one(below, given)
     lists = {dest: value for dest, value in below.items() if _is_list(actions[dest])}
     parser.set_defaults(**{dest: value for dest, value in below.items() if dest not in lists})
     args = parser.parse_args(argv)
@@ -56,9 +65,37 @@ def layered(
     return args
 
 
+def _on_the_line(parser: argparse.ArgumentParser, actions: Mapping[str, argparse.Action], argv: Sequence[str]) -> set[str]:
+    """Returns the settings that flags give, of which a variable's value does not matter."""
+    defaults = {dest: parser.get_default(dest) for dest, action in actions.items() if not _is_list(action)}
+    unset = object()
+    parser.set_defaults(**dict.fromkeys(defaults, unset))
+    try:
+        found = vars(parser.parse_args(argv)).items()
+    finally:
+        parser.set_defaults(**defaults)
+    changed = {dest for dest, value in found if dest not in defaults and value != parser.get_default(dest)}
+    return changed | {dest for dest, value in found if dest in defaults and value is not unset}
+
+
+def _leave_one(below: dict[str, Any], above: set[str]) -> None:
+    """Drops what says in another way what a higher source says: states on the line replace a file's synopsis."""
+    if above & ALTERNATIVES:
+        for dest in ALTERNATIVES - above:
+            below.pop(dest, None)
+
+
+def _check_service(name: str, text: str, action: argparse.Action) -> None:
+    if text.startswith(("tcp://", "udp://", "sctp://")):
+        raise ValueError(
+            f"{name} is {text!r}, which Kubernetes sets for a Service of the name {PREFIX[:-1].lower()}; "
+            f"set enableServiceLinks: false for the pod, or give {action.option_strings[-1]}"
+        )
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"cannot read the configuration {path}: {error}") from error
 

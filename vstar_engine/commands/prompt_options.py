@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from vstar_engine.artifacts.files import user_cache
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.prompting.llm import Endpoint, Llm
 from vstar_engine.prompting.synopsis import PROMPT, Synopsis, read_prompts, read_synopses, synopsize
@@ -30,10 +31,12 @@ def add_llm_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def cache_folder() -> Path:
-    """Returns the cache folder: $VSTAR_CACHE, or vstar-engine under the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VSTAR_CACHE") or Path(base) / "vstar-engine")
+def cache_folder() -> Path | None:
+    """Returns the cache folder: $VSTAR_CACHE, or vstar-engine under the user's cache folder; None without a home."""
+    if named := os.environ.get("VSTAR_CACHE"):
+        return Path(named)
+    cache = user_cache()
+    return None if cache is None else cache / "vstar-engine"
 
 
 def llm_from(args: argparse.Namespace) -> Llm | None:
@@ -45,7 +48,8 @@ def llm_from(args: argparse.Namespace) -> Llm | None:
     key = None
     if args.llm_key_env is not None and not (key := os.environ.get(args.llm_key_env)):
         raise ValueError(f"the environment variable {args.llm_key_env}, named by --llm-key-env, holds no key")
-    return Llm(Endpoint(args.llm_url, args.llm_model or "", key, args.llm_timeout), cache_folder() / "synopses")
+    cache = cache_folder()
+    return Llm(Endpoint(args.llm_url, args.llm_model or "", key, args.llm_timeout), cache and cache / "synopses")
 
 
 def synopses(

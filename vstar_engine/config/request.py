@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+from .checked_values import real, sides, text, texts, whole
 from .models import Spec
 from .sampling import Sampling, Tar
 from .timeline import SPREAD_MODES, Position, place
@@ -13,7 +14,7 @@ MAX_FRAMES = 512
 
 
 class Description(Protocol):
-    """The states of a video and what is said of each, as `prompting.synopsis.Synopsis` holds them."""
+    """States with their places and negative prompts, such as `prompting.synopsis.Synopsis`."""
 
     @property
     def states(self) -> tuple[str, ...]: ...
@@ -22,6 +23,13 @@ class Description(Protocol):
     @property
     def durations(self) -> tuple[float, ...]: ...
     def unwanted(self, negative: str) -> tuple[str, tuple[str, ...]]: ...
+
+
+def _position(value: Any) -> Position:
+    """Returns a position, a whole number or a share, as Python's own."""
+    return (
+        real("a position", value) if isinstance(value, float) or not hasattr(value, "__index__") else whole("a position", value)
+    )
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,10 @@ class Clip:
     negatives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._settle(frames=whole("frames", self.frames), seed=whole("a seed", self.seed), fps=real("fps", self.fps))
+        self._settle(size=None if self.size is None else sides(self.size), at=tuple(map(_position, self.at)))
+        self._settle(negative=text("negative", self.negative), negatives=texts("negatives", self.negatives))
+        self._settle(durations=tuple(real("a duration", value) for value in self.durations))
         if not 1 <= self.frames <= MAX_FRAMES:
             raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {self.frames}")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
@@ -56,6 +68,11 @@ class Clip:
             raise ValueError(f"fps must be 0.001 to 1000, got {self.fps}")
         if self.negatives and self.negative:
             raise ValueError("give one negative prompt for the whole video or one for each state, not both")
+
+    def _settle(self, **values: Any) -> None:
+        """Puts values as they were checked in the place of those given."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def fitted(self, spec: Spec) -> Self:
         """Returns the clip with its size filled in; ValueError when the model has no such size or TAR level."""
@@ -94,6 +111,7 @@ class Request(Clip, _States):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._settle(states=texts("states", self.states))
         if not self.states:
             raise ValueError("there are no states to show; give a prompt or at least one state")
         _ = self.anchors

@@ -5,14 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .checked_values import real, whole
+
 TRAINING_STEPS = 1000
+# frames whose squares float64 divides by
+LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
 class Tar:
     """Temporal attention regularisation: sigma in frames per UNet level (arXiv 2403.13501, eq. 3-4).
 
-    Active while `step_index <= until_step`; smaller sigma means more motion.
+    Level 0 is the finest. `strength` scales the Gaussian. Active while `step_index <= until_step`, counted from 0; smaller
+    sigma means more motion. Raises ValueError for a level below 0, a sigma not above 0, or a strength that is not finite.
     """
 
     sigma: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 8.0})
@@ -20,11 +25,17 @@ class Tar:
     until_step: int = 13
 
     def __post_init__(self) -> None:
-        for level, sigma in self.sigma.items():
+        sigmas = {level: real("sigma", sigma) for level, sigma in self.sigma.items()}
+        object.__setattr__(self, "sigma", sigmas)
+        object.__setattr__(self, "strength", real("TAR strength", self.strength))
+        object.__setattr__(self, "until_step", whole("the last step with TAR", self.until_step))
+        for level, sigma in sigmas.items():
             if isinstance(level, bool) or not isinstance(level, int) or level < 0:
                 raise ValueError(f"a TAR level is a whole number from 0 up, got {level!r}")
             if not (math.isfinite(sigma) and sigma > 0):
                 raise ValueError(f"sigma is a finite number of frames above 0, got {sigma} for level {level}")
+            if not LEAST_SIGMA <= sigma <= MOST_SIGMA:
+                raise ValueError(f"sigma is {LEAST_SIGMA:g} to {MOST_SIGMA:g} frames, got {sigma} for level {level}")
         if not math.isfinite(self.strength):
             raise ValueError(f"TAR strength must be a finite number, got {self.strength}")
 
@@ -61,7 +72,7 @@ CONSISTENCY_STEPS = 50
 
 @dataclass(frozen=True)
 class Sampling:
-    """DDIM and guidance settings; the published defaults.
+    """DDIM (arXiv 2010.02502) and classifier-free guidance (2207.12598) settings; the published defaults.
 
     `fps_condition` is the frame rate that conditions the network, not the one of the file. `batch_guidance` runs both guidance
     branches in one batch instead of two passes. `fast` names lossy options of FAST.
@@ -75,6 +86,10 @@ class Sampling:
     fast: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("steps", "fps_condition"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        for name in ("eta", "guidance"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
         if not 1 <= self.steps <= TRAINING_STEPS:
             raise ValueError(f"steps must be 1 to {TRAINING_STEPS}, got {self.steps}")
         if not 0.0 <= self.eta <= 1.0:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 PROMPT, LLM, OFFLINE = "prompt", "llm", "offline"
 ONE_A_LINE = (".jsonl", ".ndjson")
 # what begins so is JSON, though it may not parse
-MEANT_AS_JSON = re.compile(r'\s*(\{\s*["}]|\[\s*["\[{\]])')
+MEANT_AS_JSON = re.compile(r'\s*(\{\s*(["}]|$)|\[\s*["\[{\]])')
 
 
 @dataclass(frozen=True)

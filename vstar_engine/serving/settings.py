@@ -74,8 +74,10 @@ class Settings:
     keep_bytes: int | None = None
     grace: float = 30.0
     sync_timeout: float = 600.0
-    # for sending a whole request, and between two requests of a connection
+    # for sending a whole request
     idle_timeout: float = 30.0
+    # between two requests of a connection: longer than the 60 s of load balancers, which must be the first to close
+    keep_alive: float = 75.0
     intervals: Intervals = Intervals()
 
     def __post_init__(self) -> None:
@@ -84,7 +86,7 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queue_per_key is not None and self.max_queue_per_key < 1:
             raise ValueError(f"max_queue_per_key must be at least 1, got {self.max_queue_per_key}")
-        for name in ("batch_delay", "min_free", "storage_wait", "grace", "sync_timeout", "idle_timeout"):
+        for name in ("batch_delay", "min_free", "storage_wait", "grace", "sync_timeout", "idle_timeout", "keep_alive"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("keep_for", "keep_bytes"):
@@ -103,7 +105,11 @@ class Settings:
     @property
     def database_url(self) -> str:
         """Returns the URL of the database of jobs: by default an SQLite file in the data folder."""
-        return self.database or f"sqlite:///{(self.data / 'jobs.sqlite').absolute()}"
+        from sqlalchemy.engine import URL
+
+        # the name of a folder may hold what a URL gives a meaning to
+        path = str((self.data / "jobs.sqlite").absolute())
+        return self.database or URL.create("sqlite", database=path).render_as_string(hide_password=False)
 
     @property
     def loopback(self) -> bool:

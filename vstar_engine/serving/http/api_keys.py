@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from vstar_engine.artifacts.text_file import read_text, unreadable
+
 ENVIRONMENT = "VSTAR_API_KEYS"
 # the owner of jobs on a server without keys
 LOCAL = "local"
@@ -37,13 +39,13 @@ class ApiKeys:
 
         ValueError for a file that is unreadable or readable by everyone, and for a key that is too short.
         """
-        lines = environ.get(ENVIRONMENT, "").replace(",", "\n").splitlines()
+        lines = environ.get(ENVIRONMENT, "").replace(",", "\n").split("\n")
         if file is not None:
             try:
-                lines += file.read_text().splitlines()
+                lines += read_text(file).split("\n")
                 mode = file.stat().st_mode
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"cannot read the keys in {file}: {error}") from error
+                raise ValueError(f"cannot read the keys in {file}: {unreadable(error)}") from error
             if mode & 0o007:
                 raise ValueError(f"every user of this machine can access the keys in {file}: chmod o-rwx {file}")
         owners: dict[str, str] = {}

@@ -31,7 +31,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 def build(service: Service, keys: ApiKeys) -> ASGIApp:
     """Builds the application of a service. The caller starts and closes the service."""
 
-    app = FastAPI(title="vstar-engine", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="vstar-engine", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.include_router(router)
     app.include_router(page.router)

@@ -19,7 +19,7 @@ class Connection(H11Protocol):
     """uvicorn's connection, which limits only the pause between two requests, with a limit for each request too.
 
     most: open connections. Beyond it the one closes whose client has been idle longest, or the newest if none is idle.
-    idle: seconds for a client to send a whole request, and between two requests.
+    idle: seconds for a client to send a whole request; uvicorn limits the pause between two.
     """
 
     most = Settings.max_connections
@@ -30,6 +30,9 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._blocked = False
         self._since = 0.0
+        following = self.conn.next_event
+        # a target with the scheme and host before its path, which a server must take too (RFC 9112, 3.2.2)
+        self.conn.next_event = lambda: _with_path_alone(following())  # type: ignore[method-assign]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -83,3 +86,13 @@ class Connection(H11Protocol):
         log.debug("closing a connection: %s", why)
         self.connections.discard(self)
         self.transport.abort()
+
+
+def _with_path_alone(event: Any) -> Any:
+    """Returns an event of h11 whose target has no scheme and host."""
+    if not isinstance(event, h11.Request) or not event.target.lower().startswith((b"http://", b"https://")):
+        return event
+    _, _, rest = event.target.partition(b"://")
+    _, slash, path = rest.partition(b"/")
+    target = slash + path or b"/"
+    return h11.Request(method=event.method, headers=event.headers, target=target, http_version=event.http_version)

@@ -12,12 +12,14 @@ from vstar_engine.serving.settings import LOOPBACK_NAMES, Settings
 from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .api_keys import LOCAL, METRICS, ApiKeys
+from .other_clients import our_path
 from .service import Caller
 
 # paths open without a key: they reveal nothing, and probes and browsers have none yet
 OPEN = ("/", "/livez", "/readyz", "/health")
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 LONGEST_KEY = 200
+WAY_IN = "start it with --keys FILE, or put a proxy before it that keeps Host and Origin"
 # requests for a video
 SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
 
@@ -32,6 +34,9 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
+        # no redirect, which behind a proxy would name this server's scheme and host
+        scope["path"] = our_path(scope["path"])
 
         async def reply(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -70,10 +75,20 @@ class AccessMiddleware:
         """Refuses other sites' pages on a server without keys: by origin, and by host against DNS rebinding."""
         host = headers.get("host", "")
         if self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
-            raise ApiError(403, "forbidden_host", "this server answers only to its loopback names", headers=FINAL)
+            raise ApiError(
+                403,
+                "forbidden_host",
+                f"a server without keys answers only to its loopback names, not {host[:80]!r}: {WAY_IN}",
+                headers=FINAL,
+            )
         origin = headers.get("origin")
         if origin is not None and _parts(origin).netloc != host:
-            raise ApiError(403, "forbidden_origin", "pages of other sites may not use this server", headers=FINAL)
+            raise ApiError(
+                403,
+                "forbidden_origin",
+                f"pages of other sites ({origin[:80]!r}) may not use a server without keys: {WAY_IN}",
+                headers=FINAL,
+            )
 
     def _check_length(self, headers: Mapping[str, str]) -> None:
         length = headers.get("content-length", "0")

@@ -12,6 +12,8 @@ from starlette.requests import Request
 
 from vstar_engine.serving.errors import ApiError, invalid
 
+from .other_clients import our_body, our_form
+
 DEEPEST = 32
 MOST_FIELDS = 256
 JSON_TYPE, FORM_TYPES = "application/json", ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -24,10 +26,10 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bool]:
         raise ApiError(415, "unsupported_encoding", "compressed bodies are not supported; leave out Content-Encoding")
     kind = request.headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
     if kind in FORM_TYPES:
-        return unflatten(await _form(request)), True
+        return our_body(unflatten(our_form(await _form(request)))), True
     if kind != JSON_TYPE:
         raise ApiError(415, "unsupported_media_type", f"a body is {JSON_TYPE} or {FORM_TYPES[0]}, got {kind[:80]!r}")
-    return parse_json(await request.body()), False
+    return our_body(parse_json(await request.body())), False
 
 
 async def _form(request: Request) -> list[tuple[str, str]]:
@@ -91,13 +93,13 @@ def _check(value: Any, depth: int) -> None:
         raise invalid("a text contains half of a surrogate pair, which UTF-8 cannot encode", code="invalid_body")
 
 
-def unflatten(fields: list[tuple[str, str]]) -> dict[str, Any]:
+def unflatten(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns the object of a form's fields, with names like `synopsis[]`, `tar[sigma][0]` and `synopsis[][text]`.
 
     The n-th `synopsis[][text]` belongs to the n-th object, in whatever order a client sends the fields.
     """
     content: dict[str, Any] = {}
-    columns: dict[str, dict[str, list[str]]] = {}  # lists of objects: their names' values, by the name of the list
+    columns: dict[str, dict[str, list[Any]]] = {}  # lists of objects: their names' values, by the name of the list
     for name, value in fields:
         parts = _parts(name)
         if "" not in parts[:-1]:

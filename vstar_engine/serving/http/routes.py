@@ -18,6 +18,7 @@ from vstar_engine.serving.jobs.events import CANCELLED
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
 from vstar_engine.serving.queue.stored_job import StoredJob
 
+from .other_clients import unknown_field
 from .request_body import read_body
 from .schema import CreateVideo, Deleted, RemixVideo, VideoList, VideoObject, VideoSettings
 from .service import Caller, Service
@@ -51,9 +52,10 @@ async def read(request: Request, kind: type[Body]) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(str(part) for part in first["loc"][:1]) or None
-        wrong = first["msg"].removeprefix("Value error, ")
+        strange = first["type"] == "extra_forbidden"
+        wrong = unknown_field(str(first["loc"][-1])) if strange else first["msg"].removeprefix("Value error, ")
         said = f"{param}: {wrong}" if param else wrong
-        raise invalid(said, param, "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value") from error
+        raise invalid(said, param, "unknown_field" if strange else "invalid_value") from error
 
 
 def answer(service: Service, stored: StoredJob, status: int = 200) -> JSONResponse:

@@ -152,6 +152,8 @@ def _shown_fields(place: str) -> Any:
         kind: Any = row.value_type if row.to_http is unchanged else str
         if place == STATE:
             kind = kind if row.path == "states" else kind | None
+        elif row.optional and row.to_http is unchanged:
+            kind = kind | None
         elif row.many:
             kind = list[kind]
         made[row.http_name] = (kind, ...)

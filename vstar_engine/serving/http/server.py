@@ -64,6 +64,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, service: Service):
         settings = service.settings
+        limits = {"most": settings.max_connections, "idle": settings.idle_timeout}
         super().__init__(
             uvicorn.Config(
                 app,
@@ -71,8 +72,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
-                http=type("Bounded", (Connection,), {"most": settings.max_connections, "idle": settings.idle_timeout}),
-                timeout_keep_alive=math.ceil(settings.idle_timeout),
+                http=type("Bounded", (Connection,), limits),
+                timeout_keep_alive=math.ceil(settings.keep_alive),
                 timeout_graceful_shutdown=LAST_ANSWERS,
             )
         )

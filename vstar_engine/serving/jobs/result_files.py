@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,19 @@ def owner_of(instance: str) -> str:
     return hashlib.sha256(instance.encode()).hexdigest()[:12]
 
 
+def without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Returns what made a video without this machine's folders, which are nobody's business: names and hashes stay."""
+    found = dict(provenance)
+    if loras := provenance.get("loras"):
+        found["loras"] = [{**one, "lora": Path(one["lora"]).name} for one in loras]
+    if isinstance(held := provenance.get("embeddings"), str):
+        found["embeddings"] = Path(held).name
+    return found
+
+
 def write(video: Video, folder: Path, id: str, owner: str) -> dict[str, Any]:
     """Writes a video's three files, the video last; returns the fields of `events.Done`. OutputError if a write fails."""
+    video = replace(video, provenance=without_folders(video.provenance))
     file, thumbnail, sheet = (folder / name for name in names(id))
     for path, picture in ((thumbnail, video.frames[len(video.frames) // 2]), (sheet, contact_sheet(video.frames))):
         with _synced(path, owner) as aside:

@@ -91,7 +91,11 @@ def prepare(path: Path) -> None:
     """Checks the database and sets WAL mode, which is permanent: writers then do not block readers."""
     connection = sqlite3.connect(path)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise sqlite3.OperationalError(
+                f"its disk keeps no write-ahead log (got {mode}), as network disks do not; use a local one"
+            )
         said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     finally:
         connection.close()

@@ -304,7 +304,11 @@ def sqlite_path(url: str) -> Path | None:
         parsed = make_url(url)
     except ArgumentError as error:
         raise StoreError("the database is a URL such as sqlite:///jobs.sqlite or postgresql://user@host/name") from error
-    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if not parsed.database or parsed.database == ":memory:":
+        raise StoreError("jobs are kept in a file or on a server: give sqlite:///jobs.sqlite or postgresql://user@host/name")
+    return Path(parsed.database)
 
 
 def _moment(milliseconds: int) -> str:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MODEL = "vstar_engine.serving.workers.engine_renderer:load"
 # the longest line in bytes: a batch of jobs with the longest texts
 LINE = 64 * 2**20
+PACKAGE_ROOT = Path(__file__).parents[3]
 DEFAULT_POLICY = BatchingPolicy()
 
 
@@ -41,8 +42,11 @@ class ProcessLink:
         result_files.sweep(self.folder, self.owner)
         ours, theirs = socket.socketpair()
         with theirs:
-            command = (sys.executable, "-m", "vstar_engine.serving.workers.worker", str(theirs.fileno()))
+            # -P: a module of the folder that the server was started in is not the child's
+            command = (sys.executable, "-P", "-m", "vstar_engine.serving.workers.worker", str(theirs.fileno()))
             environment = threads.environment({**os.environ, **self.environment})
+            paths = [environment.get("PYTHONPATH"), str(PACKAGE_ROOT)]
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
             self.child = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment
             )
