@@ -16,17 +16,31 @@ KILLS ?= 1000
 SOAK ?= 30
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-slow test-reliability openai-clients check docs bench bench-builds bench-publish clean
+.PHONY: demo test test-core test-interpreter test-slow test-reliability openai-clients check docs bench bench-builds bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
 
-test: $(TESTED) check
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+# what is slow by nature (full matrices, kills, disks, clocks, Ray, browsers) has targets of its own
+QUICK = not slow and not reliability
+# the kernels' tests in Triton's interpreter, which reads its variable where a kernel is defined: a process of their own
+INTERPRETER = TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist worksteal
+
+test: $(TESTED) check test-interpreter
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$(QUICK)"
+
+# the rooms that a change of the method touches: about three minutes on two quiet cores
+test-core: $(TESTED)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(QUICK)" \
+		$(addprefix tests/,config prompting networks sampling weights kernels engine)
+
+test-interpreter: $(TESTED)
+	$(INTERPRETER) -m "not slow" tests/kernels/test_*_triton.py
 
 # VSTAR_RTX=1 adds those of TensorRT for RTX, whose proprietary wheels they install into a scratch folder
 test-slow: $(TESTED)
 	.venv/bin/python -m pytest -q -m slow
+	$(INTERPRETER) -m slow tests/kernels/test_*_triton.py
 
 # the client of another generation, which sends JSON where the newest sends forms; for tests alone
 openai-clients: build/openai-2.24.0

@@ -30,8 +30,8 @@ MIB = 2**20
 def identity(settings: Settings, weights: Weights) -> dict[str, object]:
     """Returns what will be in the manifest; MissingLibrary where the back end's library is absent."""
     options = builder_named(settings.backend).options(settings)
-    machine = backend_named(settings.backend).machine(settings.device, options)
-    return settings.identity(weights.fingerprint(), machine, options)
+    requirements = backend_named(settings.backend).requirements(settings.device, options)
+    return settings.identity(weights.fingerprint(), requirements, options)
 
 
 def place(settings: Settings, weights: Weights, out: Path | None) -> Path:
@@ -47,11 +47,11 @@ def build(
     report: Report = print,
     source: BuiltEngine | None = None,
 ) -> BuiltEngine:
-    """Builds an engine, or gives the one that is there already and was shaped by the same.
+    """Builds an engine, or returns the existing one if it has the same identity.
 
-    With a `source` that was built for it, its weights are swapped instead. `report` hears a line for each stage. Raises
-    OutputError where the folder cannot be written, is no engine, or holds another one and `force` is off; nothing that looks
-    finished is left behind then.
+    With a `source` that was built for it, its weights are swapped instead. `report` is called with a line for each stage.
+    Raises OutputError where the folder cannot be written, is not an engine, or holds another one and `force` is off; then no
+    folder that looks finished is left behind.
     """
     wanted, folder = identity(settings, weights), place(settings, weights, out)
     if out is None:
@@ -129,7 +129,7 @@ def _make_root(root: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, report: Report) -> Iterator[None]:
-    """Lets one build at a time write a folder; a second one says so and waits."""
+    """Locks a folder for one build at a time; a second build reports that it waits."""
     path = folder.absolute().parent / f".{folder.name}.lock"
     handle = _lock(path, folder, report)
     try:

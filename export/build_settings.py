@@ -1,4 +1,4 @@
-"""What shapes an engine: settings that are checked once and become the identity in its manifest."""
+"""The settings of a build, checked once; they become the identity in the engine's manifest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -129,7 +129,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build will take, roughly: seconds, bytes on disk and bytes of memory; and what that rests on."""
+    """A rough estimate of a build: seconds, bytes on disk, bytes of memory, and the measurement behind it."""
 
     seconds: float
     disk: int

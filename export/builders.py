@@ -26,12 +26,12 @@ PATIENCE = 5.0
 
 
 def silent(line: str) -> None:
-    """A report that nobody hears."""
+    """Ignores progress reports."""
 
 
 @contextmanager
 def alive(report: Report, step: str, patience: float = PATIENCE) -> Iterator[None]:
-    """Announces a step that says nothing itself, and again every few seconds how long it has taken, from a thread."""
+    """Reports a silent step and, from a thread, every few seconds the time that it has taken."""
     report(step)
     start, over = time.monotonic(), Event()
 

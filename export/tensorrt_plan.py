@@ -74,7 +74,7 @@ def _failed(what: str, said: list[str]) -> ExportError:
 
 
 def parse(trt: Any, builder: Any, logger: Any, path: Path) -> tuple[Any, Any]:
-    """Parses a file into a strongly typed network; gives it and its parser, which must outlive it."""
+    """Parses a file into a strongly typed network; returns it with its parser, which must outlive it."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
@@ -173,7 +173,7 @@ def inspect(trt: Any, logger: Any, plan: Any) -> int:
 def build_plan(
     trt: Any, onnx: Path, out: Path, plan: Plan, plugins: int, report: Callable[[str], None], inspected: bool = False
 ) -> dict[str, Any]:
-    """Builds `onnx`, whose `plugins` nodes must each become a plugin layer, into `out`; gives facts for a manifest.
+    """Builds `onnx`, whose `plugins` nodes must each become a plugin layer, into `out`; returns facts for a manifest.
 
     Raises ExportError with TensorRT's own words where a step fails. `inspected` counts again in the engine.
     """

@@ -9,7 +9,7 @@ from vstar_engine.errors import EngineError
 
 
 def refit_plan(trt: Any, plan: Path, onnx: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:
-    """Writes `plan` with the weights of `onnx` to `out`; gives facts for a manifest.
+    """Writes `plan` with the weights of `onnx` to `out`; returns facts for a manifest.
 
     TensorRT's own parser maps the file's tensors to those of the engine, which may be folded or laid out anew. Raises
     EngineError for a plan that was not built for it, or where weights are missing.

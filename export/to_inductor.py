@@ -38,14 +38,14 @@ TRACED_TEXTS = 3
 
 
 class TextsAxis(nn.Module):
-    """The UNet on contexts (texts, B, T, L, C): what comes before a video's first text is computed once for all of them."""
+    """The UNet on contexts (texts, B, T, L, C); what precedes the first cross-attention runs once for all texts of a video."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-        # else every input has a batch of its own until something compares them, and no number of texts follows from them
+        # without these checks every input has a batch symbol of its own, and the number of texts cannot be derived
         for other in (timestep, context[0], fps, tar):
             torch._check(other.shape[0] == latents.shape[0])
         return self.module(latents, timestep, context.flatten(0, 1), fps, tar)
@@ -64,12 +64,12 @@ def with_texts_axis(network: Network) -> Network:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Returns what else shapes a package: nothing."""
+    """Returns further options that determine a package: none."""
     return {}
 
 
 def estimate(settings: Settings) -> Estimate:
-    """Guesses what a build takes: the weights a few times over, and the compilers."""
+    """Estimates a build: the weights a few times over, and the compilers."""
     module = unet(settings.spec.unet, settings.dtype).module
     weights = sum(p.nbytes for p in module.parameters())
     seconds = MODULE_SECONDS * len(list(module.modules()))
@@ -112,7 +112,7 @@ class Package(io.FileIO):
     fault: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Writes all of it, or says so."""
+        """Writes all of the data; a failure is kept in `fault`."""
         rest = memoryview(data)
         try:
             while rest and self.fault is None:

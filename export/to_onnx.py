@@ -82,7 +82,7 @@ def estimate_of(*networks: Network) -> Estimate:
 
 
 def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, report: Report) -> dict[str, Any]:
-    """Writes the three networks into `folder`; gives their facts."""
+    """Writes the three networks into `folder`; returns their facts."""
     spec, dtype = settings.spec, settings.dtype
     networks = {
         "unet": unet(spec.unet, dtype, settings.cells),
@@ -108,10 +108,10 @@ def check_format(dtype: torch.dtype, opset: int) -> None:
 def write(
     network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET, report: Report = silent
 ) -> dict[str, Any]:
-    """Writes a network and, beside it in `<path>.data`, its weights; gives the manifest's facts.
+    """Writes a network and, beside it in `<path>.data`, its weights; returns the manifest's facts.
 
-    `report` hears how far a long writing is. Raises ValueError for a dtype or opset that cannot be, CheckpointError for weights
-    that do not fit, ExportError for a graph that did not come out as it must.
+    `report` is called with the progress of a long write. Raises ValueError for an unsupported dtype or opset, CheckpointError
+    for weights that do not fit, ExportError for a graph that fails its checks.
     """
     dtype = next(network.module.parameters()).dtype
     check_format(dtype, opset)
@@ -232,7 +232,7 @@ def facts(network: Network, model: ir.Model) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps from users what the exporter says of libraries it does not find and of its own old habits."""
+    """Silences the exporter's notices of missing optional libraries and its own deprecation warnings."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

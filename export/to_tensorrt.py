@@ -114,7 +114,7 @@ def _timing_cache(trt: Any, device: torch.device) -> Path:
 def refit(
     settings: Settings, artifact: BuiltEngine, weights: Mapping[str, Tensor], folder: Path, report: Report
 ) -> dict[str, Any]:
-    """Writes the artifact's plan with other weights of the same shapes into `folder` without a build; gives the facts of both.
+    """Writes the engine's plan with other weights of the same shapes into `folder` without a build; returns the facts.
 
     Raises EngineError for a plan that was not built for it, or that the weights do not fit.
     """

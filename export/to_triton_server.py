@@ -61,7 +61,7 @@ def config(name: str, file: str, runtime: str, facts: Mapping[str, Any], cuda: b
 
 
 def write(artifact: BuiltEngine, weights: Mapping[str, Tensor], out: Path, force: bool, report: Report) -> list[str]:
-    """Writes the repository; gives what the server must be told beside where it is.
+    """Writes the repository; returns the server options that it needs besides its path.
 
     Raises EngineError for an engine that Triton cannot serve, ValueError where its plugin's library is not there.
     """

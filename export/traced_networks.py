@@ -1,4 +1,4 @@
-"""What an exporter traces: the UNet, the decoder and the text tower without data, with the axes that stay free."""
+"""The networks that an exporter traces: UNet, decoder and text tower without data, with their dynamic axes."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +31,7 @@ class FrameDecoder(Vae):
 
 @dataclass(frozen=True)
 class Network:
-    """What is traced: a module without data, stand-ins for its inputs, their dynamic axes, and its output's name and axes.
+    """A network to trace: a module without data, example inputs, their dynamic axes, and its output's name and axes.
 
     `prefix` is that of its official names; `attentions` counts its temporal attentions.
     """

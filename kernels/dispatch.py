@@ -1,4 +1,4 @@
-"""Which tensors Triton's kernels serve, and when an op gives way to PyTorch's own operators."""
+"""Which tensors Triton's kernels compute, and when an op is traced as PyTorch's own operators."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def triton_serves(x: Tensor) -> bool:
-    """Returns whether Triton computes on x: on a GPU, and to be tested also on the CPU, in Triton's interpreter."""
+    """Returns whether Triton computes on x: on a GPU or, for tests, in Triton's interpreter on the CPU."""
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     return x.dtype != torch.float64 and (x.is_cuda or interpreting)
 
@@ -19,7 +19,7 @@ _kept = False
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """What is traced meanwhile keeps the project's ops: for a package, which runs where they are registered."""
+    """Keeps the project's ops in graphs traced inside the block: a package runs where they are registered."""
     global _kept
     _kept = True
     try:
@@ -29,5 +29,5 @@ def kept() -> Iterator[None]:
 
 
 def decomposed() -> bool:
-    """Returns whether a graph is being traced which shall hold PyTorch's own operators alone."""
+    """Returns whether a graph is being traced that must hold PyTorch's own operators alone."""
     return torch.compiler.is_compiling() and not _kept

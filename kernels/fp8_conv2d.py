@@ -2,9 +2,9 @@
 
     out = conv(x, weight) * step * scale + bias
 
-Images and kernel are channels-last, (N, H, W, C) and (O, kh, kw, C). PyTorch multiplies matrices in FP8 but has no convolution
-in it, and to write every window of an image out as a row of a matrix would move 9 times the image for a 3x3 kernel. On a GPU a
-Triton kernel reads the windows where they lie. Elsewhere PyTorch convolves the same values in float32, which holds them all.
+Images and kernel are channels-last, (N, H, W, C) and (O, kh, kw, C). PyTorch has FP8 products of matrices but no FP8
+convolution, and unfolding an image into a matrix moves it 9 times for a 3x3 kernel. On a GPU a Triton kernel reads the windows
+in place. Elsewhere PyTorch convolves the same values in float32, which holds every e4m3 number.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from .problems import E4M3, Fp8ConvProblem, schema
 
 
 def conv_e4m3_ref(problem: Fp8ConvProblem) -> Tensor:
-    """Computes the definition, in float32 or, with a bias in it, float64."""
+    """Computes the definition in float32, or in float64 where the bias is."""
     x, weight, step, scale, bias, stride, padding = problem
     wide = torch.promote_types(bias.dtype, torch.float32)
     images, kernel = (tensor.to(wide).movedim(-1, 1) for tensor in (x, weight))
@@ -35,23 +35,23 @@ def _checked(problem: Fp8ConvProblem) -> Fp8ConvProblem:
     x, weight, step, scale, bias, stride, padding = problem
     if x.dim() != 4 or weight.dim() != 4 or x.shape[-1] != weight.shape[-1] or bias.shape != weight.shape[:1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias))
-        raise ValueError(f"x (N, H, W, C), weight (O, kh, kw, C) and bias (O,) are wanted, got {shapes}")
+        raise ValueError(f"x, weight and bias must be (N, H, W, C), (O, kh, kw, C) and (O,), got {shapes}")
     if x.dtype != E4M3 or weight.dtype != E4M3:
-        raise ValueError(f"x and weight are wanted in e4m3, got {x.dtype} and {weight.dtype}")
+        raise ValueError(f"x and weight must be {E4M3}, got {x.dtype} and {weight.dtype}")
     for factor in (step, scale):
         if factor.shape != () or factor.dtype != torch.float32:
-            raise ValueError(f"step and scale are float32 numbers on x's device, got {factor.dtype} {tuple(factor.shape)}")
+            raise ValueError(f"step and scale must be float32 scalars, got {factor.dtype} {tuple(factor.shape)}")
     if stride < 1 or len(padding) != 2 or min(padding) < 0:
-        raise ValueError(f"a stride from 1 up and two paddings from 0 up are wanted, got {stride} and {list(padding)}")
+        raise ValueError(f"stride must be at least 1 and padding two numbers from 0 up, got {stride} and {list(padding)}")
     if min(problem.out_shape[1:3]) < 1 or x.numel() == 0:
         raise ValueError(
-            f"nothing is left of {tuple(x.shape)} by a kernel {tuple(weight.shape[1:3])}, padded by {list(padding)}"
+            f"x {tuple(x.shape)}, padded by {list(padding)}, must not be smaller than the kernel {tuple(weight.shape[1:3])}"
         )
     return problem
 
 
 def candidates(problem: Fp8ConvProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
-    """Returns the launch table's tiles by name."""
+    """Returns a launch for each tile of the table, by name."""
     # imported here: a machine without Triton computes on its CPU
     from vstar_engine.kernels.gpu.fp8_conv2d import conv_e4m3_triton, tiles
 

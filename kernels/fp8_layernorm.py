@@ -1,8 +1,7 @@
-"""A layer norm whose rows go on in FP8: normed, divided by a step, cut to e4m3's range and rounded, in one go.
+"""A layer norm fused with rounding to FP8: norm, divide by a step, clamp to e4m3's range, round.
 
-As operators the norm writes its rows in the network's dtype for `to_e4m3` to read again: 7 bytes a half-precision value, here
-3. A program of the Triton kernel holds whole rows; in the product behind it they would be normed and rounded again for every
-tile beside another, by arithmetic that is not small against FP8's.
+As separate operators these move 7 bytes a half-precision value, here 3. A program of the Triton kernel holds whole rows. The
+norm is not fused into the product that follows: there every tile of columns would norm and round the same rows again.
 """
 
 import torch
@@ -21,7 +20,7 @@ def norm_e4m3_ref(x: Tensor, gain: Tensor, shift: Tensor, eps: float, step: Tens
 
 @torch.library.custom_op("vstar::norm_e4m3", mutates_args=())
 def norm_e4m3(x: Tensor, gain: Tensor, shift: Tensor, eps: float, step: Tensor) -> Tensor:
-    """Norms rows of x (..., width) with gain and shift (width,), and rounds them / step, a power of two, to e4m3."""
+    """Norms rows of x (..., width) by gain and shift (width,), divides by step, a power of two, and rounds to e4m3."""
     _check(x, gain, shift, step)
     if triton_serves(x):
         # imported here: a machine without Triton computes on its CPU
@@ -42,6 +41,6 @@ def _(x: Tensor, gain: Tensor, shift: Tensor, eps: float, step: Tensor) -> Tenso
 def _check(x: Tensor, gain: Tensor, shift: Tensor, step: Tensor) -> None:
     if not x.dim() or gain.shape != x.shape[-1:] or shift.shape != x.shape[-1:]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, gain, shift))
-        raise ValueError(f"x (..., width), gain and shift (width,) are wanted, got {shapes}")
+        raise ValueError(f"x, gain and shift must be (..., width), (width,) and (width,), got {shapes}")
     if step.shape != () or step.dtype != torch.float32:
-        raise ValueError(f"the step is a float32 number on x's device, got {step.dtype} {tuple(step.shape)}")
+        raise ValueError(f"step must be a float32 scalar, got {step.dtype} {tuple(step.shape)}")

@@ -2,10 +2,10 @@
 
     out = e4m3(x / step) @ weight.T * step * scale + bias + residual    or    out = value * gelu(gate), (value, gate) = the same
 
-PyTorch multiplies in FP8 what another operator rounded, and writes what the next ones read for the gate and the residual. On a
-GPU in half precision a Triton kernel that rounds, and ends in both, runs where it was timed to be faster. Elsewhere PyTorch's
-product runs, and the GEGLU of `geglu.py`. Rows that are normed are rounded with their norm (`fp8_layernorm.py`), and what only
-another FP8 layer reads, as between those of a feed-forward, is rounded where it is made.
+In PyTorch rounding, the FP8 product, the gate and the residual are separate passes. In half precision on a GPU each shape is
+timed once: those passes run, or a Triton kernel that fuses them. Elsewhere PyTorch's product and the GEGLU of `geglu.py` run. A
+layer norm rounds its own result (`fp8_layernorm.py`). A result that only another FP8 layer reads is rounded before it is
+written.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ PYTORCH = "PyTorch"
 
 
 def linear_e4m3_ref(problem: Fp8LinearProblem) -> Tensor:
-    """Computes the definition: the product in float32 or, for float64, in that."""
+    """Computes the definition, with the product in float32, or in float64 for float64."""
     x, weight, step, scale, bias, residual, gate, then, dtype = problem
     wide = torch.promote_types(dtype, torch.float32)
     rows = to_e4m3_ref(x, step) if problem.rounds else x
@@ -41,14 +41,14 @@ def linear_e4m3_ref(problem: Fp8LinearProblem) -> Tensor:
 
 def product(rows: Tensor, weight: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Multiplies e4m3 rows (n, in) by an e4m3 weight (out, in), times both scales, and adds the bias."""
-    # cuBLAS adds a bias in half precision only; else in place: a copy of the feed-forward's eight widths would be the peak
+    # cuBLAS adds a bias in half precision only; else it is added in place, as a copy of the hidden values would be the peak
     within = None if dtype == torch.float32 else bias
     out = torch._scaled_mm(rows, weight.t(), scale_a=step, scale_b=scale, bias=within, out_dtype=dtype)
     return out if bias is None or within is not None else out.add_(bias)
 
 
 def unfused(problem: Fp8LinearProblem) -> Tensor:
-    """Computes by PyTorch's product, the rounding, the gate and the residual in passes of their own."""
+    """Computes by PyTorch's product; the rounding, the gate and the residual are separate passes."""
     x, weight, step, scale, bias, residual, gate, then, dtype = problem
     rows = (to_e4m3(x, step) if problem.rounds else x).reshape(-1, x.shape[-1])
     out = product(rows, weight, step, scale, bias, dtype).unflatten(0, x.shape[:-1])
@@ -61,22 +61,21 @@ def unfused(problem: Fp8LinearProblem) -> Tensor:
 def _checked(problem: Fp8LinearProblem) -> Fp8LinearProblem:
     x, weight, step, scale, _, residual, gate, then, _ = problem
     if weight.dim() != 2 or weight.dtype != E4M3:
-        raise ValueError(f"a weight (out, in) in e4m3 is wanted, got {weight.dtype} {tuple(weight.shape)}")
-    if x.shape[-1:] != weight.shape[1:] or (gate and weight.shape[0] % 2):
-        raise ValueError(
-            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
-            f"{tuple(x.shape)} and {weight.shape[0]}"
-        )
+        raise ValueError(f"weight must be (out, in) {E4M3}, got {tuple(weight.shape)} {weight.dtype}")
+    if x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(f"x must be (..., {weight.shape[1]}), got {tuple(x.shape)}")
+    if gate and weight.shape[0] % 2:
+        raise ValueError(f"a gated weight must have an even number of rows, got {weight.shape[0]}")
     for factor in (step, scale, step if then is None else then):
         if factor.shape != () or factor.dtype != torch.float32:
-            raise ValueError(f"steps and scale are float32 numbers on x's device, got {factor.dtype} {tuple(factor.shape)}")
+            raise ValueError(f"steps and scale must be float32 scalars, got {factor.dtype} {tuple(factor.shape)}")
     if residual is not None and residual.shape != problem.out_shape:
-        raise ValueError(f"a residual {problem.out_shape} is wanted, got {tuple(residual.shape)}")
+        raise ValueError(f"residual must be {problem.out_shape}, got {tuple(residual.shape)}")
     return problem
 
 
 def candidates(problem: Fp8LinearProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
-    """Returns the implementations for a GPU by name, PyTorch's first; alone where cuBLAS does itself what is around."""
+    """Returns the implementations for a GPU by name, PyTorch's first; it is the only one for a plain product with a bias."""
     problem = problem._replace(weight=problem.weight.contiguous())
     found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(unfused, problem)}
     spared = problem.rounds or problem.residual is not None or problem.gate or problem.then is not None
@@ -106,8 +105,8 @@ def _(*given: Any) -> Tensor:
 
 
 def linear_e4m3(problem: Fp8LinearProblem) -> Tensor:
-    """Multiplies x (..., in), of `dtype` or rounded, by weight (out, in); adds bias (out,) and a residual; or gates by halves.
+    """Rounds x (..., in), multiplies by weight (out, in), and adds bias (out,) and residual, or applies GEGLU.
 
-    The result is of `dtype` or, with the step of an FP8 layer that is next, rounded for it.
+    The result has `dtype` or, where `then` gives the step of the next FP8 layer, is rounded to e4m3 for it.
     """
     return torch.ops.vstar.linear_e4m3(*problem)

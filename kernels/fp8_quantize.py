@@ -1,7 +1,7 @@
-"""Rounding to FP8 (e4m3): x / step, cut to e4m3's range, rounded to the nearest, in one go.
+"""Rounding to FP8 (e4m3): divide by a step, clamp to e4m3's range, round to the nearest.
 
-PyTorch divides, cuts and rounds by three operators, each reading and writing all of x: 11 bytes a half-precision value, here 3.
-A program of the Triton kernel takes a block of neighbouring values. GPUs before compute capability 8.9 have no such numbers.
+PyTorch's three operators move 11 bytes a half-precision value, the fused kernel 3. A program of the Triton kernel takes a block
+of neighbouring values. FP8 needs compute capability 8.9 or newer.
 """
 
 import torch
@@ -14,14 +14,14 @@ LARGEST = torch.finfo(E4M3).max
 
 
 def to_e4m3_ref(x: Tensor, step: Tensor) -> Tensor:
-    """Computes the definition; `step`, a power of two, divides without loss in any dtype."""
+    """Computes the definition; division by `step`, a power of two, is exact in any dtype."""
     return (x / step.to(x.dtype)).clamp(-LARGEST, LARGEST).to(E4M3)
 
 
 @torch.library.custom_op("vstar::to_e4m3", mutates_args=())
 def _to_e4m3(x: Tensor, step: Tensor) -> Tensor:
     if step.shape != () or step.dtype != torch.float32:
-        raise ValueError(f"the step is a float32 number on x's device, got {step.dtype} {tuple(step.shape)}")
+        raise ValueError(f"step must be a float32 scalar, got {step.dtype} {tuple(step.shape)}")
     x = x.contiguous()
     if triton_serves(x):
         # imported here: a machine without Triton computes on its CPU
@@ -37,5 +37,5 @@ def _(x: Tensor, step: Tensor) -> Tensor:
 
 
 def to_e4m3(x: Tensor, step: Tensor) -> Tensor:
-    """Rounds x / step to e4m3, contiguous, shaped like x; while a compiler traces, by standard operators."""
+    """Rounds x / step to e4m3, contiguous and shaped like x; under a compiler, by standard operators."""
     return to_e4m3_ref(x, step) if torch.compiler.is_compiling() else torch.ops.vstar.to_e4m3(x, step)

@@ -1,9 +1,8 @@
 """GEGLU: value * gelu(gate) of (..., 2 * inner) halves, values first, by the exact GELU.
 
-As two operators PyTorch reads the gates, writes their GELU, and reads both to multiply. Here each half is read once and the
-product written: 3 instead of 5 passes over (..., inner). Arithmetic is in float32 whatever the dtype.
-A program of the Triton kernel takes a block of neighbouring columns of one row. While a compiler traces, the definition itself
-is traced: compilers fuse it, and exported graphs hold standard operators alone.
+PyTorch's two operators make 5 passes over (..., inner), the fused kernel 3: it reads each half and writes the product.
+Arithmetic is in float32, or wider for float64. A program of the Triton kernel takes a block of neighbouring columns of one row.
+While a compiler traces, the definition itself is traced: compilers fuse it, and exported graphs hold standard operators alone.
 """
 
 from typing import Any
@@ -35,7 +34,7 @@ def _compute(x: Tensor) -> Tensor:
 @torch.library.custom_op("vstar::geglu", mutates_args=())
 def _geglu(x: Tensor) -> Tensor:
     if x.dim() < 1 or x.shape[-1] % 2 or x.numel() == 0:
-        raise ValueError(f"GEGLU takes (..., 2 * inner) values and gates, not empty, got {tuple(x.shape)}")
+        raise ValueError(f"x must be (..., 2 * inner), values then gates, and not empty, got {tuple(x.shape)}")
     return _compute(x)
 
 

@@ -38,9 +38,9 @@ def _compute(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, s
 
 def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
     if x.dim() < 2 or x.numel() == 0:
-        raise ValueError(f"x must be (N, C, ...), not empty, got {tuple(x.shape)}")
+        raise ValueError(f"x must be (N, C, ...) and not empty, got {tuple(x.shape)}")
     if groups < 1 or x.shape[1] % groups:
-        raise ValueError(f"{x.shape[1]} channels do not make {groups} groups")
+        raise ValueError(f"groups must divide the {x.shape[1]} channels, got {groups}")
     if weight.shape != x.shape[1:2] or bias.shape != x.shape[1:2]:
         shapes = f"{tuple(weight.shape)}, {tuple(bias.shape)}"
         raise ValueError(f"weight and bias must be ({x.shape[1]},), got {shapes}")

@@ -1,9 +1,9 @@
-"""Guidance and the sampler's update: e = e_u + w (e_c - e_u), the finished latents that it implies, and the next latents.
+"""Guidance and the sampler's update: e = e_u + w (e_c - e_u), the clean latents that it implies, and the next latents.
 
-By PyTorch's operators this is a dozen passes over the latents; here predictions, latents and fresh noise are read once and both
-answers written. Arithmetic is in the latents' dtype whatever the predictions'. A program of the Triton kernel takes a block of
-neighbouring values of one video, whose coefficients are its own. On a CPU the definition serves: beside the network the update
-is less than a thousandth of a step there.
+By PyTorch's operators this is a dozen passes over the latents. Here predictions, latents and fresh noise are read once, and
+both results are written once. Arithmetic is in the latents' dtype, whatever the predictions' dtype. A program of the Triton
+kernel takes a block of neighbouring values of one video and that video's coefficients. On a CPU the definition runs: beside the
+network the update is less than a thousandth of a step there.
 """
 
 import torch
@@ -30,14 +30,14 @@ def guided_step_ref(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: T
 def _guided_step(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     videos = len(latents)
     if eps.shape[1:] != latents.shape[1:] or len(eps) < videos:
-        raise ValueError(f"predictions are {videos} or more like the latents {tuple(latents.shape)}, got {tuple(eps.shape)}")
+        raise ValueError(f"eps must be {videos} or more like the latents {tuple(latents.shape)}, got {tuple(eps.shape)}")
     if plain.shape != (videos,) or plain.dtype != torch.int64:
-        raise ValueError(f"plain names a prediction for each of {videos} videos, int64, got {plain.dtype} {tuple(plain.shape)}")
+        raise ValueError(f"plain must be ({videos},) torch.int64, got {tuple(plain.shape)} {plain.dtype}")
     if coefficients.shape != (videos, len(COEFFICIENTS)) or coefficients.dtype != latents.dtype:
-        wanted = f"coefficients are ({videos}, {len(COEFFICIENTS)}) {latents.dtype}"
+        wanted = f"coefficients must be ({videos}, {len(COEFFICIENTS)}) {latents.dtype}"
         raise ValueError(f"{wanted}, got {tuple(coefficients.shape)} {coefficients.dtype}")
     if noise.shape != latents.shape or noise.dtype != latents.dtype:
-        raise ValueError(f"noise is {tuple(latents.shape)} {latents.dtype}, got {tuple(noise.shape)} {noise.dtype}")
+        raise ValueError(f"noise must be {tuple(latents.shape)} {latents.dtype}, got {tuple(noise.shape)} {noise.dtype}")
     if triton_serves(latents):
         # imported here: a machine without Triton computes on its CPU
         from vstar_engine.kernels.gpu.guided_step import guided_step_triton
@@ -52,11 +52,11 @@ def _(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: 
 
 
 def guided_step(latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes each video a step further: (latents, finished latents), like `latents` (B, ...).
+    """Takes each video one step further; returns the next and the clean latents, both like `latents` (B, ...).
 
-    eps (B or more, ...): row i is the conditional prediction of video i, row plain[i] the unconditional one; plain[i] = i
-    without guidance. coefficients (B, 8) as COEFFICIENTS names them, in the latents' dtype; noise like latents. Gradients take
-    the definition.
+    eps (B or more, ...) holds predictions: row i is video i's conditional one, row plain[i] its unconditional one, where
+    plain[i] = i disables guidance. coefficients (B, 8), in the latents' dtype, are named by COEFFICIENTS; noise is like the
+    latents. With gradients the definition runs.
     """
     given = latents, eps, plain, coefficients, noise
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)

@@ -2,10 +2,10 @@
 
     out = x @ weight.T + bias + residual            or            out = value * gelu(gate), (value, gate) = x @ weight.T + bias
 
-PyTorch's norm writes what the product reads again, and so does the product for what is behind it. In float32 on a CPU rows are
-normed into the cache, and the rest is added where the sums still are. On a GPU in half precision cuBLAS's product is hard to
-beat, and a Triton kernel spares the passes around it: each shape is timed once, and the faster one runs. Elsewhere, and with
-gradients, the definition runs: PyTorch's own product, and the GEGLU of `geglu.py`.
+In PyTorch the norm, the product, the residual and the gate each write a tensor that the next one reads. In float32 on a CPU the
+C++ library norms rows into the cache and adds bias and residual to the sums in registers. In half precision on a GPU each shape
+is timed once: cuBLAS with separate passes runs, or a Triton kernel that fuses them. Elsewhere, and with gradients, PyTorch's
+own product and the GEGLU of `geglu.py` run.
 """
 
 from collections.abc import Callable
@@ -31,17 +31,17 @@ PYTORCH = "PyTorch"
 
 
 def normed(x: Tensor, norm: LayerNorm | None) -> Tensor:
-    """Norms the rows of x, where there is a norm."""
+    """Returns x, its rows normed where a norm is given."""
     return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
 
 
 def linear_ref(problem: LinearProblem) -> Tensor:
-    """Computes the definition."""
+    """Computes the definition by PyTorch's operators."""
     return _in_passes(problem, geglu_ref)
 
 
 def unfused(problem: LinearProblem) -> Tensor:
-    """Computes by PyTorch's product, the norm, the gate and the residual in passes of their own."""
+    """Computes by PyTorch's product; the norm, the gate and the residual are separate passes."""
     return _in_passes(problem, geglu)
 
 
@@ -53,7 +53,7 @@ def _in_passes(problem: LinearProblem, gate: Callable[[Tensor], Tensor]) -> Tens
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Returns whether the CPU's kernels compute layers over x."""
+    """Returns whether the C++ library computes layers over x."""
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
     return ours and not decomposed() and library.serves(x)
 
@@ -65,19 +65,18 @@ def on_gpu(x: Tensor) -> bool:
 
 def _checked(problem: LinearProblem) -> LinearProblem:
     x, weight = problem.x, problem.weight
-    if x.shape[-1] != weight.shape[1] or (problem.gate and weight.shape[0] % 2):
-        raise ValueError(
-            f"x (..., {weight.shape[1]}) and, to gate, an even number of features are wanted, got "
-            f"{tuple(x.shape)} and {weight.shape[0]}"
-        )
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x must be (..., {weight.shape[1]}), got {tuple(x.shape)}")
+    if problem.gate and weight.shape[0] % 2:
+        raise ValueError(f"a gated weight must have an even number of rows, got {weight.shape[0]}")
     return problem
 
 
 def candidates(problem: LinearProblem, arch: int) -> dict[str, Callable[[], Tensor]]:
     """Returns the implementations for a GPU by name, PyTorch's first.
 
-    PyTorch's alone serve products with nothing around them but a bias, which cuBLAS adds itself, rows that 16-byte accesses
-    or the kernel of the moments do not take whole, and GPUs older than the launch table.
+    PyTorch is the only one for a product with at most a bias, which cuBLAS adds itself, for features that are no multiple of
+    MULTIPLE, for normed rows longer than a program holds, and for GPUs older than the launch table.
     """
     found: dict[str, Callable[[], Tensor]] = {PYTORCH: partial(unfused, problem)}
     spared = problem.gain is not None or problem.residual is not None or problem.gate
@@ -112,7 +111,7 @@ def _(*given: Any) -> Tensor:
 
 
 def linear(problem: LinearProblem) -> Tensor:
-    """Multiplies x (..., in), normed, by weight (out, in); adds bias (out,) and a residual; or gates one half by the other."""
+    """Norms x (..., in), multiplies by weight (out, in), and adds bias (out,) and residual, or applies GEGLU."""
     x = problem.x
     if on_cpu(x) or on_gpu(x):
         compute = _on_cpu if x.device.type == "cpu" and library.unwatched(x) else torch.ops.vstar.linear
@@ -123,14 +122,14 @@ def linear(problem: LinearProblem) -> Tensor:
 def feed_forward(
     x: Tensor, first: tuple[Tensor, Tensor | None], second: tuple[Tensor, Tensor | None], norm: LayerNorm
 ) -> Tensor:
-    """Adds to x (..., width) what two layers, each (weight, bias), make of it, normed; the first gates.
+    """Returns x + second(geglu(first(norm(x)))) for x (..., width) and two layers, each (weight, bias).
 
-    In one go what the first makes, four times as wide as x, never leaves the cache.
+    On a CPU both run block by block of rows, so that the hidden values, four times as wide as x, stay in the cache.
     """
     width, inner = second[0].shape
     if x.shape[-1] != width or first[0].shape != (2 * inner, width):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, first[0], second[0]))
-        raise ValueError(f"x (..., width), weights (2 * inner, width) and (width, inner) are wanted, got {shapes}")
+        raise ValueError(f"x and weights must be (..., width), (2 * inner, width), (width, inner), got {shapes}")
     if on_cpu(x) and library.unwatched(x):
         one, two = ((weight.contiguous(), bias) for weight, bias in (first, second))
         return calls.feed_forward(x.contiguous(), one, two, norm)

@@ -1,4 +1,4 @@
-"""The arguments of the larger ops, each written once: the op, its schema, its definition and its launchers share a problem."""
+"""The arguments of the larger ops, each written once, for the op, its schema, its definition and its launchers."""
 
 import inspect
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class LinearProblem(NamedTuple):
 
     @property
     def case(self) -> str:
-        """Names all that the time of a GPU depends on."""
+        """Returns a name made of all that the time on a GPU depends on."""
         around = {
             "norm": self.gain is not None,
             "bias": self.bias is not None,
@@ -92,7 +92,7 @@ class Fp8LinearProblem(NamedTuple):
 
     @property
     def rounds(self) -> bool:
-        """Returns whether x is to be rounded first."""
+        """Returns whether x is not in e4m3 yet."""
         return self.x.dtype != E4M3
 
     @property
@@ -109,7 +109,7 @@ class Fp8LinearProblem(NamedTuple):
 
     @property
     def case(self) -> str:
-        """Names all that the time of a GPU depends on."""
+        """Returns a name made of all that the time on a GPU depends on."""
         around = {
             "rounding": self.rounds,
             "bias": self.bias is not None,
@@ -144,7 +144,7 @@ class Fp8ConvProblem(NamedTuple):
 
     @property
     def case(self) -> str:
-        """Names all that the time of a GPU depends on."""
+        """Returns a name made of all that the time on a GPU depends on."""
         shapes = " by ".join("x".join(map(str, tensor.shape)) for tensor in (self.x, self.weight))
         return f"conv_e4m3 {shapes}, stride {self.stride}, {str(self.bias.dtype)[6:]} on {self.x.device}"
 

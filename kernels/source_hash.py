@@ -1,4 +1,4 @@
-"""What the kernels are made of, as one hash: choices, timings and plugins are for the sources that they were made with."""
+"""One hash of the kernels' sources: stored choices, timings and plugins are valid for these alone."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ def _below(folder: Traversable, name: str) -> Iterator[Source]:
 
 
 def hash_of(sources: Iterable[Source]) -> str:
-    """Returns the sha256 of files and their paths, in whatever order they come."""
+    """Returns the sha256 of files and their paths, whatever their order."""
     digest = hashlib.sha256()
     for name, content in sorted((name, path.read_bytes()) for name, path in sources):
         digest.update(name.encode())
@@ -35,5 +35,5 @@ def hash_of(sources: Iterable[Source]) -> str:
 
 
 def kernel_hash() -> str:
-    """Names the kernels by the sha256 of the sources that define them and every way they run on a GPU."""
+    """Returns the sha256 of the kernels' Python sources."""
     return hash_of(modules(KERNELS))

@@ -32,7 +32,7 @@ def toeplitz_bias(g: Tensor, frames: int, keys: int) -> Tensor:
 
 
 def _regularised_probs(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """(B, T, P, H, D), (B, Tk, P, H, D), (1 or B, T, Tk) -> (B, P, H, T, Tk) attention probabilities."""
+    """Returns attention probabilities (B, P, H, T, Tk) of q (B, T, P, H, D), k (B, Tk, P, H, D), bias (1 or B, T, Tk)."""
     phi = q.permute(0, 2, 3, 1, 4) @ k.permute(0, 2, 3, 4, 1) * q.shape[-1] ** -0.5
     row_max = phi.amax(dim=-1, keepdim=True)
     return torch.softmax(phi + row_max * bias[:, None, None], dim=-1)
@@ -47,7 +47,7 @@ def temporal_attention_dense_ref(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) 
 
 
 def temporal_attention_ref(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """As `temporal_attention`, by the definition."""
+    """Computes `temporal_attention` by the definition."""
     return temporal_attention_dense_ref(q, k, v, toeplitz_bias(torch.atleast_2d(g), q.shape[1], k.shape[1]))
 
 
@@ -125,7 +125,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
 
 
 def _register_backward(op: Any, reference: Callable[..., Tensor]) -> None:
-    """Returns `op` gradients for q, k and v by recomputing `reference`, N x N only here."""
+    """Registers gradients for q, k and v that recompute `reference`, N x N in memory only there."""
 
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)

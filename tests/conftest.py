@@ -23,7 +23,6 @@ GOLDEN = Path(__file__).parent / "golden"
 # files that take a core for long go first, so that none of them is left when the other cores are done
 LONG = (
     "test_tensorrt_rtx_topology.py",
-    "test_temporal_attention_triton.py",
     "test_backends.py",
     "test_to_onnx.py",
     "test_on_gpu.py",
@@ -48,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, PyTorch finds none here"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; without one see `make test-interpreter`"))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.weights import checkpoint, key_map
-from vstar_engine.weights.lora import Adapted
+from vstar_engine.weights.lora import MergedWeights
 
 from .errors import CheckpointError
 from .loading import LoadedModel, check_machine, load_model, open_weights
@@ -142,7 +142,7 @@ class Engine:
         self.denoiser.forget_graphs()
         tensors = open_weights(self.spec, self.path, loras)
         checkpoint.load(unet, tensors, key_map.UNET, device=self.device, dtype=self.dtype)
-        self.loras = tensors.loras if isinstance(tensors, Adapted) else ()
+        self.loras = tensors.loras if isinstance(tensors, MergedWeights) else ()
 
     def generate(
         self,

@@ -25,7 +25,7 @@ from vstar_engine.networks.vae import Vae
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.fp8_calibration import calibrate
 from vstar_engine.weights import bundled, checkpoint, key_map
-from vstar_engine.weights.lora import Adapted, Lora
+from vstar_engine.weights.lora import Lora, MergedWeights
 
 from .model_choice import ModelChoice
 
@@ -71,7 +71,7 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
     spec, artifact = choice.spec, choice.engine
     tensors = open_weights(spec, choice.weights, choice.loras)
     if artifact is not None:
-        here = backend_named(choice.backend).machine(device, artifact.identity["options"])
+        here = backend_named(choice.backend).requirements(device, artifact.identity["options"])
         asked = {"weights_path": choice.weights, "loras": list(choice.loras)}
         artifact.check(asked, weights=tensors.fingerprint(), sources=engine_hash(), **here)
     if device.type == "cpu":
@@ -100,7 +100,7 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
         vocabulary=frozenset(tensors.manifest.get("vocabulary", ())),
         artifact=artifact,
         path=tensors.path,
-        loras=tensors.loras if isinstance(tensors, Adapted) else (),
+        loras=tensors.loras if isinstance(tensors, MergedWeights) else (),
         fp8=_convert(denoiser, spec, tower, device) if choice.fp8 else None,
     )
 
@@ -131,7 +131,7 @@ def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = 
     """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
     bundled.check_model(tensors.manifest, tensors.path, spec)
-    return Adapted(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
+    return MergedWeights(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 
 def load_text(

@@ -18,13 +18,12 @@ from vstar_engine.bench.step.workload import TAR, ByPasses, temporal_transformer
 from vstar_engine.config.models import Spec
 from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.kernels.temporal_attention import toeplitz_bias
-from vstar_engine.machine.memory import in_dtype, without_data
 from vstar_engine.networks import fp8
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.tar import toeplitz
 
-from .op_costs import Machine, Op, traced_call
+from .op_costs import Machine, Op, shapes_alone, traced_call
 
 SUITE = "roofline"
 OPERATORS, ATTENTION, FUSED, STEM, ENGINE, PRODUCTS, SMALL_OPERATORS, SMALL_LINEAR, SMALL_CONVOLUTIONS, SMALL = (
@@ -74,8 +73,8 @@ def flat(layer: fp8.Layer) -> bool:
 
 def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: torch.dtype) -> list[Op]:
     """Traces one guided step at one of STAGES."""
-    with without_data():
-        unet = lay_out(in_dtype(network(spec, stage, frames), dtype), "channels_last")
+    with shapes_alone(dtype):
+        unet = lay_out(network(spec, stage, frames), "channels_last")
         latents, timestep, context, fps, tar = step_inputs(spec, size, frames, "cpu", dtype)
         clean, noise, tar = latents.float(), torch.empty_like(latents, dtype=torch.float32), tar.float()
         if stage in WHOLE:

@@ -1,6 +1,7 @@
 """The ops of one UNet forward: where each stands, its FLOPs and bytes, and its floor on a machine."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from vstar_engine.bench.harness.random_networks import GUIDANCE_BRANCHES, lay_out, step_inputs
 from vstar_engine.config.models import Spec
-from vstar_engine.machine.memory import in_dtype, without_data
+from vstar_engine.machine.memory import without_data
 from vstar_engine.networks.unet import UNet
 
 PRODUCTS = {
@@ -134,11 +135,23 @@ def traced_call(call: Callable[[], object]) -> list[Op]:
     return recorder.ops
 
 
+@contextmanager
+def shapes_alone(dtype: torch.dtype) -> Iterator[None]:
+    """Lets networks and inputs of `dtype` be made and run without data inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with without_data():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def ops_of(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
     """Traces one forward of a clip of `frames` frames that hears `batch` texts, the branches of guidance."""
-    with without_data():
+    with shapes_alone(dtype):
         latents, timestep, context, *rest = step_inputs(spec, size, frames, "cpu", dtype)
-        return traced(in_dtype(UNet(spec.unet), dtype).eval(), [latents, timestep, context[:batch], *rest])
+        return traced(UNet(spec.unet).eval(), [latents, timestep, context[:batch], *rest])
 
 
 def stage(op: Op) -> str:

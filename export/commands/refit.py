@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     artifact = BuiltEngine.open(args.engine)
     _check_refittable(artifact, args.weights, args.lora or [])
     device = device_named("cuda", dtype_named(artifact.identity["dtype"]))
-    here = backend_named(artifact.identity["backend"]).machine(device, artifact.identity["options"])
+    here = backend_named(artifact.identity["backend"]).requirements(device, artifact.identity["options"])
     artifact.check(sources=engine_hash(), **here)
     # what is written holds its weights, even where the source was stripped of them
     settings = replace(Settings.of(artifact.identity, device), refit="yes")

@@ -55,7 +55,7 @@ class Entry:
         return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(self.arch, "HMMA") if large else "HMMA"
 
     def faults(self, record: dict[str, Any]) -> list[str]:
-        """Holds products to tensor cores, and tiles to accesses of 128 bits."""
+        """Returns a sentence for a missing tensor-core instruction and for tiles moved by less than 128 bits at a time."""
         config, found = self.config, []
         claimed = self.tensor_core
         if claimed and not any(re.fullmatch(claimed, name) for name in record["tensor_core"]):

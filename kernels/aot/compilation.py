@@ -27,7 +27,7 @@ Compilable = Entry | FusedEntry
 
 
 def key_of(entry: Compilable) -> str:
-    """Hashes everything that shapes the compiled code."""
+    """Returns the hash of everything that shapes the compiled code."""
     return hashlib.sha256(json.dumps([FORMAT, triton.__version__, entry.kernel.cache_key, asdict(entry)]).encode()).hexdigest()
 
 
@@ -54,7 +54,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def faults(entry: Compilable, record: dict[str, Any]) -> list[str]:
-    """Says in a sentence each what would make the compiled entry run badly or not at all."""
+    """Returns a sentence for each fault of a compiled entry."""
     found = []
     if record["spills"] or record["stack"] or record["local"]:
         found.append(f"spills: {record['spills']} local loads and stores, {record['stack']} bytes of stack")
@@ -66,7 +66,7 @@ def faults(entry: Compilable, record: dict[str, Any]) -> list[str]:
 
 
 def build(entry: Compilable, out: Path) -> dict[str, Any]:
-    """Returns the record of one entry, compiled now or found whole in `out`."""
+    """Returns an entry's record; compiles it where `out` has none that is whole."""
     key = key_of(entry)
     stem = out / f"{entry.name}_{key[:12]}"
     record_path = stem.with_suffix(".json")
@@ -106,7 +106,7 @@ def build(entry: Compilable, out: Path) -> dict[str, Any]:
 
 
 def attempt(entry: Compilable, out: Path) -> dict[str, Any] | str:
-    """As `build`, with the sentence of a compilation that failed in the record's place."""
+    """Returns an entry's record, or a sentence where its compilation failed."""
     try:
         return build(entry, out)
     except (RuntimeError, ValueError, triton.CompilationError, subprocess.CalledProcessError) as error:

@@ -84,7 +84,7 @@ class FusedEntry:
         return dict(self.values)
 
     def small(self, name: str) -> bool:
-        """Returns whether a tensor is of e4m3: what goes into a product that rounds is not, and may be what comes out."""
+        """Returns whether a tensor is in e4m3."""
         values = self.constants()
         if name == "x" and values.get("ROUND"):
             return False
@@ -110,7 +110,7 @@ class FusedEntry:
         return {90: "HGMMA", 100: r"UTC\w*MMA"}.get(self.arch, "HMMA") if self.op == "linear" else None
 
     def sweeps(self) -> tuple[int, int]:
-        """Returns the elements that a program at least loads and stores, statistics left out, which are too few to matter."""
+        """Returns the least elements that a program loads and stores, without statistics, which are too few to matter."""
         sizes = self.constants()
         if self.op == "linear":
             tile = sizes["M"] * sizes["N"]
@@ -137,7 +137,7 @@ class FusedEntry:
         }.get(self.op, (0, 0))
 
     def faults(self, record: dict[str, Any]) -> list[str]:
-        """Holds the sweeps to accesses of 128 bits, and products to tensor cores."""
+        """Returns a sentence for each sweep of less than 128 bits at a time and for a missing tensor-core instruction."""
         found = []
         taken, made = (1 if self.small(name) else DTYPES[self.dtype].bytes for name in ("x", "out"))
         for word, kind, elements, size in zip(
@@ -167,7 +167,7 @@ def _products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int
 
 
 def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
-    """Returns the same of FP8 convolutions: one kernel takes those over images and over frames."""
+    """Returns the same for FP8 convolutions; one kernel serves those over images and over frames."""
     for tile in fp8_conv2d.tiles(arch) if arch >= E4M3_SINCE else ():
         for values in sorted({tuple(fp8_conv2d.constants(tile, in_channels).items()) for in_channels in CONVOLVED}):
             name = f"{tile.rows}x{tile.columns}x{tile.depth}" + ("" if dict(values)["EVEN"] else "_ragged")
@@ -175,7 +175,7 @@ def _convolutions(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...],
 
 
 def _small_products(arch: int) -> Iterator[tuple[str, tuple[tuple[str, Any], ...], int, str]]:
-    """Returns the same of FP8 linear layers that have more around them than a bias."""
+    """Returns the same for FP8 linear layers with more than a bias around them."""
     for case, around in AROUND_E4M3.items() if arch >= E4M3_SINCE else ():
         bias, residual, gate, then = around[1:]
         absent = {name: None for name, there in (("bias", bias), ("residual", residual), ("then", then)) if not there}

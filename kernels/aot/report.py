@@ -60,14 +60,14 @@ def programs(record: Record) -> int:
 
 
 def table(head: Sequence[str], words: Sequence[int], body: Iterable[Sequence[object]]) -> str:
-    """Lays out a table; `words` are its columns that are none of numbers."""
+    """Returns a Markdown table; `words` are the columns that hold text, aligned left."""
     rule = "|".join("---" if i in words else "--:" for i in range(len(head)))
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in body]
     return "\n".join([f"| {' | '.join(head)} |", f"|{rule}|", *lines]) + "\n"
 
 
 def grouped(records: Iterable[Record], *names: str) -> list[list[Record]]:
-    """Groups records that are alike in some of what they say."""
+    """Groups records by the values of some names."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(json.dumps([record[name] for name in names]), []).append(record)
@@ -75,7 +75,7 @@ def grouped(records: Iterable[Record], *names: str) -> list[list[Record]]:
 
 
 def attention(records: Sequence[Record]) -> str:
-    """A row for each architecture and row of the launch table."""
+    """Returns the table of temporal attention: a row for each architecture and row of the launch table."""
     body = []
     for group in grouped(records, "arch", "head_dim", "config"):
         row, first = Config(**group[0]["config"]), group[0]
@@ -98,7 +98,7 @@ def attention(records: Sequence[Record]) -> str:
 
 
 def fused(records: Sequence[Record]) -> str:
-    """A row for each kernel, and one more where architectures differ in more than registers."""
+    """Returns the table of the fused ops: a row for each kernel, more where architectures differ in more than registers."""
     accesses = ("loads_128", "loads_32", "loads_other", "stores_128", "stores_32", "stores_other", "tensor_core", "spills")
     body = []
     # ops, then architectures of one kernel beside each other

@@ -32,7 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def geglu(x: Tensor) -> Tensor:
-    """Gates contiguous x (..., 2 * inner) -> (..., inner)."""
+    """Applies GEGLU to contiguous x (..., 2 * inner) -> (..., inner)."""
     library, inner = _library(), x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], inner), dtype=x.dtype)
     sizes = (out.numel() // inner, inner, DTYPES[x.dtype], _isa(library), torch.get_num_threads())
@@ -63,7 +63,7 @@ def _linear_arguments(problem: LinearProblem, out: Tensor) -> LinearArguments:
 
 
 def linear(problem: LinearProblem) -> Tensor:
-    """Norms contiguous float32 x (..., in), multiplies by weight (out, in), adds bias and residual, or gates half by half."""
+    """Computes a problem of contiguous float32 tensors."""
     out = torch.empty(problem.out_shape, dtype=problem.x.dtype)
     _raise_for(_library().handle.vstar_linear(ctypes.byref(_linear_arguments(problem, out))))
     return out
@@ -72,7 +72,7 @@ def linear(problem: LinearProblem) -> Tensor:
 def feed_forward(
     x: Tensor, first: tuple[Tensor, Tensor | None], second: tuple[Tensor, Tensor | None], norm: LayerNorm
 ) -> Tensor:
-    """Adds to contiguous float32 x (..., width) what two layers, each (weight, bias), make of it, normed; the first gates."""
+    """Returns x + second(geglu(first(norm(x)))) for contiguous float32 x (..., width)."""
     out = torch.empty_like(x)
     arguments = LinearPairArguments(
         _linear_arguments(LinearProblem(x, *first, None, True, *norm), out),

@@ -63,7 +63,7 @@ def _missing() -> str:
 
 @cache
 def _load() -> Library | str:
-    """Returns the library, or the sentence that says why there is none."""
+    """Returns the library, or a sentence that says why there is none."""
     paths = [path for path in _installed() if path.exists()]
     if not paths:
         return _missing()
@@ -73,25 +73,25 @@ def _load() -> Library | str:
         for number, (name, arguments) in enumerate(CALLS.items()):
             getattr(handle, name).argtypes = (ctypes.POINTER(arguments),)
             if handle.vstar_size_of(number) != ctypes.sizeof(arguments):
-                return f"{paths[0]} was built from other sources than these: {name} takes other arguments; reinstall"
+                return f"{paths[0]} was built from other sources: {name} takes other arguments; reinstall"
         handle.vstar_isa_name.restype = ctypes.c_char_p
     except OSError as error:
         return f"{paths[0]} does not load: {error}"
     except AttributeError as error:
-        return f"{paths[0]} was built from other sources than these: {error}; reinstall"
+        return f"{paths[0]} was built from other sources: {error}; reinstall"
     names = [handle.vstar_isa_name(i) for i in range(3)]
     return Library(paths[0], handle, tuple(name.decode() for name in names if name))
 
 
 @cache
 def _warn(reason: str) -> None:
-    message = f"temporal attention runs by the slow PyTorch reference, norms and gates by PyTorch: {reason}"
+    message = f"the C++ library is missing, so PyTorch computes attention, norms and gates, slowly: {reason}"
     log.warning(message)
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def status() -> tuple[bool, str]:
-    """Returns whether the native CPU kernel is there, and which one or why not."""
+    """Returns whether the C++ library is there, and its path and instruction set, or why it is not."""
     library = _load()
     if isinstance(library, str):
         return False, library
@@ -106,7 +106,7 @@ def _isa(library: Library) -> int:
 
 
 def serves(q: Tensor) -> bool:
-    """Returns whether the library takes q, by its dtype and device; warns once where only the library is missing."""
+    """Returns whether the library takes q's dtype and device; warns once where the library is missing."""
     if q.device.type != "cpu" or q.dtype not in DTYPES:
         return False
     library = _load()

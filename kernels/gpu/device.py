@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Device(NamedTuple):
-    """What a launch depends on; without multiprocessors to fill, programs are as long as they may be."""
+    """What a launch depends on; with 0 multiprocessors programs walk as many positions as they may."""
 
     arch: int
     multiprocessors: int
@@ -17,7 +17,7 @@ INTERPRETED = Device(90, 0)
 
 
 def device(x: Tensor) -> Device:
-    """Describes the device of `x`: a GPU's own, or INTERPRETED for a tensor on the CPU."""
+    """Returns the device of `x`: its GPU, or INTERPRETED for a tensor on the CPU."""
     if not x.is_cuda:
         return INTERPRETED
     found = torch.cuda.get_device_properties(x.device)

@@ -1,7 +1,7 @@
 """Triton kernel of `vstar::conv_e4m3`: a matrix product whose rows are the windows of an image, read where they lie.
 
-A program makes a tile of positions x channels. Its sum runs over the kernel's taps and, within a tap, over the channels that
-come in; what a tap reads beyond the border is masked to zeros. Programs that share positions or weights run near one another.
+A program computes a tile of positions x channels. Its sum runs over the kernel's taps and, within a tap, over the input
+channels; loads beyond the border are masked to zeros. Programs that share positions or weights run near one another.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ def conv_e4m3_kernel(
 def tiles(arch: int) -> tuple[Tile, ...]:
     """Returns the rows of the launch table for an architecture that has e4m3."""
     if arch < min(TILES):
-        raise ValueError(f"GPUs multiply in FP8 from compute capability 8.9 up, got sm_{arch}")
+        raise ValueError(f"FP8 needs compute capability 8.9 or newer, got {arch / 10}")
     return TILES[nearest(arch)]
 
 
@@ -82,7 +82,7 @@ def constants(tile: Tile, in_channels: int) -> dict[str, Any]:
 
 
 def conv_e4m3_triton(problem: Fp8ConvProblem, tile: Tile) -> Tensor:
-    """Launches on images and a kernel made contiguous."""
+    """Launches the kernel at one tile of the table."""
     x, weight, step, scale, bias, stride, padding = problem.contiguous()
     (images, height, width, in_channels), (out_channels, *kernel) = x.shape, weight.shape[:3]
     out_height, out_width = problem.out_shape[1:3]

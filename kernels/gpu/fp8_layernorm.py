@@ -25,7 +25,7 @@ def norm_e4m3_kernel(x, gain, shift, step, out, rows, in_features, eps, R: tl.co
 
 
 def norm_e4m3_triton(x: Tensor, gain: Tensor, shift: Tensor, eps: float, step: Tensor) -> Tensor:
-    """Launches on contiguous x, its rows no longer than LONGEST, and what is beside it."""
+    """Launches on contiguous x, whose rows are at most LONGEST long."""
     out, in_features = torch.empty(x.shape, dtype=E4M3, device=x.device), x.shape[-1]
     if x.numel():
         rows, held = x.numel() // in_features, moments_constants(in_features)

@@ -1,7 +1,7 @@
 """Triton kernel of `vstar::linear_e4m3`.
 
-A program makes a tile of the result, as in `linear.py`. Rows that come in the network's dtype are rounded on the way to
-the tensor cores: they are read once, and what is rounded is never written. Scales, bias, gate and residual follow in float32.
+A program computes a tile of the result, as in `linear.py`. Rows in the network's dtype are rounded on the way to the tensor
+cores, so rounded rows are never written. Scales, bias, gate and residual are applied to the sums in float32.
 """
 
 from typing import Any
@@ -74,7 +74,7 @@ def linear_e4m3_kernel(
 def tiles(arch: int, residual: bool, gate: bool) -> tuple[Tile, ...]:
     """Returns the tiles to try on an architecture that has e4m3; a gated one's columns are half values, half gates."""
     if arch < min(TILES):
-        raise ValueError(f"GPUs multiply in FP8 from compute capability 8.9 up, got sm_{arch}")
+        raise ValueError(f"FP8 needs compute capability 8.9 or newer, got {arch / 10}")
     found = [tile for tile in TILES[nearest(arch)] if tile.columns <= BESIDE or not residual]
     return tuple(tile._replace(columns=tile.columns // 2) if gate else tile for tile in found)
 
@@ -87,7 +87,7 @@ def constants(tile: Tile, in_features: int, rounds: bool, bias: bool, residual: 
 
 
 def linear_e4m3_triton(problem: Fp8LinearProblem, tile: Tile) -> Tensor:
-    """Launches on tensors made contiguous."""
+    """Launches the kernel at one tile of the table."""
     x, weight, step, scale, bias, residual, gate, then, _ = problem.contiguous()
     in_features, out_features = x.shape[-1], problem.out_shape[-1]
     rows, out = x.numel() // in_features, x.new_empty(problem.out_shape, dtype=problem.out_dtype)

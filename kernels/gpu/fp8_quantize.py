@@ -14,7 +14,7 @@ WARPS = 4
 
 @triton.jit
 def rounded(x, per_step):
-    """Rounds float32 x * per_step, a power of two, to e4m3, cut to its range."""
+    """Rounds float32 x * per_step, a power of two, to e4m3, clamped to its range."""
     return tl.clamp(x * per_step, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
 
 

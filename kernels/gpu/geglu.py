@@ -27,7 +27,7 @@ def geglu_kernel(x, out, inner, blocks, BLOCK: tl.constexpr, EVEN: tl.constexpr)
 
 
 def warps(block: int) -> int:
-    """Eight elements of half precision a thread fill 16-byte accesses."""
+    """Returns the warps of a block: a thread takes eight elements, which fill a 16-byte access in half precision."""
     return max(1, block // 256)
 
 

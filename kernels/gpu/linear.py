@@ -1,10 +1,9 @@
 """Triton kernels of `vstar::linear` on a GPU: a matrix product that norms its input's rows and ends in bias, residual or gate.
 
-A program of `linear_kernel` makes a tile of the result; programs that share rows or weights run near one another. Its input is
-normed on the way to the tensor cores, and what is behind the product is added to the float32 sums, so the result alone is
-written. The moments of the rows are `moments_kernel`'s, once for each row, which lies in registers for the two passes of a
-layer norm: in the product they would be taken again for every tile beside another, 8 to 80 times, by arithmetic that is then
-not small against the tensor cores'.
+A program of `linear_kernel` computes a tile of the result; programs that share rows or weights run near one another. Rows are
+normed on the way to the tensor cores, and bias, residual or gate are applied to the float32 sums, so that only the result is
+written. `moments_kernel` takes each row's mean and variance once, in two passes over registers: in the product every tile of
+columns would take them again, 8 to 80 times.
 """
 
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ GATED: dict[int, tuple[Tile, ...]] = {**dict.fromkeys((80, 86, 89, 120), _GATED)
 
 @triton.jit
 def moments_of(tile, c, in_features, eps):
-    """Returns the means of rows, what is off them, zero beyond their ends, and 1 / sqrt(variance + eps)."""
+    """Returns the rows' means, their differences from them (zero beyond the end) and 1 / sqrt(variance + eps)."""
     mean = tl.sum(tile, 1) / in_features
     off = tl.where((c < in_features)[None, :], tile - mean[:, None], 0.0)
     return mean, off, 1.0 / tl.sqrt(tl.sum(off * off, 1) / in_features + eps)
@@ -69,7 +68,7 @@ def moments_kernel(x, moments, rows, in_features, eps, R: tl.constexpr, PADDED: 
 
 @triton.jit
 def place_of(rows, out_features, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
-    """Returns a program's place: GROUP blocks of rows go through all columns before the next ones do."""
+    """Returns a program's block of rows and of columns: GROUP blocks of rows pass all columns before the next ones do."""
     blocks, parts = tl.cdiv(rows, M), tl.cdiv(out_features, N)
     first = tl.program_id(0) // (GROUP * parts) * GROUP
     within = tl.program_id(0) % (GROUP * parts)
@@ -159,7 +158,7 @@ def constants(tile: Tile, in_features: int, norm: bool, bias: bool, residual: bo
 
 
 def linear_triton(problem: LinearProblem, tile: Tile) -> Tensor:
-    """Launches on tensors of float16 or bfloat16, made contiguous."""
+    """Launches the kernels on float16 or bfloat16 at one tile of the table."""
     x, weight, bias, residual, gate, gain, shift, eps = problem.contiguous()
     in_features, out_features = x.shape[-1], problem.out_shape[-1]
     rows, out = x.numel() // in_features, x.new_empty(problem.out_shape)

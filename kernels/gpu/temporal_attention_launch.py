@@ -157,5 +157,5 @@ def plan(shape: tuple[int, ...], keys: int, row: Config, multiprocessors: int, m
     groups = -(-positions // run)
     programs = batch * heads * groups * blocks
     if programs > GRID_LIMIT:
-        raise ValueError(f"batch x positions x heads needs {programs} programs, a grid holds {GRID_LIMIT}")
+        raise ValueError(f"batch x positions x heads needs {programs} programs, and a grid holds at most {GRID_LIMIT}")
     return Launch(row, fits and not masked, run, groups, blocks, programs)

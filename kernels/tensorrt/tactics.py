@@ -32,7 +32,7 @@ def plugin_kernel(
     SCALE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, UNIT: tl.constexpr,
     N: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """N = 0 always sweeps. Strides come in units of UNIT elements, as in the kernels that it calls."""
+    """Computes a tile where T <= N, else sweeps; N = 0 always sweeps. Strides are in units of UNIT elements."""
     head_step = D // UNIT
     position_step = heads * head_step
     frame_step = P * position_step
@@ -56,7 +56,7 @@ def plugin_kernel(
 
 @dataclass(frozen=True)
 class Tactic:
-    """A way to compute the layer: a tile up to `frames` (0: none), a sweep beyond, and the positions of a tile's program."""
+    """A launch of the layer: a tile up to `frames` (0: none), a sweep beyond, and the positions of a tile's program."""
 
     frames: int
     stages: int

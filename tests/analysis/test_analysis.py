@@ -10,6 +10,7 @@ import torch
 from vstar_engine.analysis import attention_maps, similarity
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.temporal_attention import temporal_attention_probs
+from vstar_engine.networks.precomputed import CachedFeatures
 from vstar_engine.networks.unet import UNet
 from vstar_engine.sampling.tar import toeplitz
 
@@ -39,10 +40,10 @@ def test_overlap_is_what_two_frames_share():
 @pytest.mark.parametrize("frames", [2, 5, 64])
 def test_similarity_by_interval_neighbours_and_dynamics(frames):
     at = np.arange(frames)
-    similarity = 1.0 - 0.01 * np.abs(at[:, None] - at[None])
-    np.testing.assert_allclose(similarity.by_interval(similarity), 1.0 - 0.01 * at)
-    assert similarity.neighbours(similarity) == pytest.approx(0.99)
-    assert similarity.dynamics(similarity) == pytest.approx(0.01 * at[frames // 2 :].mean())
+    matrix = 1.0 - 0.01 * np.abs(at[:, None] - at[None])
+    np.testing.assert_allclose(similarity.by_interval(matrix), 1.0 - 0.01 * at)
+    assert similarity.neighbours(matrix) == pytest.approx(0.99)
+    assert similarity.dynamics(matrix) == pytest.approx(0.01 * at[frames // 2 :].mean())
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,17 @@ def test_recorded_attention_is_regularised_at_its_level_only(recording):
     first, second = recording.attentions[:20], recording.attentions[20:]
     assert first[0].level == second[0].level == 0
     assert not torch.allclose(first[0].probs, second[0].probs)
+
+
+@torch.inference_mode()
+def test_attention_is_recorded_in_steps_that_keep_features_too():
+    spec, frames = MODELS["mini"].unet, 3
+    unet, tar = UNet(spec).eval(), torch.zeros(1, spec.levels, frames)
+    given = (torch.randn(1, 4, frames, 8, 8), torch.tensor([[500]]), torch.randn(1, 1, 77, 64), torch.tensor([28]), tar)
+    with attention_maps.recorded(unet, [0]) as recording:
+        unet(*given, CachedFeatures(2))
+    assert recording.tar is tar
+    assert len(recording.attentions) == 20
 
 
 def test_recorded_attention_is_the_kernels_own():

@@ -1,4 +1,4 @@
-"""Built back ends against eager: the network's numbers at several lengths, and whole videos through the command line."""
+"""Built back ends: whole videos against eager, the command line, damaged files, absent libraries."""
 
 import json
 import os
@@ -11,19 +11,16 @@ from functools import partial
 import pytest
 import torch
 
-from support.accuracy import assert_as_accurate, relative_error
 from support.engines import engine_at
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import BACKENDS, backend_named
-from vstar_engine.backends.inputs import full
 from vstar_engine.backends.onnxruntime import library
 from vstar_engine.bench.harness.rows import read
 from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.errors import DeviceError, EngineError, MissingLibrary
-from vstar_engine.weights import checkpoint
 
 SPEC = MODELS["mini"]
 SIZE = (32, 64)
@@ -37,64 +34,6 @@ def artifact(request):
 @pytest.fixture(scope="module")
 def engine(artifact):
     return Engine.load(engine=artifact)
-
-
-@pytest.fixture(scope="module")
-def exact(mini_weights):
-    return backend_named("eager").load(SPEC, checkpoint.Weights(mini_weights), device=torch.device("cpu"), dtype=torch.float64)
-
-
-def inputs(batch, frames, tar):
-    """Every item of the batch has its own timestep, context, frame rate and rows of tar."""
-    generator = torch.Generator().manual_seed(batch + 10 * frames)
-    rows = torch.rand(batch, SPEC.unet.levels, frames, generator=generator)
-    return (
-        torch.randn(batch, 4, frames, SIZE[0] // 8, SIZE[1] // 8, generator=generator),
-        torch.randint(0, 1000, (batch, 1), generator=generator),
-        torch.randn(batch, frames, 77, SPEC.unet.context_dim, generator=generator),
-        torch.randint(8, 30, (batch,), generator=generator),
-        rows if tar else torch.zeros_like(rows),
-    )
-
-
-@pytest.mark.parametrize("tar", [True, False], ids=["tar", "plain"])
-@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 16), (2, 3), (2, 17)], ids=str)
-def test_one_engine_is_as_accurate_as_eager_at_every_length(engine, mini, exact, batch, frames, tar):
-    given = inputs(batch, frames, tar)
-    with torch.inference_mode():
-        ours, eager = engine.denoiser(*given), mini.denoiser(*given)
-        wide = exact(given[0].double(), given[1], given[2].double(), *given[3:])
-    assert_as_accurate(ours, eager, wide)
-
-
-def test_shared_rows_are_repeated(engine, mini):
-    latents, timestep, context, fps, tar = inputs(2, 5, tar=True)
-    given = (latents, timestep, context[:, :1], fps, tar[:1])
-    with torch.inference_mode():
-        assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
-
-
-def test_both_branches_of_a_video_are_rows_of_their_own(engine, mini):
-    latents, timestep, context, fps, tar = inputs(2, 5, tar=True)
-    given = (latents[:1], timestep[:1], context, fps[:1], tar[:1])
-    with torch.inference_mode():
-        assert relative_error(engine.denoiser(*given), mini.denoiser(*given)) < 1e-4
-
-
-@pytest.mark.parametrize(("texts", "videos"), [(2, 1), (2, 2), (3, 1)], ids=str)
-def test_every_text_of_a_video_is_heard_as_eager_hears_it(engine, mini, exact, texts, videos):
-    latents, timestep, context, fps, tar = inputs(texts * videos, 5, tar=True)
-    given = (latents[:videos], timestep[:videos], context, fps[:videos], tar[:videos])
-    with torch.inference_mode():
-        ours, eager = engine.denoiser(*given), mini.denoiser(*given)
-        wide = exact(given[0].double(), given[1], context.double(), *given[3:])
-    assert_as_accurate(ours, eager, wide)
-
-
-def test_a_dense_tar_is_for_eager():
-    latents, timestep, context, fps, tar = inputs(1, 3, tar=True)
-    with pytest.raises(ValueError, match="dense one runs in eager"):
-        full(latents, timestep, context, fps, tar[..., None].expand(-1, -1, -1, 3))
 
 
 def test_a_video_is_the_one_that_eager_makes(engine, mini):
@@ -165,7 +104,7 @@ def test_wrong_clips_end_in_one_sentence(artifact, capsys):
 def test_a_file_that_onnx_runtime_cannot_open(tmp_path):
     import support.onnx_packages  # noqa: F401 - skips where they are missing
 
-    here = backend_named("onnxruntime").machine(torch.device("cpu"), {})
+    here = backend_named("onnxruntime").requirements(torch.device("cpu"), {})
     folder = engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime", **here)
     with pytest.raises(EngineError, match="cannot be opened by ONNX Runtime"):
         Engine.load(engine=folder)

@@ -48,10 +48,9 @@ NAMES = ("latents", "timestep", "context", "fps", "tar")
 
 
 @torch.inference_mode()
-def test_a_plain_call_reads_the_callers_tensors_and_gives_its_own():
+def test_a_plain_call_reads_the_callers_tensors():
     engine = fake_tensorrt.Running()
     unet = TensorrtUnet(LIBRARY, engine, CPU, torch.float32)
-    earlier = []
     for _ in range(3):
         given = inputs()
         eps = unet(*given)
@@ -59,8 +58,6 @@ def test_a_plain_call_reads_the_callers_tensors_and_gives_its_own():
         assert [context.addresses[name] for name in NAMES] == [tensor.data_ptr() for tensor in given]
         assert context.addresses["eps"] == eps.data_ptr()
         assert torch.equal(eps, fake_tensorrt.computed(*given))
-        earlier.append((eps, eps.clone()))
-    assert all(torch.equal(kept, copy) for kept, copy in earlier), "a later call writes nothing that was given"
 
 
 UNFIT = {
@@ -110,7 +107,7 @@ def test_steps_are_recorded_unless_that_is_declined(backend, graphs, monkeypatch
     module, given = backend_named(backend), []
     shaped = {"device": "cuda", "versions": {}, "options": {"plugin": "aot", "targets": []}}
     folder = engine_at(tmp_path / "e", file="unet.plan", backend=backend, **shaped)
-    monkeypatch.setattr(module, "machine", lambda device, options: {})
+    monkeypatch.setattr(module, "requirements", lambda device, options: {})
     monkeypatch.setattr(module, "library", lambda backend: LIBRARY)
     monkeypatch.setattr(module, "open_plan", lambda *args: given.append(args))
     Engine.load(engine=folder, device="cpu", graphs=graphs)

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from vstar_engine.commands import generate
+from vstar_engine.commands import generate, video_options
 from vstar_engine.commands.option_sources import Parser, layered, to_toml
 from vstar_engine.sampling.tar import tables
 
@@ -44,7 +44,7 @@ def test_defaults_that_depend_on_other_settings(flags, steps, guidance, regulari
     """Without few-step sampling TAR's default counts steps, as published, whatever their number."""
     args = settings(flags)
     assert (args.steps, args.guidance) == (steps, guidance)
-    rows = tables(generate.tar_from(args), 4, 3, args.steps)
+    rows = tables(video_options.tar_from(args), 4, 3, args.steps)
     assert rows.any(-1).any(-1).flatten().tolist() == [True] * regularised + [False] * (steps - regularised)
     assert f"steps = {steps}\nguidance = {guidance}" in to_toml(args)
     assert "settle" not in to_toml(args)

@@ -163,5 +163,7 @@ def test_a_package_of_before_is_refused(tmp_path):
     of_then = {"unet": {"inputs": [{"name": "context", "shape": ["batch", "frames", 77, 64]}]}}
     for facts in (of_then, {}):
         engine = BuiltEngine.open(engine_at(tmp_path / str(len(facts)), facts=facts))
-        with pytest.raises(EngineError, match="before packages took several texts a video; rebuild it: vstar-engine build"):
+        with pytest.raises(
+            EngineError, match="before packages took several texts for each video; rebuild it: vstar-engine build"
+        ):
             inductor.load(engine, device=torch.device("cpu"), dtype=torch.float32)

@@ -53,7 +53,7 @@ def test_auto_takes_the_plugin_that_can_serve(monkeypatch, tmp_path):
     assert [tensorrt_plugins.choose("auto", rtx) for rtx in (False, True)] == ["aot", "python"]
     library = tmp_path / "libvstar_tensorrt.so"
     monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(library))
-    with pytest.raises(ValueError, match="which is no file; build the plugin in csrc/tensorrt"):
+    with pytest.raises(ValueError, match="which is not a file; build the plugin in csrc/tensorrt"):
         tensorrt_plugins.choose("auto", rtx=True)
     library.touch()
     assert [tensorrt_plugins.choose("auto", rtx) for rtx in (False, True)] == ["aot", "cpp"]
@@ -167,7 +167,7 @@ def test_a_missing_library_says_what_to_install(backend, module):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed here")
     with pytest.raises(MissingLibrary, match=f"backend {backend} needs the {module} package .*pip install"):
-        backend_named(backend).machine(torch.device("cuda"), {})
+        backend_named(backend).requirements(torch.device("cuda"), {})
 
 
 @dataclasses.dataclass
@@ -203,23 +203,23 @@ def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, tmp_
         monkeypatch.setattr(module, "library", lambda backend: types.SimpleNamespace(__version__="11.4.0.0"))
     options = {"plugin": "cpp", "compatibility": "exact"}
 
-    def machine():
-        return backend_named(backend).machine(torch.device("cuda"), options)
+    def requirements():
+        return backend_named(backend).requirements(torch.device("cuda"), options)
 
-    assert machine()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
-    built = BuiltEngine.open(engine_at(tmp_path / "e", backend=backend, options=options, **machine()))
-    built.check(**machine())
+    assert requirements()["versions"] == {backend: "11.4.0.0", "cpp plugin": sha256(path)}
+    built = BuiltEngine.open(engine_at(tmp_path / "e", backend=backend, options=options, **requirements()))
+    built.check(**requirements())
     path.write_bytes(path.read_bytes() + b"swapped")
     with pytest.raises(
         EngineError, match=r"built with cpp plugin \w{64} where \w{64} is installed; rebuild it: .*--plugin cpp"
     ):
-        built.check(**machine())
+        built.check(**requirements())
     path.write_bytes(b"\x7fELF of other kernels")
     with pytest.raises(EngineError, match=r"libvstar_tensorrt.so was built from other kernels than are installed here"):
-        machine()
+        requirements()
     monkeypatch.delenv(tensorrt_plugins.LIBRARY)
     with pytest.raises(ValueError, match="the cpp plugin needs VSTAR_TENSORRT_PLUGIN to name the library"):
-        machine()
+        requirements()
 
 
 def test_one_plugin_serves_a_process(monkeypatch):
@@ -234,11 +234,11 @@ def test_one_plugin_serves_a_process(monkeypatch):
     tensorrt_plugins.register(library, "aot", 90)
     tensorrt_plugins.register(library, "aot", 90)
     for kind, arch in (("python", None), ("aot", 80)):
-        with pytest.raises(EngineError, match="holds the plugin aot for sm_90 already"):
+        with pytest.raises(EngineError, match="has registered the plugin aot for sm_90 already"):
             tensorrt_plugins.register(library, kind, arch)
     other = Library("second")
     other.registry.held["VstarTemporalAttention", "1", "vstar"] = "a library's"
-    with pytest.raises(EngineError, match="holds the plugin of another origin already"):
+    with pytest.raises(EngineError, match="has registered the plugin of another origin already"):
         tensorrt_plugins.register(other, "python")
 
 

@@ -1,4 +1,4 @@
-"""The ops of an FP8 layer: shapes that are followed, the definition, what is refused. Their kernels are triton_e4m3.py's."""
+"""The ops of an FP8 layer on a CPU: shapes that are followed, the definition, what is refused."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from vstar_engine.kernels.fp8_layernorm import norm_e4m3
 from vstar_engine.kernels.fp8_linear import linear_e4m3, linear_e4m3_ref
 from vstar_engine.kernels.problems import E4M3, Fp8LinearProblem
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # half of e4m3's step between two powers of two
 ROUNDING = 2.0**-4
 
@@ -42,11 +43,11 @@ def test_the_layer_is_an_op_that_shapes_follow_and_its_definition(kind):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"weight": (16, 24)}, r"x \(..., 24\) and, to gate, an even number of features are wanted, got \(2, 3, 32\) and 16"),
-        ({"weight": (15, 32), "gate": True}, r"an even number of features are wanted, got \(2, 3, 32\) and 15"),
-        ({"residual": (2, 3, 8)}, r"a residual \(2, 3, 16\) is wanted, got \(2, 3, 8\)"),
-        ({"weight": (16, 32, 1)}, r"a weight \(out, in\) in e4m3 is wanted, got torch.float8_e4m3fn \(16, 32, 1\)"),
-        ({"then": torch.ones(1)}, r"steps and scale are float32 numbers on x's device, got torch.float32 \(1,\)"),
+        ({"weight": (16, 24)}, r"x must be \(..., 24\), got \(2, 3, 32\)"),
+        ({"weight": (15, 32), "gate": True}, "a gated weight must have an even number of rows, got 15"),
+        ({"residual": (2, 3, 8)}, r"residual must be \(2, 3, 16\), got \(2, 3, 8\)"),
+        ({"weight": (16, 32, 1)}, r"weight must be \(out, in\) torch.float8_e4m3fn, got \(16, 32, 1\)"),
+        ({"then": torch.ones(1)}, r"steps and scale must be float32 scalars, got torch.float32 \(1,\)"),
     ],
     ids=["width", "odd gate", "residual", "weight", "step"],
 )
@@ -58,7 +59,7 @@ def test_what_cannot_be_multiplied_is_refused_in_a_sentence(changed, words):
 def test_what_cannot_be_normed_is_refused_in_a_sentence():
     x, ones, step = torch.randn(3, 32), torch.ones(32), torch.tensor(0.5)
     torch.library.opcheck(torch.ops.vstar.norm_e4m3, (x, ones, ones, 1e-5, step), test_utils="test_faketensor")
-    with pytest.raises(ValueError, match=r"gain and shift \(width,\) are wanted, got \(3, 32\), \(16,\), \(32,\)"):
+    with pytest.raises(ValueError, match=r"must be \(..., width\), \(width,\) and \(width,\), got \(3, 32\), \(16,\), \(32,\)"):
         norm_e4m3(x, ones[:16], ones, 1e-5, step)
-    with pytest.raises(ValueError, match=r"the step is a float32 number on x's device, got torch.float64 \(\)"):
+    with pytest.raises(ValueError, match=r"step must be a float32 scalar, got torch.float64 \(\)"):
         norm_e4m3(x, ones, ones, 1e-5, step.double())

@@ -12,6 +12,7 @@ from vstar_engine.kernels.linear import feed_forward, linear, linear_ref
 from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 from vstar_engine.networks.layers import FeedForward, RowNorm
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 PRESENT, WHY = library.status()
 ISAS = library._load().isas if PRESENT else ()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -250,26 +251,26 @@ def test_a_compiler_sees_standard_operators():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: geglu(torch.zeros(3, 5)), r"values and gates, not empty, got \(3, 5\)"),
+        (lambda: geglu(torch.zeros(3, 5)), r"values then gates, and not empty, got \(3, 5\)"),
         (lambda: geglu(torch.zeros(0, 4)), r"not empty, got \(0, 4\)"),
         (
             lambda: torch.ops.vstar.linear(torch.ones(2, 6), torch.ones(3, 5), None, None, False, None, None, 0.0),
-            r"x \(..., 5\)",
+            r"x must be \(..., 5\), got \(2, 6\)",
         ),
         (
             lambda: feed_forward(
                 torch.ones(2, 6), (torch.ones(8, 6), None), (torch.ones(6, 5), None), LayerNorm(torch.ones(6), torch.ones(6), 0)
             ),
-            r"weights \(2 \* inner, width\) and \(width, inner\) are wanted, got \(2, 6\), \(8, 6\), \(6, 5\)",
+            r"must be \(..., width\), \(2 \* inner, width\), \(width, inner\), got \(2, 6\), \(8, 6\), \(6, 5\)",
         ),
         (
             lambda: groupnorm_silu(torch.zeros(2, 6, 3), 4, torch.ones(6), torch.ones(6), 1e-5),
-            "6 channels do not make 4 groups",
+            "groups must divide the 6 channels, got 4",
         ),
         (lambda: groupnorm_silu(torch.zeros(2, 6, 3), 3, torch.ones(5), torch.ones(6), 1e-5), r"must be \(6,\), got \(5,\)"),
         (
             lambda: groupnorm_silu(torch.zeros(6), 3, torch.ones(6), torch.ones(6), 1e-5),
-            r"\(N, C, ...\), not empty, got \(6,\)",
+            r"\(N, C, ...\) and not empty, got \(6,\)",
         ),
     ],
     ids=["odd", "empty", "features", "feed-forward", "groups", "weight", "rank"],

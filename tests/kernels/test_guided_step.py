@@ -7,6 +7,8 @@ from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_s
 from vstar_engine.sampling.ddim import coefficients
 from vstar_engine.sampling.schedule import Schedule
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 
 def arguments(*shape: int) -> list[torch.Tensor]:
     """A step of videos of which the last has no guidance."""
@@ -37,7 +39,7 @@ def test_a_step_is_the_formula_of_each_video(i):
         torch.testing.assert_close(after[video], wanted)
 
 
-def test_a_video_without_guidance_hears_its_prediction_to_the_bit():
+def test_a_video_without_guidance_takes_its_prediction_to_the_bit():
     x, eps, _, weights, noise = arguments(2, 3, 4)
     alone = guided_step(x, eps, torch.arange(2), weights, noise)
     weights[:, 0] = 1e4
@@ -77,10 +79,10 @@ def test_a_compiler_sees_standard_operators():
     [
         (1, torch.ones(1, 3, 4), r"2 or more like the latents \(2, 3, 4\), got \(1, 3, 4\)"),
         (1, torch.ones(4, 3, 5), r"got \(4, 3, 5\)"),
-        (2, torch.ones(2), r"each of 2 videos, int64, got torch.float32 \(2,\)"),
+        (2, torch.ones(2), r"plain must be \(2,\) torch.int64, got \(2,\) torch.float32"),
         (3, torch.ones(2, 7), r"\(2, 8\) torch.float32, got \(2, 7\)"),
         (3, torch.ones(2, 8).double(), r"got \(2, 8\) torch.float64"),
-        (4, torch.ones(2, 3), r"noise is \(2, 3, 4\) torch.float32, got \(2, 3\)"),
+        (4, torch.ones(2, 3), r"noise must be \(2, 3, 4\) torch.float32, got \(2, 3\)"),
     ],
     ids=["few", "shape", "plain", "coefficients", "dtype", "noise"],
 )

@@ -19,6 +19,7 @@ from vstar_engine.kernels import temporal_attention as module
 from vstar_engine.kernels.cpu import arguments, calls, library
 from vstar_engine.sampling.tar import toeplitz
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 PRESENT, WHY = library.status()
 ISAS = library._load().isas if PRESENT else ("baseline",)
 needs_library = pytest.mark.skipif(not PRESENT, reason=WHY)
@@ -149,7 +150,7 @@ def test_nan_query_spoils_its_row_only(frames, dtype, isa, monkeypatch):
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_output_is_written_and_nothing_else(dtype, monkeypatch):
-    """The output sits in NaN-filled memory with a margin on both sides."""
+    """The output sits in memory with a margin on both sides."""
     q, k, v, g = make(31, 40, dtype, "ordinary", "gaussian", "same", "fused")
     margin = 256
     memory = torch.full((q.numel() + 2 * margin,), float("nan"), dtype=dtype)
@@ -250,7 +251,7 @@ def test_a_library_whose_arguments_are_others_is_said(monkeypatch):
         _fields_ = arguments.LinearArguments._fields_[:-2]
 
     monkeypatch.setitem(arguments.CALLS, "vstar_linear", Shorter)
-    assert "built from other sources than these: vstar_linear takes other arguments; reinstall" in library._load.__wrapped__()
+    assert "built from other sources: vstar_linear takes other arguments; reinstall" in library._load.__wrapped__()
 
 
 def test_missing_library_is_said_once(monkeypatch, caplog):

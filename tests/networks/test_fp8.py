@@ -205,13 +205,16 @@ def test_the_convolution_is_an_op_that_shapes_follow(stride, padding):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"kernel": (32, 3, 3, 24)}, r"bias \(O,\) are wanted, got \(2, 5, 4, 16\), \(32, 3, 3, 24\), \(32,\)"),
+        (
+            {"kernel": (32, 3, 3, 24)},
+            r"must be \(N, H, W, C\), .* and \(O,\), got \(2, 5, 4, 16\), \(32, 3, 3, 24\), \(32,\)",
+        ),
         ({"bias": 16}, r"got \(2, 5, 4, 16\), \(32, 3, 3, 16\), \(16,\)"),
-        ({"kernel": (32, 9, 3, 16)}, r"nothing is left of \(2, 5, 4, 16\) by a kernel \(9, 3\), padded by \[1, 1\]"),
-        ({"stride": 0}, r"a stride from 1 up and two paddings from 0 up are wanted, got 0 and \[1, 1\]"),
+        ({"kernel": (32, 9, 3, 16)}, r"x \(2, 5, 4, 16\), padded by \[1, 1\], must not be smaller than the kernel \(9, 3\)"),
+        ({"stride": 0}, r"stride must be at least 1 and padding two numbers from 0 up, got 0 and \[1, 1\]"),
         ({"padding": (1, -1)}, r"got 1 and \[1, -1\]"),
-        ({"step": torch.ones(1)}, r"step and scale are float32 numbers on x's device, got torch.float32 \(1,\)"),
-        ({"x": torch.ones(2, 5, 4, 16)}, r"in e4m3, got torch.float32 and torch.float8_e4m3fn"),
+        ({"step": torch.ones(1)}, r"step and scale must be float32 scalars, got torch.float32 \(1,\)"),
+        ({"x": torch.ones(2, 5, 4, 16)}, r"must be torch.float8_e4m3fn, got torch.float32 and torch.float8_e4m3fn"),
     ],
     ids=["channels", "bias", "kernel", "stride", "padding", "step", "dtype"],
 )
@@ -295,8 +298,8 @@ def test_a_video_is_near_the_exact_one_and_says_how_it_was_made(small, mini):
 
 def peak(spec, small):
     """Returns the bytes that a forward of half precision makes at its peak, found without data."""
-    with memory.without_data(torch.float16):
-        unet = UNet(spec.unet)
+    with memory.without_data():
+        unet = memory.in_dtype(UNet(spec.unet), torch.float16)
         if small:
             fp8.convert(unet, dict.fromkeys(fp8.layers(unet), 1.0))
             unfused(unet, fp8.Fp8Linear)  # PyTorch's products, which leave more behind than Triton's

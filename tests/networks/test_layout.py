@@ -110,7 +110,7 @@ def exported(spec, make=lambda unet: unet, held=lambda described: described):
     """Exports as for a compiler: weights channels-last, every axis but the size free. Nothing is computed."""
     cells = tuple(side // spec.vae.factor for side in spec.size)
     described = traced_networks.unet(spec.unet, torch.float32, cells)
-    with without_data(torch.float32):
+    with without_data():
         unet = make(lay_out(UNet(spec.unet).eval().requires_grad_(False), "channels_last"))
         inputs = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in described.inputs.items()}
         traced = held(replace(described, module=unet, inputs=inputs))

@@ -146,12 +146,12 @@ def test_a_built_engine_refuses_in_a_sentence(mini):
 def test_the_plan_of_memory_holds_for_it(name):
     spec = MODELS[name]
     cells = [side // spec.vae.factor for side in spec.size]
-    with memory.without_data(torch.float16):
-        unet = UNet(spec.unet)
+    with memory.without_data():
+        unet = memory.in_dtype(UNet(spec.unet), torch.float16)
         inputs = [
-            torch.empty(1, 4, 16, *cells),
+            torch.empty(1, 4, 16, *cells, dtype=torch.float16),
             torch.empty(1, 1, dtype=torch.int64),
-            torch.empty(2, 16, 77, spec.unet.context_dim),
+            torch.empty(2, 16, 77, spec.unet.context_dim, dtype=torch.float16),
             torch.empty(1, dtype=torch.int64),
             torch.empty(1, spec.unet.levels, 16, dtype=torch.float32),
         ]

@@ -31,7 +31,7 @@ def identity(**changed):
         "batch": 2,
         "weights": checkpoint.Weights(weights(MODELS["mini"])).fingerprint(),
         "sources": engine_hash(),
-        **backend_named("inductor").machine(torch.device("cpu"), {}),
+        **backend_named("inductor").requirements(torch.device("cpu"), {}),
         "options": {},
         **changed,
     }

@@ -16,7 +16,7 @@ from vstar_engine.errors import CheckpointError
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
 from vstar_engine.weights.key_map import UNET
-from vstar_engine.weights.lora import Adapted, Lora, layer_shapes, names
+from vstar_engine.weights.lora import Lora, MergedWeights, layer_shapes, names
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_every_layout_merges_to_the_definition(layout, tmp_path):
     made = factors(layers)
     save_file(write(made), tmp_path / "lora.safetensors")
     base = Weights(bundled.FOLDER / "mini")
-    merged = Adapted(base, [Lora.read(tmp_path / "lora.safetensors", MINI, strength=0.5)])
+    merged = MergedWeights(base, [Lora.read(tmp_path / "lora.safetensors", MINI, strength=0.5)])
     assert set(merged) == set(base)
     for layer, (down, up) in made.items():
         name = f"{UNET}{layer}.weight"
@@ -88,9 +88,9 @@ def test_several_add_up(tmp_path):
     base, name = Weights(bundled.FOLDER / "mini"), f"{UNET}{TO_Q}.weight"
     one, other = (Lora.read(tmp_path / "lora.safetensors", MINI, strength) for strength in (0.3, 0.7))
     whole = Lora.read(tmp_path / "lora.safetensors", MINI)
-    torch.testing.assert_close(Adapted(base, [one, other])[name], Adapted(base, [whole])[name])
+    torch.testing.assert_close(MergedWeights(base, [one, other])[name], MergedWeights(base, [whole])[name])
     opposite = Lora.read(tmp_path / "lora.safetensors", MINI, -0.3)
-    torch.testing.assert_close(Adapted(base, [one, opposite])[name], base[name].float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(MergedWeights(base, [one, opposite])[name], base[name].float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_strength_is_read_after_a_colon(file):
 
 def test_a_fingerprint_knows_files_and_strengths(file):
     base = Weights(bundled.FOLDER / "mini")
-    prints = [Adapted(base, [Lora.parse(text, MINI)]).fingerprint() for text in (file, f"{file}:0.5", file)]
+    prints = [MergedWeights(base, [Lora.parse(text, MINI)]).fingerprint() for text in (file, f"{file}:0.5", file)]
     assert prints[0] == prints[2]
     assert len({base.fingerprint(), *prints}) == 3
 

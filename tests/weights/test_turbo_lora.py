@@ -13,7 +13,7 @@ from vstar_engine.networks.layers import sinusoid
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
 from vstar_engine.weights.key_map import UNET
-from vstar_engine.weights.lora import Adapted, Lora, layer_shapes
+from vstar_engine.weights.lora import Lora, MergedWeights, layer_shapes
 from vstar_engine.weights.turbo_lora import PROJECTION, embedded, named, parts_of
 
 SMALL = UNetSpec(model_channels=64, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), context_dim=48)
@@ -113,7 +113,7 @@ def test_a_converted_file_is_merged_and_what_guidance_adds_is_in_the_bias(turbo,
     assert code == 0
     lora = Lora.read(path, MINI, 0.01)
     base = Weights(bundled.FOLDER / "mini")
-    merged = Adapted(base, [lora])
+    merged = MergedWeights(base, [lora])
     for layer in ("input_blocks.1.0.temopral_conv.conv2.3", "middle_block.1.transformer_blocks.0.attn2.to_k"):
         up, down = (tensor.flatten(1).double() for tensor in turbo[layer])
         before = base[f"{UNET}{layer}.weight"]

@@ -14,10 +14,13 @@ from vstar_engine.networks.blocks import Stage, TemporalTransformer
 from vstar_engine.networks.layers import SelfAttention
 from vstar_engine.networks.unet import UNet
 
+# the place of `tar` among the arguments of `UNet.forward`
+TAR = 4
+
 
 @dataclass
 class Attention:
-    """What one temporal attention did in pass `step` (from 0) at a level.
+    """One temporal attention of pass `step` (from 0) at a level.
 
     `probs` (B, positions, T, T) is the mean over heads; of the scaled logits before the regulariser: `positive`, the share of
     rows whose maximum is above 0 (there TAR sharpens), their mean `row_max`, and `spread`, the mean deviation within a row.
@@ -33,7 +36,7 @@ class Attention:
 
 @dataclass
 class Recording:
-    """The attentions of every pass that ran while recording, in the network's order; `tar` is what the last was given."""
+    """The attentions of every recorded pass, in the network's order; `tar` is that of the last pass."""
 
     attentions: list[Attention] = field(default_factory=list)
     passes: int = 0
@@ -42,9 +45,9 @@ class Recording:
 
 @contextmanager
 def recorded(unet: UNet, positions: Sequence[int]) -> Iterator[Recording]:
-    """Records temporal attention at some positions (indices into H*W of the level, taken modulo it) of each pass in the block.
+    """Records temporal attention of each pass in the block, at `positions` (indices into a level's H*W, modulo its size).
 
-    Takes (1 or B, levels, T) rows of `tar`; the stem's attention is not among them.
+    `tar` must be rows (1 or B, levels, T). The stem's attention is not recorded.
     """
     recording = Recording()
     handles = [unet.register_forward_pre_hook(_keep_tar(recording), with_kwargs=True)]
@@ -67,7 +70,7 @@ def recorded(unet: UNet, positions: Sequence[int]) -> Iterator[Recording]:
 
 def _keep_tar(recording: Recording) -> Any:
     def hook(module: UNet, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        recording.tar = kwargs["tar"] if "tar" in kwargs else args[-1]
+        recording.tar = kwargs["tar"] if "tar" in kwargs else args[TAR]
         recording.passes += 1
 
     return hook
@@ -88,5 +91,5 @@ def _read(recording: Recording, attention: SelfAttention, level: int, positions:
 
 
 def entropy(probs: Tensor) -> float:
-    """Mean entropy of attention rows as an effective number of frames attended to: exp(H)."""
+    """Returns the mean perplexity exp(H) of attention rows: the effective number of frames attended to."""
     return float(F.relu(-(probs * probs.clamp_min(1e-12).log()).sum(-1)).exp().mean())

@@ -1,4 +1,4 @@
-"""What a video does over time: similarity of frames against their distance, scene cuts, and attention over the frames.
+"""Measures of a video over time: similarity of frames by their distance, coherence, dynamics and scene cuts.
 
 Similarity matrices are (T, T) with ones on the diagonal; the paper draws them with DreamSim (arXiv 2403.13501, Fig. 8, S.1).
 """
@@ -14,7 +14,7 @@ CUT_LEVEL, CUT_RATIO = 0.12, 4.0
 
 
 def pixels(frames: np.ndarray) -> np.ndarray:
-    """(T, H, W, 3) uint8 -> (T, D) float32: means of 8x8 pixels around mid grey, so that a cosine tells bright from dark."""
+    """(T, H, W, 3) uint8 -> (T, D) float32: means of 8x8 pixels, centred on mid grey so that cosine tells bright from dark."""
     count, height, width, _ = frames.shape
     cells = frames[:, : height - height % CELL, : width - width % CELL].astype(np.float32) / 127.5 - 1.0
     cells = cells.reshape(count, height // CELL, CELL, width // CELL, CELL, 3).mean((2, 4))
@@ -46,7 +46,7 @@ def cosine(features: np.ndarray) -> np.ndarray:
 
 
 def overlap(shares: np.ndarray) -> np.ndarray:
-    """(T, K) shares that sum to one -> (T, T): the part that two frames have in common."""
+    """(T, K) shares that sum to one -> (T, T) overlap of two frames' shares."""
     return np.minimum(shares[:, None], shares[None]).sum(-1)
 
 
@@ -56,16 +56,16 @@ def by_interval(similarity: np.ndarray) -> np.ndarray:
 
 
 def neighbours(similarity: np.ndarray) -> float:
-    """Coherence: the mean similarity of neighbouring frames."""
+    """Returns the coherence: the mean similarity of neighbouring frames."""
     return float(np.diagonal(similarity, 1).mean())
 
 
 def dynamics(similarity: np.ndarray) -> float:
-    """How different frames at least half the video apart are: one minus their mean similarity."""
+    """Returns one minus the mean similarity of frames at least half the video apart."""
     return float(1.0 - by_interval(similarity)[len(similarity) // 2 :].mean())
 
 
 def scene_cuts(frames: np.ndarray) -> list[int]:
-    """Frames that begin a new scene: their mean change is above 0.12 of full scale and four times the video's median change."""
+    """Returns the frames that begin a new scene: mean change above 0.12 of full scale and four times the median change."""
     changes = np.abs(np.diff(pixels(frames), axis=0)).mean(1) / 2.0
     return [int(i) + 1 for i in np.flatnonzero((changes > CUT_LEVEL) & (changes > CUT_RATIO * np.median(changes)))]

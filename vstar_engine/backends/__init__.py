@@ -1,8 +1,8 @@
-"""Ways to run the denoiser. A back end is a module with `load`; it imports its library when it is chosen.
+"""Back ends that run the denoiser: a module each, with `load`, which imports its library when it is chosen.
 
-`eager` runs weights: `load(spec, weights, *, device, dtype, spatial_attention, graphs)`. Every other one runs an engine that
-was built: `load(artifact, *, device, dtype)`, and TensorRT's `graphs`, with `machine(device, options)` for what of this machine
-an engine built so depends on.
+`eager` runs weights: `load(spec, weights, *, device, dtype, spatial_attention, graphs)`. Every other one runs a built engine:
+`load(artifact, *, device, dtype)`, and for TensorRT `graphs`. `requirements(device, options)` returns the device and library
+versions that an engine built here depends on.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""Calls on tensors that stay where they are, recorded as CUDA graphs, and the few shapes that are kept.
+"""CUDA graphs of calls on tensors with fixed addresses, and a cache of the most recently used ones.
 
-A call's first run is a plain one: it loads kernels, and libraries choose theirs. The second is captured, and later ones replay
-that. What a recorded call reads and writes must keep its address.
+A call's first run is eager: it loads kernels and lets libraries choose theirs. The second run is captured, and later ones
+replay it. Every tensor that a recorded call reads or writes must keep its address.
 """
 
 import gc
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-# shapes that are kept where fewer were warmed; who mixes more starts the oldest anew
+# recordings that are kept, unless more were warmed; a further shape evicts the least recently used
 SHAPES = 8
 
 K = TypeVar("K", bound=Hashable)
@@ -20,10 +20,10 @@ V = TypeVar("V")
 
 
 class Recording(Generic[V]):
-    """One call that gives tensors, by a CUDA graph from its second run on; not `records`: plainly every time.
+    """A call that returns tensors, replayed as a CUDA graph from its second run on; run eagerly unless `records`.
 
-    Recordings that share a `pool` share the memory of what they compute: they run one at a time, and what one gives is taken
-    before another runs. `nbytes` is by how much a recording made the pool grow.
+    Recordings that share a `pool` share memory: they run one at a time, and the result of one must be read before another runs.
+    `nbytes` counts the bytes that a recording added to the pool.
     """
 
     def __init__(self, call: Callable[[], V], device: torch.device, records: bool = True, pool: Any = None):
@@ -35,7 +35,7 @@ class Recording(Generic[V]):
     def __call__(self) -> V:
         """Runs on the current stream; a later run may write the same memory."""
         self.runs += 1
-        # a capture that failed is not tried again
+        # a failed capture is not retried
         if self.records and self.runs == 2:
             self._capture()
         if self.graph is None:
@@ -52,7 +52,7 @@ class Recording(Generic[V]):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
-            # other threads may ask the device for memory meanwhile
+            # other threads may allocate on the device during the capture
             stream = torch.cuda.Stream(self.device)
             with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
                 self.result = self.call()
@@ -65,7 +65,7 @@ _growing = False
 
 @contextmanager
 def growing() -> Iterator[None]:
-    """What comes meanwhile makes nothing give way, and from then on so much is kept: for warming up."""
+    """Disables eviction inside the block, so that every warmed shape stays captured."""
     global _growing
     before, _growing = _growing, True
     try:
@@ -75,12 +75,12 @@ def growing() -> Iterator[None]:
 
 
 class Recent(OrderedDict[K, V]):
-    """What was used last: `SHAPES` at most, or as many as there were while it was `growing`."""
+    """A cache of the `SHAPES` most recently used values, or of as many as it had while `growing`."""
 
     most = SHAPES
 
     def take(self, key: K, make: Callable[[], V]) -> V:
-        """Returns what is kept under a key, made now where there is nothing; what was not used for longest makes room first."""
+        """Returns the value of a key, made by `make` where it is missing, after evicting the least recently used if full."""
         if key not in self:
             if _growing:
                 self.most = max(self.most, len(self) + 1)

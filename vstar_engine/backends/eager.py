@@ -40,20 +40,20 @@ def load(
 
 
 def kind(device: torch.device, graphs: bool = True) -> type[UNet]:
-    """Returns what runs on a device: on a GPU, where `graphs`, the UNet whose steps are recorded."""
+    """Returns the class of network for a device: RecordedUnet on a GPU with `graphs`, else UNet."""
     return RecordedUnet if graphs and device.type == "cuda" else UNet
 
 
-class Fixed:
-    """Copies of what a step of one shape reads that stay where they are, and the recorded step on them."""
+class StaticStep:
+    """A step of one shape whose inputs have fixed addresses, and its recording."""
 
     def __init__(self, unet: "RecordedUnet", step: SamplingStep):
-        # made outside inference mode, they may be written in it and elsewhere
+        # tensors made outside inference mode may be written inside it and outside
         with torch.inference_mode(False):
             inputs = StepInputs(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.inputs))
             kept = replace(step, inputs=inputs, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
         self.kept = kept
-        # without self in it: what is dropped must not wait for the collector to give its memory back
+        # the closure holds no self: a dropped recording frees its memory without waiting for the garbage collector
         self.recording = Recording(lambda: Denoiser.run_step(unet, kept), unet.device, pool=unet.pool)
 
     def __call__(self, unet: UNet, step: SamplingStep) -> tuple[Tensor, ...]:
@@ -76,17 +76,17 @@ class Fixed:
 class RecordedUnet(UNet):
     """A UNet on a GPU whose sampling steps are recorded for each shape.
 
-    A graph reads parameters where they were: call `forget_graphs` before you replace them. Calls of the network itself run
-    plainly, and so do steps that need gradients or whose modules have hooks.
+    A graph reads parameters at their recorded addresses: call `forget_graphs` before you replace them. Direct calls of the
+    network are not recorded, nor are steps that need gradients or whose modules have hooks.
     """
 
     records_steps = True
 
     def __init__(self, spec: UNetSpec, spatial_attention: str = "auto"):
         super().__init__(spec, spatial_attention)
-        self.recent: Recent[tuple[object, ...], Fixed] = Recent()
+        self.recent: Recent[tuple[object, ...], StaticStep] = Recent()
         self.pool: object = None
-        # K and V of contexts by their place in a step and their shape: steps of every kind read the same ones
+        # K and V by a call's place in a step and its context's shape; all recordings read the same ones
         self.conditionings: WeakValueDictionary[tuple[object, ...], Conditioning] = WeakValueDictionary()
 
     @property
@@ -110,12 +110,12 @@ class RecordedUnet(UNet):
             return super().run_step(step)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        return self.recent.take(shape_of(step), lambda: Fixed(self, step))(self, step)
+        return self.recent.take(shape_of(step), lambda: StaticStep(self, step))(self, step)
 
     def blank(self, place: int, call: NetworkCall) -> NetworkCall:
-        """Returns a call like the one at a place of a step, on memory of its own."""
+        """Returns a copy of the call at a place of a step, with uninitialised tensors of its own."""
         key, cached = (place, call.conditioning.shape, call.conditioning.contexts[0].dtype), call.cached
-        # kept here until the call holds it
+        # the local name keeps it alive until the call holds it
         conditioning = self.conditionings.get(key) or self._blank_conditioning(call.conditioning)
         self.conditionings[key] = conditioning
         if cached is not None and cached.features is not None:
@@ -145,7 +145,7 @@ class RecordedUnet(UNet):
 
 
 def shape_of(step: SamplingStep) -> tuple[object, ...]:
-    """Says what a recorded step stands for: the shapes of what it reads, and which calls it makes of what."""
+    """Returns the key of a recorded step: dtype, shapes of inputs, and the rows, context and cached features of each call."""
     calls = [
         (call.rows, call.conditioning.shape, call.cached and (call.cached.stages, call.cached.features is not None))
         for call in step.calls

@@ -26,9 +26,9 @@ from .inputs import shared
 MIB = 2**20
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the processor it was compiled for and PyTorch's version."""
-    # what else PyTorch's compiler takes of a CPU beside the vectors that its capability names
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on here: the processor it was compiled for and PyTorch's version."""
+    # instruction sets that PyTorch's compiler uses, beyond the vector width that the capability names
     taken = {"VNNI": torch.cpu._is_vnni_supported, "AMX": torch.cpu._is_amx_tile_supported} if device.type == "cpu" else {}
     more = [name for name, has in taken.items() if has()]
     return {"device": " ".join([described(device), *more]), "versions": {"torch": torch.__version__}}
@@ -41,8 +41,8 @@ def has_texts_axis(artifact: BuiltEngine) -> bool:
 
 
 def check_room(package: Path) -> None:
-    """Raises OutputError where PyTorch's temporary files, which hold all of a package, have no room for it."""
-    # not tempfile's folder, which is another one where this one is full
+    """Raises OutputError where the folder for PyTorch's temporary files cannot hold the unpacked package."""
+    # not tempfile.gettempdir(), which falls back to another folder where this one is full
     folder = Path(os.environ.get("TMPDIR") or "/tmp")
     needed = package.stat().st_size
     if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
@@ -55,13 +55,13 @@ def check_room(package: Path) -> None:
 def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> "InductorUnet":
     """Opens the engine's package.
 
-    Raises EngineError where PyTorch cannot, or where the ops that it calls have no library; OutputError where it has no room.
+    Raises EngineError where PyTorch cannot open it or CPU kernels that it calls are missing, OutputError without disk space.
     """
     if "vstar.linear.default" in artifact.manifest["facts"].get("ops", ()) and not library.status()[0]:
         raise EngineError(f"{artifact.folder} calls the CPU kernels: {library.status()[1]}")
     if not has_texts_axis(artifact):
         raise EngineError(
-            f"{artifact.folder} was built before packages took several texts a video; rebuild it: {artifact.command()}"
+            f"{artifact.folder} was built before packages took several texts for each video; rebuild it: {artifact.command()}"
         )
     index, path = -1 if device.index is None else device.index, artifact.file("unet.pt2")
     check_room(path)

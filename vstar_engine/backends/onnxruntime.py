@@ -16,7 +16,7 @@ from .inputs import full
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
-# what a session may say of a file; these classes have no base of their own
+# errors that a session raises for a file; these classes share no base of their own
 FAULTS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
 QUIET = 3  # errors only
 
@@ -33,8 +33,8 @@ def library() -> Any:
     return onnxruntime
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the kind of device and the library's version."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on here: the kind of device and the library's version."""
     return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
 
 
@@ -46,7 +46,7 @@ def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> 
         raise DeviceError(f"this onnxruntime has no {provider} for device {device}; install onnxruntime-gpu, or use cpu")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # its pool is its own, and spins unless it is told not to
+    # its thread pool is separate from PyTorch's, and spins by default
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spins())))
     options.log_severity_level = QUIET
     where = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}

@@ -1,9 +1,9 @@
 """The UNet as a TensorRT plan: bound once for each shape, run on PyTorch's current stream, replayed as a CUDA graph.
 
-TensorRT reads and writes PyTorch's tensors themselves. A shape's first call is enqueued on the caller's own ones, which loads
-every kernel; the second is captured, on tensors that stay where they are, and later ones replay it. Each shape has an execution
-context of its own, since a graph stands for the state of the one that it was captured from; they share their working memory, as
-one runs at a time.
+TensorRT reads and writes PyTorch's tensors in place. A shape's first call is enqueued on the caller's tensors and loads every
+kernel. The second call is captured on tensors with fixed addresses, and later calls replay it. Each shape has its own execution
+context, since a graph records the state of the context that it was captured from. Contexts run one at a time and share their
+working memory.
 """
 
 import logging
@@ -26,14 +26,14 @@ from .inputs import in_full
 from .tensorrt_library import library, make_logger
 
 PLAN = "unet.plan"
-# bytes; `setTensorAddress` asks for no less
+# bytes, as `setTensorAddress` requires
 ALIGNMENT = 256
 
 log = logging.getLogger(__name__)
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on here: the library's version, the plugin's, and the GPU, as its compatibility asks."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on here: the library's version, the plugin's, and the GPU, as its compatibility asks."""
     versions = {"tensorrt": library("tensorrt").__version__, **tensorrt_plugins.versions(options["plugin"])}
     if device.type != "cuda":
         raise DeviceError(
@@ -43,7 +43,7 @@ def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gpu(device: torch.device, compatibility: str) -> str:
-    """Names the GPUs that share an engine with this one; DeviceError for one before Ampere among those that all later share."""
+    """Names the GPUs that can run an engine built on this one; DeviceError for `ampere` on an older GPU."""
     major, minor = torch.cuda.get_device_capability(device)
     if compatibility == "ampere" and major < 8:
         raise DeviceError(
@@ -78,7 +78,7 @@ def open_plan(trt: Any, artifact: BuiltEngine, device: torch.device, dtype: torc
 
 
 class BoundShape:
-    """One shape's context and how it runs: on the caller's tensors, and where it `records`, from the second call as a graph."""
+    """One shape's execution context: run on the caller's tensors, or with `records` as a CUDA graph from the second call on."""
 
     def __init__(self, context: Any, memory: Tensor, records: bool):
         self.context, self.memory, self.records = context, memory, records
@@ -87,7 +87,7 @@ class BoundShape:
         self.warm = False
 
     def __call__(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Runs on inputs that have every axis in full; what it gives is the caller's own."""
+        """Runs on inputs with every axis expanded; the caller owns the result."""
         if not (self.records and self.warm):
             self.warm = True
             return self._directly(given)
@@ -100,16 +100,16 @@ class BoundShape:
         return self.replayed().clone()
 
     def _directly(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Enqueues on the tensors themselves, where TensorRT can read them, and on a new one for the result."""
+        """Enqueues on the caller's tensors, copied where TensorRT cannot read them, and on a new tensor for the result."""
         eps = torch.empty(given["latents"].shape, dtype=given["latents"].dtype, device=given["latents"].device)
-        # copies among them live until they are enqueued
+        # keeps copies alive until they are enqueued
         read = {name: aligned(tensor) for name, tensor in given.items()}
         self._address({**read, "eps": eps})
         return enqueue(self.context, eps)
 
     def _fix(self, given: Mapping[str, Tensor]) -> None:
-        """Makes the tensors that the graph reads and writes."""
-        # made outside inference mode, they may be written in it and elsewhere
+        """Allocates the tensors that the graph reads and writes."""
+        # tensors made outside inference mode may be written inside it and outside
         with torch.inference_mode(False):
             shaped = {**given, "eps": given["latents"]}
             self.fixed = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in shaped.items()}
@@ -124,15 +124,15 @@ class BoundShape:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Returns a tensor as TensorRT reads it, contiguous and at a multiple of ALIGNMENT: a copy where it is not."""
+    """Returns a tensor that is contiguous and aligned to ALIGNMENT, as TensorRT requires: a copy where it is not."""
     plain = tensor.contiguous()
     return plain.clone() if plain.data_ptr() % ALIGNMENT else plain
 
 
 def enqueue(context: Any, eps: Tensor) -> Tensor:
-    """Runs on the current stream what a context's input tensors hold, into its output tensor."""
+    """Enqueues a context on the current stream; returns its output tensor."""
     if not context.execute_async_v3(stream_of(eps.device)):
-        raise EngineError("TensorRT cannot run the engine; its log says why")
+        raise EngineError("TensorRT failed to run the engine; its log gives the reason")
     return eps
 
 
@@ -156,11 +156,11 @@ class TensorrtUnet(Denoiser):
         self.trt, self.engine, self.dtype, self.records, self.keep = trt, engine, dtype, records, keep
         self.bound: Recent[tuple[int, ...], BoundShape] = Recent()
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
-        # with its number, where `device` has none: another may be current when it runs
+        # with an index even where `device` has none: another GPU may be current at a call
         self.device = self.memory.device
 
     def profile(self, shape: tuple[int, ...]) -> int:
-        """Chooses the profile whose ranges hold the latents' shape; EngineError says what the engine takes."""
+        """Returns the index of the profile that holds the latents' shape; EngineError lists the shapes it takes."""
         ranges = [
             self.engine.get_tensor_profile_shape("latents", index) for index in range(self.engine.num_optimization_profiles)
         ]

@@ -1,4 +1,4 @@
-"""TensorRT's Python library: found, its version checked, its log read."""
+"""Finds TensorRT's Python library, checks its version and collects its log."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 from vstar_engine.errors import MissingLibrary
 
-# a back end's modules, in the order they are tried, and how to install one
+# a back end's modules, in the order in which they are tried, and the command that installs one
 LIBRARIES = {
     "tensorrt": (("tensorrt",), "pip install tensorrt-cu13"),
     "tensorrt-rtx": (
@@ -15,8 +15,7 @@ LIBRARIES = {
     ),
 }
 
-
-# TensorRT before this one is not supported, nor TensorRT for RTX, whose parser took no plugins
+# the oldest supported versions; the parser of TensorRT for RTX before 1.7 took no plugins
 OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}
 
 
@@ -39,7 +38,7 @@ def library(backend: str) -> Any:
 
 
 def make_logger(trt: Any, report: Callable[[str], None]) -> Any:
-    """Returns a logger that reports warnings and keeps errors in `.errors`, to be said when a step fails."""
+    """Returns a logger that reports warnings and collects errors in `.errors`, for the message of a step that fails."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Which of the three plugins serves temporal attention in a process: one at a time, all under one name, version and namespace.
+"""Registers one of three TensorRT plugins for temporal attention; all have the same name, version and namespace.
 
-`aot`: PTX inside the engine, TensorRT only.  `cpp`: the library built from csrc/tensorrt, for both.  `python`: a class that
-launches the Triton kernel, for both.  `none`: TensorRT composes the layer from standard operators, slower.
+`aot`: PTX inside the engine, TensorRT only. `cpp`: the library built from csrc/tensorrt, for both libraries.
+`python`: a class that launches the Triton kernel, for both. `none`: TensorRT composes the layer from standard operators.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from vstar_engine.kernels.source_hash import kernel_hash
 from vstar_engine.kernels.tensorrt.names import NAME, NAMESPACE, VERSION
 
 KINDS = ("auto", "aot", "cpp", "python", "none")
-# names the built C++ plugin's library
+# environment variable with the path of the C++ plugin's library
 LIBRARY = "VSTAR_TENSORRT_PLUGIN"
 
-# of each library's module, what was registered in it; the registry does not keep Python's objects alive
+# the kind and the objects registered in each library's module; the registry does not keep Python objects alive
 _registered: dict[str, tuple[str, Any]] = {}
 
 
@@ -27,7 +27,7 @@ def library() -> Path | None:
     if not named:
         return None
     if not Path(named).is_file():
-        raise ValueError(f"{LIBRARY} names {named}, which is no file; build the plugin in csrc/tensorrt, or unset it")
+        raise ValueError(f"{LIBRARY} names {named}, which is not a file; build the plugin in csrc/tensorrt, or unset it")
     return Path(named)
 
 
@@ -40,9 +40,9 @@ def needed_library() -> Path:
 
 
 def versions(kind: str) -> dict[str, str]:
-    """Returns what an engine depends on of its plugin's own files: the hash of the library that `cpp` runs, none of others.
+    """Returns the hash of the library that `cpp` runs, on which an engine depends; nothing for other kinds.
 
-    Raises EngineError for a library of other kernels than those here.
+    Raises EngineError for a library that was built from other kernels.
     """
     if kind != "cpp":
         return {}
@@ -54,7 +54,7 @@ def versions(kind: str) -> dict[str, str]:
 
 
 def autoloaded() -> list[Path]:
-    """Returns the library that registers the C++ plugin when it is opened, and the plugin's own, which it opens itself."""
+    """Returns the library that registers the C++ plugin when it is loaded, and the plugin's library, which it loads."""
     path = needed_library()
     opener = path.with_name(f"{path.stem}_autoload{path.suffix}")
     if not opener.is_file():
@@ -85,14 +85,16 @@ def register(trt: Any, kind: str, arch: int | None = None) -> None:
     if kind == "none" or before == wanted:
         return
     if before or trt.get_plugin_registry().get_creator(NAME, VERSION, NAMESPACE) is not None:
-        raise EngineError(f"this process holds the plugin {before or 'of another origin'} already; run {wanted} in a new one")
+        raise EngineError(
+            f"this process has registered the plugin {before or 'of another origin'} already; run {wanted} in a new process"
+        )
     _registered[trt.__name__] = (wanted, _register(trt, kind, arch))
     if trt.get_plugin_registry().get_creator(NAME, VERSION, NAMESPACE) is None:
         raise EngineError(f"TensorRT {trt.__version__} did not take the {kind} plugin into its registry")
 
 
 def _register(trt: Any, kind: str, arch: int | None) -> Any:
-    """Registers, and gives what must live as long as the registry."""
+    """Registers a plugin and returns the objects that must live as long as the registry."""
     if kind == "aot":
         from vstar_engine.kernels.tensorrt import aot_plugin
 

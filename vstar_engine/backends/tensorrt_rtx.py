@@ -14,14 +14,14 @@ from .tensorrt import TensorrtUnet, open_plan
 from .tensorrt_library import library
 
 
-def machine(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what an engine depends on: library and plugin. Any machine may build it; `load` looks at the GPU."""
+def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an engine depends on: library and plugin. Any machine may build it; `load` looks at the GPU."""
     versions = {"tensorrt-rtx": library("tensorrt-rtx").__version__, **tensorrt_plugins.versions(options["plugin"])}
     return {"device": "cuda", "versions": versions}
 
 
 def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> TensorrtUnet:
-    """As the back end `tensorrt`; EngineError too for a GPU that is not among the plan's targets."""
+    """Opens the engine's plan as the back end `tensorrt` does; EngineError also for a GPU that is not among its targets."""
     trt, options = library("tensorrt-rtx"), artifact.identity["options"]
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

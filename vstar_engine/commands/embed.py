@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.models import model_named
 from vstar_engine.errors import CheckpointError, OutputError
-from vstar_engine.loading import load_text, open_weights
-from vstar_engine.machine.device import DTYPES, device_named, dtype_named
+from vstar_engine.loading import check_machine, load_text, open_weights
+from vstar_engine.machine.device import DTYPES, dtype_named
+from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.embeddings import BATCH, VERSION, Embeddings, check_batch, embed
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.prompting.tokenizer import tokenize
@@ -54,9 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `embed`."""
     check_batch(args.batch)
-    spec, out, stored = model_named(args.model), Path(args.out), dtype_named(args.stored_as)
-    dtype = dtype_named(args.dtype)
-    device = device_named(args.device, dtype)
+    out, stored = Path(args.out), dtype_named(args.stored_as)
+    choice = ModelChoice(args.model, args.weights, device=args.device, dtype=args.dtype)
+    spec, (device, dtype) = choice.spec, check_machine(choice)
     given = synopses(args, prompts_given(args), args.state_count)
     if out.suffix == SUFFIX:
         check_writable(out, args.force)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             number = "more prompts" if few else "no prompt"
             raise ValueError(f"one file holds one bundle, but there are {number}; {out} can be a folder instead")
         given = iter(few)
-    tensors = open_weights(spec, args.weights)
+    tensors = open_weights(spec, choice.weights)
     identity = text_hash(tensors, spec.text)
     if identity is None:
         raise CheckpointError(f"{tensors.path} holds no text tower to embed with")

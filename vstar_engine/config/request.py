@@ -13,7 +13,7 @@ MAX_FRAMES = 512
 
 
 class Description(Protocol):
-    """The states of a video and what is said of each, as `prompting.synopsis.Synopsis` holds them."""
+    """States with their places and negative prompts, such as `prompting.synopsis.Synopsis`."""
 
     @property
     def states(self) -> tuple[str, ...]: ...

@@ -95,8 +95,13 @@ class VideoField:
         (kind,) = {*(get_args(self.declared.type) or (self.declared.type,))} - {NoneType}
         return kind
 
+    @property
+    def optional(self) -> bool:
+        """Returns whether its value may be None."""
+        return NoneType in get_args(self.declared.type)
+
     def default(self, fast: tuple[str, ...] = ()) -> Any:
-        """Returns the value where nothing is said, which may depend on `fast`; None where other settings decide it."""
+        """Returns the default with lossy options `fast`; None when other settings decide it."""
         if self.path == "tar":
             return DEFAULT_PRESET
         if self.path == "tar.until_step":

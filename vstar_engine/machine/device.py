@@ -1,4 +1,4 @@
-"""Devices and dtypes by name, tried before they are trusted."""
+"""Devices and dtypes by name; a device is tried with a small computation."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,14 +12,14 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """Looks a dtype up; ValueError lists the known ones."""
+    """Returns a dtype by name; ValueError lists the known ones."""
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
 
 
 def device_named(name: str, dtype: torch.dtype) -> torch.device:
-    """Finds a device; DeviceError unless it is here and computes in `dtype`."""
+    """Returns a device by name; DeviceError unless it exists and computes in `dtype`."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -40,7 +40,7 @@ def device_named(name: str, dtype: torch.dtype) -> torch.device:
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one, which is where libraries beside PyTorch launch; nothing for a CPU."""
+    """Makes a GPU the current device inside the block, as libraries other than PyTorch need; does nothing for a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

@@ -1,8 +1,8 @@
-"""Memory that a CPU computes in: kept by the process between operators instead of mapped again for each.
+"""Settings of glibc's allocator that keep freed memory in the process between operators.
 
-By default glibc maps every large tensor afresh and gives it back after use, and the kernel clears each of its pages when it is
-first touched. A forward of the mini model at 64 frames takes some 80,000 page faults, and from the fourth on 2 to 4 with the
-pages kept, which is 12 to 17 % less time (1.07 instead of 1.22 s; AMD EPYC, one thread, torch 2.13) at the same peak memory.
+By default glibc maps every large tensor anew and unmaps it after use, and the kernel clears each page at its first access.
+A forward of the mini model at 64 frames takes some 80,000 page faults; with pages kept, 2 to 4 from the fourth forward on.
+That is 12 to 17 % less time (1.07 instead of 1.22 s; AMD EPYC, one thread, torch 2.13) at the same peak memory.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_pages() -> bool:
-    """Makes freed memory stay with the process; says whether its C library can. `give_back` returns what is unused."""
+    """Keeps freed memory in the process; returns whether the C library supports it. `give_back` releases unused pages."""
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         log.info("this C library's allocator has no settings; large tensors are mapped afresh for every operator")
@@ -27,7 +27,7 @@ def keep_pages() -> bool:
 
 
 def give_back() -> None:
-    """Returns to the system the pages that hold nothing."""
+    """Releases unused pages to the system."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

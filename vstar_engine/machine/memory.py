@@ -1,4 +1,4 @@
-"""How much memory a generation will take, found by running its networks without data, and how much there is."""
+"""The memory that a generation needs, measured by running its networks on fake tensors, and the memory that is free."""
 
 import weakref
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ from .host_settings import kept_out
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# beyond the tensors seen from outside: logits inside temporal attention, convolution scratch, the allocator's slack
+# beyond the counted tensors: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
 MARGIN = 1.1
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the bytes of the tensors that operators make while they are alive, and their peak; inputs are not counted."""
+    """Counts the bytes of live tensors that operators create, and their peak; inputs are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,9 +56,7 @@ def _storage(x: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What decides a generation's memory: the model, the clip in pixels, the dtype, the rows of a denoising batch, and whether
-    the text tower is there.
-    """
+    """The settings that determine a generation's memory; `batch` counts a network call's rows, `text`: with the text tower."""
 
     spec: Spec
     frames: int
@@ -77,7 +75,7 @@ class Footprint:
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Lets networks be built and run on shapes alone: nothing is allocated or computed."""
+    """Runs networks on shapes alone inside the block: nothing is allocated or computed."""
     with FakeTensorMode(), torch.no_grad(), kept_out():
         yield
 
@@ -92,7 +90,7 @@ def in_dtype(module: Network, dtype: torch.dtype) -> Network:
 
 @lru_cache(maxsize=64)
 def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
-    """Counts the bytes of every weight that text-to-video keeps, with the text tower or without it."""
+    """Returns the bytes of all weights, with or without the text tower."""
     with torch.device("meta"):
         parts = [UNet(spec.unet), Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
     return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
@@ -100,7 +98,7 @@ def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
 
 @lru_cache(maxsize=64)
 def activation_bytes(request: Footprint) -> int:
-    """Finds the peak of everything but the weights, over one denoising step and decoding frame by frame, in bytes."""
+    """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame."""
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     text = spec.text.context_length, spec.unet.context_dim
@@ -119,7 +117,7 @@ def activation_bytes(request: Footprint) -> int:
 
 @lru_cache(maxsize=64)
 def frame_bytes(spec: Spec, height: int, width: int, dtype: torch.dtype) -> int:
-    """Finds what decoding takes at its peak for each frame that is decoded at once, in bytes."""
+    """Returns the peak bytes of decoding one frame."""
     with without_data():
         vae = in_dtype(Vae(spec.vae, encoder=False), dtype)
         latents = torch.empty(1, spec.unet.out_channels, 1, height // spec.vae.factor, width // spec.vae.factor, dtype=dtype)
@@ -143,9 +141,9 @@ def frames_at_once(spec: Spec, height: int, width: int, dtype: torch.dtype, deno
 
 
 def available_bytes(device: torch.device) -> int:
-    """Reads the device's free memory, with what PyTorch's allocator holds unused; what CUDA graphs compute in is of that.
+    """Returns the device's free bytes with those that PyTorch's allocator holds unused, which include CUDA graphs' memory.
 
-    On the CPU it is what can be had within the process's control groups.
+    On the CPU, returns the free bytes within the process's control groups.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -159,7 +157,7 @@ def available_bytes(device: torch.device) -> int:
 def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0) -> None:
     """Raises MemoryShortage, naming the nearest setting that fits, unless the request fits.
 
-    `loaded`: the weights are there; `kept`: bytes that are available, but not to it.
+    `loaded`: the weights are in memory already; `kept`: available bytes that are reserved for others.
     """
     weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
     needed, free = weights + activation_bytes(request), available_bytes(device) - kept
@@ -171,7 +169,7 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
 
 
 def make_room(request: Footprint, denoiser: Denoiser, device: torch.device) -> None:
-    """Drops the CUDA graphs of earlier shapes where a batch needs their memory; raises MemoryShortage where it still lacks."""
+    """Drops the CUDA graphs of earlier shapes where a batch needs their memory; MemoryShortage where that is not enough."""
     try:
         check(request, device, loaded=True, kept=denoiser.graph_bytes())
     except MemoryShortage:
@@ -205,7 +203,7 @@ def _nearest(request: Footprint, free: int, loaded: bool) -> str:
 
 
 def _most_frames(request: Footprint, free: int, loaded: bool) -> int:
-    """Guesses the longest clip that fits, memory being nearly a line in the number of frames."""
+    """Estimates the longest clip that fits, taking memory as linear in the number of frames."""
     one, all_ = (activation_bytes(replace(request, frames=n)) for n in (1, request.frames))
     weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
     if request.frames == 1 or all_ == one:

@@ -22,7 +22,7 @@ from .spatial_attention import SPATIAL_ATTENTION
 
 
 class TemporalConvBlock(nn.Module):
-    """Four times (norm over the whole clip, SiLU, convolution over frames), added to its input."""
+    """Four layers of (group norm over the whole clip, SiLU, convolution over frames), added to the input."""
 
     def __init__(self, channels: int, groups: int = GROUPS):
         super().__init__()
@@ -82,9 +82,9 @@ def to_frames(x: Tensor) -> Tensor:
 
 
 def repeat_branches(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
-    """Returns every branch a copy of what branches shared until here, one after another, until there are so many rows.
+    """Repeats x along its first axis to `rows` rows, one copy for each guidance branch.
 
-    `pixels` (N, C, H, W) stay in channels-last memory.
+    `pixels`: x is (N, C, H, W) and stays in channels-last memory.
     """
     branches = rows // x.shape[0]
     if branches == 1:
@@ -113,7 +113,7 @@ class SpatialBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Self-attention within each frame and attention to its text."""
+    """Self-attention within each frame and cross-attention to its text."""
 
     def __init__(self, channels: int, spec: UNetSpec, attention: str):
         super().__init__()

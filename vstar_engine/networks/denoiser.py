@@ -1,4 +1,4 @@
-"""What predicts the noise, whichever back end runs it."""
+"""The denoiser protocol: predicts noise and takes sampling steps, whichever back end runs the network."""
 
 from typing import Any
 
@@ -31,25 +31,25 @@ class Denoiser:
         return None
 
     def prepare_context(self, *contexts: Tensor) -> ContextKV | Tensor:
-        """Returns contexts (B, 1 or T, L, C), one after another, in the form that calls take: prepared once for all steps."""
+        """Concatenates contexts (B, 1 or T, L, C) and returns them in the form that a call takes, for use in every step."""
         frames = context_shape(contexts)[1]
         return torch.cat([context.expand(-1, frames, -1, -1) for context in contexts])
 
     def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
-        """Returns what calls take as the timestep at each of `timesteps` (steps,), for videos of frame rates `fps` (B,)."""
+        """Returns the timestep argument of every step: `timesteps` (steps,) for videos of frame rates `fps` (B,)."""
         return TimestepTable(timesteps[:, None, None].expand(-1, len(fps), -1))
 
     def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
-        """Predicts the noise as a call on `given` does, around deep features; fills `cached` where it holds none.
+        """Predicts the noise for the arguments `given` of a call, reusing `cached` features, or storing them if it has none.
 
-        Raises ValueError where the network only runs whole.
+        Raises ValueError for a network that cannot run in parts.
         """
         raise ValueError("this network only runs whole: step caching needs eager PyTorch")
 
     def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
-        """Takes a sampling step; the results are the caller's own.
+        """Takes one sampling step: network calls, guidance and update. The caller owns the results.
 
-        Returns the next latents, the finished latents as predicted now, and the deep features of each call that keeps some.
+        Returns the next latents, the predicted clean latents, and the features of each call that stores them.
         """
         latents, eps, kept = step.inputs.latents.to(step.dtype), [], []
         for call in step.calls:
@@ -74,7 +74,7 @@ class Denoiser:
         return *guided_step(latents, predicted, plain, coefficients, noise), *kept
 
     def graph_bytes(self) -> int:
-        """Returns the memory that only the CUDA graphs of its steps can use."""
+        """Returns the bytes reserved for the CUDA graphs of its steps, which nothing else can use."""
         return 0
 
     def forget_graphs(self) -> bool:

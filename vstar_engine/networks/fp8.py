@@ -1,9 +1,9 @@
 """FP8 layers: weights and inputs rounded to e4m3 (arXiv 2209.05433) by a scale for each tensor, products summed wider.
 
-Scales come from the network itself: a weight's from its largest value, an input's from the largest seen while the network
-samples a short clip. Matrices are multiplied by `vstar::linear_e4m3`, with all that is around them as in exact layers, and
-convolutions are `vstar::conv_e4m3`. The first and the last convolution, from and to the latents' four channels, stay exact, and
-so do the text's keys and values: they are little work.
+A weight's scale comes from its largest value, an input's from the largest value seen while the network samples a short clip.
+Linear layers run `vstar::linear_e4m3` with the same fusions as exact layers, convolutions run `vstar::conv_e4m3`. The first and
+the last convolution, from and to the latents' four channels, and the K and V projections of texts stay exact: they are little
+work.
 """
 
 import math
@@ -24,21 +24,21 @@ from vstar_engine.kernels.problems import E4M3, Fp8ConvProblem, Fp8LinearProblem
 from .layers import CrossAttention, FeedForward, FrameConv, Linear
 from .unet import UNet
 
-# what the product takes its rows and columns in
+# rows and columns of the product are multiples of this
 MULTIPLE = 16
 Layer = Linear | nn.Conv2d | FrameConv
 
 
 def step_for(largest: float) -> float:
-    """Returns the power of two that takes values up to `largest`, and up to twice that with luck, into e4m3's range.
+    """Returns the power of two that scales values up to `largest`, with at most twice that as headroom, into e4m3's range.
 
-    Powers of two are exact in every dtype, and what is divided by one loses no digit.
+    Division by a power of two is exact in every dtype.
     """
     return 2.0 ** (1 + math.ceil(math.log2(max(largest, 1e-12) / LARGEST)))
 
 
 class Fp8Layer(nn.Module):
-    """A layer's weight, outputs first, rounded to e4m3, and the step of its inputs, which were seen to reach `largest`."""
+    """A layer's weight rounded to e4m3, output channels first, and the scale (`step`) of inputs up to `largest`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, largest: float):
         super().__init__()
@@ -53,7 +53,7 @@ class Fp8Layer(nn.Module):
 
 
 class Fp8Linear(Fp8Layer):
-    """A linear layer; what it makes is rounded by the step `then` of an FP8 layer that alone reads it, where there is one."""
+    """A linear layer; its output is rounded to e4m3 by the scale `then` where only one FP8 layer reads it."""
 
     def __init__(self, layer: Linear | nn.Conv2d, largest: float):
         super().__init__(layer.weight.detach().flatten(1), layer.bias, largest)
@@ -101,7 +101,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def layers(unet: UNet) -> dict[str, Layer]:
-    """Lists by name what is multiplied in FP8: linear layers and convolutions of sizes that it takes."""
+    """Returns the layers that run in FP8 by name: linear layers and convolutions whose sizes are multiples of MULTIPLE."""
     found: dict[str, Layer] = {}
     for name, module in unet.named_modules():
         kept = {module.to_kv} if isinstance(module, CrossAttention) else set()
@@ -114,7 +114,7 @@ def layers(unet: UNet) -> dict[str, Layer]:
 
 @contextmanager
 def watched(unet: UNet) -> Iterator[dict[str, float]]:
-    """Returns the largest input that each layer has met so far."""
+    """Records the largest input of each layer inside the block."""
     largest: dict[str, float] = {}
 
     def note(name: str, x: Tensor, norm: LayerNorm | None = None, **_: object) -> None:
@@ -132,7 +132,7 @@ def watched(unet: UNet) -> Iterator[dict[str, float]]:
 
 
 def small(layer: Layer, largest: float) -> Fp8Layer:
-    """Returns what computes a layer in FP8."""
+    """Returns the FP8 version of a layer."""
     if isinstance(layer, Linear):
         return Fp8Linear(layer, largest)
     if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
@@ -141,7 +141,7 @@ def small(layer: Layer, largest: float) -> Fp8Layer:
 
 
 def convert(unet: UNet, largest: Mapping[str, float]) -> None:
-    """Puts FP8 layers in the place of those whose largest inputs are given."""
+    """Replaces the layers named in `largest` by FP8 layers scaled to these inputs."""
     found = layers(unet)
     for name, most in largest.items():
         parent, _, part = name.rpartition(".")

@@ -18,7 +18,7 @@ GROUPS = UNetSpec.norm_groups
 
 
 class Norm(nn.GroupNorm):
-    """A group norm of (N, C, ...) in one go with the SiLU behind it, if there is one."""
+    """A group norm of (N, C, ...), fused with the SiLU that follows it where `silu`."""
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5, silu: bool = False):
         super().__init__(groups, channels, eps)
@@ -29,7 +29,7 @@ class Norm(nn.GroupNorm):
 
 
 def normed(groups: int, channels: int, *then: nn.Module) -> nn.Sequential:
-    """A group norm with SiLU and what follows it; the identity keeps the number that the official keys give it."""
+    """Returns a group norm with SiLU and the layers after it; the identity keeps the numbering of the official keys."""
     return nn.Sequential(Norm(groups, channels, silu=True), nn.Identity(), *then)
 
 
@@ -42,7 +42,7 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer over the last axis, normed first where a norm is given; adds a residual, or gates by halves (GEGLU)."""
+    """A linear layer over the last axis, with an optional layer norm before it and a residual or GEGLU gate after it."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, gate: bool = False, norm: LayerNorm | None = None) -> Tensor:
         return linear(LinearProblem(x, *self.given(), residual, gate, *(norm or ())))
@@ -51,12 +51,12 @@ class Linear(nn.Linear):
         return self.weight.flatten(1), self.bias
 
     def replaced(self) -> bool:
-        """Returns whether something computes in this layer's place, or listens to what it is given or makes."""
+        """Returns whether the layer was subclassed or has hooks, so that it must not be fused."""
         return type(self).forward is not Linear.forward or bool(self._forward_hooks or self._forward_pre_hooks)
 
 
 class RowNorm(nn.LayerNorm):
-    """A layer norm over the last axis, which the linear layer behind it computes."""
+    """A layer norm over the last axis; the linear layer after it computes it."""
 
     def given(self) -> LayerNorm:
         return LayerNorm(self.weight, self.bias, self.eps)
@@ -97,7 +97,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor, norm: LayerNorm) -> Tensor:
-        """Adds to x what it makes of x, normed."""
+        """Returns x + feed_forward(norm(x))."""
         first, second = self.net[0].proj, self.net[2]
         if isinstance(first, Linear) and isinstance(second, Linear) and not (first.replaced() or second.replaced()):
             return feed_forward(x, first.given(), second.given(), norm)
@@ -114,13 +114,13 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Sequential(Linear(heads * head_dim, width))
 
     def forward(self, x: Tensor, norm: LayerNorm, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Adds to x (..., width) what it makes of x, normed; `attend` sees q, k, v as (..., heads, head_dim) views of one."""
+        """Returns x + attention(norm(x)), x (..., width); `attend` takes q, k, v (..., heads, head_dim), views of one."""
         q, k, v = self.to_qkv(x, norm=norm).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
         return self.to_out[0](attend(q, k, v).flatten(-2), x)
 
 
 class CrossAttention(nn.Module):
-    """Attention of positions to text; frames that share a text share its keys and values."""
+    """Attention of positions to text; frames that share a text share its K and V."""
 
     def __init__(self, width: int, context_dim: int, heads: int, head_dim: int):
         super().__init__()
@@ -136,7 +136,7 @@ class CrossAttention(nn.Module):
         context: Tensor | ContextKV,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Adds to x (B*T, P, width) what it makes of x, normed, and of the context (B, 1 or T, L, context_dim)."""
+        """Returns x + attention(norm(x), context), x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
         kv = context.kv[self] if isinstance(context, ContextKV) else self.to_kv(context.flatten(0, 1))
         k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x, norm=norm).reshape(k.shape[0], -1, self.heads, self.head_dim)

@@ -1,4 +1,4 @@
-"""One sampling step of a batch as data: what the network is called with, and what guidance and the update take."""
+"""One sampling step of a batch as data: the calls of the network, and the inputs of guidance and the update."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
 
 
 class StepInputs(NamedTuple):
-    """What differs from step to step, a row a video, all on the device.
+    """The tensors that differ from step to step, a row for each video, all on the device.
 
-    `timestep_embedding` is a row of the network's `TimestepTable`; the rest is what `UNet.forward` and `guided_step` take.
+    `timestep_embedding` is a row of the network's `TimestepTable`. The rest are arguments of `UNet.forward` and `guided_step`.
     """
 
     latents: Tensor
@@ -29,7 +29,7 @@ class StepInputs(NamedTuple):
 
 @dataclass(eq=False)
 class Conditioning:
-    """What is heard in a call of the network, (1, 1 or T, L, C) each: made ready once, since they are heard in every step."""
+    """The text embeddings of one call of the network, (1, 1 or T, L, C) each, and the form prepared from them for all steps."""
 
     contexts: tuple[Tensor, ...]
     ready: ContextKV | Tensor | None = None
@@ -39,7 +39,7 @@ class Conditioning:
         return context_shape(self.contexts)
 
     def prepared(self, prepare: Callable[..., ContextKV | Tensor]) -> Any:
-        """Returns what a network's `prepare_context` makes of them, made at the first call."""
+        """Returns the result of a network's `prepare_context`, computed at the first call."""
         if self.ready is None:
             self.ready = prepare(*self.contexts)
         return self.ready
@@ -47,7 +47,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """A call of the network in a step: the videos whose latents it takes, what is heard, and deep features, if any are kept."""
+    """One call of the network in a step: the videos whose latents it takes, their texts, and cached features if any."""
 
     rows: tuple[int, ...]
     conditioning: Conditioning
@@ -60,7 +60,7 @@ class NetworkCall:
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """A step to take; the predictions of its calls, one after another, are what `StepInputs.plain` counts."""
+    """One step of a batch. `StepInputs.plain` indexes the predictions of its calls, concatenated."""
 
     dtype: torch.dtype
     timesteps: TimestepTable
@@ -69,5 +69,6 @@ class SamplingStep:
 
 
 def rows_of(value: Tensor, rows: Sequence[int]) -> Tensor:
-    """Returns some rows of a tensor, itself where these are all; by slices, since a list of places would come from the host."""
+    """Returns some rows of a tensor, or the tensor itself where these are all of them."""
+    # by slices: a list of indices would be copied from the host
     return value if tuple(rows) == tuple(range(len(value))) else torch.cat([value[i : i + 1] for i in rows])

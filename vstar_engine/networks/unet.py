@@ -15,14 +15,14 @@ from vstar_engine.config.models import UNetSpec
 from .blocks import ResBlock, SpatialTransformer, Stage, TemporalTransformer, repeat_branches, to_clip, to_frames
 from .denoiser import Denoiser
 from .layers import CrossAttention, Downsample, Upsample, normed, sinusoid
-from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, context_shape
+from .precomputed import CachedFeatures, ContextKV, TimestepEmbedding, TimestepTable, check_rows, context_shape
 from .spatial_attention import SPATIAL_ATTENTION
 
 INIT_ATTENTION_HEADS = 8
 
 
 class StageInputs(NamedTuple):
-    """What every stage takes, in addition to the hidden states."""
+    """The arguments of every stage, in addition to the hidden states."""
 
     emb: Tensor | TimestepEmbedding
     context: Tensor | ContextKV
@@ -99,7 +99,7 @@ class UNet(nn.Module, Denoiser):
         return self
 
     def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
-        """Projects timesteps (steps,) and frame rates (B,) for every residual block and step to come."""
+        """Precomputes every residual block's projection of timesteps (steps,) and frame rates (B,)."""
         blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
         emb = self.embed(timesteps.expand(len(fps), -1), fps)
         table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
@@ -107,14 +107,14 @@ class UNet(nn.Module, Denoiser):
         return TimestepTable(table, blocks, tuple(block.channels for block in blocks))
 
     def prepare_context(self, *contexts: Tensor) -> ContextKV:
-        """Projects texts (B, 1 or T, L, C) for every step to come: give `forward` what this gives in the context's place.
+        """Precomputes every cross-attention's K and V of contexts (B, 1 or T, L, C); pass the result to `forward` as `context`.
 
-        Of several, one after another, those with one row are projected once, then repeated for as many frames as others have.
+        A context with one row for all frames is projected once, then repeated over the frames that the others have.
         """
         return ContextKV(context_shape(contexts), dict(self.project_context(contexts)))
 
     def project_context(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
-        """Returns every cross-attention with its keys and values of texts, as `prepare_context` puts them together."""
+        """Yields every cross-attention with its K and V of the contexts, concatenated."""
         rows, frames = torch.cat([context.flatten(0, 1) for context in contexts]), context_shape(contexts)[1]
         counts = [context.shape[0] * context.shape[1] for context in contexts]
         for part in self.modules():
@@ -147,8 +147,7 @@ class UNet(nn.Module, Denoiser):
         `cached` without features is filled; with features, the blocks that made them are skipped.
         """
         rows = context.shape[0]
-        if rows % latents.shape[0]:
-            raise ValueError(f"context must have as many rows as latents, {latents.shape[0]}, or a multiple, got {rows}")
+        check_rows(latents.shape[0], rows)
         emb = timestep if isinstance(timestep, TimestepEmbedding) else self.embed(timestep, fps)
         inputs = StageInputs(emb, context, tar if tar.shape[0] == 1 else repeat_branches(tar, rows), latents.shape[2])
         x = to_frames(latents)
@@ -161,27 +160,30 @@ class UNet(nn.Module, Denoiser):
         return to_clip(self.out(x), inputs.frames).contiguous()
 
     def encode(self, x: Tensor, inputs: StageInputs, blocks: nn.ModuleList) -> list[Tensor]:
-        """Returns what each of some input blocks makes, for the skip connections; the last goes on."""
+        """Runs the stem and the following input blocks; returns the output of each, for the skip connections."""
         skips = [self.stem(x, inputs)]
         for stage in blocks[1:]:
             skips.append(stage(skips[-1], *inputs))
         return skips
 
     def stem(self, x: Tensor, inputs: StageInputs) -> Tensor:
-        """Runs the first input block and its temporal attention, which TAR never changes."""
+        """Runs the first input block and its temporal attention, which is never regularised."""
         x = self.input_blocks[0](x, *inputs)
         if self.spec.init_attention:
             x = to_frames(self.init_attn[0](to_clip(x, inputs.frames), inputs.tar.new_zeros(1, inputs.frames)))
         return x
 
     def decode(self, x: Tensor, skips: list[Tensor], inputs: StageInputs, blocks: nn.ModuleList) -> Tensor:
-        """Runs some output blocks, each with the last skip connection that is left; branches may have shared it."""
+        """Runs output blocks, each on the last remaining skip connection, repeated where branches shared it."""
         for stage in blocks:
             x = stage(torch.cat([x, repeat_branches(skips.pop(), x.shape[0], pixels=True)], dim=1), *inputs)
         return x
 
     def around(self, cached: CachedFeatures, x: Tensor, inputs: StageInputs) -> Tensor:
-        """Runs the last `cached.stages` output blocks on the deep features, and the blocks before only as far as they need."""
+        """Runs the last `cached.stages` output blocks on cached features, with the input blocks whose skips they read.
+
+        Without features, runs all blocks and stores the features.
+        """
         inner = len(self.output_blocks) - cached.stages
         if cached.features is None:
             skips = self.encode(x, inputs, self.input_blocks)

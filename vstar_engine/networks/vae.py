@@ -11,7 +11,7 @@ from vstar_engine.config.models import VaeSpec
 
 from .layers import Norm, Upsample
 
-# frames decoded at once: more gained 2 to 4 % on a CPU (mini, one thread), and the first would be ready later
+# frames decoded at once: more gained only 2 to 4 % on a CPU (mini, one thread) and delay the first frame
 CHUNK = 8
 
 
@@ -151,7 +151,7 @@ class Vae(nn.Module):
         return pixels.unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
 
     def decoded(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
-        """As `decode`, `chunk` frames after another: (n, 3, factor*h, factor*w) each, a clip's frames before the next one's."""
+        """Yields the pixels of `decode` in runs of `chunk` frames, (n, 3, factor*h, factor*w) each, one clip after another."""
         for frames in (latents.transpose(1, 2).flatten(0, 1) / self.spec.scale_factor).split(chunk):
             yield self.decoder(self.post_quant_conv(frames))
 
@@ -161,5 +161,5 @@ class Vae(nn.Module):
         return mean, logvar.clamp(-30.0, 20.0)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(n, 3, H, W) in [-1, 1] -> the posterior's mode, scaled: (n, 4, H/factor, W/factor) latents."""
+        """(n, 3, H, W) in [-1, 1] -> the scaled mode of the posterior, (n, 4, H/factor, W/factor) latents."""
         return self.spec.scale_factor * self.posterior(pixels)[0]

@@ -1,4 +1,4 @@
-"""Videos of the same frames, size and steps on their way through one denoiser, each with settings of its own."""
+"""Batched sampling: videos of the same frames, size and steps share each call of the denoiser, with settings of their own."""
 
 import time
 from collections.abc import Hashable, Sequence
@@ -24,10 +24,10 @@ from .step_cache import StepCache
 
 @dataclass(eq=False, kw_only=True)
 class BatchRow(Trajectory):
-    """One video of a batch: what it shows, and how far its latents (1, 4, T, h, w) have come.
+    """One video of a batch, with latents (1, 4, T, h, w).
 
-    `index` is its place among the requests and `held` the embeddings it brought; context and uncond_context are
-    (1, 1 or T, 77, C).
+    `index` is its place among the requests, `held` are the embeddings that the request came with. `context` and
+    `uncond_context` are (1, 1 or T, 77, C).
     """
 
     index: int
@@ -40,7 +40,7 @@ class BatchRow(Trajectory):
     def of(
         index: int, request: Request, held: Embeddings | None, context: Tensor, uncond_context: Tensor, spec: Spec
     ) -> "BatchRow":
-        """Draws the first noise of a request whose size is filled in; on the CPU, so that a seed is the same everywhere."""
+        """Draws the initial noise of a request with a size, on the CPU, so that a seed gives the same noise on every device."""
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
@@ -62,7 +62,7 @@ class BatchRow(Trajectory):
 
 @dataclass(frozen=True)
 class Tables:
-    """What some rows take at every step to come, made once: (steps, rows, ...) on the device, from the first step on."""
+    """The rows' inputs for all steps, computed once: (steps, rows, ...) on the device."""
 
     timesteps: TimestepTable
     fps: Tensor
@@ -80,7 +80,7 @@ class Tables:
 
 @dataclass
 class Batch(SamplingLoop[BatchRow]):
-    """Rows that share each call of the denoiser. `seconds` is what each stage took."""
+    """Rows that share each call of the denoiser. `seconds` holds the time of each stage."""
 
     denoiser: Denoiser
     spec: Spec
@@ -93,7 +93,7 @@ class Batch(SamplingLoop[BatchRow]):
     _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]] = field(default_factory=dict)
 
     def drop(self, index: int) -> None:
-        """Takes a video out; the others go on as they would have."""
+        """Removes a video; the others are unaffected."""
         self.rows = [row for row in self.rows if row.index != index]
         self._tables = self._coefficients = None
         self._plans.clear()
@@ -101,10 +101,10 @@ class Batch(SamplingLoop[BatchRow]):
     @undisturbed
     @torch.inference_mode()
     def step(self) -> None:
-        """Takes every row one step further: guidance branches in one call, or in two where a row asks for that."""
+        """Advances every row by one step, with both guidance branches in one call unless a row asks for two."""
         start = time.perf_counter()
         self.walk()
-        # a GPU still computes meanwhile
+        # overlaps with the GPU, which still computes the step
         for row in self.rows:
             row.draw(self.done)
         self.seconds["denoise"] += time.perf_counter() - start
@@ -139,7 +139,7 @@ class Batch(SamplingLoop[BatchRow]):
         cond, uncond = [row.context for row in self.rows], [self.rows[i].uncond_context for i in guided]
         if not all(row.request.sampling.batch_guidance for row in self.rows):
             calls = [(every, cond), (guided, uncond)]
-        elif guided == every:  # what the branches of every video share is computed once
+        elif guided == every:  # the branches of every video share what comes before the first cross-attention
             calls = [(every, [*cond, *uncond])]
         else:
             calls = [((*every, *guided), [*cond, *uncond])]
@@ -148,6 +148,6 @@ class Batch(SamplingLoop[BatchRow]):
         return [(rows, Conditioning(tuple(contexts))) for rows, contexts in calls if contexts], plain
 
     def _names(self, rows: tuple[int, ...], conditioning: Conditioning) -> list[Hashable]:
-        """Names the branches of a call: the video, and whether it is the conditional branch."""
+        """Returns the identity of each branch of a call: the video's index, and whether it is the conditional branch."""
         rows = rows * (len(conditioning.contexts) // len(rows))
         return [(self.rows[i].index, text is self.rows[i].context) for i, text in zip(rows, conditioning.contexts, strict=True)]

@@ -18,7 +18,7 @@ Denoise = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
 
 
 def coefficients(schedule: Schedule, guidance: float | Tensor) -> Tensor:
-    """Returns what `guided_step` takes at each step, the noisiest first: (steps, 8) float64; guidance (B,): (steps, B, 8).
+    """Returns the coefficients of `guided_step` for each step, the noisiest first: (steps, 8) float64; (steps, B, 8) for (B,).
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
@@ -38,7 +38,7 @@ class Trajectory:
     """Latents (B, C, T, h, w) on their way along a schedule, without its `start` noisiest steps.
 
     `guidance` is one weight or (B,). `noise` returns the noise of a step by the step's index, counted from 0 after `start`.
-    `clean` are the finished latents as the last step predicted them, `drawn` is the noise of the step to come.
+    `clean` holds the clean latents predicted by the last step, `drawn` the noise of the next step.
     """
 
     latents: Tensor
@@ -54,12 +54,12 @@ class Trajectory:
         return len(self.schedule) - self.start
 
     def coefficients(self) -> Tensor:
-        """Returns what `guided_step` takes at each step: (steps, B, 8) float64."""
+        """Returns the coefficients of `guided_step` for each step: (steps, B, 8) float64."""
         weight = torch.as_tensor(self.guidance, dtype=torch.float64).reshape(-1).expand(len(self.latents))
         return coefficients(self.schedule, weight)[self.start :]
 
     def draw(self, index: int) -> None:
-        """Draws the noise of a step, if it takes any."""
+        """Draws the noise of a step that adds noise."""
         if self.drawn is None and index < self.steps and self.schedule.sigma[self.steps - 1 - index] > 0:
             self.drawn = self.noise(index)
 
@@ -68,7 +68,7 @@ TrajectoryT = TypeVar("TrajectoryT", bound=Trajectory)
 
 
 class SamplingLoop(Generic[TrajectoryT]):
-    """Trajectories that take their steps together; `done` counts the steps. A subclass says how a step is computed."""
+    """Trajectories that are sampled together; `done` counts steps. A subclass computes a step in `advance`."""
 
     rows: list[TrajectoryT]
     done: int = 0
@@ -79,7 +79,7 @@ class SamplingLoop(Generic[TrajectoryT]):
         return self.rows[0].steps
 
     def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the next latents, and the finished ones as predicted now."""
+        """Returns the next latents and the predicted clean latents."""
         raise NotImplementedError
 
     def walk(self) -> None:
@@ -92,13 +92,13 @@ class SamplingLoop(Generic[TrajectoryT]):
         self.done += 1
 
     def coefficients(self) -> Tensor:
-        """Returns what `guided_step` takes at this step, a row for each video: (videos, 8)."""
+        """Returns the coefficients of `guided_step` for this step, (videos, 8)."""
         if self._coefficients is None:
             self._coefficients = torch.cat([row.coefficients() for row in self.rows], dim=1).to(self.rows[0].latents)
         return self._coefficients[self.done]
 
     def noise(self, latents: Tensor) -> Tensor:
-        """Returns the noise of this step on the device, zeros for rows that take none."""
+        """Returns the noise of this step on the device, zeros for rows whose step adds none."""
         noise, at = torch.zeros_like(latents), 0
         for row in self.rows:
             row.draw(self.done)

@@ -14,14 +14,14 @@ from .ddim import sample
 from .schedule import Schedule
 from .tar import table
 
-# the clip that inputs are watched on
+# the clip that is sampled for calibration
 FRAMES, STEPS = 8, 8
 PROMPTS = ("a landscape covered in thick snow, bare trees", "a lush green meadow in full spring")
 
 
 @torch.inference_mode()
 def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
-    """Returns the largest input of each layer while a short clip is sampled, the same one every time."""
+    """Samples a fixed short clip and returns the largest input of each layer."""
     states, negative = spread(encode(PROMPTS), FRAMES)[None], encode([""])[None]
     device, dtype = states.device, states.dtype
     cells = (side // spec.vae.factor for side in spec.size)

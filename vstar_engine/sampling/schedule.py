@@ -9,7 +9,7 @@ from vstar_engine.config.sampling import CONSISTENCY_STEPS, FEW_STEP, TRAINING_S
 
 BETA_START, BETA_END = 0.00085, 0.012
 SCALE_END, SCALE_STEPS, SCALE_ENTRIES = 0.7, 400, 1400
-# of the boundary condition of latent consistency models: the data's deviation, and what timesteps are multiplied by
+# boundary condition of latent consistency models: the data's standard deviation, and the scale of timesteps
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 
 
@@ -69,9 +69,9 @@ def consistency_timesteps(steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One sampling run's constants, (steps,) float64 in ascending timestep order; sampling walks them backwards.
+    """The constants of one sampling run, (steps,) float64 in ascending timestep order; sampling goes through them backwards.
 
-    A consistency model's answer is `out` times the predicted x0 plus `skip` times the latents; DDIM's is the predicted x0.
+    A consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; for DDIM out = 1 and skip = 0.
     """
 
     timesteps: np.ndarray
@@ -85,7 +85,7 @@ class Schedule:
 
     @staticmethod
     def of(sampling: Sampling) -> "Schedule":
-        """Builds the schedule that settings ask for."""
+        """Builds the schedule for sampling settings."""
         if FEW_STEP in sampling.fast:
             return Schedule.consistency(sampling.steps)
         return Schedule.ddim(sampling.steps, eta=sampling.eta)
@@ -115,7 +115,7 @@ class Schedule:
     def consistency(steps: int) -> "Schedule":
         """Builds the multistep schedule of a latent consistency model (arXiv 2310.04378, algorithm 3).
 
-        Every step predicts the finished latents and, but for the last, adds all of the next timestep's noise anew.
+        Every step predicts the clean latents; all but the last then add the full noise of the next timestep.
         """
         taken = consistency_timesteps(steps)
         alpha, scale = alpha_bar()[taken], scale_arr()[taken]

@@ -1,4 +1,4 @@
-"""One golden case under judgement: its arrays, and how far our outputs are from those it stores."""
+"""One golden case: its arrays, and the errors of our outputs against the stored ones."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PROBE_FACTOR = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One judged output: its relative error and the tolerance it was held to."""
+    """The relative error and the tolerance of one output."""
 
     output: str
     error: float
@@ -51,7 +51,7 @@ def tolerance(case: Case, output: str) -> float:
 
 
 class Judge:
-    """Runs one case on one device and collects its findings: `findings` of outputs, `inputs` of what inputs were made again."""
+    """Runs one case on one device; collects `findings` of its outputs, and of `inputs` that were generated again."""
 
     def __init__(self, golden: Golden, case: Case, device: torch.device):
         self.golden, self.case, self.device = golden, case, device
@@ -64,7 +64,7 @@ class Judge:
         return any(output in self.arrays for output in outputs)
 
     def array(self, name: str) -> np.ndarray:
-        """Returns an array that outputs are computed from; ValueError where the case stores none."""
+        """Returns an input array; ValueError where the case does not store it."""
         if name not in self.arrays:
             raise ValueError(f"the case stores no {name}, which its outputs are computed from")
         return self.arrays[name]
@@ -77,7 +77,7 @@ class Judge:
         return module.eval()
 
     def places(self, name: str, stored: int, length: int) -> list[int]:
-        """Returns which of `length` rows or frames an output stores: those that the array `name` names, if it names as many."""
+        """Returns the rows or frames, of `length`, that an output stores: those in array `name` if it has `stored` entries."""
         if name not in self.arrays or self.arrays[name].size != stored:
             return list(range(length))
         named = self.arrays[name].astype(int).ravel().tolist()
@@ -86,7 +86,7 @@ class Judge:
         return named
 
     def compare(self, ours: Any, output: str, limit: float | None = None, golden: Any = None, **named: int) -> None:
-        """Judges an output, where the case stores it; `named` maps arrays of indices it may be stored at to their axes."""
+        """Judges an output that the case stores; `named` maps an array of stored indices to its axis."""
         if output not in self.arrays:
             return
         golden = self.arrays[output] if golden is None else golden
@@ -98,12 +98,12 @@ class Judge:
         self.findings.append(Finding(output, error, tolerance(self.case, output) if limit is None else limit))
 
     def exact(self, ours: Any, output: str, golden: Any = None) -> None:
-        """Judges whole numbers, where the case stores them."""
+        """Judges integers that the case stores: they must be equal."""
         if output in self.arrays:
             self.findings.append(self._equal(ours, output, self.arrays[output] if golden is None else golden))
 
     def check_input(self, ours: Any, name: str) -> None:
-        """Judges the first values of an input that was generated, where the case stores them."""
+        """Judges the first values of a generated input against the stored ones."""
         if name in self.arrays:
             self.inputs.append(self._equal(ours, name, self.arrays[name]))
 

@@ -18,8 +18,10 @@ _MASK, _GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
 def normalish(seed: int, name: str, shape: list[int], std: float = 1.0, mean: float = 0.0) -> np.ndarray:
-    """Makes bit-exact float32 values of the given mean and deviation: four summed 16-bit quarters of splitmix64 words,
-    the stream started from the seed and the name's FNV-1a hash."""
+    """Generates bit-exact float32 values of a mean and deviation: four summed 16-bit quarters of splitmix64 words.
+
+    The stream starts from the seed and the name's FNV-1a hash.
+    """
     hashed = 0xCBF29CE484222325
     for byte in name.encode():
         hashed = ((hashed ^ byte) * 0x100000001B3) & _MASK
@@ -49,7 +51,7 @@ class Golden:
             self.manifest = json.loads((self.folder / "manifest.json").read_text())
             self.cases: list[Case] = self.manifest["cases"]
         except FileNotFoundError as error:
-            raise ValueError(f"{self.folder} is no golden folder: it holds no manifest.json") from error
+            raise ValueError(f"{self.folder} is not a golden folder: it has no manifest.json") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder / 'manifest.json'} is no golden manifest ({error})") from error
         if not isinstance(self.cases, list) or not all(map(_is_case, self.cases)):
@@ -64,7 +66,7 @@ class Golden:
         return self._by_name[name]
 
     def damaged(self, case: Case) -> str | None:
-        """Says so when a file the case rests on is missing or is not the one the manifest describes."""
+        """Returns a sentence where a file of the case is missing or differs from the manifest, else None."""
         for name in filter(None, (case["name"], case.get("weights"))):
             entry = self.case(name)
             path = self.folder / entry["file"]
@@ -76,7 +78,7 @@ class Golden:
 
     @cache  # noqa: B019 - a golden folder lives as long as its reader
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """Reads a case's stored tensors; F16 ones are exact inputs, given as float32."""
+        """Returns a case's stored tensors; float16 ones are exact inputs, widened to float32."""
         try:
             stored = load_file(self.folder / self.case(name)["file"])
         except (SafetensorError, OSError) as error:
@@ -110,7 +112,7 @@ class Golden:
         return {name[2:]: value for name, value in self.tensors(case["name"]).items() if name.startswith("w.")}
 
     def config(self, case: Case, key: str) -> Any:
-        """Looks an architecture up in the case, else in its weights' case."""
+        """Returns an architecture from the case, else from its weights' case."""
         if key in case:
             return case[key]
         return self.case(case["weights"])["config"][key]

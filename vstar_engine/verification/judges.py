@@ -1,4 +1,4 @@
-"""How each kind of golden case is judged: through the modules that `generate` uses, on whatever outputs it stores."""
+"""Judges each kind of golden case through the modules that `generate` uses, on the outputs that it stores."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ BYTES_OFF = 0.005
 
 
 def _rows(tar: dict[str, Any], levels: int, width: int, frames: int) -> Tensor:
-    """Turns {latent width: [sigma, strength]} into the network's (1, levels, frames) rows."""
+    """Converts {latent width: [sigma, strength]} to the network's (1, levels, frames) rows."""
     rows = torch.zeros(1, levels, frames)
     for listed, (sigma, strength) in tar.items():
         level = math.log2(width / int(listed))
@@ -87,7 +87,7 @@ def _block(judge: Judge) -> None:
 
 
 def unet_case(judge: Judge) -> tuple[UNet, list[Tensor]]:
-    """Returns a case's network and what it is called with."""
+    """Returns a case's network and its arguments."""
     case, config = judge.case, judge.case["config"]
     spec = official_config.spec_from_official(judge.golden.config(case, "unet_params"))
     tar = config["tar"] if config.get("regularised_layers") else {}
@@ -110,7 +110,7 @@ def _unet(judge: Judge) -> None:
 
 
 def _hoisted(unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, fps: Tensor, tar: Tensor) -> Tensor:
-    """Predicts as a step does: texts and timesteps projected before, and beside another text with which it shares the stem."""
+    """Predicts as a sampling step does: with precomputed K, V and timesteps, and a second text that shares the stem."""
     timesteps, videos = unet.timestep_table(timestep[:, 0], fps), torch.arange(len(x), device=x.device)
     context_kv = unet.prepare_context(context, torch.zeros_like(context[:, :1]))
     return unet(x, timesteps.embedding(timesteps.rows[videos, videos]), context_kv, fps, tar)[: len(x)]
@@ -242,7 +242,7 @@ def _end_to_end(judge: Judge) -> None:
 
 
 def _denoised(judge: Judge, unet: UNet, context: Tensor, uncond: Tensor) -> Tensor:
-    """Samples plainly and by the engine's steps, judges what both give on the way, and returns the latents at the end."""
+    """Samples by `sample` and by the engine's steps, judges both at every step, and returns the last latents."""
     config, device = judge.case["config"], judge.device
     rows = _rows(config["tar"], unet.spec.levels, config["hw"][1], config["frames"]).to(device)
     fps, noise = torch.tensor([config["fps"]], device=device), judge.tensor("noise")
@@ -271,7 +271,7 @@ def _denoised(judge: Judge, unet: UNet, context: Tensor, uncond: Tensor) -> Tens
 
 
 def _bytes(judge: Judge, ours: np.ndarray) -> None:
-    """Judges a video's bytes, which may differ by 1, and few of them."""
+    """Judges a video's bytes: at most BYTES_OFF of them may differ, by 1."""
     golden = judge.arrays["frames_u8"]
     ours = ours[judge.places("frames_idx", len(golden), len(ours))]
     if ours.shape == golden.shape:

@@ -1,4 +1,4 @@
-"""Ground truth: judges every case of a golden folder by number."""
+"""Compares every case of a golden folder with the published numbers."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ NOT_KNOWN = "not known to this version"
 
 @dataclass(frozen=True)
 class CaseVerdict:
-    """One case's verdict: its worst output, or why it could not be judged; `ok` is None for a kind that is not known."""
+    """The verdict of one case: its worst output, or a note why it was not judged; `ok` is None for an unknown kind."""
 
     kind: str
     name: str
@@ -28,7 +28,7 @@ class CaseVerdict:
 
 
 def verify(golden: Golden, device: str = "cpu") -> Iterator[CaseVerdict]:
-    """Judges every case of a folder, yielding a row for each; weights and evidence are held to their checksum only."""
+    """Judges every case of a folder and yields a verdict for each; for weights and evidence only the checksum is compared."""
     for case in golden.cases:
         yield _judge(golden, case, torch.device(device))
 

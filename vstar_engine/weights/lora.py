@@ -292,7 +292,7 @@ def _layer(
     return Layer(down, up, configured.scale(path, name, rank, own))
 
 
-class Adapted(Weights):
+class MergedWeights(Weights):
     """Weights with LoRAs merged in as they are read; a layer that several change gets the sum of their changes."""
 
     def __init__(self, weights: Weights, loras: Sequence[Lora]):

@@ -29,7 +29,7 @@ from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
-from .schema import CreateVideo, RemixVideo, Video, VideoSettings
+from .schema import CreateVideo, RemixVideo, VideoObject, VideoSettings
 from .video_object import video
 
 log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class Service:
         progress = self.runner.tracker[id] if self.store.alone else None
         return StoredJob(progress.job, 0, progress.outcome) if progress else None
 
-    def show(self, stored: StoredJob) -> Video:
+    def show(self, stored: StoredJob) -> VideoObject:
         """Returns the API's object of a job."""
         elsewhere = stored.taken_by not in (None, self.settings.instance)
         return video(stored, self.runner.tracker[stored.job.id], self.settings.keep_for, elsewhere)
