@@ -25,9 +25,9 @@ from typing import Any
 import httpx
 
 from vstar_engine.artifacts.files import check_writable, write_aside
+from vstar_engine.machine.outgoing_http import client_for, shown_address, usable_key
 
 from .errors import JobFailed, ServerError
-from .outgoing_http import client_for, shown_address, usable_key
 
 URL = "http://127.0.0.1:8000"
 URL_VARIABLE, KEY_VARIABLE = "VSTAR_SERVER", "VSTAR_API_KEY"

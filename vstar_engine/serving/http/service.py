@@ -190,7 +190,7 @@ class Service:
                 # a failed write may still have reached the database; the watchdog then counts the job again
                 undo.callback(self.admission.give_back, job.id)
             job = await self.resolver.with_states(job, body)
-            # with nobody before it a job need not wait for the queue's next look
+            # with no job before it this one need not wait for the queue's poll
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
             undo.pop_all()
