@@ -16,16 +16,23 @@ KILLS ?= 1000
 SOAK ?= 30
 MEASURE = .venv/bin/vstar-engine bench
 
-.PHONY: demo test test-interpreter test-slow test-reliability openai-clients check docs bench bench-builds bench-publish clean
+.PHONY: demo test test-core test-interpreter test-slow test-reliability openai-clients check docs bench bench-builds bench-publish clean
 
 demo: .venv/demo
 	.venv/bin/vstar-engine generate --model mini --states $(DEMO_STATES) --frames 64 --guidance 6 --out out/demo.mp4 --gif --sheet --force
 
+# what is slow by nature (full matrices, kills, disks, clocks, Ray, browsers) has targets of its own
+QUICK = not slow and not reliability
 # the kernels' tests in Triton's interpreter, which reads its variable where a kernel is defined: a process of their own
 INTERPRETER = TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test: $(TESTED) check test-interpreter
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$(QUICK)"
+
+# the rooms that a change of the method touches: about three minutes on two quiet cores
+test-core: $(TESTED)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(QUICK)" \
+		$(addprefix tests/,config prompting networks sampling weights kernels engine)
 
 test-interpreter: $(TESTED)
 	$(INTERPRETER) -m "not slow" tests/kernels/test_*_triton.py
@@ -73,6 +80,7 @@ bench: .venv/bench
 		--frames 16 --rounds 5 --limit 4 --providers ours "PyTorch's operators" '3-D convolution' 'three products' --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 16 --no-compile --limit 8 --out $(BENCH)/rows.jsonl
 	$(MEASURE) pipeline --frames 64 --parts headline stages ladder --no-compile --limit 8 --out $(BENCH)/rows.jsonl
+	$(MEASURE) pipeline --frames 64 --parts videos --rounds 3 --limit 600 --out $(BENCH)/rows.jsonl
 	$(MEASURE) roofline --measure --model mini --frames 16 64 --limit 15 --out $(BENCH)/rows.jsonl
 	$(MEASURE) engine --out $(BENCH)/rows.jsonl
 	$(if $(FULL),$(MEASURE) pipeline --full --frames 16 --parts headline stages --no-compile --rounds 3 --out $(BENCH)/rows.jsonl)

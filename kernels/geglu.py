@@ -59,5 +59,8 @@ _geglu.register_autograd(_backward, setup_context=_setup_context)
 
 
 def geglu(x: Tensor) -> Tensor:
-    """Gates the first half of the last axis by the second: (..., 2 * inner) -> (..., inner), contiguous, in x's dtype."""
+    """Gates the first half of the last axis by the second's GELU: (..., 2 * inner) -> (..., inner).
+
+    Contiguous, in x's dtype (arXiv 2002.05202).
+    """
     return geglu_ref(x) if decomposed() else torch.ops.vstar.geglu(x)

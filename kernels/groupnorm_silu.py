@@ -77,7 +77,10 @@ _groupnorm_silu.register_autograd(_backward, setup_context=_setup_context)
 
 
 def groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True) -> Tensor:
-    """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU; laid out like x."""
+    """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU where `silu`.
+
+    Returns x's shape, dtype and memory layout; computes in float32 or wider. `eps` is added to the variance.
+    """
     if decomposed():
         return groupnorm_silu_ref(x, groups, weight, bias, eps, silu)
     compute = _checked if library.unwatched(x) and library.serves(x) else torch.ops.vstar.groupnorm_silu

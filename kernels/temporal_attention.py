@@ -147,8 +147,9 @@ _register_backward(_temporal_attention_dense, temporal_attention_dense_ref)
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     """Attends over frames with the Toeplitz bias g (1 or B, T) or (T,) float32, weighted by each row's maximum.
 
-    q (B, T, P, heads, head_dim), k and v (B, Tk, P, heads, head_dim), one floating dtype, last stride 1.
-    Returns (B, T, P, heads, head_dim), contiguous, in q's dtype. Raises ValueError for anything else.
+    q (B, T, P, heads, head_dim), k and v (B, Tk, P, heads, head_dim): all float16, bfloat16, float32 or float64, last stride 1.
+    Keys from T on carry no bias. Returns (B, T, P, heads, head_dim), contiguous, in q's dtype; computes in float32 or wider.
+    Raises ValueError for anything else. TAR of VSTAR, arXiv 2403.13501, eq. 3-4.
     """
     compute = _with_g if library.unwatched(q) and library.serves(q) else torch.ops.vstar.temporal_attention
     return compute(q, k, v, g[None] if g.dim() == 1 else g)

@@ -14,7 +14,7 @@ PACKAGE = "vstar_engine"
 # a room may import those on the floors below it, and others of its own floor where that makes no circle
 FLOORS = [
     ["errors", "version"],
-    ["kernels", "config", "outgoing_http"],
+    ["kernels", "config"],
     ["networks", "artifacts"],
     ["prompting", "machine", "video", "client"],
     ["sampling"],
@@ -95,6 +95,11 @@ def test_no_room_imports_itself_by_way_of_others():
     for name, targets in graph().items():
         rooms.setdefault(room_of(name), set()).update(map(room_of, targets))
     assert circle({room: targets - {room} for room, targets in rooms.items()}) == []
+
+
+def test_kernels_read_options_in_their_commands_alone():
+    readers = [name for name, path in modules().items() if name.startswith("kernels.") and "argparse" in path.read_text()]
+    assert readers == ["kernels.aot.__main__", "kernels.tensorrt.__main__"]
 
 
 @pytest.mark.parametrize(

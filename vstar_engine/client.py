@@ -25,9 +25,9 @@ from typing import Any
 import httpx
 
 from vstar_engine.artifacts.files import check_writable, write_aside
+from vstar_engine.machine.outgoing_http import client_for, shown_address, usable_key
 
 from .errors import JobFailed, ServerError
-from .outgoing_http import client_for, shown_address, usable_key
 
 URL = "http://127.0.0.1:8000"
 URL_VARIABLE, KEY_VARIABLE = "VSTAR_SERVER", "VSTAR_API_KEY"
@@ -42,7 +42,7 @@ QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "fail
 
 
 @dataclass(frozen=True)
-class Video:
+class RemoteVideo:
     """A job as the server describes it: `progress` in percent, `content` the whole answer."""
 
     id: str
@@ -52,14 +52,16 @@ class Video:
     error: Mapping[str, Any] | None = None
 
     @staticmethod
-    def of(content: Any) -> "Video":
+    def of(content: Any) -> "RemoteVideo":
         """Reads an answer; ServerError where it is no job."""
         named = isinstance(content, Mapping) and all(isinstance(content.get(name), str) for name in ("id", "status"))
         progress = content.get("progress") or 0 if named else None
         if not isinstance(progress, int | float):
             raise ServerError(f"the answer holds no video's id and status: {NO_SERVER}")
         error = content.get("error")
-        return Video(content["id"], content["status"], int(progress), content, error if isinstance(error, Mapping) else None)
+        return RemoteVideo(
+            content["id"], content["status"], int(progress), content, error if isinstance(error, Mapping) else None
+        )
 
     @property
     def ended(self) -> bool:
@@ -97,26 +99,26 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
-    def submit(self, prompt: str | None = None, *, idempotency_key: str | None = None, **settings: Any) -> Video:
+    def submit(self, prompt: str | None = None, *, idempotency_key: str | None = None, **settings: Any) -> RemoteVideo:
         """Submits a video and returns its job; `settings` are the fields of the HTTP API, such as `num_frames` and `tar`."""
         body = {name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return Video.of(self._json("POST", "/v1/videos", json=body, headers=headers))
+        return RemoteVideo.of(self._json("POST", "/v1/videos", json=body, headers=headers))
 
-    def status(self, id: str) -> Video:
+    def status(self, id: str) -> RemoteVideo:
         """Returns a job as it is now."""
-        return Video.of(self._json("GET", _path(id)))
+        return RemoteVideo.of(self._json("GET", _path(id)))
 
-    def wait(self, id: str, progress: Callable[[Video], None] | None = None, timeout: float | None = None) -> Video:
+    def wait(self, id: str, progress: Callable[[RemoteVideo], None] | None = None, timeout: float | None = None) -> RemoteVideo:
         """Waits until a job has ended and returns the completed video; outlasts restarts of the server of up to `patience`.
 
         `progress` is called at every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        before: Video | None = None
+        before: RemoteVideo | None = None
         while True:
             answer = self._send("GET", _path(id))
-            video = Video.of(self._content(answer, "GET", _path(id)))
+            video = RemoteVideo.of(self._content(answer, "GET", _path(id)))
             if progress and (before is None or video.content != before.content):
                 progress(video)
             if video.status == FAILED:
@@ -176,15 +178,15 @@ class Client:
         if any(wanted.get(name) not in (None, found[name]) for name in found):
             raise CutShort(f"{self.url} sent {size} bytes of {id} that are not its {variant}: the answer was cut short")
 
-    def cancel(self, id: str) -> Video:
+    def cancel(self, id: str) -> RemoteVideo:
         """Cancels a job; it stays listed as failed, with the code `cancelled`."""
-        return Video.of(self._json("POST", f"{_path(id)}/cancel"))
+        return RemoteVideo.of(self._json("POST", f"{_path(id)}/cancel"))
 
     def delete(self, id: str) -> None:
         """Cancels a job if it runs, and deletes it with its files."""
         self._json("DELETE", _path(id))
 
-    def list(self, limit: int | None = None, order: str = "desc") -> Iterator[Video]:
+    def list(self, limit: int | None = None, order: str = "desc") -> Iterator[RemoteVideo]:
         """Yields jobs, the newest first or, with order "asc", the oldest; at most `limit`."""
         after: str | None = None
         left = limit
@@ -193,13 +195,13 @@ class Client:
             page = self._json("GET", "/v1/videos", params=wanted)
             if not isinstance(page.get("data"), list):
                 raise ServerError(f"{self.url} lists no videos: {NO_SERVER}")
-            yield from map(Video.of, page["data"])
+            yield from map(RemoteVideo.of, page["data"])
             if not page.get("has_more"):
                 return
             after, left = page["last_id"], None if left is None else left - len(page["data"])
 
     def generate(
-        self, prompt: str | None, path: str | Path, progress: Callable[[Video], None] | None = None, **settings: Any
+        self, prompt: str | None, path: str | Path, progress: Callable[[RemoteVideo], None] | None = None, **settings: Any
     ) -> Path:
         """Submits, waits and fetches."""
         check_writable(Path(path))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.source_hash import engine_hash
-from vstar_engine.backends import TENSORRT, backend_named
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec
 from vstar_engine.config.sampling import FP8
@@ -27,6 +26,7 @@ from vstar_engine.sampling.fp8_calibration import calibrate
 from vstar_engine.weights import bundled, checkpoint, key_map
 from vstar_engine.weights.lora import Lora, MergedWeights
 
+from .backends import TENSORRT, backend_named
 from .model_choice import ModelChoice
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vstar_engine.artifacts.files import write_aside
-from vstar_engine.errors import NotFinite
+
+from .errors import NotFinite
 
 log = logging.getLogger(__name__)
 

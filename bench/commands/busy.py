@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from vstar_engine.bench.harness.contest import Pace
-from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.rows import FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.timing import MIN_ROUNDS, summarise
 from vstar_engine.config.models import model_named
 from vstar_engine.machine import threads
+
+from .options import add_common, open_rows
 
 SUITE = "busy"
 ALLOWED = 1.3

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from vstar_engine.bench.harness.contest import FAILURES, Pace, hold
-from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.rows import ABSENT, FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.timing import summarise
 from vstar_engine.bench.step import compiled_step
@@ -26,6 +25,8 @@ from vstar_engine.errors import CheckpointError, MissingLibrary
 from vstar_engine.export.builders import BUILDERS
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
 from vstar_engine.weights import bundled
+
+from .options import add_common, open_rows
 
 SECONDS = ("process", "import", "load", "first_step", "second_step")
 
@@ -49,12 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def cold_start(args: argparse.Namespace) -> dict[str, Any]:
     """Starts the engine in a process of its own; RuntimeError with its last line where it fails."""
-    given = [args.model, *([str(args.weights)] if args.weights else [])]
-    flags = ["--frames", str(args.frames), "--device", args.device, "--dtype", args.dtype]
+    weights = str(args.weights) if args.weights else None
+    given = {"model": args.model, "weights": weights, "frames": args.frames, "device": args.device, "dtype": args.dtype}
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "vstar_engine.bench.step.cold_start", *given, *flags], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "vstar_engine.bench.step.cold_start", json.dumps(given)]
+    done = subprocess.run(command, capture_output=True, text=True)
     taken = time.perf_counter() - begun
     if done.returncode:
         raise RuntimeError(said_last(done))

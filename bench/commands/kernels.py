@@ -13,7 +13,6 @@ from torch import Tensor
 from vstar_engine.bench.harness.ceilings import ceilings
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
 from vstar_engine.bench.harness.machine import cache_bytes
-from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.rows import ResultFile
 from vstar_engine.bench.harness.timing import seconds_of_short
 from vstar_engine.bench.ops import op_providers, peak_memory, temporal_transformer
@@ -25,6 +24,8 @@ from vstar_engine.kernels.temporal_attention import temporal_attention_dense_ref
 from vstar_engine.machine import malloc
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
 from vstar_engine.networks.unet import INIT_ATTENTION_HEADS
+
+from .options import add_common, open_rows
 
 SUITE = "kernels"
 # relative L2 against float64; PyTorch's own attention shows 3e-7, 3e-4 and 3e-3, one without the regulariser 0.1

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from vstar_engine.bench.harness.contest import FAILURES, NotHere, Pace, hold
-from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.rows import FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.timing import seconds_of
 from vstar_engine.bench.step import fast_modes, precision_drift, profile, stages, whole_videos
@@ -21,6 +20,8 @@ from vstar_engine.bench.step.workload import MODES, TINY, Workload, spec_named
 from vstar_engine.config.models import MODELS, parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
+
+from .options import add_common, open_rows
 
 HEADLINE, STAGES, LADDER, ABLATION, TRAJECTORY, FAST, VIDEOS = PARTS = (
     "headline",

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 
 from vstar_engine.bench.harness.contest import Pace
-from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.random_networks import GUIDANCE_BRANCHES
 from vstar_engine.bench.report import tables
 from vstar_engine.bench.roofline import floors, fused_costs
@@ -21,6 +20,8 @@ from vstar_engine.bench.step.workload import Workload, spec_named
 from vstar_engine.config.models import parse_size
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.machine.device import DTYPES, device_named, dtype_named
+
+from .options import add_common, open_rows
 
 FRAMES = (16, 64, 128)
 TERA = 1e12

@@ -20,7 +20,6 @@ import torch
 
 from vstar_engine import Engine
 from vstar_engine.bench.harness.contest import Pace
-from vstar_engine.bench.harness.options import add_common, open_rows
 from vstar_engine.bench.harness.rows import FAILED, SKIPPED, ResultFile, ResultRow, sentence
 from vstar_engine.bench.harness.server import Server
 from vstar_engine.bench.harness.timing import Timing, summarise
@@ -28,6 +27,8 @@ from vstar_engine.config.models import MODELS, model_named, parse_size
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.machine.device import DTYPES
+
+from .options import add_common, open_rows
 
 if TYPE_CHECKING:
     import httpx

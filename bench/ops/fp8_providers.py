@@ -87,12 +87,12 @@ def small_projections(site: OpSite) -> Iterator[OpCase]:
         "residual, attention": (width, width, width),
         "residual, feed-forward": (4 * width, width, width),
     }
-    for name, (into, out, made) in uses.items():
-        gate = made < out
-        small = to_e4m3(site.normal(out, into) * (64 / into**0.5), torch.ones_like(step))
+    for name, (in_features, out, result) in uses.items():
+        gate = result < out
+        small = to_e4m3(site.normal(out, in_features) * (64 / in_features**0.5), torch.ones_like(step))
 
-        def draw(into: int = into, out: int = out, gate: bool = gate) -> tuple[Tensor, ...]:
-            values = to_e4m3(site.normal(site.rows, into), step).to(site.dtype) * step.to(site.dtype)
+        def draw(in_features: int = in_features, out: int = out, gate: bool = gate) -> tuple[Tensor, ...]:
+            values = to_e4m3(site.normal(site.rows, in_features), step).to(site.dtype) * step.to(site.dtype)
             return values, site.normal(out), *([] if gate else [site.normal(site.rows, out)])
 
         def ours(x: Tensor, bias: Tensor, *residual: Tensor, small: Tensor = small, gate: bool = gate) -> Tensor:
@@ -104,6 +104,6 @@ def small_projections(site: OpSite) -> Iterator[OpCase]:
         def definition(x: Tensor, bias: Tensor, *residual: Tensor, weight: Tensor = weight, gate: bool = gate) -> Tensor:
             return linear_ref(LinearProblem(x, weight.to(x.dtype), bias, residual[0] if residual else None, gate))
 
-        moved = site.nbytes(site.rows * (into + made * (1 if gate else 2))) + out * into
-        items, work = (0,) if gate else (0, 2), 2.0 * site.rows * into * out
+        moved = site.nbytes(site.rows * (in_features + result * (1 if gate else 2))) + out * in_features
+        items, work = (0,) if gate else (0, 2), 2.0 * site.rows * in_features * out
         yield OpCase(name, draw, ours, definition, moved, work, items, ROWS, serves=has_e4m3)

@@ -84,8 +84,8 @@ class OpSite:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)
 
-    def weight(self, out: int, into: int) -> Tensor:
-        return (torch.randn(out, into, device=self.device) * into**-0.5).to(self.dtype)
+    def weight(self, out_features: int, in_features: int) -> Tensor:
+        return (torch.randn(out_features, in_features, device=self.device) * in_features**-0.5).to(self.dtype)
 
     def nbytes(self, *numbers: int) -> float:
         return float(sum(numbers) * self.dtype.itemsize)

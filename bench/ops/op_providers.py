@@ -101,12 +101,12 @@ def projections(site: OpSite) -> Iterator[OpCase]:
         "residual, attention": (width, width, width),
         "residual, feed-forward": (4 * width, width, width),
     }
-    for name, (into, out, made) in uses.items():
+    for name, (in_features, out, result) in uses.items():
         normed = name.startswith("norm")
 
-        def draw(into: int = into, out: int = out, normed: bool = normed) -> tuple[Tensor, ...]:
-            given = site.normal(site.rows, into), site.weight(out, into), site.normal(out)
-            return (*given, *site.normal(2, into).unbind()) if normed else (*given, site.normal(site.rows, out))
+        def draw(in_features: int = in_features, out: int = out, normed: bool = normed) -> tuple[Tensor, ...]:
+            given = site.normal(site.rows, in_features), site.weight(out, in_features), site.normal(out)
+            return (*given, *site.normal(2, in_features).unbind()) if normed else (*given, site.normal(site.rows, out))
 
         def call(
             compute: Call,
@@ -115,14 +115,14 @@ def projections(site: OpSite) -> Iterator[OpCase]:
             bias: Tensor,
             *more: Tensor,
             normed: bool = normed,
-            gate: bool = made < out,
+            gate: bool = result < out,
         ) -> Tensor:
             if normed:
                 return compute(LinearProblem(x, weight, bias, None, gate, more[0], more[1], EPS))
             return compute(LinearProblem(x, weight, bias, more[0]))
 
-        moved = site.nbytes(site.rows * (into + made * (1 if normed else 2)), out * into)
-        items, work = (0,) if normed else (0, 3), 2.0 * site.rows * into * out
+        moved = site.nbytes(site.rows * (in_features + result * (1 if normed else 2)), out * in_features)
+        items, work = (0,) if normed else (0, 3), 2.0 * site.rows * in_features * out
         ours, definition, kernel = (partial(call, compute) for compute in (linear, linear_ref, by_triton))
         others: dict[str, Call] = {KERNEL: kernel} if on_gpu(site) else {}
         yield OpCase(

@@ -12,6 +12,7 @@ from vstar_engine.bench.step.ladder import BUILT, ENGINE, IMPROVEMENTS
 from .busy_tables import busy
 from .fast_tables import fast, strays
 from .growth_tables import growth
+from .serve_tables import serve
 from .table_cells import across, cell, conditions, folded, grouped, machine_words, markdown, part_of, titled
 from .video_tables import videos
 
@@ -283,50 +284,6 @@ def _amounts(row: ResultRow, spread: bool) -> str:
     sizes: Mapping[str, Any] = {name: value for name, value in row.numbers.items() if name.endswith("_bytes") and value}
     said += [f"{name.removesuffix('_bytes')} {value / 2**20:.0f} MiB" for name, value in sizes.items()]
     return ", ".join(said)
-
-
-def serve(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """The server under load, and what it adds to the bare engine."""
-    chosen = [row for row in rows if row.suite == "serve"]
-    found = []
-    for group in grouped(chosen, lambda row: (row.case["model"], row.dtype, machine_words(row))):
-        loads = [_load(row, spread) for row in group if row.case["part"] != "overhead"]
-        head = ["arrivals", "jobs", "latency p50", "p95", "p99", "POST p99", "videos a second", "within", "refused"]
-        if loads:
-            found.append(f"{titled(group, 'The server under load')}\n\n{across(head, loads)}")
-        alone = [_overhead(row, spread) for row in group if row.case["part"] == "overhead"]
-        head = ["one video", "served", "bare engine", "overhead", "of it outside the stages"]
-        if alone:
-            found.append(f"{titled(group, 'One video, served and by the bare engine in turn')}\n\n{markdown(head, alone)}")
-    return found
-
-
-def _load(row: ResultRow, spread: bool) -> list[str]:
-    case, numbers = row.case, row.numbers
-    arriving = f"{case['part']}, {case['rate']:g} a second" if "rate" in case else case["part"]
-    label = f"{arriving}; {case['frames']} frames, {case['steps']} steps"
-    if row.status != OK:
-        return [label, str(case.get("jobs", "")), f"{row.status}, {row.note}", *[""] * 6]
-    times = [seconds(numbers[name]) for name in ("p95", "p99", "post_p99")]
-    within = f"{numbers['attained']:.0%} in {seconds(numbers['slo'])}"
-    return [
-        label,
-        str(case["jobs"]),
-        cell(row, row, spread),
-        *times,
-        f"{numbers['throughput']:.3g}",
-        within,
-        str(numbers["refused"]),
-    ]
-
-
-def _overhead(row: ResultRow, spread: bool) -> list[str]:
-    case, numbers = row.case, row.numbers
-    label = f"{case['frames']} frames, {case['steps']} steps, {case['size']}"
-    if row.status != OK:
-        return [label, f"{row.status}, {row.note}", "", "", ""]
-    own = f"{numbers['overhead'] * 1e3:.1f} ms"
-    return [label, cell(row, row, spread), seconds(numbers["bare"]), own, f"{numbers['outside_stages'] * 1e3:.1f} ms"]
 
 
 def roofline(rows: Sequence[ResultRow], spread: bool) -> list[str]:

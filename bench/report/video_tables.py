@@ -39,5 +39,5 @@ def _same(row: ResultRow) -> str:
         return "is the reference"
     numbers = row.numbers
     if numbers["largest"] <= 1:
-        return f"yes: {numbers['differing']:.2%} of bytes off by 1" if numbers["differing"] else "yes, to the byte"
+        return f"yes: {100 * numbers['differing']:.2g} % of bytes off by 1" if numbers["differing"] else "yes, to the byte"
     return f"no: PSNR {numbers['psnr']:.1f} dB"

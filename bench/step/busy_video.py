@@ -4,7 +4,6 @@
 What its threads do while they wait is in its environment: it sets nothing.
 """
 
-import argparse
 import json
 import sys
 
@@ -14,13 +13,10 @@ STATES = ["deep snow, bare trees", "flowers bloom"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.bench.step.busy_video", description=__doc__)
-    parser.add_argument("frames", type=int)
-    parser.add_argument("steps", type=int)
-    args = parser.parse_args()
+    frames, steps = map(int, sys.argv[1:])
     engine = Engine.load("mini")
     for _ in sys.stdin:
-        video = engine.generate(STATES, frames=args.frames, seed=0, sampling=Sampling(steps=args.steps))
+        video = engine.generate(STATES, frames=frames, seed=0, sampling=Sampling(steps=steps))
         print(json.dumps(video.seconds["denoise"]), flush=True)
 
 

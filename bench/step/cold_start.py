@@ -1,25 +1,20 @@
 """One cold start, measured in a process of its own: prints a line of JSON.
 
-`python -m vstar_engine.bench.step.cold_start MODEL [WEIGHTS]`: seconds to import the engine, load the model and take the
-first and the second guided step, and the most memory the process held.
+`python -m vstar_engine.bench.step.cold_start '{"model": "mini", "weights": null, "frames": 16, "device": "cpu",
+"dtype": "float32"}'`: seconds to import the engine, load the model and take the first and the second guided step, and the
+most memory the process held.
 """
 
-import argparse
 import json
 import resource
+import sys
 import time
 
 BEGUN = time.perf_counter()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vstar_engine.bench.step.cold_start", description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("weights", nargs="?")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    args = parser.parse_args()
+    given = json.loads(sys.argv[1])
 
     import torch
 
@@ -28,11 +23,11 @@ def main() -> None:
     from vstar_engine.sampling.batch import Batch, BatchRow
 
     imported = time.perf_counter()
-    engine = Engine.load(args.model, args.weights, device=args.device, dtype=args.dtype)
-    if args.device != "cpu":
+    engine = Engine.load(given["model"], given["weights"], device=given["device"], dtype=given["dtype"])
+    if given["device"] != "cpu":
         torch.cuda.synchronize()
     loaded = time.perf_counter()
-    request = Request(("a landscape",), frames=args.frames).fitted(engine.spec)
+    request = Request(("a landscape",), frames=given["frames"]).fitted(engine.spec)
     text = torch.randn(1, 1, engine.spec.text.context_length, engine.spec.unet.context_dim, device=engine.device)
     text = text.to(engine.dtype)
     row = BatchRow.of(0, request, None, text, text, engine.spec)
@@ -43,7 +38,7 @@ def main() -> None:
         batch.step()
         float(row.latents.sum())
         steps.append(time.perf_counter() - start)
-    device_bytes = torch.cuda.max_memory_allocated() if args.device != "cpu" else None
+    device_bytes = torch.cuda.max_memory_allocated() if given["device"] != "cpu" else None
     found = {
         "import": imported - BEGUN,
         "load": loaded - imported,

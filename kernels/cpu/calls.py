@@ -12,12 +12,12 @@ from torch import Tensor
 from vstar_engine.kernels.problems import LayerNorm, LinearProblem
 
 from .arguments import Arguments, GegluArguments, GroupNormArguments, LinearArguments, LinearPairArguments
-from .library import DTYPES, _isa, _library, _raise_for
+from .library import DTYPES, isa_number, loaded, raise_for
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Runs checked arguments of `temporal_attention` (bias = g) or `temporal_attention_dense` (bias = G, three axes)."""
-    library = _library()
+    library = loaded()
     out = torch.empty(q.shape, dtype=q.dtype)
     bias = bias.contiguous()
     batch, frames, positions, heads, head_dim = q.shape
@@ -25,32 +25,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         *(x.data_ptr() for x in (q, k, v, out, bias)),
         *(batch, frames, k.shape[1], positions, heads, head_dim, bias.shape[0]),
         *(x.stride()[:4] for x in (q, k, v, out)),
-        *(DTYPES[q.dtype], bias.dim() == 3, _isa(library), torch.get_num_threads()),
+        *(DTYPES[q.dtype], bias.dim() == 3, isa_number(library), torch.get_num_threads()),
     )
-    _raise_for(library.handle.vstar_temporal_attention(ctypes.byref(arguments)))
+    raise_for(library.handle.vstar_temporal_attention(ctypes.byref(arguments)))
     return out
 
 
 def geglu(x: Tensor) -> Tensor:
     """Applies GEGLU to contiguous x (..., 2 * inner) -> (..., inner)."""
-    library, inner = _library(), x.shape[-1] // 2
+    library, inner = loaded(), x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], inner), dtype=x.dtype)
-    sizes = (out.numel() // inner, inner, DTYPES[x.dtype], _isa(library), torch.get_num_threads())
-    _raise_for(library.handle.vstar_geglu(ctypes.byref(GegluArguments(x.data_ptr(), out.data_ptr(), *sizes))))
+    sizes = (out.numel() // inner, inner, DTYPES[x.dtype], isa_number(library), torch.get_num_threads())
+    raise_for(library.handle.vstar_geglu(ctypes.byref(GegluArguments(x.data_ptr(), out.data_ptr(), *sizes))))
     return out
 
 
 def groupnorm_silu(rows: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
     """Normalises contiguous rows (N, ..., C) over each item's groups of channels."""
-    library, out = _library(), torch.empty_like(rows)
+    library, out = loaded(), torch.empty_like(rows)
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
     items, channels = rows.shape[0], rows.shape[-1]
     arguments = GroupNormArguments(
         *(x.data_ptr() for x in (rows, weight, bias, out)),
         *(items, rows.numel() // items // channels, channels, groups, eps),
-        *(DTYPES[rows.dtype], silu, _isa(library), torch.get_num_threads()),
+        *(DTYPES[rows.dtype], silu, isa_number(library), torch.get_num_threads()),
     )
-    _raise_for(library.handle.vstar_groupnorm_silu(ctypes.byref(arguments)))
+    raise_for(library.handle.vstar_groupnorm_silu(ctypes.byref(arguments)))
     return out
 
 
@@ -58,14 +58,14 @@ def _linear_arguments(problem: LinearProblem, out: Tensor) -> LinearArguments:
     given = (problem.x, problem.weight, problem.bias, problem.residual, problem.gain, problem.shift, out)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
     features, width = problem.weight.shape
-    sizes = (out.numel() // out.shape[-1], width, features, problem.gate, _isa(_library()), torch.get_num_threads())
+    sizes = (out.numel() // out.shape[-1], width, features, problem.gate, isa_number(loaded()), torch.get_num_threads())
     return LinearArguments(*pointers, *sizes, problem.eps)
 
 
 def linear(problem: LinearProblem) -> Tensor:
     """Computes a problem of contiguous float32 tensors."""
     out = torch.empty(problem.out_shape, dtype=problem.x.dtype)
-    _raise_for(_library().handle.vstar_linear(ctypes.byref(_linear_arguments(problem, out))))
+    raise_for(loaded().handle.vstar_linear(ctypes.byref(_linear_arguments(problem, out))))
     return out
 
 
@@ -78,5 +78,5 @@ def feed_forward(
         _linear_arguments(LinearProblem(x, *first, None, True, *norm), out),
         _linear_arguments(LinearProblem(x, *second, x), out),
     )
-    _raise_for(_library().handle.vstar_linear_pair(ctypes.byref(arguments)))
+    raise_for(loaded().handle.vstar_linear_pair(ctypes.byref(arguments)))
     return out

@@ -19,16 +19,9 @@ from torch.nn import Parameter
 from .arguments import CALLS
 
 DISTRIBUTION = "vstar-engine"
-
-
 LIBRARY = "libvstar_cpu.so"
-
-
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
 STATUS = {1: "an argument is out of range", 2: "out of memory", 3: "this machine lacks that instruction set"}
-
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +88,11 @@ def status() -> tuple[bool, str]:
     library = _load()
     if isinstance(library, str):
         return False, library
-    return True, f"{library.path} ({library.isas[_isa(library)]})"
+    return True, f"{library.path} ({library.isas[isa_number(library)]})"
 
 
-def _isa(library: Library) -> int:
+def isa_number(library: Library) -> int:
+    """Returns the number of the instruction set to run: the best, or VSTAR_CPU_ISA."""
     chosen = os.environ.get("VSTAR_CPU_ISA", library.isas[-1])
     if chosen not in library.isas:
         raise ValueError(f"VSTAR_CPU_ISA must be one of {', '.join(library.isas)} on this machine, got {chosen}")
@@ -127,12 +121,14 @@ def unwatched(x: Tensor) -> bool:
     ) and type(x) in (Tensor, Parameter)
 
 
-def _library() -> Library:
+def loaded() -> Library:
+    """Returns the library where `serves` found that there is one."""
     library = _load()
     assert isinstance(library, Library)
     return library
 
 
-def _raise_for(failure: int) -> None:
+def raise_for(failure: int) -> None:
+    """Raises for a status that is not success."""
     if failure:
         raise MemoryError(STATUS[failure]) if failure == 2 else RuntimeError(STATUS[failure])

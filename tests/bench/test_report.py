@@ -1,4 +1,4 @@
-"""`bench report`: tables and plots from rows, documents made current, and README's tables are."""
+"""`bench report`: tables and plots from rows, documents made current, and the committed ones are."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vstar_engine.bench.__main__ import main
 from vstar_engine.bench.commands.main import command_line
-from vstar_engine.bench.commands.report import RESULTS, rendered, renewed
+from vstar_engine.bench.commands.report import BLOCKS, RESULTS, rendered, renewed
 from vstar_engine.bench.harness import machine
 from vstar_engine.bench.harness.ceilings import BANDWIDTH
 from vstar_engine.bench.harness.contest import Contest, Pace, Provider, hold
@@ -64,15 +64,22 @@ def test_a_kernel_table_sets_providers_against_ours() -> None:
     ]
     rows[-1] = replace(rows[-1], numbers={**rows[-1].numbers, "share_of_bandwidth": 1.44})
     rows.append(attention("SDPA without TAR", 64, status=WRONG))
-    title, _, head, _, *body = rendered("kernels", rows).splitlines()
-    assert title.startswith(
-        "`temporal_attention`, batch 1, level 0 (40 positions, 5 heads of 64), fused layout; a processor, 2 threads"
+    title, _, command, _, head, _, *body = rendered("kernels", rows).splitlines()
+    assert title == (
+        "`temporal_attention`, batch 1, level 0 (40 positions, 5 heads of 64), fused layout; a processor, 2 threads, "
+        "float32, torch 2.13.0, commit 012345678, 2026-01-02"
     )
-    assert title.endswith("float32, torch 2.13.0, commit 012345678, 2026-01-02: `vstar-engine bench kernels`")
-    assert head == "| frames | ours | SDPA without TAR | floor | ours: of bandwidth | peak memory |"
-    assert body[0] == "| 16 | **10 ms** | 25 ms (2.50x) | 250 us | 50% | 16 MiB |"
-    assert body[1] == "| 64 | **10 ms** | WRONG | 250 us | 144% † | 64 MiB |"
-    assert body[2:] == ["", f"† {table_cells.REMARK}"]
+    assert command == "<details><summary>Command</summary><pre><code>vstar-engine bench kernels</code></pre></details>"
+    assert head == "| frames | 16 | 64 |"
+    assert body == [
+        "| ours | **10 ms** | **10 ms** |",
+        "| SDPA without TAR | 25 ms (2.50x) | WRONG |",
+        "| floor | 250 us | 250 us |",
+        "| ours: of bandwidth | 50% | 144% † |",
+        "| peak memory | 16 MiB | 64 MiB |",
+        "",
+        f"† {table_cells.REMARK}",
+    ]
     assert "**10 ms [9 ms, 11 ms]**" in rendered("kernels", rows, spread=True)
 
 
@@ -84,10 +91,10 @@ def test_a_use_of_another_op_is_a_line_and_convolutions_have_their_own_table() -
     rows = [use("linear", "ours", 0.01, "gate"), use("linear", "PyTorch's operators", 0.02, "gate"), attention("ours")]
     rows += [use("temporal_convolution", "ours", 0.01), use("temporal_convolution", "three products", 0.03)]
     said = rendered("fused", rows).splitlines()
-    assert said[2].startswith("|  | ours | PyTorch's operators | floor | ours: of bandwidth |")
-    assert said[4].startswith("| `linear`, gate, level 1, 16 frames | **10 ms** | 20 ms (2.00x) |")
-    assert said[8].startswith("|  | ours | three products |")
-    assert said[10].startswith("| `temporal_convolution`, 3x1x1, level 1, 16 frames | **10 ms** | 30 ms (3.00x) |")
+    assert said[4] == "|  | ours | PyTorch's operators | floor | ours: of bandwidth / matrix peak | peak memory |"
+    assert said[6] == "| `linear`, gate, level 1, 16 frames | **10 ms** | 20 ms (2.00x) | 250 us | 50% / - | 16 MiB |"
+    assert said[12].startswith("|  | ours | three products |")
+    assert said[14].startswith("| `temporal_convolution`, 3x1x1, level 1, 16 frames | **10 ms** | 30 ms (3.00x) |")
     assert "linear" not in rendered("kernels", rows)
 
 
@@ -100,12 +107,12 @@ def test_the_newest_row_of_a_machine_counts() -> None:
 
 def test_an_interrupted_run_and_a_changed_checkout_are_marked() -> None:
     rows = [replace(attention("ours"), outcome="interrupted", machine={**MACHINE, "dirty": True})]
-    assert "commit 012345678+, 2026-01-02: `vstar-engine bench kernels`. **The run was interrupted" in rendered("kernels", rows)
+    assert "commit 012345678+, 2026-01-02. **The run was interrupted" in rendered("kernels", rows)
 
 
 def test_a_ladder_reads_from_the_published_step_down() -> None:
     rungs = {"+ hoisted g": 1.0, "published": 2.0, "published, with preview": 4.0}
-    body = rendered("ladder", [pipeline("ladder", name, taken) for name, taken in rungs.items()]).splitlines()[4:]
+    body = rendered("ladder", [pipeline("ladder", name, taken) for name, taken in rungs.items()]).splitlines()[6:]
     assert body == [
         "| published, with preview | 4 s (0.50x) | 1 MiB |",
         "| published | 2 s | 1 MiB |",
@@ -129,8 +136,7 @@ def test_a_whole_video_names_what_it_includes() -> None:
     whole = pipeline("whole", "ours", 11.0, steps=5)
     whole = replace(whole, numbers={**whole.numbers, "includes": ["UNet step", "VAE"]})
     said = rendered("stages", [pipeline("stages", "UNet step", 2.0), pipeline("stages", "VAE", 1.0), whole])
-    assert "| 16 |  | 2 s |  | 1 s |  | **11 s** | 5 steps: UNet step, VAE |" in said
-    assert "published" not in said.partition("\n")[2]
+    assert "| whole video, 5 steps: UNet step, VAE | **11 s** |  |  |" in said
 
 
 def test_the_published_path_stands_beside_the_engines_by_stage() -> None:
@@ -140,10 +146,44 @@ def test_the_published_path_stands_beside_the_engines_by_stage() -> None:
     step = replace(step, numbers={**step.numbers, "floor": 0.5})
     parts = [step, pipeline("stages", "UNet step, published", 4.2), pipeline("stages", "mp4", 1.0)]
     assert rendered("stages", [*parts, ours, theirs]).splitlines()[4:] == [
-        "| 16 |  | 2 s |  |  | 1 s | **11 s** | 5 steps: UNet step, mp4 |",
-        "| 16, published |  | 4.2 s (2.10x) |  |  | 1 s | 22 s (2.00x) | the same |",
-        "| 16, floor |  | 500 ms |  |  |  |  |  |",
+        "| 16 frames | ours | published | floor |",
+        "|---|--:|--:|--:|",
+        "| text |  |  |  |",
+        "| UNet step | 2 s | 4.2 s (2.10x) | 500 ms |",
+        "| sampler |  |  |  |",
+        "| VAE |  |  |  |",
+        "| mp4 | 1 s | 1 s |  |",
+        "| whole video, 5 steps: UNet step, mp4 | **11 s** | 22 s (2.00x) |  |",
     ]
+
+
+def test_whole_videos_stand_in_four_rows_with_their_load() -> None:
+    numbers = {"step": 0.5, "load": [0.1, 0.3], "differing": 0.0, "largest": 0}
+    alike = {**numbers, "differing": 0.0012, "largest": 1}
+    apart = {**numbers, "differing": 0.9, "largest": 80, "psnr": 24.04}
+    named = {"published": (4.0, numbers), "clean eager": (2.0, numbers), "ours": (1.0, alike)}
+    named["ours, --fast step-cache"] = (0.5, apart)
+    rows = [pipeline("videos", name, taken, steps=25) for name, (taken, _) in named.items()]
+    rows = [replace(row, numbers={**row.numbers, **more}) for row, (_, more) in zip(rows, named.values(), strict=True)]
+    said = rendered("videos", rows).splitlines()
+    assert said[0].endswith("commit 012345678, 2026-01-02, load average 0.1 to 0.3")
+    assert said[6:] == [
+        "| published path | 500 ms | 4 s | 1 MiB | is the reference |",
+        "| clean eager | 500 ms | 2 s (2.00x as fast) | 1 MiB | yes, to the byte |",
+        "| ours | 500 ms | **1 s** (4.00x as fast) | 1 MiB | yes: 0.12 % of bytes off by 1 |",
+        "| ours, --fast step-cache | 500 ms | 500 ms (8.00x as fast) | 1 MiB | no: PSNR 24.0 dB |",
+    ]
+
+
+def test_a_wide_table_is_several_of_at_most_six_columns() -> None:
+    head, line = [str(i) for i in range(12)], ["x", *"abcdef", *[""] * 5]
+    tables = table_cells.markdown(head, [line, ["y", *"abcdefghijk"]]).split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == [
+        "| 0 | 1 | 2 | 3 |",
+        "| 0 | 4 | 5 | 6 | 7 |",
+        "| 0 | 8 | 9 | 10 | 11 |",
+    ]
+    assert [len(table.splitlines()) for table in tables] == [4, 4, 3]
 
 
 def test_other_tables_hold_their_numbers() -> None:
@@ -153,7 +193,7 @@ def test_other_tables_hold_their_numbers() -> None:
     assert "| all but dtype | 2 s (2.00x) |" in rendered(
         "ablation", [pipeline("ablation", "all", 1.0), pipeline("ablation", "all but dtype", 2.0)]
     )
-    assert "| 16 | **1 s** | 2 s (2.00x) |" in rendered(
+    assert "| clean eager | 2 s (2.00x) |" in rendered(
         "headline", [pipeline("headline", "ours", 1.0), pipeline("headline", "clean eager", 2.0)]
     )
     held = ResultRow(
@@ -172,14 +212,14 @@ def test_a_document_is_made_current_between_its_markers(tmp_path: Path, capsys: 
     readme.write_text(
         "before\n<!-- bench:kernels -->\nstale\n<!-- /bench:kernels -->\nafter\n<!-- bench:engine -->\n<!-- /bench:engine -->\n"
     )
-    assert main(["report", str(results), "--readme", str(readme), "--check"]) == 1
+    assert main(["report", str(results), "--documents", str(readme), "--check"]) == 1
     assert "stale" in readme.read_text()
-    assert main(["report", str(results), "--readme", str(readme)]) == 0
+    assert main(["report", str(results), "--documents", str(readme)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- bench:kernels -->\n\n`temporal_attention`")
     assert "stale" not in text
     assert "<!-- /bench:kernels -->\nafter\n<!-- bench:engine -->\n\nNot measured yet.\n\n<!-- /bench:engine -->" in text
-    assert main(["report", str(results), "--readme", str(readme), "--check"]) == 0
+    assert main(["report", str(results), "--documents", str(readme), "--check"]) == 0
 
 
 def test_the_engines_command_line_leads_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,10 +240,17 @@ def test_a_marker_of_no_table_is_refused() -> None:
         renewed("<!-- bench:magic -->\n<!-- /bench:magic -->", [])
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
-def test_documents_are_current(name: str) -> None:
-    text = (ROOT / name).read_text()
-    assert "<!-- bench:" in text
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "performance").glob("*.md"))]
+
+
+def test_every_table_stands_in_a_document() -> None:
+    marked = re.findall(r"<!-- bench:([\w-]+) -->", "".join(path.read_text() for path in DOCUMENTS))
+    assert set(marked) == set(BLOCKS)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_are_current(path: Path) -> None:
+    text = path.read_text()
     assert renewed(text, tables.newest(read(sorted(RESULTS.glob("*.jsonl"))))) == text
 
 
@@ -216,10 +263,9 @@ def test_committed_rows_were_measured_on_committed_code() -> None:
 
 
 def test_every_plot_is_shown_in_one_document() -> None:
-    shown = re.findall(r"\]\((docs/bench/[^)]+)\)", (ROOT / "README.md").read_text())
-    linked = re.findall(r"\]\((bench/[^)]+)\)", (ROOT / "docs/benchmarks.md").read_text())
-    there = [f"docs/bench/{path.name}" for path in (ROOT / "docs/bench").iterdir()]
-    assert sorted([*shown, *(f"docs/{path}" for path in linked)]) == sorted(there)
+    texts = [path.read_text() for path in DOCUMENTS if path.parent.name == "performance"]
+    shown = [name for text in texts for name in re.findall(r"\]\(plots/([^)]+)\)", text)]
+    assert sorted(shown) == sorted(path.name for path in (ROOT / "docs/performance/plots").iterdir())
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
@@ -235,7 +281,7 @@ def test_plots_are_drawn_and_the_same_rows_draw_the_same(tmp_path: Path, ending:
     assert [path.name for path in first] == [f"{name}.{ending}" for name in names]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert all(path.stat().st_size > 5000 for path in first)
-    assert plots.links(rows)[0].endswith(f"(docs/bench/time-{slug}.svg)")
+    assert plots.links(rows, kind="time")[0].endswith(f"(plots/time-{slug}.svg)")
 
 
 def test_plots_of_two_gpus_are_two_files() -> None:
@@ -252,10 +298,13 @@ def test_plots_of_two_gpus_are_two_files() -> None:
 def test_growth_sets_every_provider_against_the_frames() -> None:
     rows = [attention("ours", frames, frames / 1e3) for frames in (16, 64)] + [attention("SDPA without TAR", 64, 0.3)]
     rows += [pipeline("headline", "clean eager", 1.0), pipeline("headline", "clean eager", 5.0, frames=64)]
-    attended, _, step = (part.splitlines() for part in rendered("growth", rows).split("\n\n")[1:4])
-    assert attended[0] == "| frames | 16 | MiB | 64 | MiB | time grows | memory grows |"
-    assert attended[2:] == ["| ours | 16 ms | 16 | 64 ms | 64 | 4x | 4x |", "| SDPA without TAR |  |  | 300 ms | 64 |  |  |"]
-    assert step[2:] == ["| clean eager | 1 s | 1 | 5 s | 1 | 5x | 1x |"]
+    attended, step = (part.splitlines() for part in rendered("growth", rows).split("\n\n")[2::3])
+    assert attended[0] == "| frames | 16 | 64 | time grows | memory grows |"
+    assert attended[2:] == [
+        "| ours | 16 ms, 16 MiB | 64 ms, 64 MiB | 4x | 4x |",
+        "| SDPA without TAR |  | 300 ms, 64 MiB |  |  |",
+    ]
+    assert step[2:] == ["| clean eager | 1 s, 1 MiB | 5 s, 1 MiB | 5x | 1x |"]
     assert rendered("growth", rows[:1]) == ""
 
 
@@ -264,7 +313,7 @@ def test_committed_plots_are_those_of_the_committed_rows(tmp_path: Path) -> None
     if f"matplotlib=={matplotlib.__version__}\n" not in (ROOT / "constraints.txt").read_text():
         pytest.skip(f"matplotlib {matplotlib.__version__} draws other bytes than the pinned one")
     drawn = plots.draw(tables.newest(read(sorted(RESULTS.glob("*.jsonl")))), tmp_path, "svg")
-    committed = {path.name: path.read_bytes() for path in (ROOT / "docs/bench").iterdir()}
+    committed = {path.name: path.read_bytes() for path in (ROOT / "docs/performance/plots").iterdir()}
     assert {path.name: path.read_bytes() for path in drawn} == committed
 
 

@@ -11,7 +11,7 @@ from vstar_engine.bench.commands import serve
 from vstar_engine.bench.commands.serve import BURST, POISSON, Outcome, arrivals, judged, measured, percentile
 from vstar_engine.bench.harness.contest import Pace
 from vstar_engine.bench.harness.rows import ResultFile, ResultRow, read
-from vstar_engine.bench.report.tables import serve as table
+from vstar_engine.bench.report.serve_tables import serve as table
 from vstar_engine.commands.main import main
 
 

@@ -85,7 +85,7 @@ def test_synopsis_files(here, content, files):
     [
         ("", "holds no states"),
         ("[]", "empty list"),
-        ("{", "looks like JSON"),
+        ('{"prompt": "p", ', "looks like JSON"),
         ('{"prompt": "p"}', "subprompts"),
         ('{"prompt": "p", "subprompts": []}', "has no subprompts"),
         ('["a"]', "subprompts"),
@@ -129,7 +129,7 @@ BAD = [
     (["--states", *"abcde"], 2, "5 states need at least 5 frames"),
     (["x", "--out", "a.avi"], 2, "ends in .mp4, .gif, .png"),
     (["x", "--riddle"], 2, "unrecognized arguments: --riddle"),
-    (["x", "--weights", "nowhere"], 3, "no weights at nowhere"),
+    (["x", "--weights", "nowhere"], 3, "nowhere; give a folder made by"),
     (["x", "--out", "no/a.mp4"], 4, "there is no folder"),
     (["x", "--frames", "512", "--size", "4096x4096"], 5, "GiB are free"),
     (["x", "--device", "warp"], 6, "unknown device"),

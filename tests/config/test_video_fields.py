@@ -71,7 +71,7 @@ found["left out"] = resolver.plain(CreateVideo(prompt="snow"), "snow", "", "").c
 api = FastAPI()
 api.include_router(router)
 schemas = app._openapi(api, keyed=False)["components"]["schemas"]
-found["openapi"] = {name: schemas[name]["properties"]["contrast"] for name in ("CreateVideo", "RemixVideo", "Video")}
+found["openapi"] = {name: schemas[name]["properties"]["contrast"] for name in ("CreateVideo", "RemixVideo", "VideoObject")}
 json.dump(found, sys.stdout)
 """
 
@@ -115,7 +115,7 @@ def test_a_new_setting_takes_two_files(checkout, tmp_path_factory):
     assert "contrast = 2.0\n" in found.pop("settings in force")
     assert " --contrast=2.0 " in found.pop("command")
     document = found.pop("openapi")
-    shown = document.pop("Video")
+    shown = document.pop("VideoObject")
     assert shown.get("anyOf", [shown])[0]["type"] == "number"
     for taken in document.values():
         assert taken["description"] == "how far from grey"

@@ -38,6 +38,12 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*PAGES, *BESIDE], ids=name_of)
+def test_files_that_are_named_are_there(path: Path) -> None:
+    named = re.findall(r"`((?:vstar_engine|kernels|export|bench|tools|tests|csrc|deploy|docs)/[\w/.-]*\w/?)`", path.read_text())
+    assert [file for file in named if "NAME" not in file and not (ROOT / file).exists()] == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *BESIDE], ids=name_of)
 def test_a_table_has_at_most_six_columns(path: Path) -> None:
     rules = re.findall(r"^\|(?: ?:?-+:? ?\|)+$", path.read_text(), re.MULTILINE)
     assert [rule for rule in rules if rule.count("|") > 7] == []

@@ -70,10 +70,10 @@ CONVOLUTIONS = {
 }
 # sides that a stride divides and does not, channels below, at and beyond what is summed at a time
 MATRIX = [
-    ((images, *sides, into), (made, *kernel), stride, (kernel[0] // 2, kernel[1] // 2))
+    ((images, *sides, in_channels), (out_channels, *kernel), stride, (kernel[0] // 2, kernel[1] // 2))
     for kernel, stride in itertools.product([(3, 3), (3, 1), (1, 1), (5, 3)], [1, 2, 3])
     for images, sides in [(1, (1, 1)), (3, (4, 9)), (2, (12, 6))]
-    for into, made in [(8, 24), (32, 16), (80, 40)]
+    for in_channels, out_channels in [(8, 24), (32, 16), (80, 40)]
 ]
 # of the launch table
 TILES = sorted({tile for arch in ARCHITECTURES for tile in fp8_conv2d.tiles(arch)})
@@ -162,15 +162,15 @@ AROUND = {
 
 def problem(shape, around, dtype):
     """Draws what an FP8 layer takes; of what it rounds, values that e4m3 holds and some beyond its range."""
-    *rows, into, made = shape
-    step, scale = (torch.tensor(factor, device=DEVICE) for factor in (0.25, 0.0123 / into**0.5))
-    x = (30 * torch.randn(*rows, into)).to(E4M3)
+    *rows, in_features, out_features = shape
+    step, scale = (torch.tensor(factor, device=DEVICE) for factor in (0.25, 0.0123 / in_features**0.5))
+    x = (30 * torch.randn(*rows, in_features)).to(E4M3)
     if "rounding" in around:
         x = x.to(dtype) * 0.25
         x.view(-1)[:2] = torch.tensor([1e4, -1e4])
-    weight = (30 * torch.randn(2 * made if "gate" in around else made, into)).to(E4M3)
+    weight = (30 * torch.randn(2 * out_features if "gate" in around else out_features, in_features)).to(E4M3)
     bias = torch.randn(len(weight)).to(DEVICE, dtype) if "bias" in around else None
-    residual = torch.randn(*rows, made).to(DEVICE, dtype) if "residual" in around else None
+    residual = torch.randn(*rows, out_features).to(DEVICE, dtype) if "residual" in around else None
     then = torch.tensor(2.0**-6, device=DEVICE) if "then" in around else None
     return Fp8LinearProblem(x.to(DEVICE), weight.to(DEVICE), step, scale, bias, residual, "gate" in around, then, dtype)
 

@@ -88,10 +88,10 @@ def test_groupnorm_silu(shape, groups, dtype, silu):
 @pytest.mark.parametrize("shape", [(2, 30, 64, 192), (1, 7, 37, 50), (3, 129, 700, 20), (2, 24, 16, 640)], ids=str)
 @torch.no_grad()
 def test_linear(shape, after):
-    items, rows, features, made = shape
-    x, weight = torch.randn(items, rows, features), torch.randn(made, features) / features**0.5
-    bias = torch.randn(made) if "bias" in after else None
-    residual = torch.randn(items, rows, made) if "residual" in after else None
+    items, rows, in_features, out_features = shape
+    x, weight = torch.randn(items, rows, in_features), torch.randn(out_features, in_features) / in_features**0.5
+    bias = torch.randn(out_features) if "bias" in after else None
+    residual = torch.randn(items, rows, out_features) if "residual" in after else None
     given, gate = (x, weight, bias, residual), "gate" in after
     eager = linear_ref(LinearProblem(*given, gate))
     exact = linear_ref(LinearProblem(*(None if tensor is None else tensor.double() for tensor in given), gate))
@@ -106,11 +106,11 @@ def test_linear(shape, after):
 @torch.no_grad()
 def test_linear_norms_its_input(shape, gate):
     """Also rows whose mean is far larger than what they differ by, and a last block of fewer rows."""
-    items, rows, features, made = shape
-    x, weight = 30 + torch.randn(items, rows, features), torch.randn(made, features) / features**0.5
-    norm = LayerNorm(1 + torch.rand(features), torch.randn(features), 1e-5)
-    residual = None if gate else torch.randn(items, rows, made)
-    bias = torch.randn(made)
+    items, rows, in_features, out_features = shape
+    x, weight = 30 + torch.randn(items, rows, in_features), torch.randn(out_features, in_features) / in_features**0.5
+    norm = LayerNorm(1 + torch.rand(in_features), torch.randn(in_features), 1e-5)
+    residual = None if gate else torch.randn(items, rows, out_features)
+    bias = torch.randn(out_features)
     given = LinearProblem(x, weight, bias, residual, gate, *norm)
     exact = linear_ref(LinearProblem(*(value.double() if isinstance(value, torch.Tensor) else value for value in given)))
     assert_as_accurate(linear(given), linear_ref(given), exact)

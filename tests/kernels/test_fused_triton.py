@@ -73,13 +73,13 @@ AROUND = {
 
 def problem(shape, around, dtype):
     """Draws a problem; rows lie far from zero where they are normed."""
-    *rows, into, made = shape
+    *rows, in_features, out_features = shape
     gate, norm = "gate" in around, "norm" in around
-    x = torch.randn(*rows, into) + (30 if norm else 0)
-    weight = torch.randn(2 * made if gate else made, into) / into**0.5
+    x = torch.randn(*rows, in_features) + (30 if norm else 0)
+    weight = torch.randn(2 * out_features if gate else out_features, in_features) / in_features**0.5
     bias = torch.randn(len(weight)) if "bias" in around else None
-    residual = torch.randn(*rows, made) if "residual" in around else None
-    gains = (1 + torch.rand(into), torch.randn(into)) if norm else ()
+    residual = torch.randn(*rows, out_features) if "residual" in around else None
+    gains = (1 + torch.rand(in_features), torch.randn(in_features)) if norm else ()
     tensors = [None if tensor is None else tensor.to(DEVICE, dtype) for tensor in (x, weight, bias, residual, *gains)]
     return LinearProblem(*tensors[:4], gate, *tensors[4:], *([1e-5] if norm else []))
 

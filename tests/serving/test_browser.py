@@ -10,7 +10,7 @@ from support.browser import browser
 from support.servers import Server
 from vstar_engine.config.timeline import place
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.reliability
 
 KEY = "a-key-for-the-browser-0123456789"
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from vstar_engine import client as module
-from vstar_engine.client import Client, Video
+from vstar_engine.client import Client, RemoteVideo
 from vstar_engine.commands.main import main
 from vstar_engine.commands.remote_jobs import line
 from vstar_engine.errors import JobFailed, OutputError, ServerError
@@ -345,4 +345,4 @@ def test_a_prompt_of_two_lines_is_one_line(stub, here, capsys):
     stub.answers = [{"data": [video(prompt="one\ntwo\x1b[2Jthree")], "has_more": False}]
     assert main(["status", "--server", stub.url]) == 0
     assert capsys.readouterr().out.count("\n") == 1
-    assert "\x1b" not in line(Video.of(video(prompt="\x1b[2J")))
+    assert "\x1b" not in line(RemoteVideo.of(video(prompt="\x1b[2J")))

@@ -92,7 +92,7 @@ def set_clock_of(tmp_path):
     return ("env", f"LD_PRELOAD={library}", f"CLOCK_OFFSET={offset}"), set_to
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_a_server_whose_clock_jumps(tmp_path, set_clock_of):
     """F15: days ahead, back and right again while jobs run: none is lost, stuck, or deleted before its day is over."""
     prefix, set_to = set_clock_of

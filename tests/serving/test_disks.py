@@ -20,7 +20,7 @@ from vstar_engine.serving.http.api_keys import LOCAL
 from vstar_engine.serving.jobs import result_files
 from vstar_engine.serving.settings import Settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.reliability
 
 ERRORS = ["EIO", "ENOSPC"]
 DATABASE, RESULTS = "database", "results"

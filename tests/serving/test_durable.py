@@ -44,11 +44,12 @@ def submit(server, count, at_once, **fields):
         return list(pool.map(post, range(count)))
 
 
-def test_load(tmp_path, pytestconfig):
-    """L1: 300 jobs from 16 clients, none lost."""
+@pytest.mark.parametrize("jobs", [40, pytest.param(300, marks=pytest.mark.reliability)])
+def test_load(tmp_path, pytestconfig, jobs):
+    """L1: so many jobs from 16 clients, none lost."""
     gc.freeze()  # else what is measured is this process at collecting what other tests imported, for 170 ms
     with Server(tmp_path, "--max-queue", "400", slow={"step": 0.0}) as server:
-        answers = submit(server, 300, 16, **QUICK)
+        answers = submit(server, jobs, 16, **QUICK)
         assert {answer.status_code for answer, _ in answers} == {200}
         ids = [answer.json()["id"] for answer, _ in answers]
         reads = [timed(server, "GET", f"/v1/videos/{id}")[1] for id in ids]
@@ -60,7 +61,7 @@ def test_load(tmp_path, pytestconfig):
         assert {video["status"] for video in videos} == {"completed"}
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_overhead(tmp_path, pytestconfig):
     """What the server adds to the bare engine for one video: 50 ms and a hundredth at most."""
     if not pytestconfig.getoption("timed"):
@@ -99,15 +100,16 @@ def test_overload(tmp_path):
         server.ledger(ids)
 
 
-def test_kills(tmp_path, pytestconfig):
-    """F1: 24 jobs, 5 times kill -9 of the server at a random moment."""
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.reliability)])
+def test_kills(tmp_path, pytestconfig, kills):
+    """F1: 24 jobs, so many times kill -9 of the server at a random moment."""
     chance, ids, starts = random.Random(0), [], []
     server = Server(tmp_path, slow={"step": 0.04})
     starts.append(server.start())
     try:
         for number in range(24):
             ids.append(server.create(f"job {number}", seed=number))
-        for turn in range(5):
+        for turn in range(kills):
             time.sleep(chance.uniform(0.1, 1.0))
             server.kill()
             starts.append(server.start())
@@ -123,7 +125,7 @@ def test_kills(tmp_path, pytestconfig):
     assert max(starts) < (QUIET_READY if pytestconfig.getoption("timed") else READY)
 
 
-@pytest.mark.parametrize("grace", [20, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("grace", [20, pytest.param(1, marks=pytest.mark.reliability)])
 def test_orderly_end(tmp_path, grace):
     """F9: what runs is finished within the time of grace, else made at the next start; what waits waits."""
     server = Server(tmp_path, "--grace", str(grace))
@@ -148,7 +150,7 @@ def test_orderly_end(tmp_path, grace):
         server.__exit__()
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.reliability)])
 def test_locked_database(tmp_path, seconds):
     """F15: another process holds the lock on writing: requests wait or are refused, what runs is recorded once it is let go."""
     with Server(tmp_path, slow={"step": 0.1}) as server:
@@ -187,6 +189,7 @@ def fill(folder):
             return filler
 
 
+@pytest.mark.reliability
 def test_full_disk(tmp_path):
     """F6: full while a job runs and when its end is to be recorded: it completes soon after there is room again."""
     if not can_mount():

@@ -22,7 +22,7 @@ from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.http.request_body import read_body
 from vstar_engine.weights.checkpoint import Weights
 
-COUNTS = pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
+COUNTS = pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.reliability)])
 TEXT = st.text(max_size=12)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,

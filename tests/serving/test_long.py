@@ -20,7 +20,7 @@ import support.serve_packages  # noqa: F401 - skips where they are missing
 from support.servers import START, Server, Submitter, free_port
 from vstar_engine.serving.jobs import events
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.reliability
 
 LEDGER = 600.0
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]

@@ -3,7 +3,7 @@
 import pytest
 
 from vstar_engine.errors import ServerError
-from vstar_engine.outgoing_http import _proxy_for, client_for, shown_address, usable_key
+from vstar_engine.machine.outgoing_http import _proxy_for, client_for, shown_address, usable_key
 
 OUTER = "http://vstar.example.com:8000"
 

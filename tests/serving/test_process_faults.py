@@ -41,6 +41,7 @@ def test_a_killed_worker_costs_one_more_try_of_its_job_and_nothing_else(tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("fault", "code"), [("crash@1", "worker_crashed"), ("segv@2", "worker_crashed"), ("stop@1", "worker_hung")]
 )
@@ -56,6 +57,7 @@ def test_a_poisonous_job_fails_after_three_tries_and_the_next_one_runs(tmp_path,
     assert all(isinstance(found[-1], events.Done) for found in others)
 
 
+@pytest.mark.reliability
 def test_a_worker_that_hangs_in_a_step_is_ended(tmp_path):
     async def scenario():
         async with running(tmp_path, policy=policy(hang_after=0.5)) as engine:
@@ -69,6 +71,7 @@ def test_a_worker_that_hangs_in_a_step_is_ended(tmp_path):
     assert isinstance(found[-1], events.Done)
 
 
+@pytest.mark.reliability
 def test_slow_steps_are_no_hang(tmp_path):
     """Three times what such a step should take is waited for, though that is more than `hang_after`."""
 
@@ -110,7 +113,7 @@ def test_what_fails_alone_fails_that_job_only_and_costs_no_worker(tmp_path, faul
     assert all(isinstance(found[-1], events.Done) for found in (tree, bush))
 
 
-@pytest.mark.parametrize("sync", range(6, 12))
+@pytest.mark.parametrize("sync", [6, *(pytest.param(sync, marks=pytest.mark.reliability) for sync in range(7, 12))])
 def test_a_full_disk_leaves_nothing_half_written_and_may_be_tried_again(tmp_path, sync):
     one = job()
 

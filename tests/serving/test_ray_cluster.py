@@ -152,7 +152,7 @@ def check_done(folder, jobs, received):
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @needs_ray
 def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
     ray_cluster, nodes = cluster
@@ -184,7 +184,7 @@ def test_neither_a_replica_nor_a_node_that_dies_loses_a_job(tmp_path, cluster):
     assert 1 <= len(again) <= 2  # the node may die before the job that was sent there is received to begin
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @needs_ray
 def test_a_worker_that_is_stopped_on_a_node_is_ended_there(tmp_path, cluster):
     jobs = [job("stop@2", steps=5), job("a tree", steps=5), job(steps=5)]
@@ -207,7 +207,7 @@ def test_a_worker_that_is_stopped_on_a_node_is_ended_there(tmp_path, cluster):
     assert last.code == events.CANCELLED
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @needs_ray
 def test_who_has_no_token_is_not_let_in(cluster):
     code = "import sys; from vstar_engine.serving.workers.ray_cluster import connect; connect(sys.argv[1])"
@@ -219,7 +219,7 @@ def test_who_has_no_token_is_not_let_in(cluster):
     assert "WorkerError: cannot connect to a Ray cluster" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @needs_ray
 def test_the_server_with_replicas_loses_nothing_when_it_is_killed(tmp_path):
     pytest.importorskip("dbos", reason="needs the serve extra")
@@ -258,7 +258,7 @@ def victims():
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @needs_ray
 def test_a_kill_every_second_loses_nothing(tmp_path, pytestconfig, cluster):
     """F14: for a sixth of `--soak` a random replica or worker is killed each second, and once a node goes and one comes."""

@@ -21,7 +21,10 @@ CHECKS = (
 
 @pytest.mark.parametrize(
     ("phases", "examples", "cases"),
-    [("fuzzing,stateful", 24, 300), pytest.param("examples,coverage,fuzzing,stateful", 60, 2000, marks=pytest.mark.slow)],
+    [
+        ("fuzzing,stateful", 24, 300),
+        pytest.param("examples,coverage,fuzzing,stateful", 60, 2000, marks=pytest.mark.reliability),
+    ],
     ids=["short", "long"],
 )
 def test_schema_holds(tmp_path, phases, examples, cases):

@@ -63,7 +63,9 @@ def asked(server, seconds):
     return sorted(took)
 
 
-@pytest.mark.parametrize(("count", "seconds"), [(10, 3), pytest.param(50, Settings.idle_timeout + 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "seconds"), [(10, 3), pytest.param(50, Settings.idle_timeout + 10, marks=pytest.mark.reliability)]
+)
 def test_slow_clients_are_not_felt(tmp_path, pytestconfig, count, seconds):
     with Server(tmp_path) as server:
         large = server.wait(server.create(size="1024x512", num_frames=64, num_inference_steps=1))

@@ -92,7 +92,7 @@ def test_jobs_of_another_model_wait_for_it(tmp_path, caplog):
     assert scenario(tmp_path, after) == ("completed", [waiting])
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_a_server_of_this_version_takes_over_and_gives_back(tmp_path):
     """Killed with jobs queued and running, the server is replaced by ours, and ours by one like it."""
     other = ("--renderer", "support.other_version:load")

@@ -191,7 +191,7 @@ def test_a_file_that_came_out_short_is_not_taken(tmp_path, monkeypatch):
 def test_a_worker_refuses_what_it_does_not_know(tmp_path):
     said = []
     with pytest.raises(ValueError, match="'dance'"):
-        worker.Worker(slow_engine.Slow(0.0), tmp_path, OWNER, said.append).take({"do": "dance"})
+        worker.Worker(slow_engine.Slow(0.0), tmp_path, OWNER, said.append).handle({"do": "dance"})
 
 
 def test_an_error_that_breaks_the_device_is_not_caught(tmp_path):
@@ -212,8 +212,8 @@ def test_the_older_run_takes_a_step_after_each_newer_one(tmp_path):
     one.begin(1, [job("long", steps=9)])
     for number in (2, 3):
         one.begin(number, [job("short", steps=2)])
-        one.turn()
-        one.turn()
+        one.step_newest()
+        one.step_newest()
     assert [run.batch.done for run in one.runs] == [2]
     one.writer.shutdown()
     done = [message for message in said if message["say"] == "event" and message["event"]["kind"] == events.Done.kind]

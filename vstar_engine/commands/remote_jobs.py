@@ -18,7 +18,7 @@ from .prompt_options import printable
 from .video_options import add_http_options, http_from
 
 if TYPE_CHECKING:
-    from vstar_engine.client import Client, Video
+    from vstar_engine.client import Client, RemoteVideo
 
 LISTED = 20
 
@@ -177,11 +177,11 @@ def named(out: Path | None, count: int) -> list[Path | None]:
     return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:03d}") for i in range(1, count + 1)]
 
 
-def finish(client: "Client", video: "Video", path: Path | None, args: argparse.Namespace) -> None:
+def finish(client: "Client", video: "RemoteVideo", path: Path | None, args: argparse.Namespace) -> None:
     """Waits for a job with a progress bar, and writes its video."""
     with tqdm(total=100, desc=video.id[:14], unit="%", file=sys.stderr, disable=None) as bar:
 
-        def progress(now: "Video") -> None:
+        def progress(now: "RemoteVideo") -> None:
             bar.update(now.progress - bar.n)
 
         done = client.wait(video.id, progress)
@@ -202,7 +202,7 @@ def run_status(args: argparse.Namespace) -> int:
     return int(any(video.error for video in videos if args.id))
 
 
-def line(video: "Video") -> str:
+def line(video: "RemoteVideo") -> str:
     """Returns one line about a job."""
     told = {"in_progress": f"{video.progress} %"}.get(video.status, "")
     if video.error:

@@ -16,7 +16,8 @@ LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e6
 class Tar:
     """Temporal attention regularisation: sigma in frames per UNet level (arXiv 2403.13501, eq. 3-4).
 
-    Active while `step_index <= until_step`; smaller sigma means more motion.
+    Level 0 is the finest. `strength` scales the Gaussian. Active while `step_index <= until_step`, counted from 0; smaller
+    sigma means more motion. Raises ValueError for a level below 0, a sigma not above 0, or a strength that is not finite.
     """
 
     sigma: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 8.0})
@@ -71,7 +72,7 @@ CONSISTENCY_STEPS = 50
 
 @dataclass(frozen=True)
 class Sampling:
-    """DDIM and guidance settings; the published defaults.
+    """DDIM (arXiv 2010.02502) and classifier-free guidance (2207.12598) settings; the published defaults.
 
     `fps_condition` is the frame rate that conditions the network, not the one of the file. `batch_guidance` runs both guidance
     branches in one batch instead of two passes. `fast` names lossy options of FAST.

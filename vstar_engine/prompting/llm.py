@@ -13,7 +13,7 @@ from typing import Any
 
 from vstar_engine.artifacts.files import write_aside
 from vstar_engine.errors import EndpointError, MissingLibrary
-from vstar_engine.outgoing_http import client_for, shown_address, usable_key
+from vstar_engine.machine.outgoing_http import client_for, shown_address, usable_key
 
 from .llm_answer import parse_states
 

@@ -1,1 +1,1 @@
-"""Serving over HTTP: durable jobs in front of an engine that lives in another process."""
+"""Serving over HTTP: durable jobs in front of an engine in another process."""

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.verification.golden import Case, Golden
 from vstar_engine.weights import checkpoint
+
+from .golden import Case, Golden
 
 NO_PROBE, STRICTEST, LOOSEST = 1e-5, 1e-5, 1e-4
 PROBE_FACTOR = 20

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from vstar_engine.errors import VstarError
-from vstar_engine.verification.golden import Case, Golden
 
 from .case import Finding, Judge
+from .golden import Case, Golden
 from .judges import KINDS
 
 NOT_JUDGED = ("weights", "tar_width_table")

@@ -20,7 +20,7 @@ from vstar_engine.serving.queue.stored_job import StoredJob
 
 from .other_clients import unknown_field
 from .request_body import read_body
-from .schema import CreateVideo, Deleted, RemixVideo, Video, Videos, VideoSettings
+from .schema import CreateVideo, Deleted, RemixVideo, VideoList, VideoObject, VideoSettings
 from .service import Caller, Service
 from .video_object import poll_after
 
@@ -65,14 +65,14 @@ def answer(service: Service, stored: StoredJob, status: int = 200) -> JSONRespon
     return JSONResponse(shown.model_dump(mode="json"), status, headers=headers)
 
 
-@router.post("", response_model=Video)
+@router.post("", response_model=VideoObject)
 async def create_video(request: Request) -> JSONResponse:
     """Accepts a video. A repeated Idempotency-Key returns the video of the first request."""
     service = service_of(request)
     return answer(service, await service.create(caller_of(request), await read(request, CreateVideo)))
 
 
-@router.get("", response_model=Videos)
+@router.get("", response_model=VideoList)
 async def list_videos(
     request: Request,
     after: Annotated[str | None, Query(max_length=100)] = None,
@@ -85,7 +85,7 @@ async def list_videos(
     stored_jobs, more = await service.store.page(owner, cursor, limit, order == "desc")
     data = [service.show(stored) for stored in stored_jobs]
     ends = (data[0].id, data[-1].id) if data else (None, None)
-    return JSONResponse(Videos(data=data, first_id=ends[0], last_id=ends[1], has_more=more).model_dump(mode="json"))
+    return JSONResponse(VideoList(data=data, first_id=ends[0], last_id=ends[1], has_more=more).model_dump(mode="json"))
 
 
 @router.post("/sync", response_class=FileResponse)
@@ -123,7 +123,7 @@ async def unsupported(request: Request) -> None:
     raise ApiError(400, "unsupported", f"{request.url.path} {UNSUPPORTED}")
 
 
-@router.get("/{video_id}", response_model=Video)
+@router.get("/{video_id}", response_model=VideoObject)
 async def retrieve_video(request: Request, video_id: str) -> JSONResponse:
     """Returns a video and its progress. A failed one has `status` failed and an `error`."""
     service = service_of(request)
@@ -137,14 +137,14 @@ async def delete_video(request: Request, video_id: str) -> Deleted:
     return Deleted(id=video_id)
 
 
-@router.post("/{video_id}/cancel", response_model=Video)
+@router.post("/{video_id}/cancel", response_model=VideoObject)
 async def cancel_video(request: Request, video_id: str) -> JSONResponse:
     """Cancels a video and keeps its record; one that has ended is not changed."""
     service = service_of(request)
     return answer(service, await service.cancel(caller_of(request).owner, video_id))
 
 
-@router.post("/{video_id}/remix", response_model=Video)
+@router.post("/{video_id}/remix", response_model=VideoObject)
 async def remix_video(request: Request, video_id: str) -> JSONResponse:
     """Makes a video again with another prompt; seed, size and settings stay the same unless given."""
     service = service_of(request)
@@ -247,7 +247,7 @@ async def follow(service: Service, stored: StoredJob) -> AsyncIterator[ServerSen
         service.streams -= 1
 
 
-def _step(shown: Video, preview: str | None) -> dict[str, Any]:
+def _step(shown: VideoObject, preview: str | None) -> dict[str, Any]:
     said = {
         "step": shown.step,
         "total": shown.num_inference_steps,

@@ -168,7 +168,7 @@ class ShownState(_ShownState):
     """One state of a video, with the fields of `State`."""
 
 
-class Video(_ShownVideo):
+class VideoObject(_ShownVideo):
     """A video and its progress."""
 
     id: str
@@ -198,9 +198,9 @@ class Video(_ShownVideo):
     inference_seconds: dict[str, float] | None = Field(default=None, description="by stage")
 
 
-class Videos(BaseModel):
+class VideoList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[VideoObject]
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -29,7 +29,7 @@ from vstar_engine.serving.settings import Settings
 from vstar_engine.serving.telemetry.metrics import Metrics
 
 from .request_to_job import Resolver, fingerprint, remixed
-from .schema import CreateVideo, RemixVideo, Video, VideoSettings
+from .schema import CreateVideo, RemixVideo, VideoObject, VideoSettings
 from .video_object import video
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Service:
                 # a failed write may still have reached the database; the watchdog then counts the job again
                 undo.callback(self.admission.give_back, job.id)
             job = await self.resolver.with_states(job, body)
-            # with nobody before it a job need not wait for the queue's next look
+            # with no job before it this one need not wait for the queue's poll
             idle = len(self.admission) - 1 <= len(self.runner.running) < self.store.at_work
             await self.store.add(job, at_once=idle)
             undo.pop_all()
@@ -252,7 +252,7 @@ class Service:
         progress = self.runner.tracker[id] if self.store.alone else None
         return StoredJob(progress.job, 0, progress.outcome) if progress else None
 
-    def show(self, stored: StoredJob) -> Video:
+    def show(self, stored: StoredJob) -> VideoObject:
         """Returns the API's object of a job."""
         elsewhere = stored.taken_by not in (None, self.settings.instance)
         return video(stored, self.runner.tracker[stored.job.id], self.settings.keep_for, elsewhere)

@@ -8,17 +8,17 @@ from vstar_engine.serving.jobs.job import Job
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED, QUEUED, RUNNING, JobProgress
 from vstar_engine.serving.queue.stored_job import StoredJob
 
-from .schema import ShownState, Video, VideoError
+from .schema import ShownState, VideoError, VideoObject
 
 # milliseconds after which a client should ask again
 SOONEST_POLL, LATEST_POLL, QUEUED_POLL = 200, 5000, 500
 
 
-def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | None, elsewhere: bool = False) -> Video:
+def video(stored: StoredJob, progress: JobProgress | None, keep_for: float | None, elsewhere: bool = False) -> VideoObject:
     """Returns the video object of a job; `elsewhere` jobs run on another server, whose progress is unknown here."""
     job = stored.job
     outcome = stored.outcome or (progress.outcome if progress else None)
-    shown = Video(
+    shown = VideoObject(
         id=job.id,
         model=job.model,
         status=_status(outcome, progress, elsewhere),
@@ -75,7 +75,7 @@ def seconds_of(job: Job) -> str:
     return f"{job.frames / job.fps:.3f}".rstrip("0").rstrip(".")
 
 
-def poll_after(shown: Video) -> int:
+def poll_after(shown: VideoObject) -> int:
     """Returns after how many milliseconds a client should ask again."""
     if shown.seconds_left is None:
         return QUEUED_POLL if shown.status == "queued" else SOONEST_POLL

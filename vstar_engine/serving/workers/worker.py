@@ -101,21 +101,21 @@ class Worker:
                 if message is None:
                     self.writer.shutdown()
                     return
-                self.take(message)
+                self.handle(message)
                 waiting = False
             if self.runs:
-                self.turn()
+                self.step_newest()
 
-    def look(self) -> None:
+    def handle_cancellations(self) -> None:
         """Handles cancellations during decoding; other messages wait."""
         while not self.inbox.empty():
             message = self.inbox.get()
             if message is not None and message["do"] == "cancel":
-                self.take(message)
+                self.handle(message)
             else:
                 self.later.append(message)
 
-    def take(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         """Handles a message."""
         if message["do"] == "run":
             self.begin(message["run"], [Job.from_json(job) for job in message["jobs"]])
@@ -158,7 +158,7 @@ class Worker:
         self.renderer.release()
         return None
 
-    def turn(self) -> None:
+    def step_newest(self) -> None:
         """Takes one step of the newest run. After its end the run below gets one step before another is interleaved."""
         run = self.runs[-1]
         self.step(run)
@@ -199,27 +199,27 @@ class Worker:
 
     def finish(self, run: Run) -> None:
         """Decodes the videos of a run in turn; each is written while the next is decoded."""
-        self.look()
+        self.handle_cancellations()
         while run in self.runs:
             with contextlib.suppress(JobCancelled):
                 self.decode(run, run.batch.rows[0])
-            self.look()
+            self.handle_cancellations()
 
     def decode(self, run: Run, row: Any) -> None:
         """Decodes a video and passes it to the writer; JobCancelled if its job is cancelled meanwhile."""
         job = run.jobs[row.index]
 
-        def look(part: Any = None) -> None:
-            self.look()
+        def stop_if_cancelled(part: Any = None) -> None:
+            self.handle_cancellations()
             if run.index(job.id) is None:
                 raise JobCancelled
 
         self.report(job.id, events.Stage("decode"))
-        video = self.guarded(run.number, [job], lambda: self.renderer.finish(run.batch, row, look))
+        video = self.guarded(run.number, [job], lambda: self.renderer.finish(run.batch, row, stop_if_cancelled))
         if video is not None:
-            look()
+            stop_if_cancelled()
             while not self.room.acquire(timeout=GLANCE):
-                look()
+                stop_if_cancelled()
             self.writing[job.id] = False
             self.writer.submit(self.write, job, video).add_done_callback(end_with)
         self.drop(run, row.index)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .rows import ResultFile
+from vstar_engine.bench.harness.rows import ResultFile
 
 
 def add_common(parser: argparse.ArgumentParser, rounds: int, limit: float) -> None:

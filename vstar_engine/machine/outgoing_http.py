@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
-from .errors import VstarError
+from vstar_engine.errors import VstarError
 
 if TYPE_CHECKING:
     import httpx
