@@ -65,5 +65,5 @@ def _imported(module: str, purpose: str) -> ModuleType:
         return import_module(module, __package__)
     except ModuleNotFoundError as error:
         raise MissingLibrary(
-            f"{purpose} needs the {error.name} package; install it with `pip install vstar-engine[onnx]`"
+            f"{purpose} needs the {error.name} package; install it with `pip install onnx onnxruntime onnxscript`"
         ) from error

@@ -22,7 +22,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingLibrary(f"plots need matplotlib ({error}); pip install 'vstar-engine[bench]'") from error
+        raise MissingLibrary(f"plots need matplotlib ({error}); pip install matplotlib") from error
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = SALT
     from matplotlib import pyplot

@@ -69,6 +69,12 @@ def test_provenance_survives_the_file(tmp_path, name):
     assert read_provenance(made().save(tmp_path / name)) == PROVENANCE
 
 
+def test_a_name_that_the_disk_refuses_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot write .*: File name too long"):
+        made().save(tmp_path / f"{'a' * 300}.mp4")
+    assert not list(tmp_path.iterdir())
+
+
 def test_long_prompts_survive_the_file(tmp_path):
     long = {**PROVENANCE, "request": {"states": ["snow " * 20_000]}}
     for name in ("a.mp4", "a.gif", "a.png"):

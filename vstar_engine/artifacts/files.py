@@ -57,7 +57,10 @@ def write_aside(path: Path, folder: bool = False, private: bool = False, owner: 
     The name says whose it is: `owner`'s, else this process's, with a word of its own, since processes of two containers may
     have one number. Where `path` is a link to a file, the file takes the place of what the link leads to.
     """
-    target = _target(path)
+    try:
+        target = _target(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
     who = owner or f"{os.getpid()}-{secrets.token_hex(4)}"
     aside = target.parent / f".{_short(target.name)}.{who}.partial{target.suffix[:LONGEST_SUFFIX]}"
     try:

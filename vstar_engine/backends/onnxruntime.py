@@ -27,8 +27,8 @@ def library() -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingLibrary(
-            f"backend onnxruntime needs the onnxruntime package ({error}); install it with `pip install vstar-engine[onnx]`, "
-            "or onnxruntime-gpu for CUDA"
+            f"backend onnxruntime needs the onnxruntime package ({error}); install it with "
+            "`pip install onnxruntime`, or onnxruntime-gpu for CUDA"
         ) from error
     return onnxruntime
 

@@ -19,7 +19,7 @@ from .model_options import add_fast_option, add_model_options, choice_from, fast
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, llm_from
 
-EXTRA = "pip install 'vstar-engine[serve]'"
+EXTRA = "pip install -e '.[serve]' in the clone"
 LEVELS = ("debug", "info", "warning", "error")
 log = logging.getLogger(__name__)
 

@@ -50,9 +50,9 @@ def client_for(
         raise error(f"{name} holds no address of a proxy that can be used; give http://HOST:PORT, or unset it") from wrong
     except OSError as unread:
         named = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
-        raise error(
-            f"{' or '.join(named) or 'the system'} names certificates that cannot be read: {unread.strerror}"
-        ) from unread
+        if not named:
+            raise
+        raise error(f"{' or '.join(named)} names certificates that cannot be read: {unread.strerror}") from unread
 
 
 def _proxy_for(url: str) -> tuple[str, str | None]:

@@ -47,7 +47,7 @@ def library() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MissingLibrary(f"--ray needs the ray package ({error}); install it: pip install 'vstar-engine[scale]'") from error
+        raise MissingLibrary(f"--ray needs the ray package ({error}); install it: pip install 'ray>=2.52,<3'") from error
     return ray
 
 
