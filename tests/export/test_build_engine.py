@@ -389,7 +389,7 @@ def test_a_back_end_whose_exporter_is_not_installed(monkeypatch):
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
 
     monkeypatch.setattr("vstar_engine.export.builders.import_module", absent)
-    with pytest.raises(MissingLibrary, match=r"needs the onnx package; .* pip install onnx"):
+    with pytest.raises(MissingLibrary, match=r"needs the onnx package; .*pip install onnx"):
         builder_named("onnxruntime")
 
 

@@ -74,7 +74,7 @@ def test_ray_without_authentication_is_refused(monkeypatch):
 def test_ray_that_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingLibrary, match="pip install .ray"):
+    with pytest.raises(MissingLibrary, match="pip install 'ray"):
         ray_cluster.library()
 
 
