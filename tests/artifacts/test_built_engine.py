@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from support.denoisers import Watched
 from support.engines import FACTS, engine_at, engine_like, identity
 from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts.built_engine import BuiltEngine, engines, name_of, remove
@@ -279,7 +280,7 @@ def test_a_size_that_is_free_is_as_large_as_the_plan_takes(tmp_path):
 
 def test_the_clip_is_checked_before_anything_is_computed(mini, tmp_path):
     artifact = BuiltEngine.open(engine_at(tmp_path / "engine", frames=[4], batch=1))
-    bound = engine_like(mini, artifact=artifact, denoiser=None)
+    bound = engine_like(mini, artifact=artifact, denoiser=Watched(None, lambda *given: None))
     with pytest.raises(EngineError, match="at most 4 frames"):
         bound.generate("snow", frames=5)
     with pytest.raises(EngineError, match="is for 32x64, got 32x32"):

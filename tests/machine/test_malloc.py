@@ -12,7 +12,7 @@ from vstar_engine.machine import malloc
 # settings hold for the whole process, so the measurement has one of its own
 MEASURE = """
 import resource, sys, torch
-from vstar_engine import allocator
+from vstar_engine.machine import malloc
 if sys.argv[1] == "kept":
     assert malloc.keep_pages()
 layer = torch.nn.Conv2d(64, 64, 1).to(memory_format=torch.channels_last).requires_grad_(False)

@@ -14,14 +14,14 @@ import tensorrt_rtx_bindings as trt
 from vstar_engine.backends import tensorrt_plugins
 from vstar_engine.errors import VstarError
 from vstar_engine.export import tensorrt_plan
-from vstar_engine.kernels.tensorrt import names, python_plugin
+from vstar_engine.kernels.tensorrt import python_plugin
 
 
 def plant(fault: str) -> None:
     """Makes the Python plugin wrong in one way."""
     made = python_plugin.classes
     if fault == "namespace":
-        names.NAMESPACE = python_plugin.NAMESPACE = "elsewhere"
+        tensorrt_plugins.NAMESPACE = python_plugin.NAMESPACE = "elsewhere"
         return
 
     def classes(library: Any) -> tuple[type, type]:
