@@ -73,8 +73,8 @@ class AccessMiddleware:
 
     def _check_source(self, headers: Mapping[str, str]) -> None:
         """Refuses other sites' pages on a server without keys: by origin, and by host against DNS rebinding."""
-        host = headers.get("host", "")
-        if self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
+        host = headers.get("host")  # HTTP/1.0 may leave it out, which no browser does
+        if host is not None and self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
             raise ApiError(
                 403,
                 "forbidden_host",
