@@ -72,6 +72,12 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         "--keys", type=Path, metavar="FILE", help="file of API keys, `[OWNER ]KEY` on each line (or $VSTAR_API_KEYS)"
     )
     add("insecure", action="store_true", help="accept requests from other machines without API keys")
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="origin whose pages may use the API (CORS), such as https://example.com; repeatable (default: none but its own)",
+    )
     add(
         "grace",
         type=float,
@@ -152,6 +158,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
     return Settings(
         **{name: getattr(args, name) for name in same},
         shared_videos=args.videos,
+        # browsers send origins in lower case and without a path
+        allow_origins=tuple(origin.strip().lower().rstrip("/") for origin in args.allow_origin or ()),
         min_free=args.min_free * MIB,
         keep_for=None if args.keep_hours is None else args.keep_hours * HOUR,
         keep_bytes=None if args.keep_mib is None else args.keep_mib * MIB,
