@@ -100,6 +100,7 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("max_steps", "most denoising steps of a video")
     add("max_work", "most frames x pixels x steps of a video")
     add("max_connections", "most open connections; beyond, the slowest client's is closed")
+    add("keep_alive", "seconds that a connection stays open between requests", float, metavar="S")
     add("max_batch", "largest batch, where warm-up measured that batching pays")
     add("batch_delay", "seconds that a job waits for others to form a batch", float, metavar="S")
     add("sync_timeout", "longest time of a request to /v1/videos/sync, in seconds", float, metavar="S")
@@ -151,6 +152,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
             "max_steps",
             "max_work",
             "max_connections",
+            "keep_alive",
             "max_batch",
             "batch_delay",
         ),
