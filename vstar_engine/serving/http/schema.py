@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.config.video_fields import BODY, STATE, TAR, VideoField, fields_at, unchanged
 
+from .other_clients import DRAWN, SEED_RANGE
+
 LONGEST_PROMPT, LONGEST_STATE, MOST_STATES = 2000, 1000, 32
 NO_NUL = r"^[^\x00]*$"
 SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
@@ -30,6 +32,7 @@ Level = Annotated[str, Field(pattern=r"^[0-9]$")]
 # what is taken for settings that JSON spells otherwise than the engine, by their names in the API
 TYPES: dict[str | None, Any] = {
     "size": Annotated[str, Field(pattern=SIZE)],
+    "seed": Annotated[int, Field(ge=DRAWN, lt=SEED_RANGE)],
     "synopsis.text": Words,
     "synopsis.at": Annotated[int, Field(ge=0, lt=MAX_FRAMES)]
     | Annotated[float, Field(ge=0, le=1)]
