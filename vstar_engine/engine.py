@@ -281,6 +281,7 @@ class Engine:
         if self.artifact is not None and request.size is None and self.artifact.identity["size"]:
             request = replace(request, size=tuple(self.artifact.identity["size"]))
         request = request.fitted(self.spec)
+        request_warnings.warn_placed(request)
         request_warnings.warn_untrained(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 

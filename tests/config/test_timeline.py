@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vstar_engine.commands import frame_plan
+from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Request
 from vstar_engine.config.timeline import parse_position, place
 from vstar_engine.prompting.interpolation import spread
@@ -130,3 +131,21 @@ def test_the_plan_as_text_and_as_json():
 def test_requests_that_make_no_sense(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         Request(("a", "b", "c"), frames=8, **settings)
+
+
+@pytest.mark.parametrize(("at", "mode"), [((0, 0.5, 1), "linear"), ((0, 0.5, 1), "hold"), ((0, 1), "linear")])
+def test_a_last_share_that_became_the_frame_1(at, mode):
+    """JavaScript writes 1.0 as 1."""
+    with pytest.raises(ValueError, match=r"got \[.*1\]; a position of 1 is the second frame, 1\.0 or '100%' the last one"):
+        place(len(at), 9, mode, at)
+
+
+def test_a_last_state_from_the_second_frame_on_is_remarked(caplog):
+    def said(*at, frames=9):
+        caplog.clear()
+        request_warnings.warn_once.cache_clear()
+        request_warnings.warn_placed(Request(("a", "b"), frames=frames, mode="hold", at=at))
+        return caplog.text
+
+    assert "a position of 1 is the second frame, 1.0 or '100%' the last one: state 2 fills the video from there" in said(0, 1)
+    assert [said(0, 1.0), said(0, 2), said(0, 1, frames=2)] == ["", "", ""]

@@ -1,4 +1,4 @@
-"""Control groups: page cache is free, and the group's own limit, those above it, version 1 and soft limits count."""
+"""Control groups: page cache is free, and the group's own limit, those above it, version 1 and memory.high count."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def old(folder, limit, used):
     return {f"{folder}memory.limit_in_bytes": limit, f"{folder}memory.usage_in_bytes": used}
 
 
-JOB, NONE = "proc/self/cgroup", 9223372036854771712
+JOB, NONE, SOFT = "proc/self/cgroup", 9223372036854771712, "memory.soft_limit_in_bytes"
 CASES = {
     "no groups": ({}, None),
     "no limit": ({JOB: "0::/", **group(V2, "max", GIB)}, None),
@@ -32,6 +32,7 @@ CASES = {
     "version 1": ({JOB: "4:memory:/job_7\n", **old(f"{V1}job_7/", 2 * GIB, GIB)}, GIB),
     "version 1 in a container": ({JOB: "4:cpu,memory:/docker/abc\n", **old(V1, 2 * GIB, GIB)}, GIB),
     "version 1, limited above": ({JOB: "4:memory:/a\n", **old(f"{V1}a/", NONE, 2 * GIB), f"{V1}a/memory.stat": TOTAL}, 2 * GIB),
+    "version 1, a reservation": ({JOB: "4:memory:/a\n", **old(f"{V1}a/", 4 * GIB, 2 * GIB), f"{V1}a/{SOFT}": GIB}, 2 * GIB),
     "odd files": ({JOB: "nothing\n", **group(V2, "soon", "x")}, None),
 }
 

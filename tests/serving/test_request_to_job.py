@@ -165,3 +165,11 @@ def test_equal_bodies_have_equal_fingerprints():
     one, same, other = (CreateVideo(prompt="a", seed=seed) for seed in (1, 1, 2))
     assert fingerprint("create", one) == fingerprint("create", same) != fingerprint("create", other)
     assert fingerprint("remix x", one) != fingerprint("create", one)
+
+
+def test_a_seed_of_minus_one_is_drawn():
+    job = job_of(seed=-1)
+    assert 0 <= job.seed < 2**32
+    assert job_of(seed=-1).seed != job.seed
+    again = remixed(job, CreateVideo(prompt="b", seed=-1), "b")
+    assert RESOLVER.plain(again, "b", "alice", "").seed != job.seed

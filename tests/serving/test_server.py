@@ -1,5 +1,6 @@
 """The addresses that the server takes before it starts, and how long a client may hold a connection."""
 
+import argparse
 import asyncio
 import contextlib
 import gc
@@ -10,6 +11,7 @@ import time
 import pytest
 
 import support.serve_packages  # noqa: F401 - skips where they are missing
+from vstar_engine.commands import serve
 from vstar_engine.serving.http.server import Server, bound
 from vstar_engine.serving.settings import Settings
 
@@ -194,3 +196,20 @@ def test_beyond_the_bound_the_slowest_client_goes():
         return answers
 
     assert served(act, max_connections=2) == [b"HTTP/1.1 200 OK"] * 2
+
+
+def test_a_connection_between_requests_stays_as_long_as_the_flag_says():
+    async def act(connect):
+        reader, writer = await connect()
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(4)
+        begun = asyncio.get_running_loop().time()
+        assert await reader.read() == b""
+        writer.close()
+        return asyncio.get_running_loop().time() - begun
+
+    parser = argparse.ArgumentParser()
+    serve.add_options(parser)
+    settings = serve.settings_from(parser.parse_args(["--keep-alive", "1"]))
+    assert 0.9 < served(act, keep_alive=settings.keep_alive) < 10

@@ -370,3 +370,21 @@ def test_a_pickled_dictionary_is_converted_with_its_alpha(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "adapter_model.bin"), str(made), "--model", "mini"]) == 0
     (tmp_path / "adapter_config.json").unlink()
     assert Lora.read(made, MINI).layers[TO_Q].scale == pytest.approx(16 / RANK)
+
+
+def test_a_missing_alpha_is_said(tmp_path, caplog):
+    """Else a LoRA trained with another alpha than its rank changes too much or too little, without a word."""
+    path = tmp_path / "lora.safetensors"
+
+    def said(tensors, **metadata):
+        caplog.clear()
+        save_file(tensors, path, metadata)
+        Lora.read(path, MINI)
+        return caplog.text
+
+    made = factors([TO_Q, PROJ])
+    assert "2 of 2 layers have no alpha, in the file or beside it: their rank is taken for it" in said(peft(made))
+    own = kohya(made)
+    assert said(own) == said(peft(made), lora_alpha="16") == ""
+    del own[next(key for key in own if key.endswith(".alpha"))]
+    assert "1 of 2 layers have no alpha" in said(own)

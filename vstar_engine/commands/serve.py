@@ -72,6 +72,12 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         "--keys", type=Path, metavar="FILE", help="file of API keys, `[OWNER ]KEY` on each line (or $VSTAR_API_KEYS)"
     )
     add("insecure", action="store_true", help="accept requests from other machines without API keys")
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="origin whose pages may use the API (CORS), such as https://example.com; repeatable (default: none but its own)",
+    )
     add(
         "grace",
         type=float,
@@ -94,6 +100,7 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add("max_steps", "most denoising steps of a video")
     add("max_work", "most frames x pixels x steps of a video")
     add("max_connections", "most open connections; beyond, the slowest client's is closed")
+    add("keep_alive", "seconds that a connection stays open between requests", float, metavar="S")
     add("max_batch", "largest batch, where warm-up measured that batching pays")
     add("batch_delay", "seconds that a job waits for others to form a batch", float, metavar="S")
     add("sync_timeout", "longest time of a request to /v1/videos/sync, in seconds", float, metavar="S")
@@ -145,6 +152,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
             "max_steps",
             "max_work",
             "max_connections",
+            "keep_alive",
             "max_batch",
             "batch_delay",
         ),
@@ -152,6 +160,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
     return Settings(
         **{name: getattr(args, name) for name in same},
         shared_videos=args.videos,
+        # browsers send origins in lower case and without a path
+        allow_origins=tuple(origin.strip().lower().rstrip("/") for origin in args.allow_origin or ()),
         min_free=args.min_free * MIB,
         keep_for=None if args.keep_hours is None else args.keep_hours * HOUR,
         keep_bytes=None if args.keep_mib is None else args.keep_mib * MIB,

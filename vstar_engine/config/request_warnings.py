@@ -1,4 +1,4 @@
-"""Warnings, each given once, of requests that a model was not trained for."""
+"""Warnings, each given once, of requests that a model was not trained for or that likely mean something else."""
 
 import logging
 import re
@@ -8,6 +8,7 @@ from functools import cache
 from .models import Spec
 from .request import Request
 from .sampling import FEW_STEP
+from .timeline import FRAME_1, ends_at_frame_1
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,12 @@ def warn_untrained(request: Request, spec: Spec, vocabulary: Set[str], adapted: 
     if request.size != spec.size:
         own, asked = ("{}x{}".format(*size) for size in (spec.size, request.size or ()))
         warn_once(f"model {spec.name} was trained on {own}; at {asked} videos may look wrong")
+
+
+def warn_placed(request: Request) -> None:
+    """Warns when a held last state fills the video from its second frame on."""
+    if request.mode == "hold" and len(request.at) > 1 and ends_at_frame_1(request.at, request.frames):
+        warn_once(f"{FRAME_1}: state {len(request.at)} fills the video from there")
 
 
 @cache

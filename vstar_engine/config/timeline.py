@@ -8,6 +8,8 @@ SPREAD_MODES = ("linear", "ease", "hold")
 
 # a frame number, or a share of the clip
 Position = int | float
+# JavaScript writes the share 1.0 as 1
+FRAME_1 = "a position of 1 is the second frame, 1.0 or '100%' the last one"
 
 
 def parse_position(text: str) -> Position:
@@ -59,8 +61,16 @@ def place(
         where = _along(count, frames, mode, durations)
     else:
         where = anchor_frames(count, frames)
-    check_anchors(where, count, frames, mode)
+    try:
+        check_anchors(where, count, frames, mode)
+    except ValueError as error:
+        raise ValueError(f"{error}; {FRAME_1}" if ends_at_frame_1(at, frames) else str(error)) from error
     return where
+
+
+def ends_at_frame_1(at: Sequence[Position], frames: int) -> bool:
+    """Returns whether the last position is the frame 1, though more frames follow."""
+    return bool(at) and isinstance(at[-1], int) and at[-1] == 1 and frames > 2
 
 
 def _frame(position: Position, frames: int) -> int:

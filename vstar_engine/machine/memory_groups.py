@@ -26,7 +26,8 @@ V1 = Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_
 def free_bytes(root: Path = ROOT) -> int | None:
     """Returns the bytes that the tightest of the groups has left, 0 where it is over; None where nothing limits them.
 
-    Page cache that the kernel gives back when memory is short counts as free.
+    Page cache that the kernel gives back when memory is short counts as free. The soft limit of version 1 is no limit: a group
+    may pass it while the machine has memory, and container runtimes set it as a reservation below the limit.
     """
     return min((free for files, group in _groups(root) if (free := _free(files, group)) is not None), default=None)
 

@@ -1,6 +1,7 @@
 """The settings of a server, with their defaults and checks."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from vstar_engine.config.request import MAX_FRAMES
 
 MIB = 2**20
 HOUR = 3600.0
+ORIGIN = re.compile(r"https?://[^/?#@\s*,]+")
 # names under which a browser on this machine reaches a server without keys
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -47,6 +49,7 @@ class Settings:
     max_work: frames x pixels x steps of one job.
     instance: name of this server; the same after a restart, different for each server of one database.
     shared_videos: the results folder of all servers of one database.
+    allow_origins: origins whose pages may use the API, as browsers spell them (https://example.com).
     """
 
     data: Path = Path("vstar-data")
@@ -56,6 +59,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     insecure: bool = False
+    allow_origins: tuple[str, ...] = ()
     embeddings: Path | None = None
     max_queue: int = 64
     max_queue_per_key: int | None = None
@@ -94,6 +98,9 @@ class Settings:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must be 0 to 65535, got {self.port}")
+        for origin in self.allow_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"an origin is SCHEME://HOST[:PORT], such as https://example.com, got {origin!r}")
         if not self.instance:
             raise ValueError("instance must not be empty")
 

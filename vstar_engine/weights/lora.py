@@ -27,7 +27,7 @@ from vstar_engine.networks.unet import UNet
 
 from .checkpoint import Weights, check_dtype, check_finite, listing
 from .key_map import UNET, module_shapes
-from .lora_configuration import TEXT, Configuration, configuration_of
+from .lora_configuration import BESIDE, TEXT, Configuration, configuration_of
 from .wrappers import without_wrappers
 
 log = logging.getLogger(__name__)
@@ -172,6 +172,14 @@ class Lora:
             raise CheckpointError(f"{path} changes no layer of the UNet{'; it is for a text tower' if text else ''}")
         if text:
             log.warning("%s also has %d tensors for a text tower (%s); the text tower stays as it is", path, len(text), text[0])
+        unscaled = sum("alpha" not in layer for layer in parts.values())
+        # one that `convert` made of a list of matrices never has an alpha
+        if configured.alpha is None and unscaled and guided is None:
+            log.warning(
+                "%s: %d of %d layers have no alpha, in the file or beside it: their rank is taken for it; "
+                "where another was trained with, give it as lora_alpha in %s beside the file",
+                *(path, unscaled, len(parts), BESIDE),
+            )
         return Lora(path, float(strength), layers, guided)
 
 

@@ -18,7 +18,7 @@ from vstar_engine.version import __version__
 
 from . import page
 from .api_keys import ApiKeys
-from .middleware import AccessMiddleware, count_refusal
+from .middleware import count_refusal, guarded
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
 from .service import Service, unwritable
@@ -45,8 +45,7 @@ def build(service: Service, keys: ApiKeys) -> ASGIApp:
     ):
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
-    access = AccessMiddleware(app, service.settings, keys, service.metrics)
-    return RequestLogMiddleware(access, service.metrics)
+    return RequestLogMiddleware(guarded(app, service.settings, keys, service.metrics), service.metrics)
 
 
 def _add_system_routes(app: FastAPI) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vstar_engine.serving.errors import FINAL, UNAUTHENTICATED, ApiError
@@ -19,9 +20,21 @@ from .service import Caller
 OPEN = ("/", "/livez", "/readyz", "/health")
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 LONGEST_KEY = 200
+METHODS = ("GET", "POST", "DELETE")
+# headers of answers that a page of another origin may read
+EXPOSED = ("x-request-id", "x-should-retry", "retry-after", "openai-poll-after-ms", "content-range", "etag")
 WAY_IN = "start it with --keys FILE, or put a proxy before it that keeps Host and Origin"
 # requests for a video
 SUBMISSION = re.compile(r"/v1/videos(/sync|/[^/]+/remix)?")
+
+
+def guarded(app: ASGIApp, settings: Settings, keys: ApiKeys, metrics: Metrics) -> ASGIApp:
+    """Returns an application that checks access, and lets in pages of the origins in `settings.allow_origins`."""
+    access = AccessMiddleware(app, settings, keys, metrics)
+    if not settings.allow_origins:
+        return access
+    # outside the check of keys, which a preflight never carries
+    return CORSMiddleware(access, settings.allow_origins, allow_methods=METHODS, allow_headers=("*",), expose_headers=EXPOSED)
 
 
 class AccessMiddleware:
@@ -73,8 +86,12 @@ class AccessMiddleware:
 
     def _check_source(self, headers: Mapping[str, str]) -> None:
         """Refuses other sites' pages on a server without keys: by origin, and by host against DNS rebinding."""
-        host = headers.get("host", "")
-        if self.settings.loopback and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host):
+        host = headers.get("host")  # HTTP/1.0 may leave it out, which no browser does
+        if (
+            host is not None
+            and self.settings.loopback
+            and _parts(f"//{host}").hostname not in (*LOOPBACK_NAMES, self.settings.host)
+        ):
             raise ApiError(
                 403,
                 "forbidden_host",
@@ -82,11 +99,12 @@ class AccessMiddleware:
                 headers=FINAL,
             )
         origin = headers.get("origin")
-        if origin is not None and _parts(origin).netloc != host:
+        if origin is not None and origin not in self.settings.allow_origins and _parts(origin).netloc != host:
             raise ApiError(
                 403,
                 "forbidden_origin",
-                f"pages of other sites ({origin[:80]!r}) may not use a server without keys: {WAY_IN}",
+                f"pages of other sites ({origin[:80]!r}) may not use a server without keys: "
+                f"start it with --allow-origin ORIGIN, or {WAY_IN.removeprefix('start it with ')}",
                 headers=FINAL,
             )
 

@@ -11,6 +11,8 @@ INDEXED = re.compile(rf"({'|'.join(LISTS)})\[([0-9]{{1,2}})\](.*)")
 SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX*\u00d7]\s*([0-9]{1,5})\s*")
 SECONDS = re.compile(r"\s*0*([0-9]{1,3})(?:\.0*)?\s*(?:s|sec|seconds)?\s*")
 SEED_RANGE = 2**32
+# other servers' word for a seed that is drawn
+DRAWN = -1
 # a text that may be empty; other fields of a form are left out when they are
 MAY_BE_EMPTY = ("prompt", *LISTS)
 # fields of other servers, and what does it here
@@ -118,8 +120,8 @@ def _seconds(value: Any) -> Any:
 def _seed(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value in (-1, "-1") and not isinstance(value, bool):
-        return None  # other servers' word for a drawn one
+    if value in (DRAWN, str(DRAWN)) and not isinstance(value, bool):
+        return DRAWN
     if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value < SEED_RANGE:
         raise invalid(f"seed is 0 to {SEED_RANGE - 1}, or -1 for one that is drawn, got {value}", "seed")
     return value

@@ -22,6 +22,7 @@ from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, synopsize
 from vstar_engine.serving.errors import SERVER, ApiError, invalid
 from vstar_engine.serving.jobs.job import Job, new_id, tar_from, tar_json
 
+from .other_clients import DRAWN, SEED_RANGE
 from .schema import BUNDLE, LONGEST_STATE, MOST_STATES, CreateVideo, State, TarSettings, VideoSettings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Resolver:
             values[row.name] = usual if said is None else said
         values["size"] = self._size(body.size)
         values["frames"] = frames_of(body, values["fps"])
-        values["seed"] = SEEDS.randrange(2**32) if body.seed is None else body.seed
+        values["seed"] = SEEDS.randrange(SEED_RANGE) if body.seed in (None, DRAWN) else body.seed
         return values
 
     def _states(self, body: VideoSettings, prompt: str | None) -> dict[str, tuple[Any, ...]]:

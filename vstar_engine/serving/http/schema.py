@@ -7,9 +7,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.config.video_fields import BODY, STATE, TAR, VideoField, fields_at, unchanged
 
+from .other_clients import DRAWN, SEED_RANGE
+
 LONGEST_PROMPT, LONGEST_STATE, MOST_STATES = 2000, 1000, 32
 NO_NUL = r"^[^\x00]*$"
-SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
+SECONDS, SIZE = r"^[1-9][0-9]{0,2}$", r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
+# what `other_clients` makes them of, for the OpenAPI document
+SENT_SECONDS = r"^\s*0*[0-9]{1,3}(\.0*)?\s*(s|sec|seconds)?\s*$"
+SENT_SIZE = r"^\s*([0-9]{1,5}\s*[xX*\u00d7]\s*[0-9]{1,5}|[aA][uU][tT][oO])?\s*$"
 BUNDLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -29,7 +34,8 @@ Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Level = Annotated[str, Field(pattern=r"^[0-9]$")]
 # what is taken for settings that JSON spells otherwise than the engine, by their names in the API
 TYPES: dict[str | None, Any] = {
-    "size": Annotated[str, Field(pattern=SIZE)],
+    "size": Annotated[str, Field(pattern=SIZE, json_schema_extra={"pattern": SENT_SIZE})],
+    "seed": Annotated[int, Field(ge=DRAWN, lt=SEED_RANGE)],
     "synopsis.text": Words,
     "synopsis.at": Annotated[int, Field(ge=0, lt=MAX_FRAMES)]
     | Annotated[float, Field(ge=0, le=1)]
@@ -87,9 +93,11 @@ class VideoSettings(_Video):
     """All settings of a video except its prompt."""
 
     model: Annotated[str, Field(max_length=100)] | None = None
-    seconds: Annotated[int, Field(ge=1, le=600)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}$")] | None = Field(
-        default=None, description="length of the video; num_frames overrides it"
-    )
+    seconds: (
+        Annotated[int, Field(ge=1, le=600)]
+        | Annotated[str, Field(pattern=SECONDS, json_schema_extra={"pattern": SENT_SECONDS})]
+        | None
+    ) = Field(default=None, description="length of the video; num_frames overrides it")
     synopsis: Synopsis | None = Field(default=None, description="the states of the video, in order")
     subprompts: Synopsis | None = Field(default=None, description="another name of synopsis")
     tar: Annotated[str, Field(max_length=40)] | TarSettings | None = None
