@@ -272,7 +272,7 @@ def test_computed_counts_are_rows_of_a_table(tmp_path, capsys):
     assert said[0].startswith(
         "One guided step, computed, not measured, `tiny` at 32x32, float16; floors at 790 TFLOP/s, 4.8 TB/s"
     )
-    assert [line.split("|")[1].strip() for line in said[4:]] == [
+    assert [line.split("|")[1].strip() for line in said[6:]] == [
         f"{frames} frames, {stage}" for frames in (3, 5) for stage in fused_costs.STAGES
     ]
     assert rendered("roofline", rows) == ""

@@ -193,7 +193,7 @@ def test_a_failed_rebuild_leaves_the_engine_that_was_there(weights, builder, tmp
 # replaces the folder of an engine by another and is killed on the way
 KILLED = """
 import os, pathlib, shutil, signal, sys
-from vstar_engine import artifacts
+from vstar_engine.artifacts import files as artifacts
 path, other, moment = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
 def deadly(function):
@@ -428,7 +428,7 @@ def test_a_dry_run_prints_the_plan_and_builds_nothing(builder, tmp_path, monkeyp
         (["--backend", "inductor", "--size", "33x64"], 2, "multiples of 32"),
         (["--backend", "inductor", "--dtype", "int8"], 2, "dtype must be"),
         (["--backend", "inductor", "--device", "warp"], 6, "unknown device"),
-        (["--backend", "inductor", "--weights", "none"], 3, "no weights at none"),
+        (["--backend", "inductor", "--weights", "none"], 3, "no weights at "),
         (["--backend", "inductor", "--out", "no/e"], 4, "there is no folder"),
         (["--backend", "inductor", "--compatibility", "ampere"], 2, "--compatibility is for backend tensorrt; inductor"),
         (["--backend", "tensorrt", "--level", "9"], 2, "invalid choice: 9"),

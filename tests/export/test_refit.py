@@ -42,7 +42,7 @@ def _tensorrt(monkeypatch):
     library = types.SimpleNamespace(__version__="11.4.0.0", **{name: getattr(fake_tensorrt, name) for name in names})
     for module in (tensorrt, to_tensorrt):
         monkeypatch.setattr(module, "library", lambda backend: library)
-    monkeypatch.setattr("vstar_engine.export.commands.build.device_named", lambda name, dtype: torch.device(name))
+    monkeypatch.setattr("vstar_engine.export.commands.refit.device_named", lambda name, dtype: torch.device(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
 
