@@ -96,7 +96,7 @@ def test_dreamsim_is_measured_and_missed_only_where_it_is_installed(monkeypatch)
     for module in (measures, study):
         monkeypatch.setattr(module, "find_spec", lambda name: name == "dreamsim")
     assert study.lacks(row) == ["dreamsim"]
-    monkeypatch.setattr(measures.analysis, "dreamsim", lambda frames: np.eye(len(frames)))
+    monkeypatch.setattr(measures.similarity, "dreamsim", lambda frames: np.eye(len(frames)))
     row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
     assert row["numbers"]["dreamsim"]["dynamics"] == 1.0
     assert study.lacks(row) == []
@@ -143,6 +143,22 @@ def test_an_option_is_sampled_as_it_is_named_and_regularised_as_long(fast, steps
     assert study.until(steps) == {10: 5, 4: 1}[steps]
 
 
+@pytest.fixture
+def one_table(monkeypatch):
+    """Lays each table out whole, however wide."""
+    monkeypatch.setattr(tables, "WIDEST", 100)
+
+
+def test_a_wide_table_is_laid_out_as_several_with_its_first_column():
+    head = ["arm", *"abcdefg"]
+    made = tables.markdown(head, [["x", *"1234567"], ["y", "1", "", "", "", "", "", ""]])
+    first, second = (part.splitlines() for part in made.split("\n\n"))
+    assert (first[0], second[0]) == ("| arm | a | b | c |", "| arm | d | e | f | g |")
+    assert first[2:] == ["| x | 1 | 2 | 3 |", "| y | 1 |  |  |"]
+    assert second[2:] == ["| x | 4 | 5 | 6 | 7 |"]
+
+
+@pytest.mark.usefixtures("one_table")
 def test_what_fast_costs_is_told_beside_the_exact_videos_of_the_same_stories():
     found = [measured("both", story, 0.1 * story) for story in range(4)]
     lossy = [measured("both", story, 0.1 * story + 0.3) for story in (1, 3)]
@@ -166,6 +182,7 @@ def measured(arm, story, dynamics, extra=(), frames=64, sigma=None):
     return {"case": {"arm": arm, "story": story, "seed": 0, "frames": frames, "sigma": levels}, "numbers": numbers}
 
 
+@pytest.mark.usefixtures("one_table")
 @pytest.mark.parametrize("extra", [(), ("dreamsim",)])
 def test_tables_show_a_planted_difference_by_every_measure(extra):
     found = [measured("base", story, 0.1 * story, extra) for story in range(4)]
@@ -181,6 +198,7 @@ def test_tables_show_a_planted_difference_by_every_measure(extra):
     assert all(line.endswith("| 0.550 [0.450, 0.650] |") for line in curves[1::2])
 
 
+@pytest.mark.usefixtures("one_table")
 def test_a_measure_that_some_rows_lack_is_shown_with_how_many_have_it():
     found = [measured(arm, story, 0.2, ("dreamsim",) if story < 2 else ()) for arm in ("base", "both") for story in range(4)]
     found += [measured("tar", story, 0.2) for story in range(4)]
@@ -192,6 +210,7 @@ def test_a_measure_that_some_rows_lack_is_shown_with_how_many_have_it():
     assert "0.000 [0.000, 0.000] (2 videos)" in made["differences"]
 
 
+@pytest.mark.usefixtures("one_table")
 def test_clips_of_other_scenes_are_not_judged_by_the_story():
     found = [measured(arm, story, 0.2) for arm in ("clips", "base") for story in range(4)]
     made = tables.tables(found)
@@ -205,6 +224,7 @@ def test_clips_of_other_scenes_are_not_judged_by_the_story():
     assert difference.count("0.000 [0.000, 0.000]") == 6
 
 
+@pytest.mark.usefixtures("one_table")
 def test_a_pair_of_settings_is_told_where_both_were_measured():
     found = [measured("vsp", 0, 0.1), measured("both", 0, 0.2, sigma={0: 0.5})]
     assert [line.split(" | ")[0] for line in tables.tables(found)["sigma-both"].splitlines()[2:]] == [
@@ -213,6 +233,7 @@ def test_a_pair_of_settings_is_told_where_both_were_measured():
     ]
 
 
+@pytest.mark.usefixtures("one_table")
 def test_a_setting_is_told_by_what_it_changes_story_by_story():
     found = [measured("vsp", story, 0.1 * story) for story in range(0, 8, 2)]
     found += [
@@ -297,6 +318,7 @@ def test_a_run_makes_what_is_missing_and_backfills_when_told(tmp_path, monkeypat
     assert "measured without" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("one_table")
 def test_logits_tell_each_attention_and_each_level(mini):
     row = logits.measured(mini, {"story": 14, "seed": 0, "frames": 4}, Sampling(steps=3, guidance=6.0), 1)
     assert [one["level"] for one in row["attentions"]] == [0, 0, 1, 1, *[2] * 8, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -312,14 +334,14 @@ def test_logits_tell_each_attention_and_each_level(mini):
 
 def test_whitening_leaves_pixels_and_makes_latents_plain():
     torch.manual_seed(0)
-    vae = Vae(VaeSpec(channels=32, channel_mult=(1, 1), num_res_blocks=1)).eval()
+    model = Vae(VaeSpec(channels=32, channel_mult=(1, 1), num_res_blocks=1)).eval()
     images = torch.rand(24, 3, 16, 16) * 2 - 1
     with torch.inference_mode():
-        before = vae.decoder(vae.post_quant_conv(vae.posterior(images)[0]))
-    vae.whiten(vae, images)
+        before = model.decoder(model.post_quant_conv(model.posterior(images)[0]))
+    vae.whiten(model, images)
     with torch.inference_mode():
-        after = vae.decode(vae.encode(images).transpose(0, 1)[None])[0].transpose(0, 1)
-        codes = vae.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
+        after = model.decode(model.encode(images).transpose(0, 1)[None])[0].transpose(0, 1)
+        codes = model.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
     torch.testing.assert_close(after, before, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(codes.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(codes.T.cov(), torch.eye(4), atol=2e-3, rtol=0)

@@ -60,12 +60,12 @@ class ResBlock(nn.Module):
         With emb (B, 1 or T, E), x may be (kB*T, C, H, W): k branches, one after another, share the embedding.
         """
         h = self.in_layers(x)
-        clips = x.shape[0] // frames
         if isinstance(emb, TimestepEmbedding):
             shift = emb.blocks[self]
+        elif emb.dim() == 3:
+            shift = self.emb_layers(emb)
         else:
-            rows = emb if emb.dim() == 2 else repeat_branches(emb, clips).flatten(0, 1)
-            shift = self.emb_layers(rows).unflatten(0, (clips, -1))
+            shift = self.emb_layers(emb).unflatten(0, (x.shape[0] // frames, -1))
         h = (h.unflatten(0, (-1, shift.shape[0], frames)) + shift[..., None, None]).flatten(0, 2)
         h = self.skip_connection(x) + self.out_layers(h)
         return h if self.temporal_conv is None else to_frames(self.temporal_conv(to_clip(h, frames)))
