@@ -279,17 +279,17 @@ def test_scaled_output_fails_by_number(tmp_path, name, output):
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
-        ("unet_batch2_plain", lambda clock: replace(clock, table=1.01 * clock.table)),
-        ("e2e", lambda clock: replace(clock, table=clock.table.roll(1, 0))),
+        ("unet_batch2_plain", lambda table: replace(table, rows=1.01 * table.rows)),
+        ("e2e", lambda table: replace(table, rows=table.rows.roll(1, 0))),
     ],
     ids=["forward", "steps"],
 )
 def test_what_the_engine_projects_ahead_is_judged(tmp_path, monkeypatch, name, spoil):
     """The network is called plainly too, which does not hide a fault in what a step is made of."""
-    clock = UNet.clock
+    made = UNet.timestep_table
     folder = folder_of(tmp_path, name)
     assert verdict(folder, name).ok
-    monkeypatch.setattr(UNet, "clock", lambda self, *given: spoil(clock(self, *given)))
+    monkeypatch.setattr(UNet, "timestep_table", lambda self, *given: spoil(made(self, *given)))
     assert not verdict(folder, name).ok
 
 

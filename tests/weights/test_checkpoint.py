@@ -172,5 +172,5 @@ def test_a_path_that_is_not_there():
 
 def test_a_file_that_is_no_safetensors(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"<html>" * 100)
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="is a web page"):
         Weights(tmp_path / "x.safetensors")

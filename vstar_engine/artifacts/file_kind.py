@@ -85,15 +85,15 @@ def _refuse_text(path: Path, head: bytes, what: str) -> None:
         return
     start = text.strip()
     if start.lower().startswith(("<!doctype", "<html", "<head")):
-        raise CheckpointError(f"{path} is a web page, not a {what}; download the file itself")
+        raise CheckpointError(f"{path} is a web page, not the {what}; download the file itself")
     if start.startswith("version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the {what}; fetch the file itself")
     if '"weight_map"' in start:
         raise CheckpointError(
-            f"{path} is the index of a {what} in several files, which are not read together; join them in one"
+            f"{path} is the index of the {what} in several files, which are not read together; join them in one"
         )
     shown = " ".join(start.split())
     shown = shown if len(shown) <= SHOWN_LETTERS else shown[:SHOWN_LETTERS] + "..."
     raise CheckpointError(
-        f"{path} is text such as a server's answer, not a {what}: {shown!r}; download it again, with a login if it needs one"
+        f"{path} is text such as a server's answer, not the {what}: {shown!r}; download it again, with a login if it needs one"
     )
