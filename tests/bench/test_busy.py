@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from vstar_engine.bench.commands import busy
-from vstar_engine.bench.commands.busy import DEFAULT, PASSIVE, Denoiser, fair, judged, neighbours
+from vstar_engine.bench.commands.busy import DEFAULT, LONGER, PASSIVE, WAYS, Denoiser, fair, judged, neighbours
 from vstar_engine.bench.harness.rows import FAILED, OK, ResultRow, read
 from vstar_engine.bench.report.tables import TABLES
 from vstar_engine.commands.main import main
@@ -62,7 +62,7 @@ def test_neighbours_go_when_they_are_not_wanted():
 def test_a_denoiser_waits_as_it_is_told_whatever_is_set_here(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    for way, wanted in {PASSIVE: {"OMP_WAIT_POLICY": "passive"}, DEFAULT: {}}.items():
+    for way, wanted in {PASSIVE: {"OMP_WAIT_POLICY": "passive"}, LONGER: {"GOMP_SPINCOUNT": "1000"}, DEFAULT: {}}.items():
         with Denoiser(way, 4, 1) as denoiser:
             assert denoiser.seconds() > 0
             found = psutil.Process(denoiser.process.pid).environ()
@@ -80,7 +80,7 @@ def test_a_rehearsal_writes_a_row_for_each_way_and_number(tmp_path):
     out = tmp_path / "rows.jsonl"
     main(["bench", "busy", "--rehearse", "--neighbours", "1", "--out", str(out)])
     found = read([out])
-    assert {(each.provider, each.case["neighbours"]) for each in found} == {(w, n) for w in (PASSIVE, DEFAULT) for n in (0, 1)}
+    assert {(each.provider, each.case["neighbours"]) for each in found} == {(w, n) for w in WAYS for n in (0, 1)}
     assert all(each.numbers["median"] > 0 and each.machine["commit"] for each in found)
 
 

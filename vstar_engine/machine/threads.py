@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 
 COUNT = "OMP_NUM_THREADS"
 POLICY, PASSIVE = "OMP_WAIT_POLICY", "passive"
+SPINS = "GOMP_SPINCOUNT"
 # settings of OpenMP runtimes (any, GNU's, LLVM's and Intel's) that say how idle threads wait: one of them given is enough
-WAITING = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+WAITING = (POLICY, SPINS, "KMP_BLOCKTIME", "KMP_LIBRARY")
 # of each kind of control group, the files that hold its quota and period in microseconds
 QUOTA_V2, QUOTA_V1, PERIOD_V1 = "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"
 ROOT = Path("/")
