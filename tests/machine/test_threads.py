@@ -12,7 +12,7 @@ import pytest
 from vstar_engine import Engine
 from vstar_engine.commands import installation
 from vstar_engine.machine import threads
-from vstar_engine.machine.threads import COUNT, PASSIVE, POLICY, WAITING, Cores, cores, environment
+from vstar_engine.machine.threads import COUNT, PASSIVE, POLICY, SPIN_COUNT, SPINS, WAITING, Cores, cores, environment
 from vstar_engine.serving.workers.local_process import ProcessLink
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_cores_that_a_process_may_not_use_do_not_count(monkeypatch, tmp_path):
 def test_a_process_of_ours_waits_passively_with_as_many_threads_as_the_quota_has_cores(monkeypatch, tmp_path):
     many(monkeypatch)
     root = machine(tmp_path, *QUOTAS["v2"][:3])
-    assert environment({"HOME": "/"}, root) == {"HOME": "/", POLICY: PASSIVE, COUNT: "3"}
+    assert environment({"HOME": "/"}, root) == {"HOME": "/", POLICY: PASSIVE, SPINS: SPIN_COUNT, COUNT: "3"}
 
 
 @pytest.mark.parametrize("given", [{name: "1", COUNT: "128"} for name in WAITING], ids=WAITING)
@@ -113,7 +113,7 @@ def test_what_the_user_set_stays(monkeypatch, tmp_path, given):
 def test_an_empty_setting_is_none(monkeypatch, tmp_path):
     many(monkeypatch)
     found = environment({POLICY: "", COUNT: ""}, machine(tmp_path, *QUOTAS["v2"][:3]))
-    assert found == {POLICY: PASSIVE, COUNT: "3"}
+    assert found == {POLICY: PASSIVE, SPINS: SPIN_COUNT, COUNT: "3"}
 
 
 def bare(**settings):
@@ -157,6 +157,7 @@ def test_a_command_sets_it_before_pytorch_reads_it():
     if "OMP_WAIT_POLICY" not in done.stderr:
         pytest.skip("this PyTorch has another OpenMP runtime than GNU's or LLVM's")
     assert {line.split("= ")[1].strip("'") for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line} == {"PASSIVE"}
+    assert {line.split("= ")[1].strip("'") for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line} <= {SPIN_COUNT}
 
 
 @pytest.mark.parametrize(("given", "wanted"), [({}, PASSIVE), ({POLICY: "active"}, "active")], ids=["default", "given"])
@@ -252,6 +253,12 @@ def test_doctor_shows_cores_quota_threads_and_waiting(monkeypatch):
     assert found["cpu quota"].value == "2.5 cores, by the control group"
     assert (found["threads"].value, found["threads"].ok) == ("2 in use", True)
     assert (found["waiting"].value, found["waiting"].ok) == ("OMP_WAIT_POLICY=passive", True)
+
+
+def test_doctor_shows_all_that_ours_set(monkeypatch):
+    monkeypatch.setattr(os, "environ", bare(**environment({})))
+    waiting = facts(2, Cores(2, 2, None))["waiting"]
+    assert (waiting.value, waiting.ok) == ("OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300", True)
 
 
 def test_doctor_remarks_on_more_threads_than_cores_and_on_spinning(monkeypatch):
