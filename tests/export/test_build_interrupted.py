@@ -1,11 +1,9 @@
 """Builds that are killed, that meet another build, or that find no room: an engine is whole or absent."""
 
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import pytest
@@ -93,8 +91,8 @@ def test_a_lock_that_another_build_removes_meanwhile_is_taken_anew(weights, buil
     assert names(tmp_path) == ["e"]
 
 
-def test_a_disk_that_is_too_full_is_said_before_the_work(weights, builder, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20 - 1))
+def test_a_disk_that_is_too_full_is_said_before_the_work(weights, builder, tmp_path, free_disk):
+    free_disk(2**20 - 1)
     with pytest.raises(OutputError, match=r"takes 1 MiB where .* has 0 MiB free"):
         build_engine.build(SETTINGS, weights, tmp_path / "e", report=silent)
     assert builder.count == 0
