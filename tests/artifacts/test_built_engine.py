@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,10 +160,10 @@ def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed
     assert str(caught.value).endswith(f"{command} --out {folder} --force" if in_place else command)
 
 
-def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypatch):
+def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypatch, free_disk):
     """PyTorch called the file outdated, and left behind what it had unpacked."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=255))
+    free_disk(255)
     with pytest.raises(
         OutputError, match=rf"unpacks {engine}/unet.pt2 into {tmp_path}, which has 0 MiB free where it takes 1; "
     ):
@@ -174,10 +172,11 @@ def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypat
 
 def test_a_package_of_a_processor_with_other_instructions_is_refused(tmp_path, monkeypatch):
     """Both have AVX512, and one VNNI, which the compiler then takes."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    has = {"_is_amx_tile_supported": False, "_is_vnni_supported": True}
+    for question in has:
+        monkeypatch.setattr(torch.cpu, question, lambda question=question: has[question])
     folder = engine_at(tmp_path / "engine")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    has["_is_vnni_supported"] = False
     with pytest.raises(EngineError, match=r"built for device cpu \w+ VNNI, not cpu \w+; rebuild it: vstar"):
         Engine.load(engine=folder)
 

@@ -153,8 +153,8 @@ def test_a_provider_that_does_not_start_is_not_swapped_for_the_cpus(tmp_path, mo
     assert calls == ["no fallback"]
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+def test_a_library_that_is_missing_is_named(modules):
+    modules({"onnxruntime": None})
     with pytest.raises(MissingLibrary, match=r"pip install onnx"):
         library()
 

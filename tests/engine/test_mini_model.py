@@ -84,8 +84,8 @@ def test_tar_adds_to_what_the_states_change(mini):
     assert after > before + TAR_MARGIN
 
 
-def test_vstar_tells_the_states_in_order_and_on_time(told, reader, monkeypatch):
-    monkeypatch.setattr(measures, "find_spec", lambda name: None)  # DreamSim would fetch its weights
+def test_vstar_tells_the_states_in_order_and_on_time(told, reader, modules):
+    modules({"dreamsim": None})  # it would fetch its weights
     for story, base, ours in told.values():
         before, after = (measures.measure(reader, story, frames) for frames in (base, ours))
         assert after["visited"] >= VISITED

@@ -77,8 +77,8 @@ def test_a_run_takes_no_more_than_planned_and_not_far_less():
 
 @pytest.mark.parametrize("loaded", [True, False], ids=["weights there", "weights to come"])
 @pytest.mark.parametrize("free", [500, 620, 900, 1500], ids=lambda mib: f"{mib} MiB")
-def test_advice_fits(monkeypatch, free, loaded):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: free * 2**20)
+def test_advice_fits(free_memory, free, loaded):
+    free_memory(free * 2**20)
     asked = footprint(frames=512, size=(192, 256))
     with pytest.raises(MemoryShortage) as shortage:
         check(asked, CPU, loaded)
@@ -92,8 +92,8 @@ def test_advice_fits(monkeypatch, free, loaded):
     check(footprint(frames=frames, size=size, dtype=dtype, batch=1), CPU, loaded)
 
 
-def test_a_model_that_cannot_fit_at_all(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+def test_a_model_that_cannot_fit_at_all(free_memory):
+    free_memory(2**20)
     with pytest.raises(MemoryShortage, match="the model itself does not fit"):
         check(footprint(), CPU, loaded=False)
 

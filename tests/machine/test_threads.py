@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vstar_engine import Engine
 from vstar_engine.commands import installation
@@ -116,6 +117,14 @@ def test_an_empty_setting_is_none(monkeypatch, tmp_path):
     assert found == {POLICY: PASSIVE, SPINS: SPIN_COUNT, COUNT: "3"}
 
 
+def set_here(monkeypatch, **settings):
+    """Makes this process's environment a user's who sets these alone."""
+    for name in (*WAITING, COUNT):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
 def bare(**settings):
     """This process's environment as a user's who sets nothing else."""
     return {**{name: value for name, value in os.environ.items() if name not in (*WAITING, COUNT)}, **settings}
@@ -164,7 +173,7 @@ def test_a_command_sets_it_before_pytorch_reads_it():
 def test_children_that_convert_wait_passively(monkeypatch, tmp_path, given, wanted):
     from vstar_engine.weights import convert
 
-    monkeypatch.setattr(os, "environ", bare(**given))
+    set_here(monkeypatch, **given)
     started = []
 
     def popen(command, env, **how):
@@ -187,7 +196,7 @@ def test_children_that_convert_wait_passively(monkeypatch, tmp_path, given, want
 def test_a_worker_waits_passively(monkeypatch, tmp_path, given, own, wanted):
     """One of a server, or of a replica on a Ray cluster: both are started by this link."""
     many(monkeypatch)
-    monkeypatch.setattr(os, "environ", bare(**given))
+    set_here(monkeypatch, **given)
     here = Cores(64, 64, 3.0)
     monkeypatch.setattr(threads, "cores", lambda root: here)
     started = []
@@ -205,24 +214,28 @@ def test_a_worker_waits_passively(monkeypatch, tmp_path, given, own, wanted):
 @pytest.fixture
 def host(monkeypatch, tmp_path, caplog):
     """A host's process, which loaded PyTorch without our settings."""
-    monkeypatch.setattr(os, "environ", bare())
+    set_here(monkeypatch)
     monkeypatch.setattr(threads, "_warned", set())
     caplog.set_level(logging.WARNING, "vstar_engine.machine.threads")
     return tmp_path
 
 
 def test_a_host_is_told_once_what_to_add(host, caplog, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    monkeypatch.setattr(threads, "cores", lambda root: Cores(2, 2, None))
-    Engine.load("mini")
-    Engine.load("mini")
+    monkeypatch.setenv(COUNT, "2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Engine.load("mini")
+        Engine.load("mini")
+    finally:
+        torch.set_num_threads(before)
     (told,) = caplog.messages
     assert told.endswith('before PyTorch is imported, add: import os; os.environ.setdefault("OMP_WAIT_POLICY", "passive")')
 
 
 @pytest.mark.parametrize("settings", [{POLICY: "active"}, {"GOMP_SPINCOUNT": "1000"}], ids=str)
-def test_a_host_that_chose_is_told_nothing(host, caplog, settings):
-    os.environ.update(settings)
+def test_a_host_that_chose_is_told_nothing(host, caplog, monkeypatch, settings):
+    set_here(monkeypatch, **settings)
     threads.warn(2, host)
     assert caplog.messages == []
 
@@ -234,7 +247,7 @@ def test_one_thread_has_nobody_to_wait_for(host, caplog):
 
 def test_a_host_with_more_threads_than_its_quota_is_told_once(host, caplog, monkeypatch):
     many(monkeypatch)
-    os.environ[POLICY] = PASSIVE
+    monkeypatch.setenv(POLICY, PASSIVE)
     root = machine(host, *QUOTAS["v2"][:3])
     for _ in range(2):
         threads.warn(64, root)
@@ -247,7 +260,7 @@ def facts(in_use, here):
 
 
 def test_doctor_shows_cores_quota_threads_and_waiting(monkeypatch):
-    monkeypatch.setattr(os, "environ", bare(OMP_WAIT_POLICY="passive"))
+    set_here(monkeypatch, OMP_WAIT_POLICY="passive")
     found = facts(2, Cores(8, 4, 2.5))
     assert found["cpu"].value == "8 cores, 4 allowed to this process, 1.5 GiB of memory free"
     assert found["cpu quota"].value == "2.5 cores, by the control group"
@@ -262,7 +275,7 @@ def test_doctor_shows_all_that_ours_set(monkeypatch):
 
 
 def test_doctor_remarks_on_more_threads_than_cores_and_on_spinning(monkeypatch):
-    monkeypatch.setattr(os, "environ", bare(OMP_WAIT_POLICY="ACTIVE"))
+    set_here(monkeypatch, OMP_WAIT_POLICY="ACTIVE")
     found = facts(8, Cores(2, 2, None))
     assert found["threads"].value.startswith("8 in use, more than the 2 that have a core each: set OMP_NUM_THREADS=2")
     assert "idle threads spin" in found["waiting"].value

@@ -120,7 +120,9 @@ def exported(spec, make=lambda unet: unet, held=lambda described: described):
 ENDS = [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]
 
 
-@pytest.mark.parametrize("spec", [TINY, SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec", [TINY, *(pytest.param(spec, marks=pytest.mark.slow) for spec in (SMALL, FULL))], ids=lambda spec: spec.name
+)
 @torch.no_grad()
 def test_an_exported_graph_copies_only_its_ends(spec):
     assert copies(exported(spec)) == ENDS

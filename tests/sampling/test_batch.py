@@ -148,11 +148,11 @@ def test_a_built_engine_refuses_more_rows_than_it_was_built_for(mini, tmp_path):
         built.run_batch(MIXED[:3])
 
 
-def test_a_batch_that_does_not_fit_is_refused_where_one_video_fits(mini, monkeypatch):
+def test_a_batch_that_does_not_fit_is_refused_where_one_video_fits(mini, free_memory):
     many = [request("snow", seed=seed) for seed in range(16)]  # of few, decoding one takes the most
     footprints = [memory.Footprint(mini.spec, 5, *SIZE, mini.dtype, rows) for rows in (2, 32)]
     one, all_of_them = map(memory.activation_bytes, footprints)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: (one + all_of_them) // 2)
+    free_memory((one + all_of_them) // 2)
     assert mini.run(many[0]) is not None
     with pytest.raises(MemoryShortage, match="are free"):
         mini.run_batch(many)

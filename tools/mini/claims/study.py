@@ -11,8 +11,8 @@ counts, and results made with other weights than the bundled ones are refused.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -195,15 +195,21 @@ def renewed(document: str, made: dict[str, str]) -> str:
     return between_markers(document, "claims", made, made.__getitem__)
 
 
-def run(path: Path, limit: int | None, backfill: bool) -> None:
-    """Makes what is missing from the file; with `backfill` also what is there without some measure."""
+def run(
+    path: Path,
+    limit: int | None,
+    backfill: bool,
+    wanted: Iterable[Case] | None = None,
+    executor: Callable[..., Executor] = ProcessPoolExecutor,
+) -> None:
+    """Makes the videos, `wanted` or all cases, that the file lacks; with `backfill` also those without some measure."""
     found = rows(path)
     lacking = {key(row["case"]): lacks(row) for row in found if lacks(row)}
     done = {key(row["case"]) for row in found} - (lacking.keys() if backfill else set())
-    left = [case for case in dict.fromkeys(cases()) if case.key not in done][:limit]
+    left = [case for case in dict.fromkeys(cases() if wanted is None else wanted) if case.key not in done][:limit]
     # a process a core
     workers = threads.cores().usable
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
+    with executor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
         waiting = [pool.submit(row, case) for case in left]
         for made in tqdm(as_completed(waiting), "videos", len(waiting), mininterval=10):
             file.write(json.dumps(made.result()) + "\n")
