@@ -231,7 +231,13 @@ def test_a_gif_lasts_as_long_as_it_should(tmp_path, fps, caplog):
 # players without regard to tags take BT.709 for large frames
 @pytest.mark.parametrize(
     ("height", "width", "matrix", "tag"),
-    [(64, 96, "ITU601", 6), (576, 1024, "ITU601", 6), (768, 1280, "ITU709", 1), (64, 1280, "ITU709", 1), (640, 64, "ITU709", 1)],
+    [
+        (64, 96, "ITU601", 6),
+        (576, 1024, "ITU601", 6),
+        (768, 1280, "ITU709", 1),
+        (64, 1280, "ITU709", 1),
+        (640, 64, "ITU709", 1),
+    ],
 )
 def test_mp4_says_how_its_colours_were_encoded(height, width, matrix, tag, tmp_path):
     red = Video(np.full((2, height, width, 3), (200, 40, 40), np.uint8), 8.0, PROVENANCE)
