@@ -28,8 +28,12 @@ CRF = 18
 # rates that a container's fraction holds to 1 %
 LONGEST_DENOMINATOR, RATE_ERROR = 1001, 0.01
 FASTEST_GIF = 50.0  # browsers show a hundredth of a second as a tenth
-# as libswscale makes YUV of RGB: BT.601's matrix, limited range; the colours themselves are those of sRGB and BT.709
+# what an mp4 states, in H.273's numbers; BT.709's primaries are sRGB's
 BT709, BT601, LIMITED = 1, 6, 1
+# FFmpeg's names of the matrices
+MATRICES = {BT709: "ITU709", BT601: "ITU601"}
+# players without regard to tags take BT.709's matrix for frames larger than PAL's, BT.601's for others
+TALLEST_SD, WIDEST_SD = 576, 1279
 SHEET_EVERY, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4
 
 
@@ -83,14 +87,20 @@ def _encode(parts: Iterator[Video], path: Path) -> None:
             container.metadata["comment"] = _comment(first)
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            colours = stream.codec_context
-            colours.colorspace, colours.color_range = BT601, LIMITED
+            matrix, colours = colour_matrix(height, width), stream.codec_context
+            colours.colorspace, colours.color_range = matrix, LIMITED
             colours.color_primaries, colours.color_trc = BT709, BT709
             for frame in chain.from_iterable(part.frames for part in chain([first], parts)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=MATRICES[matrix])))
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror) from error
+
+
+def colour_matrix(height: int, width: int) -> int:
+    """Returns the matrix that makes YUV of RGB, BT709 or BT601: the one that players guess for a size."""
+    return BT709 if height > TALLEST_SD or width > WIDEST_SD else BT601
 
 
 def frame_rate(fps: float) -> Fraction:

@@ -335,7 +335,13 @@ def test_two_adapters_are_named(tmp_path):
         Lora.read(tmp_path / "l.safetensors", MINI)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model._orig_mod.", "pipe.unet."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("_orig_mod.", "module.", "base_model.model._orig_mod.", "pipe.unet.", "transformer.", "pipeline.transformer."),
+        *("denoiser.", "model.unet.", "model.diffusion_model.", "lycoris_", "lora_transformer_"),
+    ],
+)
 def test_wrappers_prefixes(prefix, tmp_path):
     save_file(renamed(lambda key: prefix + key.removeprefix("unet.")), tmp_path / "l.safetensors")
     assert list(Lora.read(tmp_path / "l.safetensors", MINI).layers) == [TO_Q]

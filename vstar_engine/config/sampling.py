@@ -185,10 +185,11 @@ def until_step(until: int | str, steps: int = 1) -> int:
 
 
 def tar_named(name: str) -> Tar | None:
-    """Looks a TAR preset up by name; ValueError lists the known ones."""
-    if name not in TAR_PRESETS:
+    """Looks a TAR preset up by name, in capitals or not; ValueError lists the known ones."""
+    presets = {preset.lower(): tar for preset, tar in TAR_PRESETS.items()}
+    if name.strip().lower() not in presets:
         raise ValueError(f"unknown TAR preset {name!r}; known presets: {', '.join(TAR_PRESETS)}")
-    return TAR_PRESETS[name]
+    return presets[name.strip().lower()]
 
 
 def tar_of(preset: str, sigma: Mapping[int, float], until: int | str, steps: int, **others: float) -> Tar | None:

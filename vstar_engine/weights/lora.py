@@ -38,7 +38,11 @@ PART = re.compile(
     r"\.lora_(?P<a>down|up|A|B)(?:\.(?P<adapter>.+))?\.weight|[._]lora(?:_linear_layer)?\.(?P<b>down|up)\.weight|\.(?P<c>alpha))"
 )
 PARTS = {"A": "down", "B": "up"}
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "pipe.", "pipeline.", "unet.", "lora_unet_")
+# what trainers call the denoiser, and what holds it
+PREFIXES = (
+    *("base_model.model.", "model.", "diffusion_model.", "pipe.", "pipeline."),
+    *("unet.", "transformer.", "denoiser.", "lora_unet_", "lora_transformer_", "lycoris_"),
+)
 # what other tensors belong to; the first that fits is named
 OTHERS = {
     r"modules_to_save": "whole layers (modules_to_save)",
