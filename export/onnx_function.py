@@ -11,6 +11,13 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+)
 from onnxscript.values import Opset
 
 from vstar_engine.errors import ExportError
@@ -88,6 +95,21 @@ def translations() -> dict[Any, Callable[..., Any]]:
         )
     node = getattr(Opset(DOMAIN, 1), NAME)
     return {torch.ops.vstar.temporal_attention.default: lambda q, k, v, g: node(q, k, v, g, **ATTRIBUTES)}
+
+
+def inline(model: ir.Model) -> None:
+    """Replaces every call by the body's standard operators; ExportError where another domain than ONNX's own is left."""
+    InlinePass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+    NameFixPass()(model)
+    model.opset_imports.pop(DOMAIN, None)
+    foreign = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign or model.functions:
+        raise ExportError(f"the inlined graph still holds {', '.join(foreign) or 'functions'}")
 
 
 def _nested(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -50,6 +50,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=MAX_BATCH, help="most rows at once; guidance takes 2 (default %(default)s)"
     )
     parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX files (default %(default)s)")
+    parser.add_argument(
+        "--inline", action="store_true", help="ONNX files of standard operators alone, for OpenVINO, DirectML and others"
+    )
     add_tensorrt_options(parser)
     parser.add_argument("--out", type=Path, help="the engine's folder (default: one named by its content among `engines`)")
     parser.add_argument("--force", action="store_true", help="build anew where the engine is there already")
@@ -83,7 +86,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     if args.frames == ANY and args.backend in TENSORRT:
         raise ValueError(f"backend {args.backend} tunes for lengths: name them, such as --frames 16,32, got {ANY}")
     frames, targets = parse_frames(args.frames or ANY), tuple(part for part in args.targets.split(",") if part)
-    taken = ("backend", "batch", "opset", "plugin", "workspace", "level", "refit", "compatibility", "timing_cache")
+    taken = ("backend", "batch", "opset", "inline", "plugin", "workspace", "level", "refit", "compatibility", "timing_cache")
     given = {name: getattr(args, name) for name in taken}
     return Settings(spec, dtype=dtype, device=device, frames=frames, size=size, targets=targets, **given)
 

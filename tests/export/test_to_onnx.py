@@ -15,6 +15,7 @@ import torch
 
 from support.accuracy import assert_as_accurate
 from vstar_engine.artifacts.files import write_aside
+from vstar_engine.bench.step.openvino_step import OpenVinoUnet
 from vstar_engine.errors import CheckpointError, ExportError, OutputError
 from vstar_engine.export import onnx_function, to_onnx, traced_networks
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
@@ -146,6 +147,42 @@ def test_the_file_is_valid_and_says_what_it_is(exported):
     assert exported.path.stat().st_size < exported.path.with_name("unet.onnx.data").stat().st_size
     held = sum(parameter.nbytes for parameter in exported.eager.parameters())
     assert held <= exported.facts["weight_bytes"] < held + 2**16
+
+
+@pytest.fixture(scope="module")
+def inlined(tiny, tmp_path_factory):
+    spec, weights = tiny
+    path = tmp_path_factory.mktemp("inlined") / "unet.onnx"
+    network = dataclasses.replace(traced_networks.unet(spec, torch.float32), prefix="")
+    facts = to_onnx.write(network, weights, path, inline=True)
+    return Exported(path, facts, loaded(spec, weights, torch.float32), loaded(spec, weights, torch.float64), torch.float32)
+
+
+def test_an_inlined_file_holds_standard_operators_alone(inlined):
+    onnx.checker.check_model(str(inlined.path), full_check=True)
+    model = onnx.load(inlined.path, load_external_data=False)
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert not model.functions
+    assert inlined.facts["temporal_attentions"] == 0
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_inlined_file_computes_the_same(inlined, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    run = inlined.run if runtime == "onnxruntime" else lambda given: OpenVinoUnet(inlined.path, torch.float32)(**given)
+    for batch, frames in ((1, 1), (2, 5)):
+        given = inputs(inlined.eager.spec, torch.float32, batch, frames)
+        wide = {name: value.double() if name in ("latents", "context") else value for name, value in given.items()}
+        with torch.inference_mode():
+            assert_as_accurate(run(given), inlined.eager(**given), inlined.exact(**wide))
+
+
+def test_an_operator_of_another_domain_that_is_left_is_refused():
+    model = small()
+    model.graph[0].domain = "other"
+    with pytest.raises(ExportError, match="still holds other::VstarTemporalAttention"):
+        onnx_function.inline(model)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 40])

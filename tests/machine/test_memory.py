@@ -13,7 +13,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.machine import memory
-from vstar_engine.machine.memory import Footprint, activation_bytes, check, weight_bytes
+from vstar_engine.machine.memory import Footprint, activation_bytes, bound_bytes, check, weight_bytes
 from vstar_engine.networks.vae import CHUNK, Vae
 
 MINI = MODELS["mini"]
@@ -57,6 +57,21 @@ def memory_modules(spec):
 
     with torch.device("meta"):
         return UNet(spec.unet), Vae(spec.vae, encoder=False), TextTower(spec.text)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_generation_holds_more_than_the_bound(model):
+    spec = MODELS[model]
+    for frames, batch, dtype in ((1, 1, torch.bfloat16), (16, 2, torch.float32), (16, 1, torch.float16)):
+        request = Footprint(spec, frames, *spec.size, dtype, batch)
+        assert activation_bytes(request) < bound_bytes(request)
+
+
+def test_what_surely_fits_is_not_counted(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**40)
+    activation_bytes.cache_clear()
+    check(footprint(), torch.device("cpu"), loaded=True)
+    assert activation_bytes.cache_info().misses == 0
 
 
 def test_memory_grows_with_frames_size_dtype_and_batch():

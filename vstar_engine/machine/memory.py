@@ -29,6 +29,9 @@ Network = TypeVar("Network", bound=nn.Module)
 # beyond the counted tensors: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
 MARGIN = 1.1
+# more values a latent cell and model channel, and a pixel and VAE channel, than any model of the table holds at its peak: 26
+# (videocrafter2, float16) to 77 (mini), and 6
+UNET_BOUND, VAE_BOUND = 160, 16
 
 
 class LiveBytes(TorchDispatchMode):
@@ -96,6 +99,14 @@ def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
     return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
 
 
+def bound_bytes(request: Footprint) -> int:
+    """Returns more bytes than a step or decoding a frame ever holds; at once, where `activation_bytes` runs the networks."""
+    spec, pixels = request.spec, request.height * request.width
+    cells = request.batch * request.frames * pixels // spec.vae.factor**2
+    values = max(UNET_BOUND * cells * spec.unet.model_channels, VAE_BOUND * pixels * spec.vae.channels)
+    return int(MARGIN * values * request.dtype.itemsize) + WORKSPACE
+
+
 @lru_cache(maxsize=64)
 def activation_bytes(request: Footprint) -> int:
     """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame."""
@@ -160,7 +171,10 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
     `loaded`: the weights are in memory already; `kept`: available bytes that are reserved for others.
     """
     weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
-    needed, free = weights + activation_bytes(request), available_bytes(device) - kept
+    free = available_bytes(device) - kept
+    if weights + bound_bytes(request) <= free:
+        return
+    needed = weights + activation_bytes(request)
     if needed > free:
         raise MemoryShortage(
             f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "

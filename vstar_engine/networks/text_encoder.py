@@ -53,6 +53,14 @@ class Transformer(nn.Module):
         return self.resblocks(x)
 
 
+class TokenEmbedding(nn.Embedding):
+    """An embedding that draws no numbers on the meta device, where that would import PyTorch's compiler, a second or more."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class TextTower(nn.Module):
     """OpenCLIP's text transformer up to its penultimate layer, then the final norm; no projection."""
 
@@ -61,7 +69,7 @@ class TextTower(nn.Module):
         self.spec = spec
         # keys of the official tower that text-to-video does not need
         self.unused = (f"transformer.resblocks.{spec.layers - 1}.", "text_projection", "logit_scale")
-        self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.token_embedding = TokenEmbedding(spec.vocab_size, spec.width)
         self.positional_embedding = nn.Parameter(torch.empty(spec.context_length, spec.width))
         self.transformer = Transformer(spec)
         self.ln_final = nn.LayerNorm(spec.width)
