@@ -26,16 +26,19 @@ def test_geglu(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 4, 3, 16, 24), (3, 4, 1, 5, 7), (1, 1)], ids=str)
-def test_guided_step(shape, dtype):
+@pytest.mark.parametrize(
+    ("shape", "depth"), [((2, 4, 3, 16, 24), 2), ((2, 4, 3, 16, 24), 0), ((3, 4, 1, 5, 7), 1), ((1, 1), 2)], ids=str
+)
+def test_guided_step(shape, depth, dtype):
     """Every video by coefficients of its own, the last without guidance; predictions in the network's dtype."""
     videos = shape[0]
     latents, noise = torch.randn(2, *shape).to(DEVICE)
     eps = torch.randn(2 * videos, *shape[1:]).to(DEVICE, dtype)
     plain = torch.tensor([videos + i for i in range(videos - 1)] + [videos - 1]).to(DEVICE)
-    coefficients = (0.2 + 3 * torch.rand(videos, len(COEFFICIENTS))).to(DEVICE)
-    given = latents, eps, plain, coefficients, noise
-    exact = guided_step_ref(latents.double(), eps.double(), plain, coefficients.double(), noise.double())
+    coefficients = (0.2 + 3 * torch.rand(videos, len(COEFFICIENTS) + depth)).to(DEVICE)
+    history = torch.randn(videos, depth, *shape[1:]).to(DEVICE) if depth else None
+    given = latents, eps, plain, coefficients, noise, history
+    exact = guided_step_ref(*(x.double() if x is not None and x.is_floating_point() else x for x in given))
     for got, eager, wanted in zip(guided_step(*given), guided_step_ref(*given), exact, strict=True):
         assert_as_accurate(got, eager, wanted)
 

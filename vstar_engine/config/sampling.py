@@ -8,6 +8,10 @@ from typing import Any
 from .checked_values import real, whole
 
 TRAINING_STEPS = 1000
+# what takes the latents from one step to the next; the first is the published one
+DDIM, DPM, DPM_SDE, UNIPC = SAMPLERS = ("ddim", "dpm++2m", "dpm++2m-sde", "unipc")
+# which timesteps are taken: the published ones from 1 up, or those that end at the noisiest, 999
+LEADING, TRAILING = SPACINGS = ("leading", "trailing")
 # frames whose squares float64 divides by
 LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e6
 
@@ -72,10 +76,12 @@ CONSISTENCY_STEPS = 50
 
 @dataclass(frozen=True)
 class Sampling:
-    """DDIM (arXiv 2010.02502) and classifier-free guidance (2207.12598) settings; the published defaults.
+    """Sampler and classifier-free guidance (arXiv 2207.12598) settings; the published defaults.
 
-    `fps_condition` is the frame rate that conditions the network, not the one of the file. `batch_guidance` runs both guidance
-    branches in one batch instead of two passes. `fast` names lossy options of FAST.
+    `sampler` is one of SAMPLERS: DDIM (2010.02502), DPM-Solver++ 2M and its stochastic form (2211.01095), UniPC (2302.04867);
+    `eta` is DDIM's alone. `spacing` is one of SPACINGS. `fps_condition` is the frame rate that conditions the network, not the
+    one of the file. `batch_guidance` runs both guidance branches in one batch instead of two passes. `fast` names lossy options
+    of FAST.
     """
 
     steps: int = 25
@@ -84,6 +90,8 @@ class Sampling:
     fps_condition: int = 28
     batch_guidance: bool = True
     fast: tuple[str, ...] = ()
+    sampler: str = DDIM
+    spacing: str = LEADING
 
     def __post_init__(self) -> None:
         for name in ("steps", "fps_condition"):
@@ -107,6 +115,11 @@ class Sampling:
             raise ValueError(f"{FP8} is a way to load the network, not to sample with it: Engine.load(fp8=True)")
         if GUIDANCE_INTERVAL in self.fast and self.guidance == 1.0:
             raise ValueError(f"{GUIDANCE_INTERVAL} does not compose with guidance 1, which has no guidance to leave out")
+        for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.sampler != DDIM and self.eta != 1.0:
+            raise ValueError(f"eta is a setting of {DDIM}, and {self.sampler} has none: leave it out, got {self.eta}")
         if FEW_STEP in self.fast:
             self._check_few()
 
@@ -115,6 +128,9 @@ class Sampling:
             raise ValueError(f"{FEW_STEP} takes 1 to {CONSISTENCY_STEPS} steps, got {self.steps}")
         if self.eta != 1.0:
             raise ValueError(f"{FEW_STEP} draws fresh noise for every step, which is eta 1, got {self.eta}")
+        if self.sampler != DDIM or self.spacing != LEADING:
+            own = f"{FEW_STEP} has a sampler and timesteps of its own"
+            raise ValueError(f"{own}: leave both out, got sampler {self.sampler} and spacing {self.spacing}")
         if STEP_CACHE in self.fast:
             raise ValueError(f"{STEP_CACHE} does not compose with {FEW_STEP}: its steps are too far apart")
 

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from .models import parse_size
 from .request import MAX_FRAMES, Clip, Request
-from .sampling import FEW_STEP, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
+from .sampling import FEW_STEP, SAMPLERS, SPACINGS, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
 from .timeline import SPREAD_MODES, parse_position
 
 # the dataclass that the front of a path names
@@ -160,6 +160,8 @@ VIDEO_FIELDS = [
     VideoField("sampling.steps", "number of denoising steps", "num_inference_steps", bounds={"ge": 1, "le": TRAINING_STEPS}),
     VideoField("sampling.guidance", "classifier-free guidance scale", "guidance_scale", bounds={"ge": 0, "le": 100}),
     VideoField("sampling.eta", "DDIM eta: 0 adds no noise in a step, 1 most", "eta", bounds={"ge": 0, "le": 1}),
+    VideoField("sampling.sampler", f"sampler: {', '.join(SAMPLERS)}", "sampler", choices=SAMPLERS),
+    VideoField("sampling.spacing", f"spacing of the timesteps: {', '.join(SPACINGS)}", "spacing", choices=SPACINGS),
     VideoField("sampling.fps_condition", "frame rate that conditions the model"),
     VideoField("sampling.batch_guidance", "run both guidance branches in one batch (faster) or in two passes (less memory)"),
     VideoField("sampling.fast", "lossy options that save time", "fast", settable=False),

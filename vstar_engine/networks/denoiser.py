@@ -36,8 +36,8 @@ class Denoiser:
         return torch.cat([context.expand(-1, frames, -1, -1) for context in contexts])
 
     def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
-        """Returns the timestep argument of every step: `timesteps` (steps,) for videos of frame rates `fps` (B,)."""
-        return TimestepTable(timesteps[:, None, None].expand(-1, len(fps), -1))
+        """Returns the timestep argument of every step: `timesteps` (steps,) or (steps, B) for frame rates `fps` (B,)."""
+        return TimestepTable(timesteps.reshape(len(timesteps), -1, 1).expand(-1, len(fps), -1))
 
     def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
         """Predicts the noise for the arguments `given` of a call, reusing `cached` features, or storing them if it has none.
@@ -70,8 +70,8 @@ class Denoiser:
                 assert cached.features is not None
                 kept.append(cached.features)
         predicted = torch.cat(eps) if len(eps) > 1 else eps[0]
-        latents, coefficients, noise, plain = step.inputs.latents, *step.inputs[4:]
-        return *guided_step(latents, predicted, plain, coefficients, noise), *kept
+        latents, coefficients, noise, plain, history = step.inputs.latents, *step.inputs[4:]
+        return *guided_step(latents, predicted, plain, coefficients, noise, history), *kept
 
     def graph_bytes(self) -> int:
         """Returns the bytes reserved for the CUDA graphs of its steps, which nothing else can use."""

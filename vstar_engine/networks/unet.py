@@ -99,9 +99,9 @@ class UNet(nn.Module, Denoiser):
         return self
 
     def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
-        """Precomputes every residual block's projection of timesteps (steps,) and frame rates (B,)."""
+        """Precomputes every residual block's projection of timesteps (steps,) or (steps, B) and frame rates (B,)."""
         blocks = tuple(part for part in self.modules() if isinstance(part, ResBlock))
-        emb = self.embed(timesteps.expand(len(fps), -1), fps)
+        emb = self.embed(timesteps.reshape(len(timesteps), -1).mT.expand(len(fps), -1), fps)
         table = torch.cat([block.emb_layers(emb) for block in blocks], dim=-1)
         table = table.transpose(0, 1)[:, :, None].contiguous()
         return TimestepTable(table, blocks, tuple(block.channels for block in blocks))

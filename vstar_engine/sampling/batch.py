@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,9 +71,10 @@ class Tables:
 
     @staticmethod
     def of(rows: Sequence[BatchRow], denoiser: Denoiser, spec: Spec) -> "Tables":
-        requests, schedule, device = [row.request for row in rows], rows[0].schedule, rows[0].latents.device
-        steps, levels = len(schedule), spec.unet.levels
-        timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
+        requests, device = [row.request for row in rows], rows[0].latents.device
+        steps, levels = len(rows[0].schedule), spec.unet.levels
+        each = np.stack([row.schedule.timesteps[::-1] for row in rows], axis=1)
+        timesteps = torch.from_numpy(each if (each != each[:, :1]).any() else each[:, 0].copy()).to(device)
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
         g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
         return Tables(denoiser.timestep_table(timesteps, fps), fps, g.to(device))
@@ -118,7 +120,7 @@ class Batch(SamplingLoop[BatchRow]):
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
         conditions = (known.timesteps.rows[at], known.fps, known.tar[at], self.coefficients())
-        inputs = StepInputs(latents, *conditions, self.noise(latents), plain)
+        inputs = StepInputs(latents, *conditions, self.noise(latents), plain, self.history())
         whole, names = (
             self.rows[0].request.sampling.whole(at),
             [self._names(rows, conditioning) for rows, conditioning in calls],

@@ -1,16 +1,20 @@
 """The noise schedule: betas, alpha_bar, the dynamic rescale, DDIM's and consistency models' timesteps, all in float64."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vstar_engine.config.sampling import CONSISTENCY_STEPS, FEW_STEP, TRAINING_STEPS, Sampling
+from vstar_engine.config.sampling import CONSISTENCY_STEPS, DDIM, FEW_STEP, LEADING, TRAILING, TRAINING_STEPS, Sampling
 
 BETA_START, BETA_END = 0.00085, 0.012
 SCALE_END, SCALE_STEPS, SCALE_ENTRIES = 0.7, 400, 1400
 # boundary condition of latent consistency models: the data's standard deviation, and the scale of timesteps
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
+# predicted clean latents of earlier steps that a multistep solver's update reads
+HISTORY = 2
+# what a network may predict
+EPS, V = "eps", "v"
 
 
 def betas() -> np.ndarray:
@@ -50,10 +54,15 @@ def buffers() -> dict[str, np.ndarray]:
     }
 
 
-def ddim_timesteps(steps: int) -> np.ndarray:
-    """Returns exactly `steps` ascending timesteps in 0..999; for divisors of 1000 the published 1, 1 + 1000/steps, ..."""
+def ddim_timesteps(steps: int, spacing: str = LEADING) -> np.ndarray:
+    """Returns exactly `steps` ascending timesteps in 0..999.
+
+    Leading: for divisors of 1000 the published 1, 1 + 1000/steps, ... Trailing: 1000/steps - 1, ..., 999 (arXiv 2305.08891).
+    """
     if not 1 <= steps <= TRAINING_STEPS:
         raise ValueError(f"steps must be 1 to {TRAINING_STEPS}, got {steps}")
+    if spacing == TRAILING:
+        return np.round(np.arange(1, steps + 1) * (TRAINING_STEPS / steps)).astype(np.int64) - 1
     offset = min(1, TRAINING_STEPS - steps)  # all thousand only fit without the published shift by one
     return np.arange(steps) * TRAINING_STEPS // steps + offset
 
@@ -71,7 +80,8 @@ def consistency_timesteps(steps: int) -> np.ndarray:
 class Schedule:
     """The constants of one sampling run, (steps,) float64 in ascending timestep order; sampling goes through them backwards.
 
-    A consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; for DDIM out = 1 and skip = 0.
+    A consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; else out = 1 and skip = 0. `sigma`
+    is DDIM's noise, which other samplers do not read. `prediction` is what the network predicts, eps or v (arXiv 2202.00512).
     """
 
     timesteps: np.ndarray
@@ -82,24 +92,36 @@ class Schedule:
     scale_prev: np.ndarray
     skip: np.ndarray
     out: np.ndarray
+    sampler: str = DDIM
+    prediction: str = EPS
+
+    def __post_init__(self) -> None:
+        if self.prediction == V and (self.scale != 1).any():
+            raise ValueError("a network that predicts v is known without the dynamic rescale only, and this schedule has it")
 
     @staticmethod
     def of(sampling: Sampling) -> "Schedule":
         """Builds the schedule for sampling settings."""
         if FEW_STEP in sampling.fast:
             return Schedule.consistency(sampling.steps)
-        return Schedule.ddim(sampling.steps, eta=sampling.eta)
+        schedule = Schedule.ddim(sampling.steps, eta=sampling.eta, spacing=sampling.spacing)
+        return replace(schedule, sampler=sampling.sampler)
 
     @staticmethod
-    def ddim(steps: int | None = None, timesteps: Sequence[int] | np.ndarray | None = None, eta: float = 1.0) -> "Schedule":
-        """Builds a DDIM schedule (arXiv 2010.02502, eq. 16) from a number of steps or from explicit timesteps.
+    def ddim(
+        steps: int | None = None,
+        timesteps: Sequence[int] | np.ndarray | None = None,
+        eta: float = 1.0,
+        spacing: str = LEADING,
+    ) -> "Schedule":
+        """Builds a DDIM schedule (arXiv 2010.02502, eq. 16) from a number of steps, spaced so, or from explicit timesteps.
 
         Raises ValueError unless exactly one of both is given and the timesteps ascend within 0..999.
         """
         if (steps is None) == (timesteps is None):
             raise ValueError("give either steps or timesteps, not both and not neither")
         if steps is not None:
-            taken = ddim_timesteps(steps)
+            taken = ddim_timesteps(steps, spacing)
         else:
             taken = np.asarray(timesteps, dtype=np.int64)
             if taken.ndim != 1 or not len(taken) or taken[0] < 0 or taken[-1] >= TRAINING_STEPS or (np.diff(taken) <= 0).any():
@@ -124,6 +146,11 @@ class Schedule:
         skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
         out = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
         return Schedule(taken, alpha, alpha_prev, np.sqrt(1 - alpha_prev), scale, scale_prev, skip, out)
+
+    @property
+    def depth(self) -> int:
+        """Returns how many predictions of earlier steps its sampler reads."""
+        return 0 if self.sampler == DDIM else HISTORY
 
     def __len__(self) -> int:
         return len(self.timesteps)
