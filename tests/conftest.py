@@ -27,7 +27,6 @@ from vstar_engine.weights.checkpoint import Weights
 GOLDEN = Path(__file__).parent / "golden"
 # files that take a core for long go first, so that none of them is left when the other cores are done
 LONG = (
-    "test_tensorrt_rtx_topology.py",
     "test_backends.py",
     "test_to_onnx.py",
     "test_on_gpu.py",
