@@ -131,7 +131,8 @@ def test_an_engine_of_another_user(engine, monkeypatch):
         os.chown(engine, 1, -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: -1)
-    with pytest.raises(EngineError, match="belongs to another user; an engine is code"):
+    said = rf"belongs to another user, number \d+; an engine is code: .* chown -R -?\d+ {re.escape(str(engine))}"
+    with pytest.raises(EngineError, match=said):
         Engine.load(engine=engine)
 
 

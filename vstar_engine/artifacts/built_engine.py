@@ -219,7 +219,10 @@ class BuiltEngine:
 def _check_private(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid not in (os.getuid(), 0):
-        raise EngineError(f"{folder} belongs to another user; an engine is code, so build your own")
+        raise EngineError(
+            f"{folder} belongs to another user, number {status.st_uid}; an engine is code: run as that user, build your own, "
+            f"or trust this one by taking it over: chown -R {os.getuid()} {shlex.quote(str(folder))}"
+        )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(
             f"{folder} can be written by other users; an engine is code: chmod {PRIVATE:o} {shlex.quote(str(folder))}"
