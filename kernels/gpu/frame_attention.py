@@ -43,7 +43,10 @@ def frame_config(head_dim: int, dtype: str, arch: int) -> FrameConfig:
         return FrameConfig(32, 32 if width <= 64 else 16, 8, 1)
     if nearest(arch) in (90, 100):
         return FrameConfig(128, 64, 8, 2)
-    return FrameConfig(64, 32 if width == 128 else 64, 4, 2)
+    if width == 128:
+        # with two stages the wide heads spill on sm_120
+        return FrameConfig(64, 32, 8, 1 if nearest(arch) == 120 else 2)
+    return FrameConfig(64, 32, 4, 2)
 
 
 @triton.jit

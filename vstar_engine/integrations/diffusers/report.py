@@ -37,3 +37,8 @@ def backend_of(weight: Tensor) -> str:
     if triton_serves(weight):
         return "vstar::temporal_attention, Triton"
     return "vstar::temporal_attention, C++" if library.serves(weight) else "vstar::temporal_attention, PyTorch"
+
+
+def frame_backend_of(weight: Tensor) -> str:
+    """Returns what computes frame attention on tensors like a layer's weight."""
+    return f"vstar::frame_attention, {'Triton' if triton_serves(weight) else 'PyTorch in blocks'}"

@@ -28,6 +28,8 @@ class RegularisedAttention(Processor):
         row = self.rows.get(self.level)
         if row is None:
             return self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        if encoder_hidden_states is not None:
+            raise ValueError("a temporal attention was given a text, and the dial knows self-attention between frames alone")
         q, k, v = (to(hidden_states) for to in (attn.to_q, attn.to_k, attn.to_v))
         # (positions, frames, channels) -> (1, frames, positions, heads, head_dim)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(0, 1)[None] for x in (q, k, v))
