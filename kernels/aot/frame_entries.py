@@ -4,17 +4,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vstar_engine.kernels.gpu.frame_attention import FrameConfig, frame_config, frame_constants, frame_kernel
+from vstar_engine.kernels.gpu.frame_attention import REGISTERS, FrameConfig, frame_config, frame_constants, frame_kernel
 from vstar_engine.kernels.gpu.temporal_attention_launch import DTYPES, padded
 
-# head widths of the video transformers that are known
-HEAD_DIMS = (64, 128)
+# of Wan
+HEAD_DIM = 128
 # the rules that the dials make: which of a, g, b and decay they use
 RULES = {
     "bias": (False, False, True, False),
     "rowmax": (False, True, False, False),
     "decay": (False, False, True, True),
-    "all": (True, True, True, True),
 }
 
 
@@ -47,6 +46,10 @@ class FrameEntry:
     @property
     def warps(self) -> int:
         return self.config.warps
+
+    @property
+    def registers(self) -> int:
+        return REGISTERS
 
     def argument(self, name: str) -> tuple[str, bool]:
         """Returns an argument's type, and whether it is known to be a multiple of 16."""
@@ -84,13 +87,6 @@ class FrameEntry:
         return found
 
 
-def frame_entries(archs: list[int], head_dims: list[int], dtypes: list[str]) -> list[FrameEntry]:
+def frame_entries(archs: list[int], dtypes: list[str]) -> list[FrameEntry]:
     """Lists the kernels of the rules that the dials make."""
-    return [
-        FrameEntry("frame_attention", arch, dtype, head_dim, rule)
-        for arch in archs
-        for dtype in dtypes
-        for head_dim in HEAD_DIMS
-        if head_dim in head_dims
-        for rule in RULES
-    ]
+    return [FrameEntry("frame_attention", arch, dtype, HEAD_DIM, rule) for arch in archs for dtype in dtypes for rule in RULES]

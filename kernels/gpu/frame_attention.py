@@ -22,6 +22,8 @@ from .temporal_attention import LOG2E, NAMES, _dot, _load, _softmax_step
 from .temporal_attention_launch import DTYPES, GRID_LIMIT, nearest, padded
 
 STRIDES = tuple(f"{tensor}s{axis}" for tensor in "qkvo" for axis in "bnh")
+# left alone, ptxas spills a few registers to stay at 64, 80 or 128 a thread; eight warps may have so many
+REGISTERS = 248
 # one compiled kernel serves every value of these
 SCALARS = ("frames", "tokens", "heads", "scale", "decay", "beyond", *STRIDES)
 
@@ -42,11 +44,9 @@ def frame_config(head_dim: int, dtype: str, arch: int) -> FrameConfig:
     if DTYPES[dtype].bytes == 4:
         return FrameConfig(32, 32 if width <= 64 else 16, 8, 1)
     if nearest(arch) in (90, 100):
-        return FrameConfig(128, 64, 8, 2)
-    if width == 128:
-        # with two stages the wide heads spill on sm_120
-        return FrameConfig(64, 32, 8, 1 if nearest(arch) == 120 else 2)
-    return FrameConfig(64, 32, 4, 2)
+        # wider tiles spill on sm_100, whose accumulators come back from tensor memory
+        return FrameConfig(128, 32 if nearest(arch) == 100 and width == 128 else 64, 8, 2)
+    return FrameConfig(64, 32, 8 if width == 128 else 4, 2)
 
 
 @triton.jit
@@ -159,5 +159,6 @@ def frame_attention_triton(
         frame_kernel[(programs,)](
             q, k, v, a, g, b, out, frames, tokens, heads, head_dim**-0.5 * LOG2E, tables.decay, tables.beyond,
             *(s // unit for s in strides), **values, num_warps=row.warps,
+            maxnreg=REGISTERS,
         )  # fmt: skip
     return out

@@ -25,7 +25,9 @@ class DenseRule:
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         positions, frames, _ = hidden_states.shape
         sigma = SIGMA_BY_POSITIONS.get(positions // self.videos)
-        q, k, v = (to(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for to in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (
+            to(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for to in (attn.to_q, attn.to_k, attn.to_v)
+        )
         phi = q @ k.mT / q.shape[-1] ** 0.5
         if sigma is not None:
             at = torch.arange(frames)
@@ -197,6 +199,13 @@ def test_settings_are_json():
     assert [DialSettings(reference=0.5, until=0.56).last_step(25), DialSettings(reference=0.5).last_step(25)] == [13, 24]
     with pytest.raises(ValueError, match="got speed"):
         DialSettings.from_json('{"speed": 1}')
-    for wrong in ({"reference": -1.0}, {"decay": 0.9}, {"riflex": 0}, {"until": 1.5}, {"until": "x"}, {"enhance": float("nan")}):
+    for wrong in (
+        {"reference": -1.0},
+        {"decay": 0.9},
+        {"riflex": 0},
+        {"until": 1.5},
+        {"until": "x"},
+        {"enhance": float("nan")},
+    ):
         with pytest.raises(ValueError, match=r"is|needs"):
             DialSettings(**wrong)
