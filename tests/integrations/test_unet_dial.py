@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+pytest.importorskip("diffusers", reason="needs diffusers")
 
+import diffusers
 from diffusers.models.attention_processor import AttnProcessor
 
 from support.tiny_pipelines import motion_unet, unet3d

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+pytest.importorskip("diffusers", reason="needs diffusers")
 
+import diffusers
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from support.tiny_pipelines import wan
