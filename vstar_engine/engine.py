@@ -300,7 +300,7 @@ class Engine:
         """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""
         if self.text is None:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
-        return self.text(tokenize(prompts).to(self.device))
+        return self.text(tokenize(prompts, self.spec.text).to(self.device))
 
     def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the states, (K, 77, C), and of the negative prompts, (1 or K, 77, C)."""

@@ -119,7 +119,7 @@ def _denoiser(choice: ModelChoice, tensors: Mapping[str, Tensor], device: torch.
 def _convert(unet: UNet, spec: Spec, tower: TextTower | None, device: torch.device) -> dict[str, float]:
     """Converts the UNet to FP8 and returns each layer's largest input in calibration."""
     assert tower is not None
-    largest = calibrate(unet, spec, lambda prompts: tower(tokenize(prompts).to(device)))
+    largest = calibrate(unet, spec, lambda prompts: tower(tokenize(prompts, spec.text).to(device)))
     fp8.convert(unet, largest)
     unet.forget_graphs()
     if device.type == "cpu":

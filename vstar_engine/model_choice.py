@@ -1,6 +1,7 @@
 """Which model is loaded, from where, and how it runs: settled and checked once, before PyTorch loads."""
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,10 @@ class ModelChoice:
         if self.fp8:
             raise ValueError(f"{FP8} converts the network in eager PyTorch, and {engine.folder} computes as it was built")
 
-    @property
+    @cached_property
     def spec(self) -> Spec:
-        return model_named(self.model)
+        """The model, with the networks that its weights state."""
+        return bundled.stated_spec(model_named(self.model), self.weights)
 
     def check_weights(self) -> None:
         """Raises CheckpointError for weights that are damaged or another model's, by their hashes and manifest alone."""

@@ -19,6 +19,7 @@ from vstar_engine.export.build_settings import COMPATIBILITY, LEVELS, OPSET, REF
 from vstar_engine.export.builders import builder_named
 from vstar_engine.loading import open_weights
 from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.weights.bundled import stated_spec
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"
@@ -77,7 +78,7 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
 
 def settings_from(args: argparse.Namespace) -> Settings:
     """Checks the options and makes settings of them."""
-    spec, dtype = model_named(args.model), dtype_named(args.dtype)
+    spec, dtype = stated_spec(model_named(args.model), args.weights), dtype_named(args.dtype)
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
     if args.frames == ANY and args.backend in TENSORRT:

@@ -71,6 +71,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     return {}
 
 
+def read_stated(path: Path) -> dict[str, Any]:
+    """Returns what the manifest of a folder of weights states, its files unchecked; {} for anything else."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return manifest if manifest["kind"] == WEIGHTS else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
+
+
 def open_tensors(path: Path, framework: str) -> Any:
     """Opens a safetensors file, whose header must fit its length; CheckpointError for another."""
     if weight_kind(path, "weights") != SAFETENSORS:

@@ -21,7 +21,7 @@ from vstar_engine.machine.device import DTYPES, dtype_named
 from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.embeddings import BATCH, VERSION, Embeddings, check_batch, embed
 from vstar_engine.prompting.synopsis import Synopsis
-from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.prompting.tokenizer import tokenize, tokenizer_hash
 from vstar_engine.weights.checkpoint import text_hash
 
 from .model_options import add_text_options
@@ -73,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> Tensor:
-        return tower(tokenize(texts).to(device))
+        return tower(tokenize(texts, spec.text).to(device))
 
     def bundles(wanted: Iterator[Synopsis]) -> Iterator[Embeddings]:
-        return embed(wanted, encode, identity, negative=args.negative, batch=args.batch, dtype=stored)
+        how = tokenizer_hash(spec.text)
+        return embed(wanted, encode, identity, how, negative=args.negative, batch=args.batch, dtype=stored)
 
     if out.suffix == SUFFIX:
         for bundle in bundles(given):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vstar_engine.config.models import V
 from vstar_engine.kernels.guided_step import guided_step
 
 from .schedule import Schedule
@@ -22,12 +23,19 @@ def coefficients(schedule: Schedule, guidance: float | Tensor) -> Tensor:
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
+    Where the network predicts v, e is v there: x0 = (sqrt(a) x - sqrt(1 - a) v) / scale, and the noise is put as v and x0.
     With a consistency model's schedule x0 becomes out * x0 + skip * x, and sigma^2 is 1 - a_prev.
     """
     s = schedule
     direction = np.sqrt(np.maximum(1 - s.alpha_prev - s.sigma**2, 0.0))
-    inverse, kept = 1 / (np.sqrt(s.alpha) * s.scale), np.sqrt(s.alpha_prev) * s.scale_prev
-    columns = np.stack([np.sqrt(1 - s.alpha), inverse, s.out, s.skip, kept, direction, s.sigma], axis=-1)
+    spread, inverse = np.sqrt(1 - s.alpha), 1 / (np.sqrt(s.alpha) * s.scale)
+    kept = np.sqrt(s.alpha_prev) * s.scale_prev
+    if s.prediction == V:
+        # x = (x0 scale + sqrt(1 - a) v) / sqrt(a), so the noise sqrt(a) v + sqrt(1 - a) x is one of v and x0
+        ratio = spread / np.sqrt(s.alpha)
+        kept, direction = kept + direction * ratio * s.scale, direction / np.sqrt(s.alpha)
+        spread, inverse = ratio, np.sqrt(s.alpha) / s.scale
+    columns = np.stack([spread, inverse, s.out, s.skip, kept, direction, s.sigma], axis=-1)
     weight = torch.as_tensor(guidance, dtype=torch.float64).cpu()
     walk = torch.from_numpy(columns[::-1].copy()).reshape(len(s), *[1] * weight.dim(), -1)
     return torch.cat([weight[..., None].expand(len(s), *weight.shape, 1), walk.expand(-1, *weight.shape, -1)], dim=-1)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vstar_engine.config.models import Spec
+from vstar_engine.artifacts.manifest import read_stated
+from vstar_engine.config.models import Spec, with_networks
 from vstar_engine.errors import CheckpointError
 
 FOLDER = Path(__file__).parent.parent / "data"
@@ -19,6 +20,17 @@ def weights(spec: Spec) -> Path:
             "and give the folder (--weights DIR)"
         )
     return FOLDER / spec.name
+
+
+def stated_spec(spec: Spec, path: str | Path | None) -> Spec:
+    """Returns a model with the networks that a folder of weights states; CheckpointError where they make no sense."""
+    stated = None if path is None else read_stated(Path(path)).get("networks")
+    if stated is None:
+        return spec
+    try:
+        return with_networks(spec, stated)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def check_model(manifest: Mapping[str, Any], path: Path, spec: Spec) -> None:
