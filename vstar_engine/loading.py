@@ -68,6 +68,7 @@ def check_machine(choice: ModelChoice) -> tuple[torch.device, torch.dtype]:
 
 def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Loads what a choice names onto a device that was checked; raises as `Engine.load` does."""
+    choice = choice.located()
     spec, artifact = choice.spec, choice.engine
     tensors = open_weights(spec, choice.weights, choice.loras)
     if artifact is not None:

@@ -66,7 +66,10 @@ def read_weights(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return read_manifest(path, WEIGHTS)
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}; give a folder made by `vstar-engine convert`")
+        raise CheckpointError(
+            f"no weights at {path}; give a folder made by `vstar-engine convert`, a checkpoint, a diffusers folder "
+            "or a model's id on the Hub, owner/name"
+        )
     open_tensors(path, "np")
     return {}
 

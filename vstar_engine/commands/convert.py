@@ -13,7 +13,8 @@ MIB = 2**20
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from vstar_engine.weights.convert import GUIDANCE, LORA_FILE, SHARD_BYTES, STORED
+    from vstar_engine.weights.convert import GUIDANCE, LORA_FILE, SHARD_BYTES
+    from vstar_engine.weights.converted import STORED
 
     said = (
         "checkpoint (.ckpt, .pt, .safetensors) in the official key naming, a diffusers folder, or a pickled LoRA (named, or "

@@ -7,6 +7,8 @@ from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS
 from vstar_engine.config.sampling import FAST, FP8
 from vstar_engine.model_choice import ModelChoice
 
+from .weights_options import add_yes_option
+
 
 def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
     """Adds the options for the model, device and dtype; with `unset` they have no default."""
@@ -17,7 +19,12 @@ def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> No
         parser.add_argument(f"--{name}", default=None if unset else default, help=said)
 
     add("model", f"one of {', '.join(MODELS)}")
-    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; not needed for mini")
+    said = (
+        "folder made by `vstar-engine convert`, checkpoint file, diffusers folder, or owner/name[@revision][:file] of the Hub; "
+        "not needed for mini, nor for a model that was pulled"
+    )
+    parser.add_argument("--weights", help=said)
+    add_yes_option(parser)
     add("device", "cpu, cuda or cuda:N")
     add("dtype", f"one of {', '.join(DTYPE_NAMES)}")
     if unset:

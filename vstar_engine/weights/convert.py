@@ -16,11 +16,11 @@ from vstar_engine.config import models
 from vstar_engine.errors import CheckpointError
 from vstar_engine.machine.device import dtype_named
 
+from .converted import STORED
 from .diffusers_files import INDEX, is_layout, used_files
 from .watched_child import run_watched
 
 LORA_FILE = ".safetensors"  # an output of this ending is a LoRA
-STORED = "stored"  # as a dtype: the one that the source has
 GUIDANCE = 7.5  # what T2V-Turbo's own demonstration tells its UNet
 SHARD_BYTES = 512 * 2**20
 # what the child may hold besides mapped files: PyTorch itself, one shard, and casts of its largest tensor

@@ -18,7 +18,8 @@ from vstar_engine.machine.device import dtype_named
 from vstar_engine.sampling import schedule
 
 from .checkpoint import Weights, check_finite, check_keys
-from .convert import LORA_FILE, STORED
+from .convert import LORA_FILE
+from .converted import STORED
 from .diffusers_files import sha256_of, used_files
 from .diffusers_layout import open_layout
 from .key_map import UNET, official_shapes
@@ -97,7 +98,8 @@ def convert_here(source: Path, out: Path, model: str, dtype: str, shard_bytes: i
     for done in write_shards(tensors, out, kept, shard_bytes):
         if done % 50 == 0 or done == len(tensors):
             tell(done=done, total=len(tensors))
-    source_entry = {"name": source.name, "bytes": sum(file.stat().st_size for file in read), "sha256": sha256_of(source, read)}
+    source_entry = {"name": source.name, "bytes": sum(file.stat().st_size for file in read)}
+    source_entry["sha256"] = about.pop("sha256", None) or sha256_of(source, read)
     named = str(kept or narrow(tensors[f"{UNET}input_blocks.0.0.weight"].dtype)).removeprefix("torch.")
     whole = {"kind": WEIGHTS, "model": model, "dtype": named, **stated}
     try:

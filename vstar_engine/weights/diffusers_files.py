@@ -7,8 +7,6 @@ from vstar_engine.artifacts.files import digest_of, sha256
 from vstar_engine.artifacts.text_file import read_text
 from vstar_engine.errors import CheckpointError
 
-from .diffusers_tokenizer import TOKENIZER_FILES
-
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 UNET, VAE, TEXT, TOKENIZER, SCHEDULE = PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # what the weights of a part are called: safetensors, and pickles
@@ -17,6 +15,13 @@ STEMS = {
     VAE: ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     TEXT: ("model", "pytorch_model"),
 }
+TOKENIZER_FILES = TOKENIZER_CONFIG, SPECIAL_TOKENS, WHOLE_TOKENIZER, VOCABULARY, MERGES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
 HALF = "fp16"
 
 
@@ -33,16 +38,19 @@ def candidates(part: str) -> list[tuple[str, str]]:
 def weight_files(folder: Path, part: str) -> list[Path]:
     """Returns the files that hold a part's weights in a folder; CheckpointError where there are none."""
     for single, index in candidates(part):
+        if (folder / single).is_symlink() and not (folder / single).exists():
+            raise CheckpointError(f"{folder / single} is a link to a file that is not there: its download has not finished")
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            return _shards(folder / index)
+            return shards(folder / index)
     wanted = ", ".join(single for single, _ in candidates(part))
     there = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "nothing"
     raise CheckpointError(f"{folder} holds no weights: one of {wanted}, or an index of several, is wanted; it holds {there}")
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path, there: bool = True) -> list[Path]:
+    """Returns the files that an index names, which must be beside it where `there`; CheckpointError for another."""
     try:
         names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
@@ -50,7 +58,7 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index} names {name!r}, which is no file beside it")
-        if not (index.parent / name).is_file():
+        if there and not (index.parent / name).is_file():
             raise CheckpointError(f"{index.parent / name} is missing, though {index.name} names it")
     return [index.parent / name for name in names]
 

@@ -7,22 +7,14 @@ from vstar_engine.errors import CheckpointError
 from vstar_engine.prompting.tokenizer import CONTEXT_LENGTH, END, TRANSFORMERS_SPECIAL, merges, vocabulary
 
 from .diffusers_config import Settings
-
-CONFIG, SPECIAL, WHOLE, VOCABULARY, MERGES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-)
-TOKENIZER_FILES = (CONFIG, SPECIAL, WHOLE, VOCABULARY, MERGES)
+from .diffusers_files import MERGES, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARY, WHOLE_TOKENIZER
 
 
 def padding_token(folder: Path) -> int:
     """Returns the number of the token that pads; CheckpointError unless the tokenizer is CLIP's, token by token."""
     _check_tables(folder)
     pad: Any = TRANSFORMERS_SPECIAL[1]
-    for name in (SPECIAL, CONFIG):
+    for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
         if not (folder / name).is_file():
             continue
         given = Settings(folder / name)
@@ -54,10 +46,10 @@ def _check_added(path: Path, number: Any, text: Any) -> None:
 
 def _check_tables(folder: Path) -> None:
     """Raises CheckpointError unless the vocabulary and the merges are CLIP's."""
-    if (folder / WHOLE).is_file():
-        given = Settings(folder / WHOLE)
+    if (folder / WHOLE_TOKENIZER).is_file():
+        given = Settings(folder / WHOLE_TOKENIZER)
         for token in given.pop("added_tokens", None) or ():
-            _check_added(folder / WHOLE, token.get("id"), _content(token))
+            _check_added(folder / WHOLE_TOKENIZER, token.get("id"), _content(token))
         model = given.pop("model", None) or {}
         words, pairs = model.get("vocab"), model.get("merges") or ()
         # until tokenizers 0.20 a merge was one text
@@ -67,6 +59,6 @@ def _check_tables(folder: Path) -> None:
         lines = (folder / MERGES).read_text(encoding="utf-8").split("\n")
         found = [tuple(line.split()) for line in lines[1:] if line.strip()]
     else:
-        raise CheckpointError(f"{folder} holds neither {WHOLE} nor {VOCABULARY} with {MERGES}")
+        raise CheckpointError(f"{folder} holds neither {WHOLE_TOKENIZER} nor {VOCABULARY} with {MERGES}")
     if words != vocabulary(TRANSFORMERS_SPECIAL) or found != merges():
         raise CheckpointError(f"{folder} is not CLIP's tokenizer: its vocabulary or merges differ, so prompts would be misread")
