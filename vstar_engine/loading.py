@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 class LoadedModel:
     """Networks with weights in them, and what is known of the weights.
 
-    `weights` is the hash of their source, `path` where they lie, and `unused` names the tensors that are not needed. `artifact`
-    is the built engine that `denoiser` runs, None in eager. `vocabulary` has all words that the model knows, none where it may
-    know any. `fp8` has the largest input that each layer had in calibration, where they multiply in FP8.
+    `weights` is the hash of their source, `path` where they lie, `origin` the id and commit of the Hub that they come from,
+    and `unused` names the tensors that are not needed. `artifact` is the built engine that `denoiser` runs, None in eager.
+    `vocabulary` has all words that the model knows, none where it may know any. `fp8` has the largest input that each layer had
+    in calibration, where they multiply in FP8.
     """
 
     spec: Spec
@@ -55,6 +56,7 @@ class LoadedModel:
     path: Path | None = None
     loras: Sequence[Lora] = ()
     fp8: Mapping[str, float] | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 def check_machine(choice: ModelChoice) -> tuple[torch.device, torch.dtype]:
@@ -103,6 +105,7 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
         path=tensors.path,
         loras=tensors.loras if isinstance(tensors, MergedWeights) else (),
         fp8=_convert(denoiser, spec, tower, device) if choice.fp8 else None,
+        origin=tensors.manifest.get("source", {}).get("hub"),
     )
 
 

@@ -1,11 +1,14 @@
 """Options for the model and the device, shared by commands."""
 
 import argparse
+from typing import Any
 
+from vstar_engine.artifacts.built_engine import stated_model
 from vstar_engine.backends import BACKENDS
 from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS
 from vstar_engine.config.sampling import FAST, FP8
 from vstar_engine.model_choice import ModelChoice
+from vstar_engine.weights.sources import model_of
 
 from .weights_options import add_yes_option
 
@@ -48,6 +51,12 @@ def fast_from(args: argparse.Namespace) -> tuple[tuple[str, ...], bool]:
     """Reads --fast: the options of sampling, each once, and whether the network is loaded in FP8."""
     named = tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
     return tuple(name for name in named if name != FP8), FP8 in named
+
+
+def own_defaults(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
+    """Returns the defaults of `Sampling` that the model of options has; none for an unknown one, which is refused later."""
+    model = args.model or stated_model(args.engine) or model_of(args.weights) or ModelChoice.model
+    return MODELS[model].defaults if model in MODELS else ()
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
     if args.renderer is None:
         choice = with_weights(choice, args.yes)
         choice.check_weights()
-    llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0])
+    llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0], choice.spec.defaults)
     for secret in (api_keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
         os.environ.pop(secret, None)
     resolver = request_to_job.Resolver(

@@ -101,7 +101,7 @@ class NoiseSpec:
 class Spec:
     """A model: its three networks, its noise, and the size in pixels, (height, width), and the frames it was trained on.
 
-    `defaults` has the settings that differ from everybody's, by the paths of `video_fields.VIDEO_FIELDS`.
+    `defaults` has the settings of `Sampling` whose defaults are the model's own: those of its published pipeline.
     """
 
     name: str
@@ -126,8 +126,6 @@ class Spec:
                 raise ValueError(f"{wanted} for model {self.name}, got {height}x{width}")
 
 
-# what diffusers' pipeline of these models does by default; TAR ends after the published share of the steps
-_MODELSCOPE_DEFAULTS = (("sampling.guidance", 9.0), ("sampling.eta", 0.0), ("tar.until_step", "56%"))
 _MODELSCOPE_PARTS = (UNetSpec(fps_condition=False), VaeSpec(), TextSpec(tokenizer=TRANSFORMERS))
 
 MODELS: dict[str, Spec] = {
@@ -145,7 +143,7 @@ MODELS: dict[str, Spec] = {
         *_MODELSCOPE_PARTS,
         size=(256, 256),
         noise=NoiseSpec(rescale=False),
-        defaults=(*_MODELSCOPE_DEFAULTS, ("sampling.steps", 50)),
+        defaults=(("steps", 50), ("guidance", 9.0)),
     ),
     "zeroscope": Spec(
         "zeroscope",
@@ -153,7 +151,7 @@ MODELS: dict[str, Spec] = {
         size=(320, 576),
         noise=NoiseSpec(rescale=False),
         frames=24,
-        defaults=(*_MODELSCOPE_DEFAULTS, ("sampling.steps", 40)),
+        defaults=(("steps", 40), ("guidance", 9.0)),
     ),
 }
 
