@@ -50,7 +50,7 @@ class Engine:
         self.device, self.dtype, self.artifact = loaded.device, loaded.dtype, loaded.artifact
         self.weights, self.path, self.unused = loaded.weights, loaded.path, loaded.unused
         self.text_hash, self.vocabulary = loaded.text_hash, loaded.vocabulary
-        self.loras, self.fp8 = tuple(loaded.loras), loaded.fp8
+        self.loras, self.fp8, self.origin = tuple(loaded.loras), loaded.fp8, loaded.origin
 
     @staticmethod
     @undisturbed
@@ -150,7 +150,7 @@ class Engine:
         frames: int = 64,
         seed: int = 0,
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         tar: Tar | None = DEFAULT_TAR,
         size: tuple[int, int] | None = None,
         negative: str = "",
@@ -164,7 +164,7 @@ class Engine:
         """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
 
         `at` or `durations` place the states (`timeline.place`); `negatives` has one for each state. Embeddings contain states,
-        places and negatives; `at` or `durations` override their places.
+        places and negatives; `at` or `durations` override their places. `sampling` defaults to the model's own.
         """
         embeddings = None
         if isinstance(states, Embeddings):
@@ -177,6 +177,7 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
+        sampling = sampling or Sampling.usual(own=self.spec.defaults)
         request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places)
         return self.run(request, on_step, embeddings)
 
@@ -300,7 +301,7 @@ class Engine:
         """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""
         if self.text is None:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
-        return self.text(tokenize(prompts).to(self.device))
+        return self.text(tokenize(prompts, self.spec.text).to(self.device))
 
     def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the states, (K, 77, C), and of the negative prompts, (1 or K, 77, C)."""
@@ -315,10 +316,17 @@ class Engine:
         return embeddings.anchors.to(self.device, self.dtype), embeddings.negative.to(self.device, self.dtype)
 
     def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
-        made = {"engine": "vstar-engine", "version": __version__, "model": self.spec.name, "weights": self.weights}
+        made: dict[str, object] = {
+            "engine": "vstar-engine",
+            "version": __version__,
+            "model": self.spec.name,
+            "weights": self.weights,
+        }
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
         if self.artifact is not None:
             run |= {"backend": self.artifact.identity["backend"], "built": self.artifact.name}
+        if self.origin is not None:
+            made["weights_from"] = dict(self.origin)
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
         if self.loras:
             held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]

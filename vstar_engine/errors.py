@@ -13,6 +13,12 @@ class CheckpointError(VstarError, ValueError):
     exit_code = 3
 
 
+class DownloadError(CheckpointError):
+    """Weights cannot be downloaded."""
+
+    exit_code = 13
+
+
 class OutputError(VstarError, OSError):
     """A result cannot be written where it was asked for."""
 

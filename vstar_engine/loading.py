@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 class LoadedModel:
     """Networks with weights in them, and what is known of the weights.
 
-    `weights` is the hash of their source, `path` where they lie, and `unused` names the tensors that are not needed. `artifact`
-    is the built engine that `denoiser` runs, None in eager. `vocabulary` has all words that the model knows, none where it may
-    know any. `fp8` has the largest input that each layer had in calibration, where they multiply in FP8.
+    `weights` is the hash of their source, `path` where they lie, `origin` the id and commit of the Hub that they come from,
+    and `unused` names the tensors that are not needed. `artifact` is the built engine that `denoiser` runs, None in eager.
+    `vocabulary` has all words that the model knows, none where it may know any. `fp8` has the largest input that each layer had
+    in calibration, where they multiply in FP8.
     """
 
     spec: Spec
@@ -55,6 +56,7 @@ class LoadedModel:
     path: Path | None = None
     loras: Sequence[Lora] = ()
     fp8: Mapping[str, float] | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 def check_machine(choice: ModelChoice) -> tuple[torch.device, torch.dtype]:
@@ -68,6 +70,7 @@ def check_machine(choice: ModelChoice) -> tuple[torch.device, torch.dtype]:
 
 def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Loads what a choice names onto a device that was checked; raises as `Engine.load` does."""
+    choice = choice.located()
     spec, artifact = choice.spec, choice.engine
     tensors = open_weights(spec, choice.weights, choice.loras)
     if artifact is not None:
@@ -102,6 +105,7 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
         path=tensors.path,
         loras=tensors.loras if isinstance(tensors, MergedWeights) else (),
         fp8=_convert(denoiser, spec, tower, device) if choice.fp8 else None,
+        origin=tensors.manifest.get("source", {}).get("hub"),
     )
 
 
@@ -119,7 +123,7 @@ def _denoiser(choice: ModelChoice, tensors: Mapping[str, Tensor], device: torch.
 def _convert(unet: UNet, spec: Spec, tower: TextTower | None, device: torch.device) -> dict[str, float]:
     """Converts the UNet to FP8 and returns each layer's largest input in calibration."""
     assert tower is not None
-    largest = calibrate(unet, spec, lambda prompts: tower(tokenize(prompts).to(device)))
+    largest = calibrate(unet, spec, lambda prompts: tower(tokenize(prompts, spec.text).to(device)))
     fp8.convert(unet, largest)
     unet.forget_graphs()
     if device.type == "cpu":

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vstar_engine.artifacts.built_engine import MAX_BATCH, size_words
 from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
 from vstar_engine.commands.model_options import add_lora_option, add_text_options
+from vstar_engine.commands.weights_options import with_weights
 from vstar_engine.config.models import model_named, parse_size
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.export.build_engine import build, place
@@ -19,6 +20,8 @@ from vstar_engine.export.build_settings import COMPATIBILITY, LEVELS, OPSET, REF
 from vstar_engine.export.builders import builder_named
 from vstar_engine.loading import open_weights
 from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.model_choice import ModelChoice
+from vstar_engine.weights.bundled import stated_spec
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"
@@ -80,7 +83,7 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
 
 def settings_from(args: argparse.Namespace) -> Settings:
     """Checks the options and makes settings of them."""
-    spec, dtype = model_named(args.model), dtype_named(args.dtype)
+    spec, dtype = stated_spec(model_named(args.model), args.weights), dtype_named(args.dtype)
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
     if args.frames == ANY and args.backend in TENSORRT:
@@ -93,6 +96,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `build`."""
+    args.weights = with_weights(ModelChoice(args.model, args.weights, dtype=args.dtype), args.yes).weights
     settings = settings_from(args)
     builder_named(settings.backend)
     weights = open_weights(settings.spec, args.weights, args.lora or ())

@@ -3,6 +3,7 @@
 <engines>/<model>-<backend>-<dtype>-<frames>-<size>-<hash>/manifest.json, unet.onnx, ...
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -214,6 +215,17 @@ class BuiltEngine:
         if STEP_CACHE in first.sampling.fast:
             raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {self.folder} can only run it whole")
         self.check_clip(first.frames, first.size, rows_at_once(clips))
+
+
+def stated_model(folder: str | Path | None) -> str | None:
+    """Returns the model that an engine's manifest states, its files unchecked; None where there is none."""
+    if folder is None:
+        return None
+    path = Path(folder) if os.path.isdir(folder) else engines_root() / folder
+    try:
+        return str(json.loads((path / MANIFEST).read_text())["identity"]["model"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _check_private(folder: Path) -> None:

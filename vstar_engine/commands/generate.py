@@ -24,6 +24,7 @@ from .model_options import add_model_options, choice_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
 from .video_options import add_video_options, clip_of, settle
+from .weights_options import with_weights
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = outputs(args, len(given) or 1)
     device, dtype = check_machine(choice)
+    choice = with_weights(choice, args.yes)
+    clip = clip.fitted(choice.spec)
     if choice.engine is not None:
         choice.engine.check_requests(clip)
     memory.check(memory.Footprint.of(clip, choice.spec, dtype, text=bundle is None), device, loaded=False)

@@ -8,7 +8,7 @@ from vstar_engine.config.request import Clip
 from vstar_engine.config.sampling import FEW_STEP, Tar, tar_of
 from vstar_engine.config.video_fields import BODY, TAR, VIDEO_FIELDS, VideoField, clip_from, fields_at, unchanged
 
-from .model_options import add_fast_option, fast_from
+from .model_options import add_fast_option, fast_from, own_defaults
 
 FAST_PATH = "sampling.fast"
 
@@ -58,11 +58,11 @@ def add_option(parser: argparse.ArgumentParser, row: VideoField, defaults: bool 
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fills in the defaults that depend on --fast."""
-    fast, _ = fast_from(args)
+    """Fills in the defaults that depend on --fast and on the model."""
+    (fast, _), own = fast_from(args), own_defaults(args)
     for row in VIDEO_FIELDS:
         if row.follows_fast and getattr(args, row.attribute) is None:
-            setattr(args, row.attribute, row.default(fast))
+            setattr(args, row.attribute, row.default(fast, own))
 
 
 def value_of(row: VideoField, args: argparse.Namespace) -> Any:

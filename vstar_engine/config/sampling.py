@@ -1,7 +1,7 @@
 """How a video is sampled: steps, guidance, lossy options, and temporal attention regularization."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,14 +141,14 @@ class Sampling:
         return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
 
     @staticmethod
-    def usual(fast: tuple[str, ...] = ()) -> "Sampling":
-        """Returns the default settings with `fast`."""
-        return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(fast=fast)
+    def usual(fast: tuple[str, ...] = (), own: Iterable[tuple[str, Any]] = ()) -> "Sampling":
+        """Returns the default settings with `fast`, and with a model's `own` defaults where it takes many steps."""
+        return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(**dict(own), fast=fast)
 
     @property
     def until(self) -> str:
-        """Returns TAR's default last step: the published step, or the published share of few steps."""
-        return f"{(Tar.until_step + 1) / Sampling.steps:.0%}" if FEW_STEP in self.fast else str(Tar.until_step)
+        """Returns TAR's default last step: the published step, or the published share of another number of steps."""
+        return str(Tar.until_step) if self.steps == Sampling.steps else f"{(Tar.until_step + 1) / Sampling.steps:.0%}"
 
     def guided(self, index: int) -> bool:
         """Returns whether a step, counted from 0, runs the unconditional branch too."""

@@ -3,7 +3,7 @@
 A new setting is a field of `Clip`, `Sampling` or `Tar`, with its type, default and check, and a row of VIDEO_FIELDS.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -100,14 +100,14 @@ class VideoField:
         """Returns whether its value may be None."""
         return NoneType in get_args(self.declared.type)
 
-    def default(self, fast: tuple[str, ...] = ()) -> Any:
-        """Returns the default with lossy options `fast`; None when other settings decide it."""
+    def default(self, fast: tuple[str, ...] = (), own: Iterable[tuple[str, Any]] = ()) -> Any:
+        """Returns the default with lossy options `fast` and a model's `own`; None when other settings decide it."""
         if self.path == "tar":
             return DEFAULT_PRESET
         if self.path == "tar.until_step":
-            return Sampling.usual(fast).until
+            return Sampling.usual(fast, own).until
         if self.path.startswith("sampling."):
-            return getattr(Sampling.usual(fast), self.name)
+            return getattr(Sampling.usual(fast, own), self.name)
         return None if self.declared.default is MISSING else self.declared.default
 
     @property

@@ -50,7 +50,7 @@ class BatchRow(Trajectory):
         noise = partial(torch.randn, latents.shape, generator=generator, dtype=torch.float32, pin_memory=context.is_cuda)
         return BatchRow(
             latents.to(context.device),
-            Schedule.of(request.sampling),
+            Schedule.of(request.sampling, spec.noise),
             request.sampling.guidance,
             lambda step: noise(),
             index=index,

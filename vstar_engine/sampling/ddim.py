@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vstar_engine.config.models import V
 from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step
 
 from . import solvers
-from .schedule import HISTORY, Schedule, V
+from .schedule import HISTORY, Schedule
 
 # (latents, timestep (B,) int64, step index) -> the conditional and the unconditional noise prediction, like latents;
 # the second is None where guidance is 1
@@ -54,6 +55,7 @@ def _ddim(schedule: Schedule) -> np.ndarray:
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
+    Where the network predicts v, e is v there: x0 = (sqrt(a) x - sqrt(1 - a) v) / scale, and the noise is put as v and x0.
     With a consistency model's schedule x0 becomes out * x0 + skip * x, and sigma^2 is 1 - a_prev.
     """
     s = schedule
