@@ -1,6 +1,6 @@
 """Networks' architectures, and the table of known models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_SIDE = 4096
 
@@ -17,6 +17,7 @@ class UNetSpec:
     """The video UNet's architecture.
 
     Level `i` works at the latent size divided by 2**i and has `model_channels * channel_mult[i]` channels.
+    `image_tokens` is the number of tokens that each cross-attention mixes into the text, 0 for none.
     """
 
     model_channels: int = 320
@@ -33,6 +34,7 @@ class UNetSpec:
     init_attention: bool = True
     fps_condition: bool = True
     norm_groups: int = 32
+    image_tokens: int = 0
 
     @property
     def levels(self) -> int:
@@ -70,14 +72,45 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
+class ImageSpec:
+    """The OpenCLIP image tower's architecture; `size` and `patch` are in pixels."""
+
+    size: int = 224
+    patch: int = 14
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    out: int = 1024
+
+
+@dataclass(frozen=True)
+class StreamingSpec:
+    """What StreamingT2V (arXiv 2403.14773) adds to a text-to-video model.
+
+    A chunk has `chunk` frames, of which the first `overlap` repeat the last of the chunk before. `pixel_channels` are the
+    widths of the pixel encoder, each step but the first at half the size; `resampler` is the width inside the resampler.
+    """
+
+    image: ImageSpec = field(default_factory=ImageSpec)
+    pixel_channels: tuple[int, ...] = (32, 96, 256, 512)
+    resampler: int = 1280
+    chunk: int = 16
+    overlap: int = 8
+
+
+@dataclass(frozen=True)
 class Spec:
-    """A model: its three networks and the size in pixels, (height, width), that it was trained on."""
+    """A model: its networks and the size in pixels, (height, width), that it was trained on.
+
+    `streaming` is None for a model that makes a video in one piece.
+    """
 
     name: str
     unet: UNetSpec
     vae: VaeSpec
     text: TextSpec
     size: tuple[int, int]
+    streaming: StreamingSpec | None = None
 
     @property
     def multiple(self) -> int:
@@ -101,6 +134,14 @@ MODELS: dict[str, Spec] = {
         VaeSpec(channels=32, channel_mult=(1, 1, 2, 4), num_res_blocks=1, norm_groups=8),
         TextSpec(width=64, heads=4, layers=4),
         size=(96, 128),
+    ),
+    "streaming-t2v": Spec(
+        "streaming-t2v",
+        UNetSpec(fps_condition=False, image_tokens=16),
+        VaeSpec(),
+        TextSpec(),
+        size=(256, 256),
+        streaming=StreamingSpec(),
     ),
 }
 
