@@ -4,20 +4,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vstar_engine.config.models import ImageSpec, Spec, StreamingSpec, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.config.request import Request
+from vstar_engine.config.sampling import Sampling
 from vstar_engine.networks.appearance import MixedCrossAttention, Resampler, with_image
-from vstar_engine.networks.blocks import to_frames
 from vstar_engine.networks.conditional_attention import FeatureFuser, PixelEncoder
 from vstar_engine.networks.image_encoder import ImageTower, clip_pixels
 from vstar_engine.networks.spatial_attention import best_attention
-from vstar_engine.networks.streaming_unet import ChunkDenoiser, StreamingUNet
+from vstar_engine.networks.streaming_unet import ChunkDenoiser, StreamingUNet, streaming_of
 from vstar_engine.networks.unet import UNet
+from vstar_engine.networks.vae import Vae
+from vstar_engine.sampling.ddim import sample
+from vstar_engine.sampling.enhancer import EnhancerSchedule
+from vstar_engine.sampling.streaming import Anchor, ChunkNoise, as_clip, chunk_batch, schedule_of
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.key_map import module_shapes
-from vstar_engine.weights.streaming_keys import OfficialNames
+from vstar_engine.weights.streaming_keys import IMAGE, RESAMPLER, OfficialNames
 
 from .case import Judge
 
@@ -178,6 +184,88 @@ def _hoisted(net: Any, latents: Tensor, timestep: Tensor, context: Tensor, fps: 
     return net(latents, timesteps.embedding(timesteps.rows[videos, videos]), context_kv, fps, tar)[: len(latents)]
 
 
+def _stream_ddim(judge: Judge) -> None:
+    """The schedule and a walk with a stand-in network, through `sample` and the steps' own noise."""
+    config = judge.case["config"]
+    schedule = schedule_of(Sampling(config["steps"], config["eta"], config["guidance"]))
+    judge.exact(schedule.timesteps[::-1], "timesteps")
+    for output, values in (("alpha_bar", schedule.alpha), ("alpha_bar_prev", schedule.alpha_prev), ("std", schedule.sigma)):
+        judge.compare(values[::-1], output)
+    branches, noises = judge.tensor("y"), judge.tensor("noises")
+
+    def toy(x: Tensor, t: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        eps = 0.5 * x + 0.2 * x.mean(dim=2, keepdim=True) + 1e-4 * int(t[0])
+        return eps + branches[1], eps + branches[0]
+
+    def noise(index: int) -> Tensor:
+        return as_clip(noises[index])
+
+    walked = sample(toy, schedule, judge.tensor("x_T"), guidance=config["guidance"], noise=noise)
+    latents = torch.stack([x[0].transpose(0, 1) for _, _, x, _ in walked])
+    judge.compare(latents[config["kept"]], "latents")
+
+
+class _Heard(ChunkDenoiser):
+    """Keeps the guided prediction of every step, frame-major."""
+
+    def __init__(self, network: StreamingUNet, known: Tensor, guidance: float):
+        super().__init__(network, known)
+        self.guidance, self.predicted = guidance, list[Tensor]()
+
+    def __call__(self, *given: Any) -> Tensor:
+        out = super().__call__(*given)
+        cond, uncond = out.chunk(2)
+        self.predicted.append((uncond + self.guidance * (cond - uncond))[0].transpose(0, 1))
+        return out
+
+
+def _stream_end_to_end(judge: Judge) -> None:
+    """Every call of a case by the engine's chunks, on recorded noise; the chain stays in floats."""
+    config, device = judge.case["config"], judge.device
+    spec = streaming_spec(config)
+    streaming, tensors = streaming_of(spec), network_weights(judge, spec)
+    network, vae = _filled(judge, StreamingUNet(spec), tensors, key_map.UNET), Vae(spec.vae, encoder=False)
+    tower = ImageTower(streaming.image)
+    resampler = Resampler(spec.unet.context_dim, streaming.resampler, spec.unet.image_tokens)
+    for module, prefix in ((vae, key_map.VAE), (tower, IMAGE), (resampler, RESAMPLER)):
+        checkpoint.load(module.eval(), tensors, prefix, device=device)
+    chunk = 2 * judge.tensor("first_chunk").transpose(0, 1)[None] - 1  # (1, 3, 16, H, W)
+    anchor = Anchor.of(chunk[:, :, 0], tower, resampler)
+    texts = judge.tensor("text_positive")[:, None], judge.tensor("text_negative")[:, None]
+    context = torch.cat([with_image(texts[1], anchor.uncond), with_image(texts[0], anchor.cond)])
+    judge.compare(context[:, 0, [0, 76, 77, 78, 92]], "context_rows")
+    sampling = Sampling(config["steps"], config["eta"], config["guidance"])
+    request = Request(("",), streaming.chunk, size=tuple(config["pixels"]), sampling=sampling, tar=None)
+    video, latents, predicted = list[Tensor](), list[Tensor](), list[Tensor]()
+    for call in range(config["calls"]):
+        tape = judge.tensor("step_noise")[call]
+        noise = ChunkNoise(judge.tensor("initial_noise")[call : call + 1], lambda index, tape=tape: as_clip(tape[index]))
+        denoiser = _Heard(network, chunk[:, :, -streaming.overlap :], config["guidance"])
+        batch = chunk_batch(denoiser, spec, torch.float32, request, texts, anchor, noise)
+        for _ in range(batch.steps):
+            batch.step()
+            latents.append(batch.rows[0].latents[0].transpose(0, 1))
+        predicted += denoiser.predicted
+        chunk = vae.decode(batch.rows[0].latents).clamp(-1, 1)
+        video.append((chunk[0, :, streaming.overlap :].transpose(0, 1) + 1) / 2)
+    judge.compare(torch.stack(predicted).unflatten(0, (config["calls"], -1)), "noise_pred")
+    judge.compare(torch.stack(latents).unflatten(0, (config["calls"], -1)), "latents")
+    judge.compare(torch.cat(video), "video")
+
+
+def _enhancer_schedule(judge: Judge) -> None:
+    config = judge.case["config"]
+    schedule = EnhancerSchedule.published(
+        config["levels"], config["scale_min"], config["scale_max"], config["logsnr_clamp"], config["zero_terminal_snr"]
+    )
+    judge.compare(schedule.sigmas, "sigmas")
+    judge.compare(schedule.alphas, "alphas")
+    ratios = schedule.ratios(config["steps"], config["total_noise_levels"])
+    judge.compare(ratios, "k_sigmas")
+    judge.compare(schedule.times(ratios), "step_times")
+    judge.exact(np.rint(schedule.times(ratios)).astype(np.int64), "rounded_times")
+
+
 KINDS: dict[str, Callable[[Judge], None]] = {
     "pixel_encoder": _pixel_encoder,
     "feature_fuser": _feature_fuser,
@@ -189,4 +277,7 @@ KINDS: dict[str, Callable[[Judge], None]] = {
     "cam_features": _cam_features,
     "stream_unet": _stream_unet,
     "stream_unet_trace": _stream_unet,
+    "stream_ddim": _stream_ddim,
+    "stream_end_to_end": _stream_end_to_end,
+    "enhancer_schedule": _enhancer_schedule,
 }

@@ -135,7 +135,7 @@ def _network_name(name: str, spec: UNetSpec) -> str:
 
 def _without_ones(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns a weight's published shape: what is a matrix there may be a 1x1 convolution here."""
-    linear = "transformer_in.proj_" in name or ".mid_block.attentions." in name and name.startswith("vae.")
+    linear = "transformer_in.proj_" in name or (".mid_block.attentions." in name and name.startswith("vae."))
     return shape[:2] if linear else shape
 
 
