@@ -8,19 +8,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vstar_engine.artifacts.file_kind import SAFETENSORS, weight_kind
 from vstar_engine.artifacts.files import sha256
 from vstar_engine.artifacts.manifest import WEIGHTS, write_manifest
 from vstar_engine.config import models
-from vstar_engine.errors import OutputError
+from vstar_engine.errors import CheckpointError, OutputError
 from vstar_engine.machine.device import dtype_named
 from vstar_engine.sampling import schedule
 
 from .checkpoint import Weights, check_finite, check_keys
 from .convert import LORA_FILE
 from .key_map import official_shapes
-from .pickle_file import read_pickle
+from .pickle_file import Streamed, read_pickle
+from .streaming_keys import STREAMING_KEY, published_shapes
 from .watched_child import Tell, reporting
 from .wrappers import Renamed, state_dict_in, stored_names
 
@@ -34,7 +36,9 @@ def read_official(source: Path) -> Mapping[str, Tensor]:
         return Weights(source)
     content = read_pickle(source)
     hint = f"; if that is a LoRA, name a file to make of it, NAME{LORA_FILE}" if isinstance(content, list) else ""
-    tensors = state_dict_in(content, str(source), hint)
+    tensors: Mapping[str, Tensor] = state_dict_in(content, str(source), hint)
+    if any(isinstance(tensor, FakeTensor) for tensor in tensors.values()):
+        tensors = Streamed(source, tensors)
     return Renamed(tensors, stored_names(tensors, str(source)))
 
 
@@ -76,9 +80,12 @@ def convert_here(source: Path, out: Path, model: str, dtype: str, shard_bytes: i
     """Writes the folder `out`, which is there and empty; its manifest comes last."""
     spec = models.model_named(model)
     tensors = read_official(source)
-    wanted = official_shapes(spec)
+    if spec.streaming is None and STREAMING_KEY in tensors:
+        raise CheckpointError(f"{source} is a checkpoint of StreamingT2V, not of {model}; give --model streaming-t2v")
+    wanted = official_shapes(spec) if spec.streaming is None else published_shapes(spec)
     check_keys({name: tuple(tensors[name].shape) for name in tensors}, wanted, str(source))
-    compare_schedule(tensors)
+    if spec.streaming is None:
+        compare_schedule(tensors)
     for done in write_shards(tensors, out, dtype_named(dtype), shard_bytes):
         if done % 50 == 0 or done == len(tensors):
             tell(done=done, total=len(tensors))

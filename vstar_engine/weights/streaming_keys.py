@@ -1,6 +1,5 @@
 """The names of StreamingT2V's checkpoint, and the official names of a text-to-video model that our networks are filled by."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,14 @@ from vstar_engine.networks.streaming_unet import StreamingUNet, streaming_of
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.vae import Vae
 
-from .checkpoint import check_keys
+from .checkpoint import Weights, check_keys
 from .key_map import TEXT, UNET, VAE, module_shapes
 
 IMAGE, RESAMPLER = "image_encoder.model.visual.", "resampler."
 # what the image tower's file has besides it: OpenCLIP's text tower without its blocks
 LEFT_OVER = "image_encoder.model."
+# a name that no other model's checkpoint has
+STREAMING_KEY = "base_model.cross_attention_merger_mid_block.temporal_transformer.proj_in.weight"
 RESIDUAL = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -193,6 +194,9 @@ class OfficialNames(Mapping[str, Tensor]):
         return len(self.stored)
 
 
-def values(spec: Spec) -> int:
-    """Counts the values of a streaming model's checkpoint (3,232,602,140 for streaming-t2v)."""
-    return sum(math.prod(shape) for shape in published_shapes(spec).values())
+class StreamingWeights(OfficialNames):
+    """A converted folder of a streaming model under official names; `manifest` and `path` are the folder's."""
+
+    def __init__(self, tensors: Weights, spec: Spec):
+        super().__init__(tensors, spec)
+        self.manifest, self.path, self.fingerprint = tensors.manifest, tensors.path, tensors.fingerprint
