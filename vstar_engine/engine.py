@@ -50,7 +50,7 @@ class Engine:
         self.device, self.dtype, self.artifact = loaded.device, loaded.dtype, loaded.artifact
         self.weights, self.path, self.unused = loaded.weights, loaded.path, loaded.unused
         self.text_hash, self.vocabulary = loaded.text_hash, loaded.vocabulary
-        self.loras, self.fp8 = tuple(loaded.loras), loaded.fp8
+        self.loras, self.fp8, self.image = tuple(loaded.loras), loaded.fp8, loaded.image
 
     @staticmethod
     @undisturbed
@@ -235,6 +235,8 @@ class Engine:
         """
         if not requests:
             raise ValueError("there is no request in the batch; give at least one")
+        if self.spec.streaming is not None:
+            raise ValueError(f"model {self.spec.name} makes a video in chunks from a first one: use `streaming.Stream`")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
         shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
@@ -263,7 +265,7 @@ class Engine:
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
-        whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
+        whole = Video(frames, request.fps, self.provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
             chunk = memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
@@ -287,7 +289,7 @@ class Engine:
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C)."""
-        anchors, negative = self._encoded(request, embeddings, encode)
+        anchors, negative = self.encoded(request, embeddings, encode)
         where = request.anchors
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
         if len(negative) == 1:
@@ -302,8 +304,9 @@ class Engine:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
         return self.text(tokenize(prompts).to(self.device))
 
-    def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
+    def encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode | None = None) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the states, (K, 77, C), and of the negative prompts, (1 or K, 77, C)."""
+        encode = encode or self.embed
         if embeddings is None:
             return encode(request.states), encode(request.negatives or [request.negative])
         held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)
@@ -314,7 +317,8 @@ class Engine:
             log.warning("these weights hold no text tower, so that of the embeddings could not be compared")
         return embeddings.anchors.to(self.device, self.dtype), embeddings.negative.to(self.device, self.dtype)
 
-    def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
+    def provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
+        """Returns what a video of a request is made by, as plain data."""
         made = {"engine": "vstar-engine", "version": __version__, "model": self.spec.name, "weights": self.weights}
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
         if self.artifact is not None:

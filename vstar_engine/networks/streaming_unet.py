@@ -16,8 +16,11 @@ from .precomputed import ContextKV, TimestepEmbedding, TimestepTable, context_sh
 from .unet import UNet
 
 
-class StreamingUNet(nn.Module):
-    """Predicts the noise in a chunk's latents from its text, an anchor's tokens and the last frames of the chunk before."""
+class StreamingUNet(nn.Module, Denoiser):
+    """Predicts the noise in a chunk's latents from its text, an anchor's tokens and the last frames of the chunk before.
+
+    A `ChunkDenoiser` calls it in sampling.
+    """
 
     def __init__(self, spec: Spec, spatial_attention: str = "auto"):
         super().__init__()
@@ -27,6 +30,10 @@ class StreamingUNet(nn.Module):
         self.cam = ConditionalAttention(plain, self.streaming.pixel_channels, spatial_attention)
         self.fusers = nn.ModuleList(self._fuser(channels) for channels in self.base.skip_channels)
         self.middle_fuser = self._fuser(self.base.skip_channels[-1])
+
+    @property
+    def module(self) -> nn.Module:
+        return self
 
     def _fuser(self, channels: int) -> FeatureFuser:
         return FeatureFuser(channels, self.spec.head_dim, self.spec.norm_groups)
