@@ -51,6 +51,7 @@ class Engine:
         self.weights, self.path, self.unused = loaded.weights, loaded.path, loaded.unused
         self.text_hash, self.vocabulary = loaded.text_hash, loaded.vocabulary
         self.loras, self.fp8, self.origin = tuple(loaded.loras), loaded.fp8, loaded.origin
+        self.image = loaded.image
 
     @staticmethod
     @undisturbed
@@ -236,6 +237,8 @@ class Engine:
         """
         if not requests:
             raise ValueError("there is no request in the batch; give at least one")
+        if self.spec.streaming is not None:
+            raise ValueError(f"model {self.spec.name} makes a video in chunks from a first one: use `streaming.Stream`")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
         shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
@@ -264,7 +267,7 @@ class Engine:
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
-        whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
+        whole = Video(frames, request.fps, self.provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
             chunk = memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
@@ -288,7 +291,7 @@ class Engine:
 
     def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
         """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C)."""
-        anchors, negative = self._encoded(request, embeddings, encode)
+        anchors, negative = self.encoded(request, embeddings, encode)
         where = request.anchors
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
         if len(negative) == 1:
@@ -303,8 +306,9 @@ class Engine:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
         return self.text(tokenize(prompts, self.spec.text).to(self.device))
 
-    def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
+    def encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode | None = None) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the states, (K, 77, C), and of the negative prompts, (1 or K, 77, C)."""
+        encode = encode or self.embed
         if embeddings is None:
             return encode(request.states), encode(request.negatives or [request.negative])
         held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)
@@ -315,7 +319,8 @@ class Engine:
             log.warning("these weights hold no text tower, so that of the embeddings could not be compared")
         return embeddings.anchors.to(self.device, self.dtype), embeddings.negative.to(self.device, self.dtype)
 
-    def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
+    def provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
+        """Returns what a video of a request is made by, as plain data."""
         made: dict[str, object] = {
             "engine": "vstar-engine",
             "version": __version__,

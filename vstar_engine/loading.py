@@ -17,7 +17,10 @@ from vstar_engine.config.sampling import FP8
 from vstar_engine.machine import malloc, threads
 from vstar_engine.machine.device import device_named, dtype_named
 from vstar_engine.networks import fp8
+from vstar_engine.networks.appearance import Resampler
 from vstar_engine.networks.denoiser import Denoiser
+from vstar_engine.networks.image_encoder import ImageTower
+from vstar_engine.networks.streaming_unet import streaming_of
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -25,6 +28,7 @@ from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.fp8_calibration import calibrate
 from vstar_engine.weights import bundled, checkpoint, key_map
 from vstar_engine.weights.lora import Lora, MergedWeights
+from vstar_engine.weights.streaming_keys import IMAGE, RESAMPLER, StreamingWeights
 
 from .backends import TENSORRT, backend_named
 from .model_choice import ModelChoice
@@ -57,6 +61,15 @@ class LoadedModel:
     loras: Sequence[Lora] = ()
     fp8: Mapping[str, float] | None = None
     origin: Mapping[str, Any] | None = None
+    image: "ImageEncoder | None" = None
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """What makes tokens of a streaming model's anchor frame."""
+
+    tower: ImageTower
+    resampler: Resampler
 
 
 def check_machine(choice: ModelChoice) -> tuple[torch.device, torch.dtype]:
@@ -87,7 +100,9 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
         tower, unused = load_text(spec, tensors, device, dtype)
     unused += checkpoint.load(vae, tensors, key_map.VAE, device=device, dtype=dtype)
     denoiser = _denoiser(choice, tensors, device, dtype)
-    unused += [name for name in tensors if not name.startswith((key_map.UNET, key_map.VAE, key_map.TEXT))]
+    image = None if spec.streaming is None else _image_encoder(spec, tensors, device, dtype)
+    used = (key_map.UNET, key_map.VAE, key_map.TEXT, *((IMAGE, RESAMPLER) if image else ()))
+    unused += [name for name in tensors if not name.startswith(used)]
     log.info("%s: %d tensors used, %d not needed", spec.name, len(tensors) - len(unused), len(unused))
     log.debug("not needed: %s", ", ".join(unused))
     return LoadedModel(
@@ -106,7 +121,19 @@ def load_model(choice: ModelChoice, device: torch.device, dtype: torch.dtype) ->
         loras=tensors.loras if isinstance(tensors, MergedWeights) else (),
         fp8=_convert(denoiser, spec, tower, device) if choice.fp8 else None,
         origin=tensors.manifest.get("source", {}).get("hub"),
+        image=image,
     )
+
+
+def _image_encoder(spec: Spec, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> ImageEncoder:
+    """Builds and fills a streaming model's image tower and resampler."""
+    streaming = streaming_of(spec)
+    with torch.device("meta"):
+        tower = ImageTower(streaming.image)
+        resampler = Resampler(spec.unet.context_dim, streaming.resampler, spec.unet.image_tokens)
+    for module, prefix in ((tower, IMAGE), (resampler, RESAMPLER)):
+        checkpoint.load(module, tensors, prefix, device=device, dtype=dtype)
+    return ImageEncoder(tower.eval().requires_grad_(False), resampler.eval().requires_grad_(False))
 
 
 def _denoiser(choice: ModelChoice, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> Any:
@@ -131,10 +158,12 @@ def _convert(unet: UNet, spec: Spec, tower: TextTower | None, device: torch.devi
     return largest
 
 
-def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights:
+def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = ()) -> checkpoint.Weights | StreamingWeights:
     """Opens a folder of weights, or a model's own, and merges LoRAs; CheckpointError where they are damaged or do not fit."""
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
     bundled.check_model(tensors.manifest, tensors.path, spec)
+    if spec.streaming is not None:
+        return StreamingWeights(tensors, spec)
     return MergedWeights(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 
 

@@ -66,6 +66,8 @@ class ModelChoice:
             )
         if self.engine is not None:
             self._check_built(self.engine)
+        if self.spec.streaming is not None and (self.fp8 or self.loras or self.engine is not None):
+            raise ValueError(f"model {self.model} runs in eager PyTorch alone, without LoRAs, {FP8} and built engines")
         if self.fp8 and self.text is None:
             raise ValueError(
                 f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"

@@ -84,7 +84,7 @@ def _encode(parts: Iterator[Video], path: Path) -> None:
     rate = frame_rate(first.fps)
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata["comment"] = _comment(first)
+            container.metadata["comment"] = comment_of(first)
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             matrix, colours = colour_matrix(height, width), stream.codec_context
@@ -111,7 +111,7 @@ def frame_rate(fps: float) -> Fraction:
     return rate
 
 
-def _comment(video: Video) -> str:
+def comment_of(video: Video) -> str:
     """Returns what made a video as JSON; numbers may be numpy's."""
     return json.dumps(video.provenance, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
 
@@ -159,7 +159,7 @@ def _save_gif(video: Video, path: Path) -> None:
     # hundredths of a second are all that a gif holds: spread, so that the whole lasts as long as it should
     ends = [round(100 * i / float(video.fps)) for i in range(len(video.frames) + 1)]
     lasts = [10 * (end - begin) for begin, end in pairwise(ends)]
-    first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, comment=_comment(video).encode())
+    first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, comment=comment_of(video).encode())
 
 
 def contact_sheet(frames: np.ndarray, every: int = SHEET_EVERY, columns: int = SHEET_COLUMNS) -> np.ndarray:
@@ -179,7 +179,7 @@ def _save_png(video: Video, path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt("comment", _comment(video))
+    info.add_itxt("comment", comment_of(video))
     Image.fromarray(contact_sheet(video.frames)).save(path, pnginfo=info)
 
 

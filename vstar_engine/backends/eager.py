@@ -14,6 +14,7 @@ from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
 from vstar_engine.networks.precomputed import CachedFeatures, ContextKV
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
+from vstar_engine.networks.streaming_unet import StreamingUNet
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
 
@@ -28,13 +29,17 @@ def load(
     dtype: torch.dtype,
     spatial_attention: str = "auto",
     graphs: bool = True,
-) -> UNet:
-    """Builds the UNet and fills it from official names; on a GPU, where `graphs`, its steps replay CUDA graphs."""
+) -> UNet | StreamingUNet:
+    """Builds the UNet, or a streaming model's network, and fills it from official names.
+
+    On a GPU, where `graphs`, the steps of a UNet replay CUDA graphs.
+    """
     if device.type == "cuda":
         # the same few convolutions run in every step, so trying their algorithms out once pays
         torch.backends.cudnn.benchmark = True
     with torch.device("meta"):
-        unet = kind(device, graphs)(spec.unet, spatial_attention)
+        # a chunk's known frames are no input of a recorded step, so streaming records none
+        unet = StreamingUNet(spec, spatial_attention) if spec.streaming else kind(device, graphs)(spec.unet, spatial_attention)
     checkpoint.load(unet, weights, key_map.UNET, device=device, dtype=dtype)
     return unet.eval().requires_grad_(False)
 

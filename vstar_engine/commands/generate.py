@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.request import Clip, Request
+from vstar_engine.config.request import MAX_FRAMES, Clip, Request
+from vstar_engine.config.streamed import ENDLESS
 from vstar_engine.engine import Engine
 from vstar_engine.loading import check_machine, load_model
 from vstar_engine.machine import memory
@@ -19,7 +20,7 @@ from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synopses
 from vstar_engine.video import Video, check_ending, encoding
 
-from . import frame_plan
+from . import frame_plan, stream
 from .model_options import add_model_options, choice_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", action="store_true", help="write a contact sheet of every 8th frame (png) beside it")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    stream.add_options(parser)
     add_llm_options(parser)
     add_config_options(parser)
     parser.set_defaults(settle=settle)
@@ -72,7 +74,9 @@ def state_count(args: argparse.Namespace) -> int | None:
 
 def described(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
     """Returns the given synopses, or the synopsis of the prompt."""
-    return given or list(synopses(args, [args.prompt], state_count(args), args.frames))
+    endless = args.frames == ENDLESS
+    count = state_count(args) or (1 if endless else None)
+    return given or list(synopses(args, [args.prompt], count, MAX_FRAMES if endless else args.frames))
 
 
 def check_states(args: argparse.Namespace, clip: Clip, given: list[Synopsis]) -> None:
@@ -107,6 +111,14 @@ def run(args: argparse.Namespace) -> int:
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     choice = choice_from(args, ModelChoice.text if bundle is None else None)
     given = given_synopses(args, bundle)
+    if choice.spec.streaming is not None:
+        clip, length = stream.clip_and_length(args, choice.spec)
+        stream.check(args, choice, clip)
+        return stream.run(args, choice, described(args, given), clip, length)
+    if only := stream.given(args):
+        raise ValueError(f"{', '.join(only)} is for a streaming model, and {choice.model} is none")
+    if args.frames == ENDLESS:
+        raise ValueError(f"--frames must be at least 1, and inf is for a streaming model, which {choice.model} is not")
     clip = settled(clip_of(args), choice, bundle)
     check_states(args, clip, given)
     if args.plan:

@@ -1,7 +1,7 @@
 """Networks' architectures, and the table of known models."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 MAX_SIDE = 4096
@@ -19,6 +19,7 @@ class UNetSpec:
     """The video UNet's architecture.
 
     Level `i` works at the latent size divided by 2**i and has `model_channels * channel_mult[i]` channels.
+    `image_tokens` is the number of tokens that each cross-attention mixes into the text, 0 for none.
     """
 
     model_channels: int = 320
@@ -35,6 +36,7 @@ class UNetSpec:
     init_attention: bool = True
     fps_condition: bool = True
     norm_groups: int = 32
+    image_tokens: int = 0
 
     @property
     def levels(self) -> int:
@@ -98,10 +100,38 @@ class NoiseSpec:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A model: its three networks, its noise, and the size in pixels, (height, width), and the frames it was trained on.
+class ImageSpec:
+    """The OpenCLIP image tower's architecture; `size` and `patch` are in pixels."""
 
-    `defaults` has the settings of `Sampling` whose defaults are the model's own: those of its published pipeline.
+    size: int = 224
+    patch: int = 14
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    out: int = 1024
+
+
+@dataclass(frozen=True)
+class StreamingSpec:
+    """What StreamingT2V (arXiv 2403.14773) adds to a text-to-video model.
+
+    A chunk has `chunk` frames, of which the first `overlap` repeat the last of the chunk before. `pixel_channels` are the
+    widths of the pixel encoder, each step but the first at half the size; `resampler` is the width inside the resampler.
+    """
+
+    image: ImageSpec = field(default_factory=ImageSpec)
+    pixel_channels: tuple[int, ...] = (32, 96, 256, 512)
+    resampler: int = 1280
+    chunk: int = 16
+    overlap: int = 8
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model: its networks, its noise, and the size in pixels, (height, width), and the frames it was trained on.
+
+    `defaults` has the settings of `Sampling` whose defaults are the model's own: those of its published pipeline. `streaming`
+    is None for a model that makes a video in one piece.
     """
 
     name: str
@@ -112,6 +142,7 @@ class Spec:
     noise: NoiseSpec = NoiseSpec()
     frames: int = 16
     defaults: tuple[tuple[str, Any], ...] = ()
+    streaming: StreamingSpec | None = None
 
     @property
     def multiple(self) -> int:
@@ -152,6 +183,16 @@ MODELS: dict[str, Spec] = {
         noise=NoiseSpec(rescale=False),
         frames=24,
         defaults=(("steps", 40), ("guidance", 9.0)),
+    ),
+    "streaming-t2v": Spec(
+        "streaming-t2v",
+        UNetSpec(fps_condition=False, image_tokens=16),
+        VaeSpec(),
+        TextSpec(),
+        size=(256, 256),
+        noise=NoiseSpec(rescale=False),
+        defaults=(("steps", 50), ("guidance", 7.5)),
+        streaming=StreamingSpec(),
     ),
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
@@ -41,6 +41,8 @@ class Clip:
     spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
     """
 
+    most_frames: ClassVar[int] = MAX_FRAMES
+
     frames: int = 64
     seed: int = 0
     size: tuple[int, int] | None = None
@@ -58,8 +60,8 @@ class Clip:
         self._settle(size=None if self.size is None else sides(self.size), at=tuple(map(_position, self.at)))
         self._settle(negative=text("negative", self.negative), negatives=texts("negatives", self.negatives))
         self._settle(durations=tuple(real("a duration", value) for value in self.durations))
-        if not 1 <= self.frames <= MAX_FRAMES:
-            raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {self.frames}")
+        if not 1 <= self.frames <= self.most_frames:
+            raise ValueError(f"frames must be 1 to {self.most_frames}, got {self.frames}")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
             raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if self.mode not in SPREAD_MODES:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from .models import parse_size
 from .request import MAX_FRAMES, Clip, Request
 from .sampling import FEW_STEP, SAMPLERS, SPACINGS, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
+from .streamed import frame_count
 from .timeline import SPREAD_MODES, parse_position
 
 # the dataclass that the front of a path names
@@ -30,7 +31,8 @@ class VideoField:
     """A setting of a video and its names.
 
     `path` is where a `Request` holds it, and its key in a file's provenance. `flag` is its option, by default the last word of
-    `path`; `parse` reads the option's text and `spell` writes it again. `kind` is a value's type, by default the declared one.
+    `path`; `parse` reads the option's text and `spell` writes it again; `read` makes the option's own value, where its type
+    does not. `kind` is a value's type, by default the declared one.
     `http` is its name in the HTTP API, behind `tar.` or `synopsis.` where it stands there; None keeps it out of the API, and
     `settable` False shows it there without taking it. `bounds` (ge, gt, le, lt) and `choices` limit what the API takes, and
     `to_http` converts a value for it.
@@ -42,6 +44,7 @@ class VideoField:
     flag: str = ""
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
+    read: Callable[[str], Any] | None = None
     spell: Callable[[Any], str] = str
     kind: Any = None
     bounds: Mapping[str, float] = field(default_factory=dict)
@@ -145,7 +148,14 @@ VIDEO_FIELDS = [
         bounds={"gt": 0, "le": 1e6},
         http_help="length, relative to the other states'",
     ),
-    VideoField("frames", "number of frames", "num_frames", bounds={"ge": 1, "le": MAX_FRAMES}),
+    VideoField(
+        "frames",
+        "number of frames; inf with a streaming model",
+        "num_frames",
+        read=frame_count,
+        bounds={"ge": 1, "le": MAX_FRAMES},
+        http_help="number of frames",
+    ),
     VideoField(
         "size",
         "size in pixels (default: the model's own)",

@@ -16,7 +16,10 @@ from torch.utils._pytree import tree_leaves
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Clip, rows_at_once
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.networks.appearance import Resampler
 from vstar_engine.networks.denoiser import Denoiser
+from vstar_engine.networks.image_encoder import ImageTower
+from vstar_engine.networks.streaming_unet import ChunkDenoiser, StreamingUNet
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import CHUNK, Vae
@@ -95,7 +98,12 @@ def in_dtype(module: Network, dtype: torch.dtype) -> Network:
 def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
     """Returns the bytes of all weights, with or without the text tower."""
     with torch.device("meta"):
-        parts = [UNet(spec.unet), Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
+        parts: list[nn.Module] = [Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
+        if spec.streaming is None:
+            parts.append(UNet(spec.unet))
+        else:
+            resampler = Resampler(spec.unet.context_dim, spec.streaming.resampler, spec.unet.image_tokens)
+            parts += [StreamingUNet(spec), ImageTower(spec.streaming.image), resampler]
     return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
 
 
@@ -112,9 +120,12 @@ def activation_bytes(request: Footprint) -> int:
     """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame."""
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
-    text = spec.text.context_length, spec.unet.context_dim
+    text = spec.text.context_length + spec.unet.image_tokens, spec.unet.context_dim
     with without_data():
-        unet = in_dtype(UNet(spec.unet), request.dtype)
+        unet: Denoiser = in_dtype(UNet(spec.unet), request.dtype)
+        if spec.streaming is not None:
+            known = torch.empty(request.batch, 3, spec.streaming.overlap, request.height, request.width, dtype=request.dtype)
+            unet = ChunkDenoiser(in_dtype(StreamingUNet(spec), request.dtype), known)
         with LiveBytes() as denoising:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w, dtype=request.dtype),

@@ -1,5 +1,6 @@
 """Interpolates state embeddings over the frames (video synopsis prompting)."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -33,3 +34,25 @@ def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int]
         weight = weight.to(anchors.dtype)[:, None, None]
         rows.append(anchors[i] * (1 - weight) + anchors[i + 1] * weight)
     return torch.cat([*rows, anchors[-1:].expand(frames - where[-1], *anchors.shape[1:])])
+
+
+def spread_at(anchors: Tensor, where: Sequence[int], frames: Sequence[int], mode: str = "linear") -> Tensor:
+    """Returns the rows of `spread` at some frames, (len(frames), 77, C), without the others.
+
+    `where` names the anchors' frames, ascending from 0; frames behind the last one have its state.
+    """
+    rows = []
+    for frame in frames:
+        i = bisect_right(where, frame) - 1
+        if i == len(where) - 1:
+            rows.append(anchors[i])
+            continue
+        start, end = where[i], where[i + 1]
+        weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[frame - start]
+        if mode == "hold":
+            weight = torch.zeros_like(weight)
+        elif mode == "ease":
+            weight = weight * weight * (3 - 2 * weight)
+        weight = weight.to(anchors.dtype)
+        rows.append(anchors[i] * (1 - weight) + anchors[i + 1] * weight)
+    return torch.stack(rows)

@@ -172,9 +172,8 @@ def _place(
 ) -> None:
     where = torch.device("cpu") if device is None and old.is_meta else (device or old.device)
     new = torch.empty(old.shape, dtype=dtype or old.dtype, device=where, memory_format=memory_format(old.dim()))
-    rows = old.shape[0] // len(parts) if old.dim() else 1
-    for i, part in enumerate(parts):
-        new[i * rows : (i + 1) * rows].copy_(part)
+    for piece, part in zip(new.chunk(len(parts)) if new.dim() else (new,), parts, strict=True):
+        piece.copy_(part)
     check_finite(name, new)
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, nn.Parameter(new, requires_grad=old.requires_grad))

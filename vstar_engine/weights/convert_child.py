@@ -9,11 +9,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vstar_engine.artifacts.file_kind import SAFETENSORS, weight_kind
 from vstar_engine.artifacts.manifest import WEIGHTS, write_manifest
 from vstar_engine.config import models
-from vstar_engine.errors import OutputError
+from vstar_engine.errors import CheckpointError, OutputError
 from vstar_engine.machine.device import dtype_named
 from vstar_engine.sampling import schedule
 
@@ -23,7 +24,8 @@ from .converted import STORED
 from .diffusers_files import sha256_of, used_files
 from .diffusers_layout import open_layout
 from .key_map import UNET, official_shapes
-from .pickle_file import read_pickle
+from .pickle_file import Streamed, read_pickle
+from .streaming_keys import STREAMING_KEY, published_shapes
 from .watched_child import Tell, reporting
 from .wrappers import Renamed, state_dict_in, stored_names
 
@@ -37,7 +39,9 @@ def read_official(source: Path) -> Mapping[str, Tensor]:
         return Weights(source)
     content = read_pickle(source)
     hint = f"; if that is a LoRA, name a file to make of it, NAME{LORA_FILE}" if isinstance(content, list) else ""
-    tensors = state_dict_in(content, str(source), hint)
+    tensors: Mapping[str, Tensor] = state_dict_in(content, str(source), hint)
+    if any(isinstance(tensor, FakeTensor) for tensor in tensors.values()):
+        tensors = Streamed(source, tensors)
     return Renamed(tensors, stored_names(tensors, str(source)))
 
 
@@ -83,6 +87,16 @@ def compare_schedule(tensors: Mapping[str, Tensor]) -> None:
             return
 
 
+def check_official(tensors: Weights, spec: models.Spec, source: Path) -> None:
+    """Raises CheckpointError unless a file holds a model's tensors; warns where its noise schedule is another."""
+    if spec.streaming is None and STREAMING_KEY in tensors:
+        raise CheckpointError(f"{source} is a checkpoint of StreamingT2V, not of {spec.name}; give --model streaming-t2v")
+    wanted = official_shapes(spec) if spec.streaming is None else published_shapes(spec)
+    check_keys({name: tuple(tensors[name].shape) for name in tensors}, wanted, str(source))
+    if spec.streaming is None:
+        compare_schedule(tensors)
+
+
 def convert_here(source: Path, out: Path, model: str, dtype: str, shard_bytes: int, tell: Tell, about: dict[str, Any]) -> None:
     """Writes the folder `out`, which is there and empty; its manifest comes last, with `about` among what made it."""
     spec, stated = models.model_named(model), {}
@@ -92,15 +106,16 @@ def convert_here(source: Path, out: Path, model: str, dtype: str, shard_bytes: i
         read = used_files(source)
     else:
         tensors, read = read_official(source), [source]
-        check_keys({name: tuple(tensors[name].shape) for name in tensors}, official_shapes(spec), str(source))
-        compare_schedule(tensors)
+        check_official(tensors, spec, source)
     kept = None if dtype == STORED else dtype_named(dtype)
     for done in write_shards(tensors, out, kept, shard_bytes):
         if done % 50 == 0 or done == len(tensors):
             tell(done=done, total=len(tensors))
     source_entry = {"name": source.name, "bytes": sum(file.stat().st_size for file in read)}
     source_entry["sha256"] = about.pop("sha256", None) or sha256_of(source, read)
-    named = str(kept or narrow(tensors[f"{UNET}input_blocks.0.0.weight"].dtype)).removeprefix("torch.")
+    first = f"{UNET}input_blocks.0.0.weight"
+    stored = tensors[first if first in tensors else next(iter(tensors))].dtype
+    named = str(kept or narrow(stored)).removeprefix("torch.")
     whole = {"kind": WEIGHTS, "model": model, "dtype": named, **stated}
     try:
         write_manifest(out, {**whole, "source": {**source_entry, **about}})
