@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.config import request_warnings
-from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.config.request import Clip, Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory
 from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.prompting.embeddings import Embeddings, Encode
-from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.step_cache import StepCache
+from vstar_engine.sampling.windows import WindowedDenoiser
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import MergedWeights
 
@@ -159,12 +160,19 @@ class Engine:
         at: Sequence[Position] = (),
         durations: Sequence[float] = (),
         negatives: Sequence[str] = (),
+        window: int | None = None,
+        overlap: int = Clip.overlap,
+        blend: str = Clip.blend,
+        phase: bool = False,
+        noise: str = Clip.noise,
+        noise_share: float = Clip.noise_share,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Video:
         """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
 
         `at` or `durations` place the states (`timeline.place`); `negatives` has one for each state. Embeddings contain states,
-        places and negatives; `at` or `durations` override their places.
+        places and negatives; `at` or `durations` override their places. `window` and what follows it make a longer clip in
+        windows (`config.request.Clip`).
         """
         embeddings = None
         if isinstance(states, Embeddings):
@@ -177,7 +185,8 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
-        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places)
+        windows = (window, overlap, blend, phase, noise, noise_share)
+        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, *windows)
         return self.run(request, on_step, embeddings)
 
     def run(
@@ -237,7 +246,7 @@ class Engine:
             raise ValueError("there is no request in the batch; give at least one")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
-        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
+        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk, str(r.plan or "")) for r in requests})
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
@@ -254,7 +263,8 @@ class Engine:
         # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
         rows.sort(key=lambda row: row.request.sampling.guidance == 1.0)
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
-        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
+        denoiser = self.denoiser if first.plan is None else WindowedDenoiser(self.denoiser, first.plan)
+        return Batch(denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @undisturbed
     @torch.inference_mode()
@@ -285,10 +295,18 @@ class Engine:
         request_warnings.warn_untrained(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 
-    def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C)."""
+    def _context(
+        self, request: Request, embeddings: Embeddings | None, encode: Encode
+    ) -> tuple[Tensor | FrameTexts, Tensor | FrameTexts]:
+        """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C).
+
+        For a clip in windows, what those of a window are made of.
+        """
         anchors, negative = self._encoded(request, embeddings, encode)
         where = request.anchors
+        if request.plan is not None:
+            texts = FrameTexts(anchors, tuple(where), request.mode, self.dtype)
+            return texts, negative[None] if len(negative) == 1 else replace(texts, anchors=negative)
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
         if len(negative) == 1:
             return context, negative[None]

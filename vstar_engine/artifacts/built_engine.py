@@ -213,7 +213,7 @@ class BuiltEngine:
         assert first.size is not None
         if STEP_CACHE in first.sampling.fast:
             raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {self.folder} can only run it whole")
-        self.check_clip(first.frames, first.size, rows_at_once(clips))
+        self.check_clip(first.pass_frames, first.size, rows_at_once(clips))
 
 
 def _check_private(folder: Path) -> None:

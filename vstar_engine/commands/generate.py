@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(load_model(choice, device, dtype))
     if engine.records:
         assert clip.size is not None
-        engine.warm([(clip.frames, *clip.size)], clip.sampling)
+        engine.warm([(clip.pass_frames, *clip.size)], clip.sampling)
     for synopsis, request, paths in zip(found, requests, files, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)

@@ -7,10 +7,9 @@ from typing import Any, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
-from .sampling import Sampling, Tar
+from .sampling import STEP_CACHE, Sampling, Tar
 from .timeline import SPREAD_MODES, Position, place
-
-MAX_FRAMES = 512
+from .windows import INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_windows, too_long
 
 
 class Description(Protocol):
@@ -39,6 +38,9 @@ class Clip:
     `size` is (height, width) in pixels, None for the model's own. `mode` sets how states are interpolated over the frames
     (`prompting.interpolation.spread`). `at` or `durations` place the states (`timeline.place`); without either they are evenly
     spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
+    `window` makes a clip of more frames in windows (`windows.WindowPlan`), which share `overlap` frames, merged by `blend`, in
+    places that `phase` moves from step to step. `noise` says how the initial noise of frames is related; for "shared",
+    `noise_share` is the variance that all frames have in common.
     """
 
     frames: int = 64
@@ -52,14 +54,27 @@ class Clip:
     at: tuple[Position, ...] = ()
     durations: tuple[float, ...] = ()
     negatives: tuple[str, ...] = ()
+    window: int | None = None
+    overlap: int = USUAL[1]
+    blend: str = RANDOMIZED
+    phase: bool = False
+    noise: str = INDEPENDENT
+    noise_share: float = 0.2
 
     def __post_init__(self) -> None:
         self._settle(frames=whole("frames", self.frames), seed=whole("a seed", self.seed), fps=real("fps", self.fps))
         self._settle(size=None if self.size is None else sides(self.size), at=tuple(map(_position, self.at)))
         self._settle(negative=text("negative", self.negative), negatives=texts("negatives", self.negatives))
         self._settle(durations=tuple(real("a duration", value) for value in self.durations))
-        if not 1 <= self.frames <= MAX_FRAMES:
-            raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {self.frames}")
+        self._settle(overlap=whole("overlap", self.overlap), noise_share=real("noise_share", self.noise_share))
+        self._settle(window=None if self.window is None else whole("window", self.window))
+        if not 1 <= self.frames <= LONGEST:
+            raise ValueError(f"frames must be 1 to {LONGEST}, got {self.frames}")
+        check_windows(self.window, self.overlap, self.blend, self.noise, self.noise_share)
+        if self.pass_frames > MAX_FRAMES:
+            raise ValueError(too_long(self.frames))
+        if self.plan is not None and STEP_CACHE in self.sampling.fast:
+            raise ValueError(f"{STEP_CACHE} keeps features of one pass, so it does not compose with windows")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
             raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if self.mode not in SPREAD_MODES:
@@ -73,6 +88,18 @@ class Clip:
         """Puts values as they were checked in the place of those given."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def plan(self) -> WindowPlan | None:
+        """Returns the windows of the clip; None where one pass makes it."""
+        if self.window is None or self.window >= self.frames:
+            return None
+        return WindowPlan(self.frames, self.window, self.overlap, self.blend, self.phase)
+
+    @property
+    def pass_frames(self) -> int:
+        """Returns the frames of one call of the network."""
+        return self.frames if self.plan is None else self.plan.window
 
     def fitted(self, spec: Spec) -> Self:
         """Returns the clip with its size filled in; ValueError when the model has no such size or TAR level."""

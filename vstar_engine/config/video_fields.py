@@ -9,9 +9,10 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from .models import parse_size
-from .request import MAX_FRAMES, Clip, Request
+from .request import Clip, Request
 from .sampling import FEW_STEP, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
 from .timeline import SPREAD_MODES, parse_position
+from .windows import BLENDS, LONGEST, MAX_FRAMES, NOISES
 
 # the dataclass that the front of a path names
 HOLDERS: dict[str, type] = {"": Request, "sampling": Sampling, "tar": Tar}
@@ -145,7 +146,18 @@ VIDEO_FIELDS = [
         bounds={"gt": 0, "le": 1e6},
         http_help="length, relative to the other states'",
     ),
-    VideoField("frames", "number of frames", "num_frames", bounds={"ge": 1, "le": MAX_FRAMES}),
+    VideoField("frames", "number of frames", "num_frames", bounds={"ge": 1, "le": LONGEST}),
+    VideoField(
+        "window",
+        f"frames of a window: makes longer clips, also above {MAX_FRAMES} frames, in windows",
+        "window",
+        bounds={"ge": 1, "le": MAX_FRAMES},
+    ),
+    VideoField("overlap", "frames that a window shares with the one before", "overlap", bounds={"ge": 0, "lt": MAX_FRAMES}),
+    VideoField("blend", f"how windows are merged: {', '.join(BLENDS)}", "blend", choices=BLENDS),
+    VideoField("phase", "move the inner windows from step to step"),
+    VideoField("noise", f"initial noise of the frames: {', '.join(NOISES)}", "noise", choices=NOISES),
+    VideoField("noise_share", "variance of shared noise that all frames have in common"),
     VideoField(
         "size",
         "size in pixels (default: the model's own)",

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Clip, rows_at_once
+from vstar_engine.config.windows import USUAL
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.text_encoder import TextTower
@@ -29,6 +30,8 @@ Network = TypeVar("Network", bound=nn.Module)
 # beyond the counted tensors: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
 MARGIN = 1.1
+# of a clip in windows: latents, the next and the clean ones, noise of this step and the next, the merged prediction
+LATENTS = 6
 
 
 class LiveBytes(TorchDispatchMode):
@@ -56,7 +59,10 @@ def _storage(x: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The settings that determine a generation's memory; `batch` counts a network call's rows, `text`: with the text tower."""
+    """The settings that determine a generation's memory; `batch` counts a network call's rows, `text`: with the text tower.
+
+    `frames` are those of one call, `clip` those of the whole clip where it is made in windows, else 0.
+    """
 
     spec: Spec
     frames: int
@@ -65,12 +71,14 @@ class Footprint:
     dtype: torch.dtype
     batch: int
     text: bool = True
+    clip: int = 0
 
     @staticmethod
     def of(clip: Clip, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
         """Reads a clip whose size is filled in."""
         assert clip.size is not None
-        return Footprint(spec, clip.frames, *clip.size, dtype, rows_at_once([clip]), text)
+        whole = 0 if clip.plan is None else clip.frames
+        return Footprint(spec, clip.pass_frames, *clip.size, dtype, rows_at_once([clip]), text, whole)
 
 
 @contextmanager
@@ -98,7 +106,10 @@ def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
 
 @lru_cache(maxsize=64)
 def activation_bytes(request: Footprint) -> int:
-    """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame."""
+    """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame.
+
+    Of a clip in windows: of one window, and of the clip's latents.
+    """
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     text = spec.text.context_length, spec.unet.context_dim
@@ -112,7 +123,8 @@ def activation_bytes(request: Footprint) -> int:
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
-    return int(MARGIN * max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))) + WORKSPACE
+    clip = LATENTS * request.clip * spec.unet.in_channels * h * w * torch.float32.itemsize
+    return int(MARGIN * max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))) + WORKSPACE + clip
 
 
 @lru_cache(maxsize=64)
@@ -162,8 +174,9 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
     weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
     needed, free = weights + activation_bytes(request), available_bytes(device) - kept
     if needed > free:
+        long = f"{request.clip} frames in windows of " if request.clip else ""
         raise MemoryShortage(
-            f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
+            f"{long}{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
             f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
         )
 
@@ -194,8 +207,12 @@ def _nearest(request: Footprint, free: int, loaded: bool) -> str:
     shorter = _most_frames(request, free, loaded)
     while shorter and not fits(replace(request, frames=shorter)):
         shorter -= max(1, shorter // 16)
+    if shorter and request.clip:
+        return f"windows of {shorter} frames fit with --no-batch-guidance"
     if shorter:
-        return f"{shorter} frames fit with --no-batch-guidance"
+        window, overlap = USUAL
+        longer = f"; windows make the whole clip: --window {window} --overlap {overlap}" if window <= shorter else ""
+        return f"{shorter} frames fit with --no-batch-guidance{longer}"
     small = request.spec.multiple
     if fits(replace(request, frames=1, height=small, width=small)):
         return "not even one frame of this size fits: choose a smaller --size"

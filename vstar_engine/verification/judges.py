@@ -25,6 +25,7 @@ from vstar_engine.sampling.tar import toeplitz
 from vstar_engine.video import to_bytes
 from vstar_engine.weights import checkpoint, key_map, official_config
 
+from .blend_judges import BLEND_KINDS
 from .case import Finding, Judge
 
 SCHEDULE_TOLERANCE = 1e-6
@@ -306,4 +307,5 @@ KINDS: dict[str, Callable[[Judge], None]] = {
     "vae": _vae,
     "text_encoder": _text_encoder,
     "end_to_end": _end_to_end,
+    **BLEND_KINDS,
 }

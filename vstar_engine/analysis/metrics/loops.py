@@ -25,9 +25,9 @@ class Loop:
 
 
 def loop(similarity: np.ndarray, least: int = 2) -> Loop:
-    """Finds the shortest interval from `least` to two thirds of the video where similarity (T, T) rises most above an earlier low.
+    """Finds the shortest interval, from `least` to two thirds of the video, where similarity rises most above an earlier low.
 
-    Intervals beyond two thirds of the video have too few pairs of frames to tell. A video that never returns rises by 0.
+    similarity is (T, T). Longer intervals have too few pairs of frames to tell. A video that never returns rises by 0.
     """
     alike = by_interval(similarity)[: max(least + 1, 2 * len(similarity) // 3 + 1)]
     rise = alike - np.minimum.accumulate(alike)

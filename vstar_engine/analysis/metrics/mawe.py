@@ -48,8 +48,11 @@ def splat(frame: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     height, width, channels = frame.shape
     rows, columns = np.mgrid[:height, :width]
-    x = np.rint(columns + flow[0]).astype(np.int64).ravel()
-    y = np.rint(rows + flow[1]).astype(np.int64).ravel()
+    # in float32, as published: a sum that rounds to a half is a tie
+    x, y = (
+        np.rint(np.float32(place) + np.float32(part)).astype(np.int64).ravel()
+        for place, part in zip((columns, rows), flow, strict=True)
+    )
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     target, source = (y * width + x)[inside], np.flatnonzero(inside)
     last = np.full(height * width, -1)

@@ -1,6 +1,7 @@
 """Optical flow between neighbouring frames, by OpenCV's DIS (Kroeger et al., arXiv 1603.03590)."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,5 +24,5 @@ def flows(frames: np.ndarray) -> Iterator[np.ndarray]:
         raise ValueError(f"optical flow needs frames of at least 16x16 pixels, got {frames.shape[1]}x{frames.shape[2]}")
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    for before, after in zip(grey[:-1], grey[1:], strict=True):
+    for before, after in pairwise(grey):
         yield np.moveaxis(np.asarray(method.calc(before, after, None)), -1, 0)

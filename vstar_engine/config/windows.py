@@ -1,0 +1,91 @@
+"""The windows of a long clip: where each begins, how they are merged, and what they cost."""
+
+from dataclasses import dataclass
+
+# frames that the network takes in one pass, and those of a clip in windows
+MAX_FRAMES, LONGEST = 512, 10_000
+# the window that TAR's presets are for, and its overlap
+USUAL = 64, 16
+# how windows are merged on the frames that they share: RANDOMIZED and PAPER cut at a random place, by the rule of
+# StreamingT2V's code and by that of its paper (arXiv 2403.14773, section 4.3)
+RANDOMIZED, PAPER, AVERAGE, NONE = "randomized", "randomized-paper", "average", "none"
+BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE)
+# initial noise: INDEPENDENT frames; SHUFFLED repeats of the first window (FreeNoise, arXiv 2310.15169); SHARED has a part
+# that all frames have in common
+INDEPENDENT, SHUFFLED, SHARED = "independent", "freenoise", "shared"
+NOISES = (INDEPENDENT, SHUFFLED, SHARED)
+# a clip in one pass costs 1; beyond this, one pass is advised where it fits
+DEAR = 1.5
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Windows of `window` frames over a longer clip; each shares at least `overlap` frames with the one before.
+
+    `phase` moves the inner windows in each step, so that no frame is always at a border.
+    """
+
+    frames: int
+    window: int
+    overlap: int
+    blend: str = RANDOMIZED
+    phase: bool = False
+
+    @property
+    def count(self) -> int:
+        """Returns the number of windows: ceil((N - W) / (W - O)) + 1."""
+        return -(-(self.frames - self.window) // (self.window - self.overlap)) + 1
+
+    @property
+    def starts(self) -> list[int]:
+        """Returns the first frame of each window: evenly spread, the last window ends with the clip."""
+        last, gaps = self.frames - self.window, max(1, self.count - 1)
+        return [(2 * i * last + gaps) // (2 * gaps) for i in range(self.count)]
+
+    def shifted(self, offset: int) -> list[int]:
+        """Returns `starts` with the inner ones moved by `offset` frames, at most half the overlap."""
+        starts = self.starts
+        return [*starts[:1], *(start + offset for start in starts[1:-1]), *starts[1:][-1:]]
+
+    @property
+    def borders(self) -> list[int]:
+        """Returns the frames at which windows may change: border t lies between frames t-1 and t."""
+        starts = self.starts
+        ends = [start + self.window for start in starts]
+        return sorted({t for end, start in zip(ends, starts[1:], strict=False) for t in range(start, end + 1)} - {self.frames})
+
+    @property
+    def cost(self) -> float:
+        """Returns the frames that the network computes over those of the clip."""
+        return self.count * self.window / self.frames
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} windows of {self.window} frames, {self.overlap} or more shared with the one before, {self.blend}: "
+            f"{self.cost:.2f} times the work of one pass"
+        )
+
+
+def check_windows(window: int | None, overlap: int, blend: str, noise: str, share: float) -> None:
+    """Raises ValueError, saying what would do, for windows that cannot be."""
+    if window is not None and not 1 <= window <= MAX_FRAMES:
+        raise ValueError(f"a window must have 1 to {MAX_FRAMES} frames, got {window}")
+    if overlap < 0 or (window is not None and overlap >= window):
+        raise ValueError(f"the overlap must be 0 to {(window or MAX_FRAMES) - 1} frames, below the window, got {overlap}")
+    if blend not in BLENDS:
+        raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {noise!r}")
+    if noise == SHUFFLED and window is None:
+        raise ValueError(f"noise {SHUFFLED!r} repeats that of the first window, so it needs --window")
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"the shared part of the noise is 0 to 1, got {share}")
+
+
+def too_long(frames: int) -> str:
+    """Returns the sentence about a clip that is too long for one pass."""
+    usual = WindowPlan(frames, *USUAL)
+    return (
+        f"one pass takes at most {MAX_FRAMES} frames, got {frames}; make the clip of windows: --window {usual.window} "
+        f"--overlap {usual.overlap} ({usual.cost:.2f} times the work of one pass)"
+    )

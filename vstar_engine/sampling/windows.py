@@ -1,0 +1,100 @@
+"""A denoiser that computes a long clip in windows: one global prediction a step, so that any solver takes it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vstar_engine.config.windows import WindowPlan
+from vstar_engine.kernels.guided_step import COEFFICIENTS
+from vstar_engine.networks.denoiser import Denoiser, update
+from vstar_engine.networks.precomputed import ContextKV, TimestepTable
+from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
+from vstar_engine.prompting.interpolation import FrameTexts
+
+from .window_merge import WindowMerge, cuts, starts
+
+# windows done and all windows of a step
+OnWindow = Callable[[int, int], None]
+
+
+class WindowedDenoiser(Denoiser):
+    """Runs the windows of each video through another denoiser, `at_once` in a call, and merges them.
+
+    `tar` in a step has rows of a window's frames. Contexts are tensors, or `FrameTexts` of which a window's rows are made when
+    it runs, so that neither text nor its K and V are ever held for the whole clip.
+    """
+
+    def __init__(self, inner: Denoiser, plan: WindowPlan, at_once: int = 1, on_window: OnWindow | None = None):
+        self.inner, self.plan, self.at_once, self.on_window = inner, plan, at_once, on_window
+        self.records_steps = inner.records_steps
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self.inner.module
+
+    def prepare_context(self, *contexts: Tensor) -> ContextKV | Tensor:
+        return self.inner.prepare_context(*contexts)
+
+    def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
+        return self.inner.timestep_table(timesteps, fps)
+
+    def graph_bytes(self) -> int:
+        return self.inner.graph_bytes()
+
+    def forget_graphs(self) -> bool:
+        return self.inner.forget_graphs()
+
+    def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
+        videos = len(step.inputs.latents)
+        guided = torch.cat([self._merged(step, video) for video in range(videos)])
+        alone = torch.arange(videos, device=guided.device)
+        return update(step.inputs._replace(plain=alone), guided)
+
+    def _merged(self, step: SamplingStep, video: int) -> Tensor:
+        """Returns the guided noise prediction of a video, (1, C, T, h, w) in the latents' dtype."""
+        seed, plan = step.seeds[video], self.plan
+        begins = starts(plan, seed, step.index)
+        dropped = cuts(plan, begins, seed, step.index)
+        merge = WindowMerge(plan.frames, plan.blend)
+        for first in range(0, len(begins), self.at_once):
+            places = begins[first : first + self.at_once]
+            parts = self._guided(step, video, places).split(1)
+            for start, part, kept in zip(places, parts, dropped[first:], strict=False):
+                merge.add(start, part, kept)
+            if self.on_window is not None:
+                self.on_window(first + len(places), len(begins))
+        return merge.result()
+
+    def _guided(self, step: SamplingStep, video: int, places: Sequence[int]) -> Tensor:
+        """Returns the guided predictions of windows of a video, (windows, C, W, h, w)."""
+        inputs, count, length = step.inputs, len(places), self.plan.window
+        calls, texts = [], 0
+        for call in step.calls:
+            rows = len(call.rows)
+            own = [text for i, text in enumerate(call.conditioning.contexts) if call.rows[i % rows] == video]
+            if own:
+                texts += len(own)
+                contexts = tuple(rows_of(text, start, length) for text in own for start in places)
+                calls.append(NetworkCall(tuple(range(count)), Conditioning(contexts)))
+        latents = torch.cat([inputs.latents[video : video + 1, :, start : start + length] for start in places])
+        # the update then returns the guided prediction itself
+        coefficients = inputs.coefficients.new_zeros(count, len(COEFFICIENTS))
+        coefficients[:, COEFFICIENTS.index("guidance")] = inputs.coefficients[video, COEFFICIENTS.index("guidance")]
+        coefficients[:, COEFFICIENTS.index("direction")] = 1
+        repeated = [_row(value, video).expand(count, *value.shape[1:]).contiguous() for value in inputs[1:4]]
+        plain = torch.arange(count, device=latents.device) + (count if texts > 1 else 0)
+        window = StepInputs(latents, *repeated, coefficients, torch.zeros_like(latents), plain)
+        return self.inner.run_step(SamplingStep(step.dtype, step.timesteps, tuple(calls), window))[0]
+
+
+def _row(value: Tensor, video: int) -> Tensor:
+    """Returns one video's row of a tensor that may have one row for all."""
+    return value if len(value) == 1 else value[video : video + 1]
+
+
+def rows_of(context: Tensor | FrameTexts, start: int, length: int) -> Tensor:
+    """Returns the context of a window, (1, 1 or length, L, C)."""
+    if isinstance(context, FrameTexts):
+        return context.rows(start, start + length)
+    return context if context.shape[1] == 1 else context[:, start : start + length]
