@@ -246,7 +246,7 @@ class Engine:
             raise ValueError("there is no request in the batch; give at least one")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
-        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk, str(r.plan or "")) for r in requests})
+        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk, repr(r.plan)) for r in requests})
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:

@@ -19,4 +19,5 @@ def test_case(golden, case):
 
 
 def test_every_kind_is_covered():
-    assert {case["kind"] for case in CASES} == {*KINDS, *NOT_JUDGED}
+    streaming = Golden(GOLDEN.parent / "golden_streaming").cases
+    assert {case["kind"] for case in [*CASES, *streaming]} >= {*KINDS, *NOT_JUDGED}

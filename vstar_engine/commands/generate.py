@@ -114,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(frame_plan.as_json(request)) if args.json else printable(frame_plan.as_text(request)))
         return 0
     files = outputs(args, len(given) or 1)
+    if clip.plan is not None and not args.json:
+        print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)
     if choice.engine is not None:
         choice.engine.check_requests(clip)

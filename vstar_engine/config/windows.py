@@ -1,6 +1,7 @@
 """The windows of a long clip: where each begins, how they are merged, and what they cost."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 # frames that the network takes in one pass, and those of a clip in windows
 MAX_FRAMES, LONGEST = 512, 10_000
@@ -14,7 +15,7 @@ BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE)
 # that all frames have in common
 INDEPENDENT, SHUFFLED, SHARED = "independent", "freenoise", "shared"
 NOISES = (INDEPENDENT, SHUFFLED, SHARED)
-# a clip in one pass costs 1; beyond this, one pass is advised where it fits
+# cost beyond which one pass is advised
 DEAR = 1.5
 
 
@@ -42,8 +43,14 @@ class WindowPlan:
         last, gaps = self.frames - self.window, max(1, self.count - 1)
         return [(2 * i * last + gaps) // (2 * gaps) for i in range(self.count)]
 
+    @property
+    def most_shift(self) -> int:
+        """Returns how far the inner windows may move: half the overlap, and not beyond the first or the last window."""
+        starts = self.starts
+        return min([self.overlap // 2, *(b - a - 1 for a, b in pairwise(starts))])
+
     def shifted(self, offset: int) -> list[int]:
-        """Returns `starts` with the inner ones moved by `offset` frames, at most half the overlap."""
+        """Returns `starts` with the inner ones moved by `offset` frames, at most `most_shift`."""
         starts = self.starts
         return [*starts[:1], *(start + offset for start in starts[1:-1]), *starts[1:][-1:]]
 
@@ -59,11 +66,12 @@ class WindowPlan:
         """Returns the frames that the network computes over those of the clip."""
         return self.count * self.window / self.frames
 
-    def __str__(self) -> str:
-        return (
-            f"{self.count} windows of {self.window} frames, {self.overlap} or more shared with the one before, {self.blend}: "
-            f"{self.cost:.2f} times the work of one pass"
-        )
+    @property
+    def described(self) -> str:
+        """Returns a sentence about the windows and their cost, and advises one pass where that does much less work."""
+        said = f"{self.count} windows of {self.window} frames, merged by {self.blend}: {self.cost:.2f} times the work of one pass"
+        dear = self.cost > DEAR and self.frames <= MAX_FRAMES
+        return f"{said}; one pass is advised (leave out --window)" if dear else said
 
 
 def check_windows(window: int | None, overlap: int, blend: str, noise: str, share: float) -> None:

@@ -38,7 +38,7 @@ def earlier_probability(blend: str, overlap: int) -> np.ndarray:
 
 def starts(plan: WindowPlan, seed: int, step: int) -> list[int]:
     """Returns the first frame of each window in a step."""
-    most = plan.overlap // 2
+    most = plan.most_shift
     return plan.shifted(drawn(seed, step, PHASE, 2 * most + 1) - most) if plan.phase else plan.starts
 
 
