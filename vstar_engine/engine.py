@@ -18,11 +18,13 @@ from vstar_engine.config.request import Clip, Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory
+from vstar_engine.machine.device import described
 from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
+from vstar_engine.sampling.saved_state import Checkpoint
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.sampling.windows import WindowedDenoiser
 from vstar_engine.weights import checkpoint, key_map
@@ -195,14 +197,15 @@ class Engine:
         on_step: Callable[[int, int], None] | None = None,
         embeddings: Embeddings | None = None,
         on_frames: OnFrames | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Video:
         """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
 
         `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
         and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
-        text tower, MemoryShortage before starting when it would not fit.
+        text tower, MemoryShortage before starting when it would not fit. `checkpoint` is written while it is sampled.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint)
         assert video is not None
         return video
 
@@ -213,19 +216,24 @@ class Engine:
         cancelled: Callable[[int], bool] | None = None,
         embeddings: Sequence[Embeddings | None] = (),
         on_frames: OnFrames | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
         A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step;
         a cancelled request gives None. `on_frames` gets runs of decoded frames, each as a video with its own provenance, one
-        video after another. Raises as `run` does.
+        video after another; `checkpoint` is for a batch of one. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
+        if checkpoint is not None:
+            checkpoint.begin(batch, self.identity, self.machine(batch))
         while batch.rows and batch.done < batch.steps:
             for index in [row.index for row in batch.rows if cancelled and cancelled(row.index)]:
                 batch.drop(index)
             if batch.rows:
                 batch.step()
+                if checkpoint is not None:
+                    checkpoint.keep(batch, self.identity, self.machine(batch))
                 if on_step:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
@@ -338,11 +346,29 @@ class Engine:
         if self.artifact is not None:
             run |= {"backend": self.artifact.identity["backend"], "built": self.artifact.name}
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
+        return {**made, "request": asdict(request), **held, **self._changes(), **run}
+
+    def _changes(self) -> dict[str, object]:
+        """Returns what was done to the weights since they were read."""
+        held: dict[str, object] = {}
         if self.loras:
             held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]
         if self.fp8 is not None:
             held[FP8] = {"layers": len(self.fp8), "largest_inputs": digest_of(self.fp8)}
-        return {**made, "request": asdict(request), **held, **run}
+        return held
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Returns what a checkpoint of a video belongs to, beside its request: model, weights, dtype and back end."""
+        backend = "eager" if self.artifact is None else self.artifact.name
+        made = {"version": __version__, "model": self.spec.name, "weights": self.weights, "backend": backend}
+        return {**made, "dtype": str(self.dtype)[6:], **self._changes()}
+
+    def machine(self, batch: Batch) -> dict[str, object]:
+        """Returns what decides the last bits of a batch's results beside its request and `identity`."""
+        wide = batch.denoiser.at_once if isinstance(batch.denoiser, WindowedDenoiser) else 1
+        host = {"device": described(self.device), "torch": torch.__version__}
+        return {**host, "threads": torch.get_num_threads(), "windows_at_once": wide}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
 from .sampling import STEP_CACHE, Sampling, Tar
-from .timeline import SPREAD_MODES, Position, place
+from .timeline import SPREAD_MODES, Position, parse_position, place
 from .windows import INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_windows, too_long
 
 
@@ -25,7 +25,9 @@ class Description(Protocol):
 
 
 def _position(value: Any) -> Position:
-    """Returns a position, a whole number or a share, as Python's own."""
+    """Returns a position, a whole number, a share or a time, as Python's own."""
+    if isinstance(value, str):
+        return parse_position(value)
     return (
         real("a position", value) if isinstance(value, float) or not hasattr(value, "__index__") else whole("a position", value)
     )
@@ -115,7 +117,7 @@ class Clip:
             raise ValueError(f"{count} states need at least {count} frames, got {self.frames}")
         if self.negatives and len(self.negatives) != count:
             raise ValueError(f"there are {len(self.negatives)} negative prompts for {count} states; give one for each")
-        return place(count, self.frames, self.mode, self.at, self.durations)
+        return place(count, self.frames, self.mode, self.at, self.durations, self.fps)
 
     def showing(self, description: Description) -> "Request":
         """Returns the request of this clip and states; the clip's places and negative prompts override theirs."""

@@ -132,11 +132,11 @@ VIDEO_FIELDS = [
     VideoField("mode", f"interpolation of states over the frames: {', '.join(SPREAD_MODES)}", "spread", choices=SPREAD_MODES),
     VideoField(
         "at",
-        "position of each state: a frame such as 12, or a share of the clip such as 0.5 or 50%",
+        "position of each state: a frame such as 12, a share of the clip such as 0.5 or 50%, or a time such as 12s",
         "synopsis.at",
         metavar="PLACE",
         parse=parse_position,
-        http_help="position: a frame such as 12, or a share of the clip such as 0.5 or 50%",
+        http_help="position: a frame such as 12, a share of the clip such as 0.5 or 50%, or a time such as 12s",
     ),
     VideoField(
         "durations",

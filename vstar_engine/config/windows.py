@@ -69,7 +69,9 @@ class WindowPlan:
     @property
     def described(self) -> str:
         """Returns a sentence about the windows and their cost, and advises one pass where that does much less work."""
-        said = f"{self.count} windows of {self.window} frames, merged by {self.blend}: {self.cost:.2f} times the work of one pass"
+        said = (
+            f"{self.count} windows of {self.window} frames, merged by {self.blend}: {self.cost:.2f} times the work of one pass"
+        )
         dear = self.cost > DEAR and self.frames <= MAX_FRAMES
         return f"{said}; one pass is advised (leave out --window)" if dear else said
 

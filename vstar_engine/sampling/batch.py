@@ -28,11 +28,12 @@ from .step_cache import StepCache
 class BatchRow(Trajectory):
     """One video of a batch, with latents (1, 4, T, h, w).
 
-    `index` is its place among the requests, `held` are the embeddings that the request came with. `context` and
-    `uncond_context` are (1, 1 or T, 77, C), or what those of a window are made of.
+    `index` is its place among the requests, `generator` draws its noise, `held` are the embeddings that the request came with.
+    `context` and `uncond_context` are (1, 1 or T, 77, C), or what those of a window are made of.
     """
 
     index: int
+    generator: torch.Generator
     request: Request
     held: Embeddings | None
     context: Tensor | FrameTexts
@@ -61,6 +62,7 @@ class BatchRow(Trajectory):
             request.sampling.guidance,
             lambda step: noise(),
             index=index,
+            generator=generator,
             request=request,
             held=held,
             context=context,
