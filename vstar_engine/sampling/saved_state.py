@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ROOMS = (KERNELS, "vstar_engine.networks", "vstar_engine.sampling", "vstar_engin
 EVERY = 2
 
 
+@cache
 def code_hash() -> str:
     """Returns the sha256 of the code that samples."""
     return hash_of(source for room in ROOMS for source in modules(room))
