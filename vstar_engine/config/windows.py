@@ -62,9 +62,14 @@ class WindowPlan:
         return sorted({t for end, start in zip(ends, starts[1:], strict=False) for t in range(start, end + 1)} - {self.frames})
 
     @property
+    def computed(self) -> int:
+        """Returns the frames that the network computes in a step."""
+        return self.count * self.window
+
+    @property
     def cost(self) -> float:
         """Returns the frames that the network computes over those of the clip."""
-        return self.count * self.window / self.frames
+        return self.computed / self.frames
 
     @property
     def described(self) -> str:
