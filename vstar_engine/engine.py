@@ -26,7 +26,7 @@ from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.saved_state import Checkpoint
 from vstar_engine.sampling.step_cache import StepCache
-from vstar_engine.sampling.windows import WindowedDenoiser
+from vstar_engine.sampling.windows import WindowedDenoiser, in_windows
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import MergedWeights
 
@@ -271,7 +271,10 @@ class Engine:
         # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
         rows.sort(key=lambda row: row.request.sampling.guidance == 1.0)
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
-        denoiser = self.denoiser if first.plan is None else WindowedDenoiser(self.denoiser, first.plan)
+        denoiser = self.denoiser
+        if first.plan is not None:
+            wide = 1 if self.artifact is not None else memory.windows_at_once(footprint, denoiser, self.device)
+            denoiser = in_windows(denoiser, first.plan, wide)
         return Batch(denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @undisturbed
@@ -312,7 +315,7 @@ class Engine:
         """
         anchors, negative = self._encoded(request, embeddings, encode)
         where = request.anchors
-        if request.plan is not None:
+        if request.pass_frames < request.frames:
             texts = FrameTexts(anchors, tuple(where), request.mode, self.dtype)
             return texts, negative[None] if len(negative) == 1 else replace(texts, anchors=negative)
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)

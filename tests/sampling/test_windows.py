@@ -1,5 +1,6 @@
 """Windows cover a clip, are merged as their rule says, and give one pass's numbers where a window changes nothing."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar
-from vstar_engine.config.windows import AVERAGE, BLENDS, NONE, PAPER, RANDOMIZED, SHARED, SHUFFLED, WindowPlan
+from vstar_engine.config.windows import AVERAGE, FREENOISE, NONE, PAPER, RANDOMIZED, SHARED, SHUFFLED, WindowPlan
+from vstar_engine.networks.blocks import TemporalBlock, attention_windows
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.sampling.batch import Batch, BatchRow
@@ -18,6 +20,7 @@ from vstar_engine.sampling.window_merge import WindowMerge, cut, cuts, earlier_p
 from vstar_engine.sampling.windows import WindowedDenoiser
 
 SPEC, SIZE = MODELS["mini"], (32, 32)
+BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE)
 
 
 @pytest.mark.parametrize(
@@ -179,3 +182,35 @@ def test_cuts_of_a_step_lie_in_what_windows_share():
         assert found[0] == 0
         assert all(0 <= c < a + 16 - b for c, (a, b) in zip(found[1:], pairwise(begins), strict=True))
     assert cuts(WindowPlan(41, 16, 4, NONE), begins, 0, 0) == [0] * len(begins)
+
+
+def test_freenoise_is_diffusers_block():
+    """Windows over both attentions of a temporal block, averaged by triangular weights, with and without a short last one."""
+    oracle = pytest.importorskip("diffusers.models.attention")
+    torch.manual_seed(0)
+    block = TemporalBlock(32, 2, 16)
+    theirs = oracle.FreeNoiseTransformerBlock(
+        32, 2, 16, activation_fn="geglu", double_self_attention=True, context_length=8, context_stride=4
+    ).eval()
+    ours = block.state_dict()
+    for name in ("attn1", "attn2"):
+        for part, weight in zip("qkv", ours.pop(f"{name}.to_qkv.weight").chunk(3), strict=True):
+            ours[f"{name}.to_{part}.weight"] = weight
+    theirs.load_state_dict(ours)
+    x = torch.randn(1, 20, 6, 32)
+    plan = WindowPlan(20, 8, 4, FREENOISE)
+    with torch.no_grad(), attention_windows(block, plan.starts, plan.window):
+        found = block(x, torch.zeros(1, 20))
+        expected = theirs(x[0].transpose(0, 1)).transpose(0, 1)[None]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(block(x, torch.zeros(1, 20)), expected, atol=1e-3)
+
+
+def test_a_freenoise_video_is_one_pass_in_attention_windows(mini):
+    asked = Request(("snow",), 12, 0, SIZE, Sampling(2), Tar({0: 1.0}), window=6, overlap=3, blend=FREENOISE, noise=SHUFFLED)
+    assert asked.pass_frames == 12
+    made = mini.run(asked).frames
+    assert made.shape == (12, *SIZE, 3)
+    assert not np.array_equal(made, mini.run(replace(asked, window=None, noise="independent")).frames)
+    with pytest.raises(ValueError, match="one pass takes at most 512 frames"):
+        replace(asked, frames=600)

@@ -101,7 +101,7 @@ class Clip:
     @property
     def pass_frames(self) -> int:
         """Returns the frames of one call of the network."""
-        return self.frames if self.plan is None else self.plan.window
+        return self.frames if self.plan is None or self.plan.one_pass else self.plan.window
 
     def fitted(self, spec: Spec) -> Self:
         """Returns the clip with its size filled in; ValueError when the model has no such size or TAR level."""

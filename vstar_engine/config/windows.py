@@ -9,8 +9,10 @@ MAX_FRAMES, LONGEST = 512, 10_000
 USUAL = 64, 16
 # how windows are merged on the frames that they share: RANDOMIZED and PAPER cut at a random place, by the rule of
 # StreamingT2V's code and by that of its paper (arXiv 2403.14773, section 4.3)
-RANDOMIZED, PAPER, AVERAGE, NONE = "randomized", "randomized-paper", "average", "none"
-BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE)
+# AVERAGE weighs frames by their distance from the window's ends; with NONE the later window is taken. FREENOISE is one pass
+# whose temporal attention has windows (arXiv 2310.15169)
+RANDOMIZED, PAPER, AVERAGE, NONE, FREENOISE = "randomized", "randomized-paper", "average", "none", "freenoise"
+BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE, FREENOISE)
 # initial noise: INDEPENDENT frames; SHUFFLED repeats of the first window (FreeNoise, arXiv 2310.15169); SHARED has a part
 # that all frames have in common
 INDEPENDENT, SHUFFLED, SHARED = "independent", "freenoise", "shared"
@@ -62,9 +64,14 @@ class WindowPlan:
         return sorted({t for end, start in zip(ends, starts[1:], strict=False) for t in range(start, end + 1)} - {self.frames})
 
     @property
+    def one_pass(self) -> bool:
+        """Returns whether the network takes all frames at once."""
+        return self.blend == FREENOISE
+
+    @property
     def computed(self) -> int:
         """Returns the frames that the network computes in a step."""
-        return self.count * self.window
+        return self.frames if self.one_pass else self.count * self.window
 
     @property
     def cost(self) -> float:

@@ -30,6 +30,8 @@ Network = TypeVar("Network", bound=nn.Module)
 # beyond the counted tensors: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
 MARGIN = 1.1
+# windows that may share a call
+WINDOWS = (2, 4)
 # of a clip in windows: latents, the next and the clean ones, noise of this step and the next, the merged prediction
 LATENTS = 6
 
@@ -77,7 +79,7 @@ class Footprint:
     def of(clip: Clip, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
         """Reads a clip whose size is filled in."""
         assert clip.size is not None
-        whole = 0 if clip.plan is None else clip.frames
+        whole = 0 if clip.pass_frames == clip.frames else clip.frames
         return Footprint(spec, clip.pass_frames, *clip.size, dtype, rows_at_once([clip]), text, whole)
 
 
@@ -179,6 +181,15 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
             f"{long}{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
             f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
         )
+
+
+def windows_at_once(request: Footprint, denoiser: Denoiser, device: torch.device) -> int:
+    """Returns how many windows of a clip one call takes: on a GPU as many as fit, up to WINDOWS; on a CPU one fills the cores."""
+    if device.type == "cpu":
+        return 1
+    free = available_bytes(device) - denoiser.graph_bytes()
+    wide = [count for count in WINDOWS if activation_bytes(replace(request, batch=count * request.batch)) <= free]
+    return max(wide, default=1)
 
 
 def make_room(request: Footprint, denoiser: Denoiser, device: torch.device) -> None:

@@ -1,12 +1,13 @@
 """A denoiser that computes a long clip in windows: one global prediction a step, so that any solver takes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vstar_engine.config.windows import WindowPlan
 from vstar_engine.kernels.guided_step import COEFFICIENTS
+from vstar_engine.networks.blocks import attention_windows
 from vstar_engine.networks.denoiser import Denoiser, update
 from vstar_engine.networks.precomputed import ContextKV, TimestepTable
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
@@ -14,19 +15,12 @@ from vstar_engine.prompting.interpolation import FrameTexts
 
 from .window_merge import WindowMerge, cuts, starts
 
-# windows done and all windows of a step
-OnWindow = Callable[[int, int], None]
 
+class WrappedDenoiser(Denoiser):
+    """A denoiser that runs another one; what it does not change is the other's."""
 
-class WindowedDenoiser(Denoiser):
-    """Runs the windows of each video through another denoiser, `at_once` in a call, and merges them.
-
-    `tar` in a step has rows of a window's frames. Contexts are tensors, or `FrameTexts` of which a window's rows are made when
-    it runs, so that neither text nor its K and V are ever held for the whole clip.
-    """
-
-    def __init__(self, inner: Denoiser, plan: WindowPlan, at_once: int = 1, on_window: OnWindow | None = None):
-        self.inner, self.plan, self.at_once, self.on_window = inner, plan, at_once, on_window
+    def __init__(self, inner: Denoiser, plan: WindowPlan):
+        self.inner, self.plan = inner, plan
         self.records_steps = inner.records_steps
 
     @property
@@ -45,6 +39,34 @@ class WindowedDenoiser(Denoiser):
     def forget_graphs(self) -> bool:
         return self.inner.forget_graphs()
 
+
+class FreeNoiseDenoiser(WrappedDenoiser):
+    """Runs all frames in one pass whose temporal attention has windows; its steps are not recorded."""
+
+    def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
+        network = self.inner.module
+        if network is None:
+            raise ValueError(f"blend {self.plan.blend!r} needs the network in eager PyTorch, and this engine was built")
+        with attention_windows(network, self.plan.starts, self.plan.window):
+            return Denoiser.run_step(self.inner, step)
+
+
+def in_windows(denoiser: Denoiser, plan: WindowPlan, at_once: int = 1) -> Denoiser:
+    """Returns a denoiser that runs a clip as its plan says, `at_once` windows in a call."""
+    return FreeNoiseDenoiser(denoiser, plan) if plan.one_pass else WindowedDenoiser(denoiser, plan, at_once)
+
+
+class WindowedDenoiser(WrappedDenoiser):
+    """Runs the windows of each video through another denoiser, `at_once` in a call, and merges them.
+
+    `tar` in a step has rows of a window's frames. Contexts are tensors, or `FrameTexts` of which a window's rows are made when
+    it runs, so that neither text nor its K and V are ever held for the whole clip.
+    """
+
+    def __init__(self, inner: Denoiser, plan: WindowPlan, at_once: int = 1):
+        super().__init__(inner, plan)
+        self.at_once = at_once
+
     def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
         videos = len(step.inputs.latents)
         guided = torch.cat([self._merged(step, video) for video in range(videos)])
@@ -62,8 +84,6 @@ class WindowedDenoiser(Denoiser):
             parts = self._guided(step, video, places).split(1)
             for start, part, kept in zip(places, parts, dropped[first:], strict=False):
                 merge.add(start, part, kept)
-            if self.on_window is not None:
-                self.on_window(first + len(places), len(begins))
         return merge.result()
 
     def _guided(self, step: SamplingStep, video: int, places: Sequence[int]) -> Tensor:
