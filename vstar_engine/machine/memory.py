@@ -184,7 +184,7 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
 
 
 def windows_at_once(request: Footprint, denoiser: Denoiser, device: torch.device) -> int:
-    """Returns how many windows of a clip one call takes: on a GPU as many as fit, up to WINDOWS; on a CPU one fills the cores."""
+    """Returns how many windows one call takes: on a GPU as many of WINDOWS as fit; on a CPU one fills the cores."""
     if device.type == "cpu":
         return 1
     free = available_bytes(device) - denoiser.graph_bytes()
