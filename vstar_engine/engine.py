@@ -168,6 +168,7 @@ class Engine:
         phase: bool = False,
         noise: str = Clip.noise,
         noise_share: float = Clip.noise_share,
+        guide: str = "",
         on_step: Callable[[int, int], None] | None = None,
     ) -> Video:
         """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
@@ -187,7 +188,7 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
-        windows = (window, overlap, blend, phase, noise, noise_share)
+        windows = (window, overlap, blend, phase, noise, noise_share, guide)
         request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, *windows)
         return self.run(request, on_step, embeddings)
 

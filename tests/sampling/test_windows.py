@@ -11,8 +11,10 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar
 from vstar_engine.config.windows import AVERAGE, FREENOISE, NONE, PAPER, RANDOMIZED, SHARED, SHUFFLED, WindowPlan
+from vstar_engine.kernels.temporal_attention import temporal_attention_ref, toeplitz_bias
 from vstar_engine.networks.blocks import TemporalBlock, attention_windows
 from vstar_engine.networks.denoiser import Denoiser
+from vstar_engine.networks.guide_keys import GuideKeys, guided_by
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.initial_noise import initial_noise
@@ -214,3 +216,55 @@ def test_a_freenoise_video_is_one_pass_in_attention_windows(mini):
     assert not np.array_equal(made, mini.run(replace(asked, window=None, noise="independent")).frames)
     with pytest.raises(ValueError, match="one pass takes at most 512 frames"):
         replace(asked, frames=600)
+
+
+@pytest.mark.parametrize("guide", ["first:3", "every:7"])
+def test_guide_keys_are_heard_by_the_other_windows(mini, guide):
+    asked = Request(("snow",), 20, 0, SIZE, Sampling(2), Tar(), window=8, overlap=2)
+    plain, guided = mini.run(asked).frames, mini.run(replace(asked, guide=guide)).frames
+    assert not np.array_equal(plain[10:], guided[10:])
+    assert all(block.more_keys is None for block in mini.denoiser.modules() if isinstance(block, TemporalBlock))
+
+
+def test_guide_keys_are_keys_without_a_bias():
+    torch.manual_seed(0)
+    block, x, other = TemporalBlock(32, 2, 16), torch.randn(2, 6, 3, 32), torch.randn(2, 5, 3, 32)
+    g = torch.rand(1, 6)
+    keys = GuideKeys([1, 3])
+    with torch.no_grad(), guided_by(block, keys):
+        assert torch.equal(block(other, g[:, :5]), TemporalBlock.forward(block, other, g[:, :5]))
+        keys.recording = False
+        found = block(x, g), block(x, toeplitz_bias(g, 6, 6))
+    torch.testing.assert_close(*found)
+    # one attention, with the keys of both by hand
+    norm = block.norm1.given()
+    q, k, v = block.attn1.to_qkv(x, norm=norm).unflatten(-1, (3, 2, 16)).unbind(-3)
+    _, k2, v2 = block.attn1.to_qkv(other, norm=norm).unflatten(-1, (3, 2, 16)).unbind(-3)
+    joined = [torch.cat([a, b[:, [1, 3]]], dim=1) for a, b in ((k, k2), (v, v2))]
+    expected = temporal_attention_ref(q, *joined, g)
+    torch.testing.assert_close(temporal_attention_ref(q, *keys(block.attn1, k, v), g), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"guide": "second:3"}, "guide keys are first:N"),
+        ({"guide": "first:9"}, "guide 'first:9' is 9 frames, at most a window's 8"),
+        ({"guide": "every:2"}, "guide 'every:2' is 10 frames"),
+        ({"guide": "first:2", "window": None}, "guide keys are for clips in windows"),
+        ({"window": 0}, "a window must have 1 to 512 frames, got 0"),
+        ({"window": 513}, "a window must have 1 to 512 frames, got 513"),
+        ({"overlap": 8}, "the overlap must be 0 to 7 frames, below the window, got 8"),
+        ({"overlap": -1}, "the overlap must be 0 to 7 frames"),
+        ({"blend": "soft"}, "blend must be one of randomized, .*, got 'soft'"),
+        ({"noise": "loud"}, "noise must be one of independent, .*, got 'loud'"),
+        ({"noise": "freenoise", "window": None}, "so it needs --window"),
+        ({"noise_share": 1.5}, "the shared part of the noise is 0 to 1, got 1.5"),
+        ({"frames": 600, "window": None}, "one pass takes at most 512 frames, got 600; .*--window 64 --overlap 16 .1.39 times"),
+        ({"frames": 10001}, "frames must be 1 to 10000, got 10001"),
+        ({"sampling": Sampling(fast=("step-cache",))}, "step-cache keeps features of one pass"),
+    ],
+)
+def test_windows_that_cannot_be(given, said):
+    with pytest.raises(ValueError, match=said):
+        Request(**{"states": ("a",), "frames": 20, "window": 8, "overlap": 3, **given})

@@ -9,7 +9,7 @@ from .checked_values import real, sides, text, texts, whole
 from .models import Spec
 from .sampling import STEP_CACHE, Sampling, Tar
 from .timeline import SPREAD_MODES, Position, parse_position, place
-from .windows import INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_windows, too_long
+from .windows import INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_guide, check_windows, too_long
 
 
 class Description(Protocol):
@@ -42,7 +42,7 @@ class Clip:
     spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
     `window` makes a clip of more frames in windows (`windows.WindowPlan`), which share `overlap` frames, merged by `blend`, in
     places that `phase` moves from step to step. `noise` says how the initial noise of frames is related; for "shared",
-    `noise_share` is the variance that all frames have in common.
+    `noise_share` is the variance that all frames have in common. `guide` names frames that every window attends to.
     """
 
     frames: int = 64
@@ -62,6 +62,7 @@ class Clip:
     phase: bool = False
     noise: str = INDEPENDENT
     noise_share: float = 0.2
+    guide: str = ""
 
     def __post_init__(self) -> None:
         self._settle(frames=whole("frames", self.frames), seed=whole("a seed", self.seed), fps=real("fps", self.fps))
@@ -73,6 +74,7 @@ class Clip:
         if not 1 <= self.frames <= LONGEST:
             raise ValueError(f"frames must be 1 to {LONGEST}, got {self.frames}")
         check_windows(self.window, self.overlap, self.blend, self.noise, self.noise_share)
+        check_guide(self.frames, self.window, self.blend, self.guide)
         if self.pass_frames > MAX_FRAMES:
             raise ValueError(too_long(self.frames))
         if self.plan is not None and STEP_CACHE in self.sampling.fast:
@@ -96,7 +98,7 @@ class Clip:
         """Returns the windows of the clip; None where one pass makes it."""
         if self.window is None or self.window >= self.frames:
             return None
-        return WindowPlan(self.frames, self.window, self.overlap, self.blend, self.phase)
+        return WindowPlan(self.frames, self.window, self.overlap, self.blend, self.phase, self.guide)
 
     @property
     def pass_frames(self) -> int:

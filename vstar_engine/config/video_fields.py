@@ -157,6 +157,7 @@ VIDEO_FIELDS = [
     VideoField("blend", f"how windows are merged: {', '.join(BLENDS)}", "blend", choices=BLENDS),
     VideoField("phase", "move the inner windows from step to step"),
     VideoField("noise", f"initial noise of the frames: {', '.join(NOISES)}", "noise", choices=NOISES),
+    VideoField("guide", "frames that every window attends to: first:N of the first window, or every:N, each Nth of the clip"),
     VideoField("noise_share", "variance of shared noise that all frames have in common"),
     VideoField(
         "size",

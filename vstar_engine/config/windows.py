@@ -1,5 +1,6 @@
 """The windows of a long clip: where each begins, how they are merged, and what they cost."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +18,8 @@ BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE, FREENOISE)
 # that all frames have in common
 INDEPENDENT, SHUFFLED, SHARED = "independent", "freenoise", "shared"
 NOISES = (INDEPENDENT, SHUFFLED, SHARED)
+# guide keys: K and V of so many frames of the first window, or of every so-manyth frame of the clip
+FIRST, EVERY = "first", "every"
 # cost beyond which one pass is advised
 DEAR = 1.5
 
@@ -25,7 +28,8 @@ DEAR = 1.5
 class WindowPlan:
     """Windows of `window` frames over a longer clip; each shares at least `overlap` frames with the one before.
 
-    `phase` moves the inner windows in each step, so that no frame is always at a border.
+    `phase` moves the inner windows in each step, so that no frame is always at a border. `guide` is "first:N" or "every:N":
+    all windows attend to these frames too.
     """
 
     frames: int
@@ -33,6 +37,15 @@ class WindowPlan:
     overlap: int
     blend: str = RANDOMIZED
     phase: bool = False
+    guide: str = ""
+
+    @property
+    def guides(self) -> tuple[str, list[int]]:
+        """Returns how guide frames are chosen and which they are; FIRST ones are of the first window."""
+        how, _, number = self.guide.partition(":")
+        if not number:
+            return "", []
+        return how, list(range(int(number))) if how == FIRST else list(range(0, self.frames, int(number)))
 
     @property
     def count(self) -> int:
@@ -86,6 +99,19 @@ class WindowPlan:
         )
         dear = self.cost > DEAR and self.frames <= MAX_FRAMES
         return f"{said}; one pass is advised (leave out --window)" if dear else said
+
+
+def check_guide(frames: int, window: int | None, blend: str, guide: str) -> None:
+    """Raises ValueError for guide keys that are spelled wrong, or more than a window holds."""
+    if not guide:
+        return
+    if not re.fullmatch(rf"({FIRST}|{EVERY}):[1-9][0-9]{{0,4}}", guide):
+        raise ValueError(f"guide keys are {FIRST}:N, of the first window, or {EVERY}:N, of each Nth frame, got {guide!r}")
+    if window is None or blend == FREENOISE:
+        raise ValueError("guide keys are for clips in windows, which hear those of others; give --window, or no --guide")
+    _, chosen = WindowPlan(frames, window, 0, guide=guide).guides
+    if len(chosen) > window:
+        raise ValueError(f"guide {guide!r} is {len(chosen)} frames, at most a window's {window}")
 
 
 def check_windows(window: int | None, overlap: int, blend: str, noise: str, share: float) -> None:

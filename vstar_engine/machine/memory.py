@@ -222,7 +222,7 @@ def _nearest(request: Footprint, free: int, loaded: bool) -> str:
         return f"windows of {shorter} frames fit with --no-batch-guidance"
     if shorter:
         window, overlap = USUAL
-        longer = f"; windows make the whole clip: --window {window} --overlap {overlap}" if window <= shorter else ""
+        longer = f", or all of them in windows: --window {window} --overlap {overlap}" if window <= shorter else ""
         return f"{shorter} frames fit with --no-batch-guidance{longer}"
     small = request.spec.multiple
     if fits(replace(request, frames=1, height=small, width=small)):

@@ -1,9 +1,10 @@
 """The UNet's blocks: residual blocks with temporal convolutions, spatial and temporal transformers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vstar_engine.config.models import UNetSpec
@@ -147,6 +148,8 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width)
         # the first frames of windows and their length, where attention is computed in windows (`attention_windows`)
         self.spans: tuple[Sequence[int], int] | None = None
+        # returns K and V of an attention with those of guide frames behind (`guide_keys`)
+        self.more_keys: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         """x (B, T, P, width); g (1 or B, T), or dense (1 or B, T, T)."""
@@ -161,12 +164,17 @@ class TemporalBlock(nn.Module):
     def attended(self, x: Tensor, g: Tensor) -> Tensor:
         """Returns x with both attentions added."""
         op = temporal_attention if g.dim() == 2 else temporal_attention_dense
+        for attention, norm in ((self.attn1, self.norm1), (self.attn2, self.norm2)):
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return op(q, k, v, g)
+            def attend(q: Tensor, k: Tensor, v: Tensor, attention: nn.Module = attention) -> Tensor:
+                if self.more_keys is None:
+                    return op(q, k, v, g)
+                k, v = self.more_keys(attention, k, v)
+                # extra keys carry no bias
+                return op(q, k, v, g if g.dim() == 2 else F.pad(g, (0, k.shape[1] - g.shape[2])))
 
-        x = self.attn1(x, self.norm1.given(), attend)
-        return self.attn2(x, self.norm2.given(), attend)
+            x = attention(x, norm.given(), attend)
+        return x
 
 
 def averaged(parts: Sequence[Tensor], starts: Sequence[int], like: Tensor) -> Tensor:

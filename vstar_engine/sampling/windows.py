@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vstar_engine.config.windows import WindowPlan
+from vstar_engine.config.windows import EVERY, WindowPlan
 from vstar_engine.kernels.guided_step import COEFFICIENTS
 from vstar_engine.networks.blocks import attention_windows
 from vstar_engine.networks.denoiser import Denoiser, update
+from vstar_engine.networks.guide_keys import GuideKeys, guided_by
 from vstar_engine.networks.precomputed import ContextKV, TimestepTable
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.prompting.interpolation import FrameTexts
@@ -44,10 +45,7 @@ class FreeNoiseDenoiser(WrappedDenoiser):
     """Runs all frames in one pass whose temporal attention has windows; its steps are not recorded."""
 
     def run_step(self, step: SamplingStep) -> tuple[Tensor, ...]:
-        network = self.inner.module
-        if network is None:
-            raise ValueError(f"blend {self.plan.blend!r} needs the network in eager PyTorch, and this engine was built")
-        with attention_windows(network, self.plan.starts, self.plan.window):
+        with attention_windows(eager_network(self), self.plan.starts, self.plan.window):
             return Denoiser.run_step(self.inner, step)
 
 
@@ -79,33 +77,63 @@ class WindowedDenoiser(WrappedDenoiser):
         begins = starts(plan, seed, step.index)
         dropped = cuts(plan, begins, seed, step.index)
         merge = WindowMerge(plan.frames, plan.blend)
-        for first in range(0, len(begins), self.at_once):
-            places = begins[first : first + self.at_once]
-            parts = self._guided(step, video, places).split(1)
+        keys, wide = self._keys(step, video), 1 if plan.guide else self.at_once
+        for first in range(0, len(begins), wide):
+            places = begins[first : first + wide]
+            parts = self._guided(step, video, [range(start, start + plan.window) for start in places], keys).split(1)
+            if keys is not None:  # the first window is the first to run, and records where the keys are its own
+                keys.recording = False
             for start, part, kept in zip(places, parts, dropped[first:], strict=False):
                 merge.add(start, part, kept)
         return merge.result()
 
-    def _guided(self, step: SamplingStep, video: int, places: Sequence[int]) -> Tensor:
-        """Returns the guided predictions of windows of a video, (windows, C, W, h, w)."""
-        inputs, count, length = step.inputs, len(places), self.plan.window
+    def _keys(self, step: SamplingStep, video: int) -> GuideKeys | None:
+        """Returns guide keys that are still to be recorded by the first window, or that a call of their frames recorded."""
+        how, frames = self.plan.guides
+        if not frames:
+            return None
+        keys = GuideKeys(range(len(frames)))
+        if how == EVERY:
+            self._guided(step, video, [range(0, self.plan.frames, frames[1] if len(frames) > 1 else self.plan.frames)], keys)
+            keys.recording = False
+        return keys
+
+    def _guided(self, step: SamplingStep, video: int, windows: Sequence[range], keys: GuideKeys | None = None) -> Tensor:
+        """Returns the guided predictions of windows of a video, ranges of frames of one length: (windows, C, length, h, w).
+
+        TAR is for windows of neighbouring frames; without it where frames are left out.
+        """
+        inputs, count, length = step.inputs, len(windows), len(windows[0])
         calls, texts = [], 0
         for call in step.calls:
             rows = len(call.rows)
             own = [text for i, text in enumerate(call.conditioning.contexts) if call.rows[i % rows] == video]
             if own:
                 texts += len(own)
-                contexts = tuple(rows_of(text, start, length) for text in own for start in places)
+                contexts = tuple(rows_of(text, window) for text in own for window in windows)
                 calls.append(NetworkCall(tuple(range(count)), Conditioning(contexts)))
-        latents = torch.cat([inputs.latents[video : video + 1, :, start : start + length] for start in places])
+        latents = torch.cat([inputs.latents[video : video + 1, :, w.start : w.stop : w.step] for w in windows])
         # the update then returns the guided prediction itself
         coefficients = inputs.coefficients.new_zeros(count, len(COEFFICIENTS))
         coefficients[:, COEFFICIENTS.index("guidance")] = inputs.coefficients[video, COEFFICIENTS.index("guidance")]
         coefficients[:, COEFFICIENTS.index("direction")] = 1
-        repeated = [_row(value, video).expand(count, *value.shape[1:]).contiguous() for value in inputs[1:4]]
+        timestep, fps, tar = (_row(value, video).expand(count, *value.shape[1:]).contiguous() for value in inputs[1:4])
+        if windows[0].step > 1:
+            tar = tar.new_zeros(*tar.shape[:2], length)
         plain = torch.arange(count, device=latents.device) + (count if texts > 1 else 0)
-        window = StepInputs(latents, *repeated, coefficients, torch.zeros_like(latents), plain)
-        return self.inner.run_step(SamplingStep(step.dtype, step.timesteps, tuple(calls), window))[0]
+        window = StepInputs(latents, timestep, fps, tar, coefficients, torch.zeros_like(latents), plain)
+        taken = SamplingStep(step.dtype, step.timesteps, tuple(calls), window)
+        if keys is None:
+            return self.inner.run_step(taken)[0]
+        with guided_by(eager_network(self), keys):
+            return Denoiser.run_step(self.inner, taken)[0]
+
+
+def eager_network(denoiser: WrappedDenoiser) -> nn.Module:
+    """Returns the network whose attentions are changed; ValueError where an engine was built."""
+    if denoiser.module is None:
+        raise ValueError("guide keys and blend freenoise need the network in eager PyTorch, and this engine was built")
+    return denoiser.module
 
 
 def _row(value: Tensor, video: int) -> Tensor:
@@ -113,8 +141,8 @@ def _row(value: Tensor, video: int) -> Tensor:
     return value if len(value) == 1 else value[video : video + 1]
 
 
-def rows_of(context: Tensor | FrameTexts, start: int, length: int) -> Tensor:
+def rows_of(context: Tensor | FrameTexts, window: range) -> Tensor:
     """Returns the context of a window, (1, 1 or length, L, C)."""
     if isinstance(context, FrameTexts):
-        return context.rows(start, start + length)
-    return context if context.shape[1] == 1 else context[:, start : start + length]
+        return context.rows(window.start, window.stop)[:, :: window.step]
+    return context if context.shape[1] == 1 else context[:, window.start : window.stop : window.step]
