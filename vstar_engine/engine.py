@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import digest_of
 from vstar_engine.config import request_warnings
-from vstar_engine.config.request import Request, rows_at_once
+from vstar_engine.config.request import Clip, Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.machine import malloc, memory
+from vstar_engine.machine.device import described
 from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.prompting.embeddings import Embeddings, Encode
-from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
+from vstar_engine.sampling.saved_state import Checkpoint
 from vstar_engine.sampling.step_cache import StepCache
+from vstar_engine.sampling.windows import WindowedDenoiser, in_windows
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import MergedWeights
 
@@ -160,12 +163,20 @@ class Engine:
         at: Sequence[Position] = (),
         durations: Sequence[float] = (),
         negatives: Sequence[str] = (),
+        window: int | None = None,
+        overlap: int = Clip.overlap,
+        blend: str = Clip.blend,
+        phase: bool = False,
+        noise: str = Clip.noise,
+        noise_share: float = Clip.noise_share,
+        guide: str = "",
         on_step: Callable[[int, int], None] | None = None,
     ) -> Video:
         """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
 
         `at` or `durations` place the states (`timeline.place`); `negatives` has one for each state. Embeddings contain states,
-        places and negatives; `at` or `durations` override their places. `sampling` defaults to the model's own.
+        places and negatives; `at` or `durations` override their places. `sampling` defaults to the model's own. `window` and
+        what follows it make a longer clip in windows (`config.request.Clip`).
         """
         embeddings = None
         if isinstance(states, Embeddings):
@@ -178,8 +189,9 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
+        windows = (window, overlap, blend, phase, noise, noise_share, guide)
         sampling = sampling or Sampling.usual(own=self.spec.defaults)
-        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places)
+        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, *windows)
         return self.run(request, on_step, embeddings)
 
     def run(
@@ -188,14 +200,15 @@ class Engine:
         on_step: Callable[[int, int], None] | None = None,
         embeddings: Embeddings | None = None,
         on_frames: OnFrames | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Video:
         """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
 
         `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
         and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
-        text tower, MemoryShortage before starting when it would not fit.
+        text tower, MemoryShortage before starting when it would not fit. `checkpoint` is written while it is sampled.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint)
         assert video is not None
         return video
 
@@ -206,19 +219,24 @@ class Engine:
         cancelled: Callable[[int], bool] | None = None,
         embeddings: Sequence[Embeddings | None] = (),
         on_frames: OnFrames | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
         A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step;
         a cancelled request gives None. `on_frames` gets runs of decoded frames, each as a video with its own provenance, one
-        video after another. Raises as `run` does.
+        video after another; `checkpoint` is for a batch of one. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
+        if checkpoint is not None:
+            checkpoint.begin(batch, self.identity, self.machine(batch))
         while batch.rows and batch.done < batch.steps:
             for index in [row.index for row in batch.rows if cancelled and cancelled(row.index)]:
                 batch.drop(index)
             if batch.rows:
                 batch.step()
+                if checkpoint is not None:
+                    checkpoint.keep(batch, self.identity, self.machine(batch))
                 if on_step:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
@@ -241,7 +259,7 @@ class Engine:
             raise ValueError(f"model {self.spec.name} makes a video in chunks from a first one: use `streaming.Stream`")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
-        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk) for r in requests})
+        shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk, repr(r.plan)) for r in requests})
         if len(shapes) > 1:
             raise ValueError(f"the videos of a batch share frames, size and steps, got {', '.join(map(str, shapes))}")
         if self.artifact is not None:
@@ -258,7 +276,11 @@ class Engine:
         # whichever of them are guided, their steps differ in the number of these alone, and fewer kinds are recorded
         rows.sort(key=lambda row: row.request.sampling.guidance == 1.0)
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
-        return Batch(self.denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
+        denoiser = self.denoiser
+        if first.plan is not None:
+            wide = 1 if self.artifact is not None else memory.windows_at_once(footprint, denoiser, self.device)
+            denoiser = in_windows(denoiser, first.plan, wide)
+        return Batch(denoiser, self.spec, self.dtype, rows, seconds=seconds, cache=cache)
 
     @undisturbed
     @torch.inference_mode()
@@ -289,10 +311,18 @@ class Engine:
         request_warnings.warn_untrained(request, self.spec, self.vocabulary, bool(self.loras))
         return request
 
-    def _context(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C)."""
+    def _context(
+        self, request: Request, embeddings: Embeddings | None, encode: Encode
+    ) -> tuple[Tensor | FrameTexts, Tensor | FrameTexts]:
+        """Returns the text embeddings of the frames, (1, T, 77, C), and the negative ones, (1, 1 or T, 77, C).
+
+        For a clip in windows, what those of a window are made of.
+        """
         anchors, negative = self.encoded(request, embeddings, encode)
         where = request.anchors
+        if request.pass_frames < request.frames:
+            texts = FrameTexts(anchors, tuple(where), request.mode, self.dtype)
+            return texts, negative[None] if len(negative) == 1 else replace(texts, anchors=negative)
         context = spread(anchors.float(), request.frames, request.mode, where)[None].to(self.dtype)
         if len(negative) == 1:
             return context, negative[None]
@@ -333,11 +363,29 @@ class Engine:
         if self.origin is not None:
             made["weights_from"] = dict(self.origin)
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
+        return {**made, "request": asdict(request), **held, **self._changes(), **run}
+
+    def _changes(self) -> dict[str, object]:
+        """Returns what was done to the weights since they were read."""
+        held: dict[str, object] = {}
         if self.loras:
             held["loras"] = [{"lora": str(lora), "sha256": lora.sha256} for lora in self.loras]
         if self.fp8 is not None:
             held[FP8] = {"layers": len(self.fp8), "largest_inputs": digest_of(self.fp8)}
-        return {**made, "request": asdict(request), **held, **run}
+        return held
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Returns what a checkpoint of a video belongs to, beside its request: model, weights, dtype and back end."""
+        backend = "eager" if self.artifact is None else self.artifact.name
+        made = {"version": __version__, "model": self.spec.name, "weights": self.weights, "backend": backend}
+        return {**made, "dtype": str(self.dtype)[6:], **self._changes()}
+
+    def machine(self, batch: Batch) -> dict[str, object]:
+        """Returns what decides the last bits of a batch's results beside its request and `identity`."""
+        wide = batch.denoiser.at_once if isinstance(batch.denoiser, WindowedDenoiser) else 1
+        host = {"device": described(self.device), "torch": torch.__version__}
+        return {**host, "threads": torch.get_num_threads(), "windows_at_once": wide}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ TWO = Synopsis("a to b", ("a", "b"), at=(0, 0.5), negatives=("x", ""))
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"frames": 0}, "frames must be 1 to 512, got 0"),
+        ({"frames": 0}, "frames must be 1 to 10000, got 0"),
         ({"seed": -1}, "a seed is a whole number from 0"),
         ({"mode": "cubic"}, "mode must be one of linear, ease, hold, got 'cubic'"),
         ({"fps": 0.0}, "fps must be 0.001 to 1000, got 0.0"),

@@ -40,6 +40,8 @@ PLACES = [
     ((2, 64, "hold"), {"durations": [0.5, 1.5]}, [0, 16]),
     ((1, 5, "hold"), {"durations": [3]}, [0]),
     ((5, 64, "linear"), {"durations": [2, 2, 2, 2]}, [0, 16, 32, 47, 63]),
+    ((3, 96, "linear"), {"at": [0, "2.5s", "12s"]}, [0, 20, 95]),
+    ((3, 96, "hold"), {"at": ["0s", "1s", "2s"], "fps": 16}, [0, 16, 32]),
 ]
 
 
@@ -67,6 +69,8 @@ def test_places(state, where, frames):
         ((2, 9, "hold"), {"durations": [1, float("inf")]}, "finite"),
         ((3, 3, "hold"), {"durations": [1, 1000, 1]}, "too few for the durations"),
         ((2, 9, "hold"), {"at": [0, 4], "durations": [1, 1]}, "not both"),
+        ((2, 96, "hold"), {"at": [0, "13s"]}, "13s is behind the end of a video of 96 frames at 8 fps, 12 s"),
+        ((2, 96, "hold"), {"at": [0, "-1s"]}, "a time is a number of seconds such as 12s, got '-1s'"),
     ],
     ids=str,
 )

@@ -124,7 +124,7 @@ def test_a_client_that_goes_away_stops_the_work(orchestrator):
     ("states", "settings", "complaint"),
     [
         ([], "{}", "no states"),
-        (["snow"], '{"frames": 0}', "frames must be 1 to 512"),
+        (["snow"], '{"frames": 0}', "frames must be 1 to 10000"),
         (["snow"], '{"size": [32, 32]}', "is for 32x64, got 32x32"),
         (["snow"], '{"speed": 1}', "speed"),
         (["snow"], "{", "Expecting"),

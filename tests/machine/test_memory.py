@@ -144,3 +144,13 @@ def test_frames_decoded_together_take_what_was_planned():
         for _ in vae.decoded(torch.randn(1, 4, 5, 4, 4), 5):
             pass
     assert live.peak == pytest.approx(5 * memory.frame_bytes(MINI, 32, 32, torch.float32), rel=0.1)
+
+
+def test_windows_take_the_memory_of_one_and_the_clips_latents():
+    """At 1,200 frames at most 1.15 times that of one window, beside the latents."""
+    one = activation_bytes(Footprint.of(Request(("a",), 64, size=(96, 128)), MINI, torch.float32))
+    asked = Request(("a", "b"), 1200, size=(96, 128), window=64, overlap=16)
+    long = Footprint.of(asked, MINI, torch.float32)
+    latents = memory.LATENTS * 1200 * 4 * 12 * 16 * 4
+    assert (long.frames, long.clip) == (64, 1200)
+    assert activation_bytes(long) - latents <= 1.15 * one

@@ -294,7 +294,7 @@ def test_probes_and_models(server):
     assert server.http.get("/readyz").json() == server.http.get("/health").json() == {"status": "ready"}
     (model,) = server.http.get("/v1/models").json()["data"]
     assert model["id"] == "mini"
-    assert model["facts"]["limits"]["max_frames"] == 512
+    assert model["facts"]["limits"]["max_frames"] == 10000
     assert "vstar_jobs_accepted_total" in server.http.get("/metrics").text
     document = server.http.get("/openapi.json").json()
     content = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]

@@ -16,6 +16,7 @@ from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.serving.jobs import events
 from vstar_engine.serving.workers.dispatch_state import BatchingPolicy
 from vstar_engine.serving.workers.engine_renderer import EngineRenderer, TextCache
+from vstar_engine.serving.workers.job_checkpoints import JobCheckpoints
 from vstar_engine.serving.workers.local_process import ProcessEngine
 
 SIZE = (32, 64)
@@ -99,6 +100,34 @@ def test_a_job_is_sampled_as_it_says(mini):
     exact, fast = (mini.run(replace(asked, fast=names).request()).frames for names in ((), ("step-cache",)))
     assert np.array_equal(model.finish(batch, batch.rows[0]).frames, fast)
     assert not np.array_equal(exact, fast)
+
+
+def test_a_long_job_goes_on_where_it_was(mini, tmp_path):
+    asked = job("snow", steps=4, frames=8, window=4, overlap=2)
+    whole = mini.run(asked.request()).frames
+    first = EngineRenderer(mini, checkpoints=JobCheckpoints(tmp_path))
+    batch = first.begin([asked])
+    for _ in range(3):
+        first.step(batch)
+    again = EngineRenderer(mini, checkpoints=JobCheckpoints(tmp_path))
+    batch = again.begin([asked])
+    assert batch.done == 2
+    for _ in range(batch.steps - batch.done):
+        again.step(batch)
+    np.testing.assert_array_equal(again.finish(batch, batch.rows[0]).frames, whole)
+    assert list(tmp_path.iterdir()) == []
+    assert again.begin([job("snow", steps=4, frames=4)]).done == 0  # one pass keeps none
+
+
+def test_a_checkpoint_that_does_not_fit_costs_no_job(mini, tmp_path, caplog):
+    asked = job("snow", steps=2, frames=8, window=4, overlap=2)
+    for place in range(12):
+        (tmp_path / f"old{place}.checkpoint").write_bytes(b"")
+    (tmp_path / f"{asked.id}.checkpoint").write_bytes(b"cut short")
+    model = EngineRenderer(mini, checkpoints=JobCheckpoints(tmp_path))
+    assert model.begin([asked]).done == 0
+    assert "begins anew" in caplog.text
+    assert len(list(tmp_path.iterdir())) < 8
 
 
 def test_bundles_are_found_by_their_id(mini, tmp_path):

@@ -214,7 +214,10 @@ class BuiltEngine:
         assert first.size is not None
         if STEP_CACHE in first.sampling.fast:
             raise ValueError(f"{STEP_CACHE} needs the network in eager PyTorch, and {self.folder} can only run it whole")
-        self.check_clip(first.frames, first.size, rows_at_once(clips))
+        if first.plan is not None and (first.plan.one_pass or first.plan.guide):
+            wanted = f"guide {first.guide}" if first.plan.guide else f"blend {first.blend}"
+            raise ValueError(f"{wanted} needs the network in eager PyTorch, and {self.folder} can only run it whole")
+        self.check_clip(first.pass_frames, first.size, rows_at_once(clips))
 
 
 def stated_model(folder: str | Path | None) -> str | None:

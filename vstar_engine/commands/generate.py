@@ -18,6 +18,7 @@ from vstar_engine.machine import memory
 from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synopses
+from vstar_engine.sampling.saved_state import EVERY, Checkpoint
 from vstar_engine.video import Video, check_ending, encoding
 
 from . import frame_plan, stream
@@ -26,6 +27,9 @@ from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
 from .video_options import add_video_options, clip_of, settle
 from .weights_options import with_weights
+
+# the ending of a checkpoint's name, behind that of its video
+CHECKPOINT = ".checkpoint"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gif", action="store_true", help="write a gif beside the mp4")
     parser.add_argument("--sheet", action="store_true", help="write a contact sheet of every 8th frame (png) beside it")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help=f"write OUT{CHECKPOINT} after so many steps (default {EVERY} for clips in windows, else never); 0: never",
+    )
+    parser.add_argument("--resume", action="store_true", help=f"continue from OUT{CHECKPOINT}, with the same options")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     stream.add_options(parser)
     add_llm_options(parser)
@@ -106,6 +117,16 @@ def outputs(args: argparse.Namespace, count: int) -> list[list[Path]]:
     return files
 
 
+def checkpoint_of(args: argparse.Namespace, clip: Clip, path: Path) -> Checkpoint | None:
+    """Returns where and how often a video's checkpoint is written; None for never."""
+    every = args.checkpoint_every
+    if every is None:
+        every = EVERY if clip.plan is not None or args.resume else 0
+    if every == 0 and args.resume:
+        raise ValueError("--resume continues from a checkpoint, and --checkpoint-every 0 writes none; leave one of them out")
+    return Checkpoint(path.with_name(path.name + CHECKPOINT), every, args.resume) if every else None
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs `generate`. Settings are checked before a language model is asked and before weights are read."""
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
@@ -127,6 +148,11 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(frame_plan.as_json(request)) if args.json else printable(frame_plan.as_text(request)))
         return 0
     files = outputs(args, len(given) or 1)
+    checkpoints = [checkpoint_of(args, clip, paths[0]) for paths in files]
+    for checkpoint in filter(None, checkpoints):
+        checkpoint.check()
+    if clip.plan is not None and not args.json:
+        print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)
     choice = with_weights(choice, args.yes)
     clip = clip.fitted(choice.spec)
@@ -138,17 +164,26 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(load_model(choice, device, dtype))
     if engine.records:
         assert clip.size is not None
-        engine.warm([(clip.frames, *clip.size)], clip.sampling)
-    for synopsis, request, paths in zip(found, requests, files, strict=True):
+        engine.warm([(clip.pass_frames, *clip.size)], clip.sampling)
+    for synopsis, request, paths, checkpoint in zip(found, requests, files, checkpoints, strict=True):
         if args.prompt is not None and not args.json:
             print(printable("\n  ".join([f"synopsis_source: {synopsis.source}", *synopsis.states])), flush=True)
         about = {} if synopsis.source in (GIVEN, PROMPT) else {"prompt": synopsis.prompt, "synopsis_source": synopsis.source}
-        video = _made(engine, request, bundle, paths, about)
+        video = _made(engine, request, bundle, paths, about, checkpoint)
+        if checkpoint is not None:
+            checkpoint.path.unlink(missing_ok=True)
         _report(video, paths, args.json)
     return 0
 
 
-def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: list[Path], about: dict[str, str]) -> Video:
+def _made(
+    engine: Engine,
+    request: Request,
+    bundle: Embeddings | None,
+    paths: list[Path],
+    about: dict[str, str],
+    checkpoint: Checkpoint | None,
+) -> Video:
     """Makes a video and its files, with `about` in the provenance; encodes an mp4 while the video is decoded."""
 
     def with_about(video: Video) -> Video:
@@ -162,13 +197,13 @@ def _made(engine: Engine, request: Request, bundle: Embeddings | None, paths: li
         along = stack.enter_context(encoding(first)) if first.suffix.lower() == ".mp4" else None
 
         def step(done: int, total: int) -> None:
-            bar.update()
+            bar.update(done - bar.n)
 
         def write(part: Video) -> None:
             if along:
                 along(with_about(part))
 
-        video = with_about(engine.run(request, step, bundle, write))
+        video = with_about(engine.run(request, step, bundle, write, checkpoint))
     for path in beside if along else paths:
         video.save(path)
     return video

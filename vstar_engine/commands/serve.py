@@ -177,11 +177,13 @@ def choice_of(args: argparse.Namespace) -> ModelChoice:
     return choice_from(args)
 
 
-def worker_settings(args: argparse.Namespace, choice: ModelChoice) -> dict[str, Any]:
-    """Returns the worker's settings as plain values: the model and the folder of embeddings, or a renderer's own."""
+def worker_settings(args: argparse.Namespace, choice: ModelChoice, data: Path) -> dict[str, Any]:
+    """Returns the worker's settings as plain values: the model and its folders, or a renderer's own."""
     if args.renderer is not None:
         return json.loads(args.renderer_settings)
-    return {"engine": choice.arguments(), "embeddings": None if args.embeddings is None else str(args.embeddings.absolute())}
+    embeddings = None if args.embeddings is None else str(args.embeddings.absolute())
+    checkpoints = str((data / "checkpoints").absolute())
+    return {"engine": choice.arguments(), "embeddings": embeddings, "checkpoints": checkpoints}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -228,7 +230,7 @@ def _engine(args: argparse.Namespace, settings: Settings, choice: ModelChoice) -
 
     buckets = tuple(parse_clip(text) for text in args.warm or ())
     policy = local_process.BatchingPolicy(buckets, settings.max_batch, settings.batch_delay, fast=fast_from(args)[0])
-    what = (settings.videos, worker_settings(args, choice), policy, args.renderer or local_process.MODEL)
+    what = (settings.videos, worker_settings(args, choice, settings.data), policy, args.renderer or local_process.MODEL)
     if not args.ray:
         if args.replicas is not None or args.address is not None:
             raise ValueError("--replicas and --address are for --ray; without it there is one engine, on this machine")

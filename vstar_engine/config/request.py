@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
-from .sampling import Sampling, Tar
-from .timeline import SPREAD_MODES, Position, place
-
-MAX_FRAMES = 512
+from .sampling import STEP_CACHE, Sampling, Tar
+from .timeline import SPREAD_MODES, Position, parse_position, place
+from .windows import INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_guide, check_windows, too_long
 
 
 class Description(Protocol):
@@ -26,7 +25,9 @@ class Description(Protocol):
 
 
 def _position(value: Any) -> Position:
-    """Returns a position, a whole number or a share, as Python's own."""
+    """Returns a position, a whole number, a share or a time, as Python's own."""
+    if isinstance(value, str):
+        return parse_position(value)
     return (
         real("a position", value) if isinstance(value, float) or not hasattr(value, "__index__") else whole("a position", value)
     )
@@ -39,9 +40,13 @@ class Clip:
     `size` is (height, width) in pixels, None for the model's own. `mode` sets how states are interpolated over the frames
     (`prompting.interpolation.spread`). `at` or `durations` place the states (`timeline.place`); without either they are evenly
     spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
+    `window` makes a clip of more frames in windows (`windows.WindowPlan`), which share `overlap` frames, merged by `blend`, in
+    places that `phase` moves from step to step. `noise` says how the initial noise of frames is related; for "shared",
+    `noise_share` is the variance that all frames have in common. `guide` names frames that every window attends to.
     """
 
-    most_frames: ClassVar[int] = MAX_FRAMES
+    most_frames: ClassVar[int] = LONGEST
+    most_at_once: ClassVar[int] = MAX_FRAMES
 
     frames: int = 64
     seed: int = 0
@@ -54,14 +59,29 @@ class Clip:
     at: tuple[Position, ...] = ()
     durations: tuple[float, ...] = ()
     negatives: tuple[str, ...] = ()
+    window: int | None = None
+    overlap: int = USUAL[1]
+    blend: str = RANDOMIZED
+    phase: bool = False
+    noise: str = INDEPENDENT
+    noise_share: float = 0.2
+    guide: str = ""
 
     def __post_init__(self) -> None:
         self._settle(frames=whole("frames", self.frames), seed=whole("a seed", self.seed), fps=real("fps", self.fps))
         self._settle(size=None if self.size is None else sides(self.size), at=tuple(map(_position, self.at)))
         self._settle(negative=text("negative", self.negative), negatives=texts("negatives", self.negatives))
         self._settle(durations=tuple(real("a duration", value) for value in self.durations))
+        self._settle(overlap=whole("overlap", self.overlap), noise_share=real("noise_share", self.noise_share))
+        self._settle(window=None if self.window is None else whole("window", self.window))
         if not 1 <= self.frames <= self.most_frames:
             raise ValueError(f"frames must be 1 to {self.most_frames}, got {self.frames}")
+        check_windows(self.window, self.overlap, self.blend, self.noise, self.noise_share)
+        check_guide(self.frames, self.window, self.blend, self.guide)
+        if self.pass_frames > self.most_at_once:
+            raise ValueError(too_long(self.frames))
+        if self.plan is not None and STEP_CACHE in self.sampling.fast:
+            raise ValueError(f"{STEP_CACHE} keeps features of one pass, so it does not compose with windows")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
             raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if self.mode not in SPREAD_MODES:
@@ -75,6 +95,18 @@ class Clip:
         """Puts values as they were checked in the place of those given."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def plan(self) -> WindowPlan | None:
+        """Returns the windows of the clip; None where one pass makes it."""
+        if self.window is None or self.window >= self.frames:
+            return None
+        return WindowPlan(self.frames, self.window, self.overlap, self.blend, self.phase, self.guide)
+
+    @property
+    def pass_frames(self) -> int:
+        """Returns the frames of one call of the network."""
+        return self.frames if self.plan is None or self.plan.one_pass else self.plan.window
 
     def fitted(self, spec: Spec) -> Self:
         """Returns the clip with its size filled in; ValueError when the model has no such size or TAR level."""
@@ -90,7 +122,7 @@ class Clip:
             raise ValueError(f"{count} states need at least {count} frames, got {self.frames}")
         if self.negatives and len(self.negatives) != count:
             raise ValueError(f"there are {len(self.negatives)} negative prompts for {count} states; give one for each")
-        return place(count, self.frames, self.mode, self.at, self.durations)
+        return place(count, self.frames, self.mode, self.at, self.durations, self.fps)
 
     def showing(self, description: Description) -> "Request":
         """Returns the request of this clip and states; the clip's places and negative prompts override theirs."""

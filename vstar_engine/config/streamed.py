@@ -20,6 +20,7 @@ class StreamedRequest(Request):
     """
 
     most_frames: ClassVar[int] = 1_000_000
+    most_at_once: ClassVar[int] = most_frames
     endless: bool = False
 
     def chunks(self, spec: Spec) -> int:

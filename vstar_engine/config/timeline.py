@@ -1,25 +1,31 @@
 """Places states on frames, by positions or durations (video synopsis prompting)."""
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 SPREAD_MODES = ("linear", "ease", "hold")
 
-# a frame number, or a share of the clip
-Position = int | float
+# a frame number, a share of the clip, or a time such as "12s"
+Position = int | float | str
+TIME = re.compile(r"(\d+(?:\.\d+)?)s")
 # JavaScript writes the share 1.0 as 1
 FRAME_1 = "a position of 1 is the second frame, 1.0 or '100%' the last one"
 
 
 def parse_position(text: str) -> Position:
-    """Reads `12` as a frame, `0.5` and `50%` as shares of the clip."""
+    """Reads `12` as a frame, `0.5` and `50%` as shares of the clip, `12s` as a time."""
+    if TIME.fullmatch(text):
+        return text
     try:
         if text.endswith("%"):
             return float(text[:-1]) / 100
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     except ValueError as error:
-        raise ValueError(f"a position is a frame such as 12, or a share such as 0.5 or 50%, got {text!r}") from error
+        raise ValueError(
+            f"a position is a frame such as 12, a share such as 0.5 or 50%, or a time such as 12s, got {text!r}"
+        ) from error
 
 
 def anchor_frames(anchors: int, frames: int) -> list[int]:
@@ -43,11 +49,17 @@ def check_anchors(where: Sequence[int], count: int, frames: int, mode: str) -> N
 
 
 def place(
-    count: int, frames: int, mode: str = "linear", at: Sequence[Position] = (), durations: Sequence[float] = ()
+    count: int,
+    frames: int,
+    mode: str = "linear",
+    at: Sequence[Position] = (),
+    durations: Sequence[float] = (),
+    fps: float = 8.0,
 ) -> list[int]:
     """Returns the frame each of `count` states sits at: evenly spread, or by its position, or by durations.
 
-    A position is a frame (int) or a share of the clip (float). Durations are relative. In mode hold a duration is how long a
+    A position is a frame (int), a share of the clip (float) or a time (text such as "12s") at `fps`; the clip's end is its last
+    frame. Durations are relative. In mode hold a duration is how long a
     state stays; else it is the distance to the next state, and the last one may be left out.
     Raises ValueError for a wrong number of them, or places that `check_anchors` refuses.
     """
@@ -56,7 +68,7 @@ def place(
     if at:
         if len(at) != count:
             raise ValueError(f"there are {len(at)} positions for {count} states; give one for each")
-        where = [_frame(position, frames) for position in at]
+        where = [_frame(position, frames, fps) for position in at]
     elif durations:
         where = _along(count, frames, mode, durations)
     else:
@@ -73,7 +85,15 @@ def ends_at_frame_1(at: Sequence[Position], frames: int) -> bool:
     return bool(at) and isinstance(at[-1], int) and at[-1] == 1 and frames > 2
 
 
-def _frame(position: Position, frames: int) -> int:
+def _frame(position: Position, frames: int, fps: float) -> int:
+    if isinstance(position, str):
+        time = TIME.fullmatch(position)
+        if time is None:
+            raise ValueError(f"a time is a number of seconds such as 12s, got {position!r}")
+        frame = round(float(time[1]) * fps)
+        if frame > frames:
+            raise ValueError(f"{position} is behind the end of a video of {frames} frames at {fps:g} fps, {frames / fps:g} s")
+        return min(frame, frames - 1)
     if isinstance(position, int):
         return position
     if not 0.0 <= position <= 1.0:

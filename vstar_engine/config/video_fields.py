@@ -9,10 +9,11 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from .models import parse_size
-from .request import MAX_FRAMES, Clip, Request
+from .request import Clip, Request
 from .sampling import FEW_STEP, SAMPLERS, SPACINGS, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
 from .streamed import frame_count
 from .timeline import SPREAD_MODES, parse_position
+from .windows import BLENDS, LONGEST, MAX_FRAMES, NOISES
 
 # the dataclass that the front of a path names
 HOLDERS: dict[str, type] = {"": Request, "sampling": Sampling, "tar": Tar}
@@ -134,11 +135,11 @@ VIDEO_FIELDS = [
     VideoField("mode", f"interpolation of states over the frames: {', '.join(SPREAD_MODES)}", "spread", choices=SPREAD_MODES),
     VideoField(
         "at",
-        "position of each state: a frame such as 12, or a share of the clip such as 0.5 or 50%",
+        "position of each state: a frame such as 12, a share of the clip such as 0.5 or 50%, or a time such as 12s",
         "synopsis.at",
         metavar="PLACE",
         parse=parse_position,
-        http_help="position: a frame such as 12, or a share of the clip such as 0.5 or 50%",
+        http_help="position: a frame such as 12, a share of the clip such as 0.5 or 50%, or a time such as 12s",
     ),
     VideoField(
         "durations",
@@ -153,9 +154,21 @@ VIDEO_FIELDS = [
         "number of frames; inf with a streaming model",
         "num_frames",
         read=frame_count,
-        bounds={"ge": 1, "le": MAX_FRAMES},
+        bounds={"ge": 1, "le": LONGEST},
         http_help="number of frames",
     ),
+    VideoField(
+        "window",
+        f"frames of a window: makes longer clips, also above {MAX_FRAMES} frames, in windows",
+        "window",
+        bounds={"ge": 1, "le": MAX_FRAMES},
+    ),
+    VideoField("overlap", "frames that a window shares with the one before", "overlap", bounds={"ge": 0, "lt": MAX_FRAMES}),
+    VideoField("blend", f"how windows are merged: {', '.join(BLENDS)}", "blend", choices=BLENDS),
+    VideoField("phase", "move the inner windows from step to step"),
+    VideoField("noise", f"initial noise of the frames: {', '.join(NOISES)}", "noise", choices=NOISES),
+    VideoField("guide", "frames that every window attends to: first:N of the first window, or every:N, each Nth of the clip"),
+    VideoField("noise_share", "variance of shared noise that all frames have in common"),
     VideoField(
         "size",
         "size in pixels (default: the model's own)",

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Clip, rows_at_once
+from vstar_engine.config.windows import USUAL
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.networks.appearance import Resampler
 from vstar_engine.networks.denoiser import Denoiser
@@ -35,6 +36,10 @@ MARGIN = 1.1
 # more values a latent cell and model channel, and a pixel and VAE channel, than any model of the table holds at its peak: 26
 # (videocrafter2, float16) to 77 (mini), and 6
 UNET_BOUND, VAE_BOUND = 160, 16
+# windows that may share a call
+WINDOWS = (2, 4)
+# of a clip in windows: latents, the next and the clean ones, noise of this step and the next, the merged prediction
+LATENTS = 6
 
 
 class LiveBytes(TorchDispatchMode):
@@ -62,7 +67,10 @@ def _storage(x: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The settings that determine a generation's memory; `batch` counts a network call's rows, `text`: with the text tower."""
+    """The settings that determine a generation's memory; `batch` counts a network call's rows, `text`: with the text tower.
+
+    `frames` are those of one call, `clip` those of the whole clip where it is made in windows, else 0.
+    """
 
     spec: Spec
     frames: int
@@ -71,12 +79,14 @@ class Footprint:
     dtype: torch.dtype
     batch: int
     text: bool = True
+    clip: int = 0
 
     @staticmethod
     def of(clip: Clip, spec: Spec, dtype: torch.dtype, text: bool = True) -> "Footprint":
         """Reads a clip whose size is filled in."""
         assert clip.size is not None
-        return Footprint(spec, clip.frames, *clip.size, dtype, rows_at_once([clip]), text)
+        whole = 0 if clip.pass_frames == clip.frames else clip.frames
+        return Footprint(spec, clip.pass_frames, *clip.size, dtype, rows_at_once([clip]), text, whole)
 
 
 @contextmanager
@@ -112,12 +122,15 @@ def bound_bytes(request: Footprint) -> int:
     spec, pixels = request.spec, request.height * request.width
     cells = request.batch * request.frames * pixels // spec.vae.factor**2
     values = max(UNET_BOUND * cells * spec.unet.model_channels, VAE_BOUND * pixels * spec.vae.channels)
-    return int(MARGIN * values * request.dtype.itemsize) + WORKSPACE
+    return int(MARGIN * values * request.dtype.itemsize) + WORKSPACE + clip_bytes(request)
 
 
 @lru_cache(maxsize=64)
 def activation_bytes(request: Footprint) -> int:
-    """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame."""
+    """Returns the peak bytes, without weights, of one denoising step and of decoding frame by frame.
+
+    Of a clip in windows: of one window, and of the clip's latents.
+    """
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     text = spec.text.context_length + spec.unet.image_tokens, spec.unet.context_dim
@@ -134,7 +147,15 @@ def activation_bytes(request: Footprint) -> int:
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
-    return int(MARGIN * max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))) + WORKSPACE
+    peak = max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))
+    return int(MARGIN * peak) + WORKSPACE + clip_bytes(request)
+
+
+def clip_bytes(request: Footprint) -> int:
+    """Returns the bytes of the whole clip's latents where it is made in windows, else 0."""
+    spec = request.spec
+    cells = request.clip * request.height * request.width // spec.vae.factor**2
+    return LATENTS * cells * spec.unet.in_channels * torch.float32.itemsize
 
 
 @lru_cache(maxsize=64)
@@ -187,10 +208,20 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
         return
     needed = weights + activation_bytes(request)
     if needed > free:
+        long = f"{request.clip} frames in windows of " if request.clip else ""
         raise MemoryShortage(
-            f"{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
+            f"{long}{request.frames} frames of {request.height}x{request.width} in {str(request.dtype)[6:]} need about "
             f"{needed / 2**30:.1f} GiB on {device} where {free / 2**30:.1f} GiB are free; {_nearest(request, free, loaded)}"
         )
+
+
+def windows_at_once(request: Footprint, denoiser: Denoiser, device: torch.device) -> int:
+    """Returns how many windows one call takes: on a GPU as many of WINDOWS as fit; on a CPU one fills the cores."""
+    if device.type == "cpu":
+        return 1
+    free = available_bytes(device) - denoiser.graph_bytes()
+    wide = [count for count in WINDOWS if activation_bytes(replace(request, batch=count * request.batch)) <= free]
+    return max(wide, default=1)
 
 
 def make_room(request: Footprint, denoiser: Denoiser, device: torch.device) -> None:
@@ -219,8 +250,12 @@ def _nearest(request: Footprint, free: int, loaded: bool) -> str:
     shorter = _most_frames(request, free, loaded)
     while shorter and not fits(replace(request, frames=shorter)):
         shorter -= max(1, shorter // 16)
+    if shorter and request.clip:
+        return f"windows of {shorter} frames fit with --no-batch-guidance"
     if shorter:
-        return f"{shorter} frames fit with --no-batch-guidance"
+        window, overlap = USUAL
+        longer = f", or all of them in windows: --window {window} --overlap {overlap}" if window <= shorter else ""
+        return f"{shorter} frames fit with --no-batch-guidance{longer}"
     small = request.spec.multiple
     if fits(replace(request, frames=1, height=small, width=small)):
         return "not even one frame of this size fits: choose a smaller --size"

@@ -1,6 +1,10 @@
 """The UNet's blocks: residual blocks with temporal convolutions, spatial and temporal transformers."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vstar_engine.config.models import UNetSpec
@@ -147,17 +151,64 @@ class TemporalBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (RowNorm(width) for _ in range(3))
         self.attn1, self.attn2 = (SelfAttention(width, heads, head_dim) for _ in range(2))
         self.ff = FeedForward(width)
+        # the first frames of windows and their length, where attention is computed in windows (`attention_windows`)
+        self.spans: tuple[Sequence[int], int] | None = None
+        # returns K and V of an attention with those of guide frames behind (`guide_keys`)
+        self.more_keys: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         """x (B, T, P, width); g (1 or B, T), or dense (1 or B, T, T)."""
-        op = temporal_attention if g.dim() == 2 else temporal_attention_dense
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return op(q, k, v, g)
-
-        x = self.attn1(x, self.norm1.given(), attend)
-        x = self.attn2(x, self.norm2.given(), attend)
+        if self.spans is None:
+            x = self.attended(x, g)
+        else:
+            starts, length = self.spans
+            windows = [slice(start, start + length) for start in starts]
+            x = averaged([self.attended(x[:, w], g[:, :length] if g.dim() == 2 else g[:, w, w]) for w in windows], starts, x)
         return self.ff(x, self.norm3.given())
+
+    def attended(self, x: Tensor, g: Tensor) -> Tensor:
+        """Returns x with both attentions added."""
+        op = temporal_attention if g.dim() == 2 else temporal_attention_dense
+        for attention, norm in ((self.attn1, self.norm1), (self.attn2, self.norm2)):
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, attention: nn.Module = attention) -> Tensor:
+                if self.more_keys is None:
+                    return op(q, k, v, g)
+                k, v = self.more_keys(attention, k, v)
+                # extra keys carry no bias
+                return op(q, k, v, g if g.dim() == 2 else F.pad(g, (0, k.shape[1] - g.shape[2])))
+
+            x = attention(x, norm.given(), attend)
+        return x
+
+
+def averaged(parts: Sequence[Tensor], starts: Sequence[int], like: Tensor) -> Tensor:
+    """Averages windows (B, W, ...) at the frames `starts` by triangular weights; the result is shaped and typed like `like`."""
+    length = parts[0].shape[1]
+    place = torch.arange(1, length + 1, device=like.device, dtype=torch.float32)
+    rising = torch.minimum(place, place.flip(0)).view(length, *[1] * (like.dim() - 2))
+    whole = torch.zeros(like.shape, device=like.device, dtype=torch.float32)
+    weight = whole.new_zeros(like.shape[1], *rising.shape[1:])
+    for part, start in zip(parts, starts, strict=True):
+        whole[:, start : start + length] += rising * part
+        weight[start : start + length] += rising
+    return (whole / weight).to(like.dtype)
+
+
+@contextmanager
+def attention_windows(network: nn.Module, starts: Sequence[int], length: int) -> Iterator[None]:
+    """Computes every temporal attention of a network in windows inside the block (FreeNoise, arXiv 2310.15169).
+
+    Windows are averaged by triangular weights after both attentions of a block, before its feed-forward layer.
+    """
+    blocks = [part for part in network.modules() if isinstance(part, TemporalBlock)]
+    for block in blocks:
+        block.spans = (tuple(starts), length)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.spans = None
 
 
 class TemporalTransformer(nn.Module):

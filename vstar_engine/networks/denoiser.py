@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from vstar_engine.kernels.guided_step import guided_step
 
 from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
-from .step import SamplingStep
+from .step import SamplingStep, StepInputs
+
+
+def update(inputs: StepInputs, predicted: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the next latents and the predicted clean latents for the predictions of a step's calls, concatenated."""
+    return guided_step(inputs.latents, predicted, inputs.plain, inputs.coefficients, inputs.noise, inputs.history)
 
 
 class Denoiser:
@@ -70,8 +75,7 @@ class Denoiser:
                 assert cached.features is not None
                 kept.append(cached.features)
         predicted = torch.cat(eps) if len(eps) > 1 else eps[0]
-        latents, coefficients, noise, plain, history = step.inputs.latents, *step.inputs[4:]
-        return *guided_step(latents, predicted, plain, coefficients, noise, history), *kept
+        return *update(step.inputs, predicted), *kept
 
     def graph_bytes(self) -> int:
         """Returns the bytes reserved for the CUDA graphs of its steps, which nothing else can use."""

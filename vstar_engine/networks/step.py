@@ -31,9 +31,12 @@ class StepInputs(NamedTuple):
 
 @dataclass(eq=False)
 class Conditioning:
-    """The text embeddings of one call of the network, (1, 1 or T, L, C) each, and the form prepared from them for all steps."""
+    """The text embeddings of one call of the network, (1, 1 or T, L, C) each, and the form prepared from them for all steps.
 
-    contexts: tuple[Tensor, ...]
+    In a step of windows they may be what a window's embeddings are made of.
+    """
+
+    contexts: tuple[Any, ...]
     ready: ContextKV | Tensor | None = None
 
     @property
@@ -62,12 +65,17 @@ class NetworkCall:
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """One step of a batch. `StepInputs.plain` indexes the predictions of its calls, concatenated."""
+    """One step of a batch. `StepInputs.plain` indexes the predictions of its calls, concatenated.
+
+    `index` counts steps from 0 and `seeds` has the seed of each video, for choices that are drawn for a step.
+    """
 
     dtype: torch.dtype
     timesteps: TimestepTable
     calls: tuple[NetworkCall, ...]
     inputs: StepInputs
+    index: int = 0
+    seeds: tuple[int, ...] = ()
 
 
 def rows_of(value: Tensor, rows: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vstar_engine.artifacts.files import write_aside
 from vstar_engine.config.models import Spec
+from vstar_engine.config.timeline import TIME
 from vstar_engine.errors import CheckpointError
 
 from .synopsis import Synopsis
@@ -116,7 +117,8 @@ def _bundle(about: dict[str, Any], anchors: Tensor, negative: Tensor, file: str)
     texts = [about["prompt"], *about["states"], about["negative"], *about["negatives"], about["text_sha256"]]
     if not about["states"] or not all(isinstance(text, str) for text in texts):
         raise ValueError("its states are no texts")
-    if not all(isinstance(number, int | float) for number in (*about["positions"], *about["durations"])):
+    times = [place for place in about["positions"] if isinstance(place, str) and TIME.fullmatch(place)]
+    if not all(isinstance(number, int | float) for number in (*about["positions"], *about["durations"]) if number not in times):
         raise ValueError("its positions are no numbers")
     synopsis = Synopsis(
         about["prompt"],

@@ -1,7 +1,7 @@
 """Interpolates state embeddings over the frames (video synopsis prompting)."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -24,16 +24,39 @@ def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int]
         raise ValueError(f"mode must be one of {', '.join(SPREAD_MODES)}, got {mode!r}")
     where = anchor_frames(count, frames) if at is None else list(at)
     check_anchors(where, count, frames, mode)
+    return _rows(anchors, where, mode, 0, frames)
+
+
+def _rows(anchors: Tensor, where: Sequence[int], mode: str, first: int, stop: int) -> Tensor:
+    """Returns the embeddings of the frames from `first` up to `stop`, for anchors at the frames `where`."""
     rows = []
     for i, (start, end) in enumerate(pairwise(where)):
-        weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[:-1]
+        here = slice(max(first - start, 0), max(min(end, stop) - start, 0))
+        weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[:-1][here]
         if mode == "hold":
             weight = torch.zeros_like(weight)
         elif mode == "ease":
             weight = weight * weight * (3 - 2 * weight)
         weight = weight.to(anchors.dtype)[:, None, None]
         rows.append(anchors[i] * (1 - weight) + anchors[i + 1] * weight)
-    return torch.cat([*rows, anchors[-1:].expand(frames - where[-1], *anchors.shape[1:])])
+    return torch.cat([*rows, anchors[-1:].expand(max(stop - max(where[-1], first), 0), *anchors.shape[1:])])
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTexts:
+    """The text embeddings of a long clip, interpolated for the frames that are asked for.
+
+    `anchors` (K, 77, C) sit at the frames `where`, ascending from 0; rows have `dtype`.
+    """
+
+    anchors: Tensor
+    where: tuple[int, ...]
+    mode: str
+    dtype: torch.dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Returns the rows of frames, (1, stop - start, 77, C), equal to those of `spread`."""
+        return _rows(self.anchors.float(), self.where, self.mode, start, stop)[None].to(self.dtype)
 
 
 def spread_at(anchors: Tensor, where: Sequence[int], frames: Sequence[int], mode: str = "linear") -> Tensor:
@@ -41,18 +64,4 @@ def spread_at(anchors: Tensor, where: Sequence[int], frames: Sequence[int], mode
 
     `where` names the anchors' frames, ascending from 0; frames behind the last one have its state.
     """
-    rows = []
-    for frame in frames:
-        i = bisect_right(where, frame) - 1
-        if i == len(where) - 1:
-            rows.append(anchors[i])
-            continue
-        start, end = where[i], where[i + 1]
-        weight = torch.linspace(0, 1, end - start + 1, dtype=torch.float32, device=anchors.device)[frame - start]
-        if mode == "hold":
-            weight = torch.zeros_like(weight)
-        elif mode == "ease":
-            weight = weight * weight * (3 - 2 * weight)
-        weight = weight.to(anchors.dtype)
-        rows.append(anchors[i] * (1 - weight) + anchors[i + 1] * weight)
-    return torch.stack(rows)
+    return torch.cat([_rows(anchors, where, mode, frame, frame + 1) for frame in frames])

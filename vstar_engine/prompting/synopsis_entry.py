@@ -89,13 +89,20 @@ def _position(value: object, where: str) -> Position:
     if isinstance(value, str):
         return parse_position(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where}: a state's at is a frame such as 12, or a share such as 0.5 or '50%', got {value!r}")
+        raise ValueError(
+            f"{where}: a state's at is a frame such as 12, a share such as 0.5 or '50%', or a time such as '12s', got {value!r}"
+        )
     return value
 
 
 def _remark_on_shares(at: tuple[Position, ...], where: str) -> None:
     """Warns of a 1 among shares: JavaScript writes 1.0, the end of the video, as 1, which is a frame."""
-    if len(at) > 1 and isinstance(at[-1], int) and at[-1] == 1 and all(0 <= value <= 1 for value in at):
+    if (
+        len(at) > 1
+        and isinstance(at[-1], int)
+        and at[-1] == 1
+        and all(not isinstance(value, str) and 0 <= value <= 1 for value in at)
+    ):
         log.warning('%s: at 1 is frame 1, the second one; for the end of the video write "100%%"', where)
 
 

@@ -16,9 +16,11 @@ from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
 from vstar_engine.prompting.embeddings import Embeddings
+from vstar_engine.prompting.interpolation import FrameTexts
 
 from . import tar
 from .ddim import SamplingLoop, Trajectory
+from .initial_noise import initial_noise
 from .schedule import Schedule
 from .step_cache import StepCache
 
@@ -27,33 +29,41 @@ from .step_cache import StepCache
 class BatchRow(Trajectory):
     """One video of a batch, with latents (1, 4, T, h, w).
 
-    `index` is its place among the requests, `held` are the embeddings that the request came with. `context` and
-    `uncond_context` are (1, 1 or T, 77, C).
+    `index` is its place among the requests, `generator` draws its noise, `held` are the embeddings that the request came with.
+    `context` and `uncond_context` are (1, 1 or T, 77, C), or what those of a window are made of.
     """
 
     index: int
+    generator: torch.Generator
     request: Request
     held: Embeddings | None
-    context: Tensor
-    uncond_context: Tensor
+    context: Tensor | FrameTexts
+    uncond_context: Tensor | FrameTexts
 
     @staticmethod
     def of(
-        index: int, request: Request, held: Embeddings | None, context: Tensor, uncond_context: Tensor, spec: Spec
+        index: int,
+        request: Request,
+        held: Embeddings | None,
+        context: Tensor | FrameTexts,
+        uncond_context: Tensor | FrameTexts,
+        spec: Spec,
     ) -> "BatchRow":
         """Draws the initial noise of a request with a size, on the CPU, so that a seed gives the same noise on every device."""
         assert request.size is not None
         generator = torch.Generator().manual_seed(request.seed)
         cells = (side // spec.vae.factor for side in request.size)
-        latents = torch.randn(1, spec.unet.in_channels, request.frames, *cells, generator=generator, dtype=torch.float32)
+        device = (context.anchors if isinstance(context, FrameTexts) else context).device
+        latents = initial_noise(request, (1, spec.unet.in_channels, request.frames, *cells), generator)
         # a GPU reads pinned memory without waiting
-        noise = partial(torch.randn, latents.shape, generator=generator, dtype=torch.float32, pin_memory=context.is_cuda)
+        noise = partial(torch.randn, latents.shape, generator=generator, dtype=torch.float32, pin_memory=device.type == "cuda")
         return BatchRow(
-            latents.to(context.device),
+            latents.to(device),
             Schedule.of(request.sampling, spec.noise),
             request.sampling.guidance,
             lambda step: noise(),
             index=index,
+            generator=generator,
             request=request,
             held=held,
             context=context,
@@ -76,7 +86,7 @@ class Tables:
         each = np.stack([row.schedule.timesteps[::-1] for row in rows], axis=1)
         timesteps = torch.from_numpy(each if (each != each[:, :1]).any() else each[:, 0].copy()).to(device)
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
-        g = torch.stack([tar.tables(request.tar, levels, request.frames, steps) for request in requests], dim=1)
+        g = torch.stack([tar.tables(request.tar, levels, request.pass_frames, steps) for request in requests], dim=1)
         return Tables(denoiser.timestep_table(timesteps, fps), fps, g.to(device))
 
 
@@ -129,7 +139,9 @@ class Batch(SamplingLoop[BatchRow]):
             NetworkCall(rows, conditioning, None if self.cache is None else self.cache.features(branches, whole))
             for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
-        latents, clean, *features = self.denoiser.run_step(SamplingStep(self.dtype, known.timesteps, made, inputs))
+        seeds = tuple(row.request.seed for row in self.rows)
+        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds)
+        latents, clean, *features = self.denoiser.run_step(step)
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):
                 self.cache.keep(branches, kept)

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vstar_engine.config.request import MAX_FRAMES
+from vstar_engine.config.windows import LONGEST
 
 MIB = 2**20
 HOUR = 3600.0
@@ -63,7 +63,7 @@ class Settings:
     embeddings: Path | None = None
     max_queue: int = 64
     max_queue_per_key: int | None = None
-    max_frames: int = MAX_FRAMES
+    max_frames: int = LONGEST
     max_steps: int = 200
     # 128 frames of 320x512 in 100 steps
     max_work: int = 128 * 320 * 512 * 100

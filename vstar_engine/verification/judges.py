@@ -26,6 +26,7 @@ from vstar_engine.video import to_bytes
 from vstar_engine.weights import checkpoint, key_map, official_config
 
 from . import streaming_judges
+from .blend_judges import BLEND_KINDS
 from .case import Finding, Judge
 
 SCHEDULE_TOLERANCE = 1e-6
@@ -308,4 +309,5 @@ KINDS: dict[str, Callable[[Judge], None]] = {
     "text_encoder": _text_encoder,
     "end_to_end": _end_to_end,
     **streaming_judges.KINDS,
+    **BLEND_KINDS,
 }

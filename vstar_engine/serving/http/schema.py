@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.config.video_fields import BODY, STATE, TAR, VideoField, fields_at, unchanged
+from vstar_engine.config.windows import LONGEST
 
 from .field_values import Truth, as_list, as_note, as_preset, as_whole, choice, number
 from .other_clients import DRAWN, SEED_RANGE
@@ -40,7 +40,7 @@ TYPES: dict[str | None, Any] = {
     "size": Annotated[str, Field(pattern=SIZE, json_schema_extra={"pattern": SENT_SIZE})],
     "seed": number(int, ge=DRAWN, lt=SEED_RANGE),
     "synopsis.text": Words,
-    "synopsis.at": Annotated[int, Field(ge=0, lt=MAX_FRAMES)]
+    "synopsis.at": Annotated[int, Field(ge=0, lt=LONGEST)]
     | Annotated[float, Field(ge=0, le=1)]
     | Annotated[str, Field(max_length=20)],
     "tar.preset": Annotated[str, Field(max_length=40)],

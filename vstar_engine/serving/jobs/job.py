@@ -8,6 +8,7 @@ from typing import Any
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Tar
 from vstar_engine.config.video_fields import BODY, STATE, fields_at, request_from
+from vstar_engine.config.windows import WindowPlan
 
 # increased when a field of Job changes its meaning, so that jobs of an older server are not misread
 VERSION = 1
@@ -64,14 +65,16 @@ class Job(_Settings):
         return Job(**given)
 
     @property
-    def shape(self) -> tuple[int, tuple[int, int], int, tuple[str, ...]]:
-        """Returns what jobs of one batch share: frames, size, steps and lossy options."""
-        return self.frames, self.size, self.steps, self.fast
+    def shape(self) -> tuple[Any, ...]:
+        """Returns what jobs of one batch share: frames, size, steps, lossy options and windows."""
+        return self.frames, self.size, self.steps, self.fast, self.window, self.overlap, self.blend
 
     @property
     def work(self) -> int:
-        """Returns the cost of a job: frames x pixels x steps."""
-        return self.frames * self.size[0] * self.size[1] * self.steps
+        """Returns the cost of a job: frames x pixels x steps; of windows, the frames of all of them."""
+        whole = self.window is None or self.window >= self.frames
+        frames = self.frames if whole else WindowPlan(self.frames, self.window, self.overlap).computed
+        return frames * self.size[0] * self.size[1] * self.steps
 
     def shown(self) -> dict[str, Any]:
         """Returns the settings at the top of the video object, by their names there."""

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.config.request import MAX_FRAMES, Request
+from vstar_engine.config.request import Request
+from vstar_engine.config.windows import LONGEST
 from vstar_engine.engine import Engine, OnFrames
 from vstar_engine.errors import MemoryShortage
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.serving.jobs.job import Job
 from vstar_engine.video import Video
+
+from .job_checkpoints import JobCheckpoints
 
 CACHE_BYTES = 256 * 2**20
 PREVIEW_FRAMES = 4
@@ -58,8 +61,14 @@ class TextCache:
 class EngineRenderer:
     """A `Renderer` that runs an engine."""
 
-    def __init__(self, engine: Engine, bundles: Path | None = None, cache_bytes: int = CACHE_BYTES):
-        self.engine, self.bundles = engine, bundles
+    def __init__(
+        self,
+        engine: Engine,
+        bundles: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        checkpoints: JobCheckpoints | None = None,
+    ):
+        self.engine, self.bundles, self.checkpoints = engine, bundles, checkpoints
         self.texts = TextCache(engine.embed, cache_bytes)
         self.colours: Tensor | None = None  # (5, 3): maps a latent cell's 4 channels and a constant 1 to red, green and blue
 
@@ -75,7 +84,7 @@ class EngineRenderer:
             "size": list(engine.spec.size),
             "multiple": engine.spec.multiple,
             "levels": engine.spec.unet.levels,
-            "max_frames": MAX_FRAMES if artifact is None else artifact.most_frames,
+            "max_frames": LONGEST if artifact is None else artifact.most_frames,
             "text": engine.text is not None,
         }
 
@@ -89,7 +98,10 @@ class EngineRenderer:
     def begin(self, jobs: Sequence[Job]) -> Batch:
         """Starts a batch of jobs of one shape; raises what `Engine.begin` raises."""
         held = [None if job.embeddings is None else self._bundle(job.embeddings) for job in jobs]
-        return self.engine.begin([self._request(job) for job in jobs], held, self.texts)
+        batch = self.engine.begin([self._request(job) for job in jobs], held, self.texts)
+        if self.checkpoints is not None and len(jobs) == 1:
+            self.checkpoints.begin(self.engine, batch, jobs[0].id)
+        return batch
 
     def _request(self, job: Job) -> Request:
         """Returns a job's request; guidance takes two passes if the engine was built for a batch of one."""
@@ -108,9 +120,14 @@ class EngineRenderer:
         batch.step()
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
+        if self.checkpoints is not None:
+            self.checkpoints.keep(self.engine, batch)
 
     def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
-        return self.engine.finish(batch, row, on_frames)
+        video = self.engine.finish(batch, row, on_frames)
+        if self.checkpoints is not None:
+            self.checkpoints.discard(row)
+        return video
 
     def learn_colours(self, row: BatchRow, video: Video) -> None:
         """Fits a linear map from the channels of a latent cell to the mean colour of its pixels."""
@@ -161,4 +178,7 @@ def load(settings: dict[str, Any]) -> EngineRenderer:
     """Loads the server's model; `settings["engine"]` holds the arguments of `Engine.load`."""
     bundles = settings.get("embeddings")
     engine = Engine.load(**settings["engine"])
-    return EngineRenderer(engine, None if bundles is None else Path(bundles), settings.get("cache_bytes", CACHE_BYTES))
+    folder = settings.get("checkpoints")
+    checkpoints = None if folder is None else JobCheckpoints(Path(folder))
+    bundles = None if bundles is None else Path(bundles)
+    return EngineRenderer(engine, bundles, settings.get("cache_bytes", CACHE_BYTES), checkpoints)

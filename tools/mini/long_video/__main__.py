@@ -1,0 +1,5 @@
+"""Runs `python -m tools.mini.long_video`."""
+
+from .study import main
+
+main()
