@@ -189,9 +189,9 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
-        windows = (window, overlap, blend, phase, noise, noise_share, guide)
+        rest: tuple[Any, ...] = (*places, window, overlap, blend, phase, noise, noise_share, guide)
         sampling = sampling or Sampling.usual(own=self.spec.defaults)
-        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, *windows)
+        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *rest)
         return self.run(request, on_step, embeddings)
 
     def run(

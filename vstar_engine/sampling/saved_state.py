@@ -61,6 +61,7 @@ def made_of(row: BatchRow, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def save(path: Path, row: BatchRow, done: int, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     """Writes a checkpoint of a row after `done` steps; the file is whole or the one before."""
+    assert row.generator is not None
     tensors = {GENERATOR: row.generator.get_state()}
     for one in fields(Trajectory):
         if isinstance(value := getattr(row, one.name), Tensor):
@@ -136,6 +137,7 @@ def restore(saved: SavedState, batch: Batch, identity: Mapping[str, Any]) -> Non
         raise ValueError(f"the checkpoint is of another request ({changed}); give the same options, or leave out --resume")
     if other:
         raise ValueError(f"the checkpoint was made with another {', '.join(other)}; leave out --resume to begin")
+    assert row.generator is not None
     row.generator.set_state(saved.tensors[GENERATOR])
     for one in fields(Trajectory):
         held = getattr(row, one.name)

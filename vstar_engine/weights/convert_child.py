@@ -87,7 +87,7 @@ def compare_schedule(tensors: Mapping[str, Tensor]) -> None:
             return
 
 
-def check_official(tensors: Weights, spec: models.Spec, source: Path) -> None:
+def check_official(tensors: Mapping[str, Tensor], spec: models.Spec, source: Path) -> None:
     """Raises CheckpointError unless a file holds a model's tensors; warns where its noise schedule is another."""
     if spec.streaming is None and STREAMING_KEY in tensors:
         raise CheckpointError(f"{source} is a checkpoint of StreamingT2V, not of {spec.name}; give --model streaming-t2v")
@@ -100,6 +100,7 @@ def check_official(tensors: Weights, spec: models.Spec, source: Path) -> None:
 def convert_here(source: Path, out: Path, model: str, dtype: str, shard_bytes: int, tell: Tell, about: dict[str, Any]) -> None:
     """Writes the folder `out`, which is there and empty; its manifest comes last, with `about` among what made it."""
     spec, stated = models.model_named(model), {}
+    tensors: Mapping[str, Tensor]
     if source.is_dir():
         spec, tensors = open_layout(source, spec)
         stated = {"networks": models.networks_as_json(spec)}
