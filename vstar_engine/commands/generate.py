@@ -52,7 +52,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help=f"write OUT{CHECKPOINT} after so many steps (default {EVERY} for clips in windows, else never); 0: never",
     )
-    parser.add_argument("--resume", action="store_true", help=f"continue from OUT{CHECKPOINT}, with the same options")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help=f"continue from OUT{CHECKPOINT} (a streaming model: OUT{stream.STATE}), with the same options",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     stream.add_options(parser)
     add_llm_options(parser)
@@ -135,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     if choice.spec.streaming is not None:
         clip, length = stream.clip_and_length(args, choice.spec)
         stream.check(args, choice, clip)
-        return stream.run(args, choice, described(args, given), clip, length)
+        return stream.run(args, with_weights(choice, args.yes), described(args, given), clip, length)
     if only := stream.given(args):
         raise ValueError(f"{', '.join(only)} is for a streaming model, and {choice.model} is none")
     if args.frames == ENDLESS:
@@ -149,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = outputs(args, len(given) or 1)
     checkpoints = [checkpoint_of(args, clip, paths[0]) for paths in files]
-    for checkpoint in filter(None, checkpoints):
-        checkpoint.check()
+    for kept in filter(None, checkpoints):
+        kept.check()
     if clip.plan is not None and not args.json:
         print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)

@@ -34,12 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--start", type=Path, metavar="VIDEO", help="video whose last frames are the first chunk")
     group.add_argument("--first-model", metavar="NAME", help="model that makes the first chunk where there is no --start")
     group.add_argument("--first-weights", metavar="DIR", help="its weights; not needed for mini")
-    group.add_argument("--resume", action="store_true", help="go on with a video that was interrupted between two chunks")
 
 
 def given(args: argparse.Namespace) -> list[str]:
     """Returns those of these options that were given."""
-    names = ("start", "first_model", "first_weights", "resume")
+    names = ("start", "first_model", "first_weights")
     return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
 
 
