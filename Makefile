@@ -27,7 +27,9 @@ QUICK = not slow and not reliability
 INTERPRETED = tests/kernels/test_ops.py $(wildcard tests/kernels/test_*_triton.py)
 INTERPRETER = TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist worksteal
 
-test: $(TESTED) check test-interpreter
+# mypy has a core's work alone, which the interpreter's tests share; what each says comes when it is done
+test: $(TESTED)
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target check test-interpreter
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$(QUICK)"
 
 # the rooms that a change of the method touches: about three minutes on two quiet cores
