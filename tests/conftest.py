@@ -28,9 +28,16 @@ GOLDEN = Path(__file__).parent / "golden"
 # files that take a core for long go first, so that none of them is left when the other cores are done
 LONG = (
     "test_backends.py",
-    "test_to_onnx.py",
-    "test_on_gpu.py",
     "test_aot.py",
+    "test_to_onnx.py",
+    "test_verify.py",
+    "test_commands.py",
+    "test_graphs_engine.py",
+    "test_roofline.py",
+    "test_pipeline.py",
+    "test_on_gpu.py",
+    "test_mini_model.py",
+    # after the engine that it reads is built
     "test_tensorrt_rtx.py",
 )
 

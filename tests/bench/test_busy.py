@@ -77,6 +77,7 @@ def test_a_denoiser_that_ended_is_said_so():
             denoiser.seconds()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_writes_a_row_for_each_way_and_number(tmp_path):
     out = tmp_path / "rows.jsonl"
     main(["bench", "busy", "--rehearse", "--neighbours", "1", "--out", str(out)])

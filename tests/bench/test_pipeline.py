@@ -332,7 +332,7 @@ def test_a_spent_budget_names_what_it_leaves_out(tmp_path: Path) -> None:
 
 def test_whole_videos_are_the_published_ones_but_for_the_lossy_option(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    small = ["--size", "64x64", "--frames", "4", "--steps", "4", "--rounds", "1", "--device", "cpu"]
+    small = ["--size", "32x32", "--frames", "3", "--steps", "4", "--rounds", "1", "--device", "cpu"]
     assert main(["pipeline", "--parts", "videos", *small, "--out", str(path)]) == 0
     found = {row.provider: row.numbers for row in read([path])}
     assert list(found) == list(whole_videos.PATHS)

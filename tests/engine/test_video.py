@@ -94,9 +94,9 @@ def test_other_endings_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
 def test_a_full_disk_leaves_nothing(tmp_path, name):
-    noise = np.random.default_rng(0).integers(0, 256, (30, 256, 256, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(OutputError, match=f"cannot write {tmp_path}/{name}: "):
             Video(noise, 8.0, PROVENANCE).save(tmp_path / name)

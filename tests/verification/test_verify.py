@@ -75,6 +75,7 @@ FRAME_AXIS = {
     },
 }
 NAMED, OTHERS = [2, 0], [0, 2]
+COSTLY = ("tar_full_l0_f16", "ddim", "e2e")
 
 
 def folder_of(tmp_path, name):
@@ -154,7 +155,16 @@ def without(*outputs):
     return drop
 
 
-@pytest.mark.parametrize(("name", "output"), [(name, output) for name in INPUTS for output in grouped(name)])
+def one_by_one(outputs):
+    """Returns each name with each of its outputs; of those that take seconds to judge all but the first and last are slow."""
+    return [
+        pytest.param(name, output, marks=[pytest.mark.slow] * (name in COSTLY and output not in (found[0], found[-1])))
+        for name, found in outputs.items()
+        for output in found
+    ]
+
+
+@pytest.mark.parametrize(("name", "output"), one_by_one({name: grouped(name) for name in INPUTS}))
 def test_a_case_may_lack_any_output(tmp_path, name, output):
     """What is left is judged, all of it."""
     folder, every = folder_of(tmp_path, name), set(outputs_of(name))
@@ -266,7 +276,7 @@ def test_a_tolerance_of_its_own(tmp_path):
     assert (row.ok, row.worst.tolerance) == (False, 1e-12)
 
 
-@pytest.mark.parametrize(("name", "output"), [(name, output) for name, outputs in JUDGED.items() for output in outputs])
+@pytest.mark.parametrize(("name", "output"), one_by_one(JUDGED))
 def test_scaled_output_fails_by_number(tmp_path, name, output):
     folder = folder_of(tmp_path, name)
     whole_numbers = output in ("tokens", "index_table", "frames_u8")
