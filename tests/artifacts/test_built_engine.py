@@ -21,7 +21,6 @@ from vstar_engine.commands.main import build_parser, main
 from vstar_engine.errors import EngineError, OutputError
 from vstar_engine.weights.checkpoint import Weights
 
-
 ROOMY = dict.fromkeys(("f_bavail", "f_bfree", "f_blocks", "f_frsize"), 2**20)
 
 
