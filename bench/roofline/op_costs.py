@@ -148,7 +148,7 @@ def shapes_alone(dtype: torch.dtype) -> Iterator[None]:
 
 
 def ops_of(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
-    """Traces one forward of a clip of `frames` frames that hears `batch` texts, the branches of guidance."""
+    """Traces one forward of a clip of `frames` frames, conditioned on `batch` texts: the branches of guidance."""
     with shapes_alone(dtype):
         latents, timestep, context, *rest = step_inputs(spec, size, frames, "cpu", dtype)
         return traced(UNet(spec.unet).eval(), [latents, timestep, context[:batch], *rest])

@@ -39,7 +39,7 @@ IMPROVEMENTS = {
     LAYERS: "norms with SiLU, GEGLU, and on a CPU projections with bias and residual or gate, each in one go",
     SPATIAL: "on a CPU, spatial attention by our kernel too",
     PAGES: "on a CPU, memory stays with the process between operators",
-    STEM: "what both guidance branches compute before they hear a text is computed once",
+    STEM: "both guidance branches share what comes before the first cross-attention",
     COMPILE: "torch.compile, by default with its longest search",
     GRAPH: "the step recorded as one CUDA graph",
     AOTI: "instead of both the package that `vstar-engine build` makes",

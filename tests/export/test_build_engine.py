@@ -288,7 +288,7 @@ def test_a_folder_that_is_not_there(weights, builder, tmp_path):
 
 
 def test_two_builds_at_once_are_one(weights, builder, tmp_path):
-    begun, waiting, heard = threading.Event(), threading.Event(), []
+    begun, waiting, lines = threading.Event(), threading.Event(), []
     plain = builder.build
 
     def slow(*args):
@@ -297,7 +297,7 @@ def test_two_builds_at_once_are_one(weights, builder, tmp_path):
         return plain(*args)
 
     def report(line):
-        heard.append(line)
+        lines.append(line)
         waiting.set()
 
     builder.build = slow
@@ -307,27 +307,27 @@ def test_two_builds_at_once_are_one(weights, builder, tmp_path):
     artifact = build_engine.build(SETTINGS, weights, tmp_path / "e", report=report)
     first.join()
     assert builder.count == 1
-    assert heard == [f"another build of {tmp_path / 'e'} runs; waiting for it"]
+    assert lines == [f"another build of {tmp_path / 'e'} runs; waiting for it"]
     assert artifact.manifest["facts"] == {"nodes": 3}
     assert names(tmp_path) == ["e"]
 
 
 def test_a_long_step_says_that_it_goes_on():
-    heard, twice = [], threading.Event()
+    lines, twice = [], threading.Event()
 
     def report(line):
-        heard.append(line)
-        if len(heard) == 3:
+        lines.append(line)
+        if len(lines) == 3:
             twice.set()
 
     with alive(report, "compiling the unet", patience=0.01):
         assert twice.wait(30)
-    silent_since = len(heard)
-    with pytest.raises(OSError, match="full"), alive(heard.append, "tracing", patience=60):
+    silent_since = len(lines)
+    with pytest.raises(OSError, match="full"), alive(lines.append, "tracing", patience=60):
         raise OSError("full")
-    assert heard[0] == "compiling the unet"
-    assert re.fullmatch(r"compiling the unet: \d+ s so far", heard[1])
-    assert heard[silent_since:] == ["tracing"], "nothing is said of a step that is over"
+    assert lines[0] == "compiling the unet"
+    assert re.fullmatch(r"compiling the unet: \d+ s so far", lines[1])
+    assert lines[silent_since:] == ["tracing"], "nothing is said of a step that is over"
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,9 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
 def test_what_else_the_child_prints_is_no_answer(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("print('Welcome to the cluster', end='')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    heard = []
-    convert(checkpoint, tmp_path / "out", "mini", on_progress=lambda done, total: heard.append((done, total)))
-    assert heard[-1][0] == heard[-1][1]
+    reports = []
+    convert(checkpoint, tmp_path / "out", "mini", on_progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1][0] == reports[-1][1]
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     torch.save([1], tmp_path / "bad.ckpt")
     with pytest.raises(CheckpointError, match="no state dict but list"):

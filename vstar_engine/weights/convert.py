@@ -36,7 +36,7 @@ def convert(
 ) -> Path:
     """Converts an official checkpoint (.ckpt, .pt or .safetensors) to a folder that `Engine.load` reads.
 
-    `on_progress` hears (tensors done, tensors in all). Raises CheckpointError with one sentence for whatever is wrong with the
+    `on_progress` is called with (tensors done, tensors in all). Raises CheckpointError with one sentence for whatever is wrong with the
     file, OutputError when `out` cannot be written; nothing is left behind then.
     """
     models.model_named(model)
