@@ -161,7 +161,7 @@ WALKS = {
 
 
 def walked(name: str) -> list[str]:
-    """Runs a walk in a process of its own and gives the files that it entered."""
+    """Runs a walk in a process of its own and returns the files that it entered."""
     environment = {**os.environ, **WALKS[name][1]}
     command = [sys.executable, "-m", "tools.walks", "--walk", name]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -125,7 +125,7 @@ def per_second(most: Mapping[str, float]) -> dict[str, float]:
 
 
 def measured(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, float]:
-    """Measures both ceilings by themselves; gives their rates."""
+    """Measures both ceilings by themselves; returns their rates."""
     both = ceilings(device, dtype)
     calls = trials(both)
     timings = interleave(calls, rounds, warmup=1, clocks=dict.fromkeys(calls, seconds_of_burst))

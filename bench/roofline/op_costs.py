@@ -121,7 +121,7 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def traced(unet: UNet, inputs: Sequence[Tensor]) -> list[Op]:
-    """Runs a network that holds no data, channels-last, and gives its ops; `tar`, the last of its inputs, as float32."""
+    """Runs a network that holds no data, channels-last, and returns its ops; `tar`, the last of its inputs, as float32."""
     *given, tar = inputs
     lay_out(unet, "channels_last")
     return traced_call(lambda: unet(*given, tar.float()))

@@ -45,7 +45,7 @@ Prepare = Callable[[], Callable[[], object]]
 
 
 def named(name: str, path: str) -> str:
-    """Names a stage of a path; the engine's own bear the stage's name alone."""
+    """Returns a stage's name in the rows: the engine's own is the stage's, another path's has the path's name behind it."""
     return name if path == OURS else f"{name}, {path}"
 
 

@@ -32,7 +32,7 @@ MIXED = [
 
 
 def latents(engine, requests, **settings):
-    """Runs a batch's steps and gives each video's latents by its index."""
+    """Runs a batch's steps and returns each video's latents by its index."""
     batch = engine.begin(requests, **settings)
     for _ in range(batch.steps):
         batch.step()

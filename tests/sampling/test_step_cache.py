@@ -29,7 +29,7 @@ def request(*states, seed=0, steps=4, fast=CACHED, **sampling):
 
 
 def latents(engine, requests, drop=None):
-    """Runs a batch, from which the video of index `drop` is taken after the first step; gives each video's latents."""
+    """Runs a batch, from which the video of index `drop` is taken after the first step; returns each video's latents."""
     batch = engine.begin(requests)
     while batch.done < batch.steps:
         batch.step()

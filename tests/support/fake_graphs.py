@@ -61,7 +61,7 @@ class Reserved:
 
 
 def install(monkeypatch):
-    """Puts the stand-ins in the place of PyTorch's; gives the class of graphs, which counts its replays."""
+    """Puts the stand-ins in the place of PyTorch's; returns the class of graphs, which counts its replays."""
     kind = type("CountedGraph", (Graph,), {"replays": 0})
     for name, stand_in in {
         "CUDAGraph": kind,

@@ -69,9 +69,11 @@ def consistency_timesteps(steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The constants of one sampling run, (steps,) float64 in ascending timestep order; sampling goes through them backwards.
+    """The constants of one sampling run, (steps,) float64 each, in ascending order of timesteps; sampling goes backwards.
 
-    A consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; for DDIM out = 1 and skip = 0.
+    `alpha` and `alpha_prev` are the cumulative alphas of a step and of the one after it, `sigma` the standard deviation of the
+    noise that the step adds, `scale` and `scale_prev` the dynamic rescale. A consistency model's x0 is `out` times the
+    predicted x0 plus `skip` times the latents; for DDIM out = 1 and skip = 0.
     """
 
     timesteps: np.ndarray

@@ -36,8 +36,8 @@ def convert(
 ) -> Path:
     """Converts an official checkpoint (.ckpt, .pt or .safetensors) to a folder that `Engine.load` reads.
 
-    `on_progress` is called with (tensors done, tensors in all). Raises CheckpointError with one sentence for whatever is wrong with the
-    file, OutputError when `out` cannot be written; nothing is left behind then.
+    `on_progress` is called with (tensors done, tensors in all). Raises CheckpointError for a file that cannot be converted and
+    OutputError when `out` cannot be written; neither leaves anything behind.
     """
     models.model_named(model)
     dtype_named(dtype)

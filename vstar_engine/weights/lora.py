@@ -79,7 +79,7 @@ class Layer:
     scale: float
 
     def delta(self, shape: torch.Size) -> Tensor:
-        """The change of a weight of `shape`, float32."""
+        """Returns the change of a weight of `shape`, float32."""
         return (self.scale * (self.up.flatten(1).float() @ self.down.flatten(1).float())).reshape(shape)
 
 
@@ -188,7 +188,7 @@ class Lora:
 
 
 def bare(layer: str) -> str:
-    """A layer's name without the prefixes of the formats and with underscores for dots."""
+    """Returns a layer's name without the prefixes of the formats and with underscores for dots."""
     layer = without_wrappers(layer)
     while prefix := next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None):
         layer = layer.removeprefix(prefix)
@@ -197,14 +197,14 @@ def bare(layer: str) -> str:
 
 
 def layer_shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
-    """The official names of the layers with a matrix or a kernel, and its shape."""
+    """Returns the official names of the layers with a matrix or a kernel, and its shape."""
     with torch.device("meta"):
         shapes = module_shapes(UNet(spec))
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}
 
 
 def names(spec: UNetSpec, layers: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """All names of layers -> the official one: themselves, and diffusers' for the parts that an image UNet has too."""
+    """Returns every known name of a layer -> its official one: that itself, and diffusers' for the parts of an image UNet."""
     blocks = {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
     blocks["middle_block.3"] = "mid_block.resnets.1"
     row = spec.num_res_blocks + 1

@@ -47,7 +47,7 @@ def held(nearest: np.ndarray, due: np.ndarray) -> float:
 
 
 def alignment(read: Shares, told: list[Shares], weights: np.ndarray) -> float:
-    """Overlap of what is read with what the states say at each frame, mean over the factors they tell."""
+    """Returns the overlap of what the probe reads in each frame with what its states describe, mean over their factors."""
     said = {name: weights @ np.stack([state[name] for state in told]) for name in told[0]}
     return float(np.mean([np.minimum(read[name], shares).sum(1).mean() for name, shares in said.items()]))
 

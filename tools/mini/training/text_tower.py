@@ -51,7 +51,7 @@ def kept_captions(folder: Path, seeds: range) -> tuple[Tensor, Tensor]:
 
 
 def train(run: Run, seeds: range) -> TextTower:
-    """Trains the tower; gives it with the embeddings of all unseen words at zero."""
+    """Trains the tower; returns it with the embeddings of all unseen words at zero."""
     tokens, targets = (values.flatten(0, 1) for values in kept_captions(run.folder, seeds))
     tower, head = TextTower(run.spec.text), nn.Linear(run.spec.text.width, FACTORS)
     initialise(tower)

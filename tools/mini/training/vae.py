@@ -79,7 +79,7 @@ def whiten(vae: Vae, images: Tensor) -> None:
 
 
 def train(run: Run, clips: np.ndarray) -> Vae:
-    """Trains on crops, then on whole frames; gives the whitened autoencoder."""
+    """Trains on crops, then on whole frames; returns the whitened autoencoder."""
     vae = Vae(run.spec.vae)
     loop = Loop(run, "vae", nn.ModuleDict({"vae": vae}), steps=run.steps("vae"), rate=1.5e-3)
 
