@@ -62,7 +62,7 @@ class ByOps:
 
 
 def contest(workload: Workload, by_ops: ByOps) -> Contest:
-    """The forward as it runs, and op by op, both held to the definition in a wider dtype."""
+    """Returns the forward as it runs, and op by op, both held to the definition in a wider dtype."""
 
     def forward() -> Callable[[], Tensor]:
         check_ours(workload.device)

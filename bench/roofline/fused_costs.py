@@ -95,7 +95,7 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
 
 
 def by_passes(latents: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-    """Guidance and DDIM's update by PyTorch's operators, with numbers of no step in particular."""
+    """Returns guidance and DDIM's update by PyTorch's operators, with numbers of no step in particular."""
     cond, uncond = eps.float().chunk(2)
     e = uncond + 12.0 * (cond - uncond)
     finished = (latents - 0.6 * e) / 0.8 / 0.9

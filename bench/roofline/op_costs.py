@@ -48,7 +48,7 @@ class Op:
 
     @property
     def kind(self) -> str:
-        """The line of the map it belongs to."""
+        """Returns the line of the map it belongs to."""
         if not self.flops:
             if "norm" in self.name:
                 return "norms"
@@ -105,7 +105,7 @@ def moved(tensors: Iterable[Tensor]) -> int:
 
 
 def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
-    """FLOPs of products, a multiply-add being two; other arithmetic never decides."""
+    """Returns the FLOPs of products, a multiply-add being two; other arithmetic is never the limit."""
     if "temporal_attention" in name:
         return 4 * args[0].numel() * args[1].shape[1]  # q (B, T, P, heads, head_dim), k (B, Tk, ...)
     if name == "conv_e4m3":
@@ -155,7 +155,7 @@ def ops_of(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, b
 
 
 def stage(op: Op) -> str:
-    """The official block an op stands in."""
+    """Returns the official block an op stands in."""
     parts = op.module.split(".")
     return ".".join(parts[: 2 if parts[0].endswith("blocks") else 1]) or "unet"
 
