@@ -76,7 +76,7 @@ def bandwidth_ceiling(device: torch.device, dtype: torch.dtype, like: Sequence[S
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
-    """Returns the ceiling of large square products, plain and by a transposed matrix; on a CPU also a convolution and our own product."""
+    """Returns the ceiling of large square products, plain and by a transposed matrix; on a CPU also a convolution and ours."""
     side = GEMM_SIDE[device.type]
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     work = 2.0 * side**3

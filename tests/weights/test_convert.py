@@ -91,6 +91,14 @@ def test_old_style_pickles_and_safetensors_are_read(tensors, tmp_path):
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["m.safetensors", "m.SAFETENSORS", "m", "m.pth"])
+@pytest.mark.parametrize("archived", [True, False], ids=["archive", "old"])
+def test_a_pickle_is_read_by_any_name(tmp_path, name, archived):
+    """This PyTorch's `torch.load` takes what ends in .safetensors for that format."""
+    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / name, _use_new_zipfile_serialization=archived)
+    assert read_official(tmp_path / name)["a"].tolist() == [1, 1]
+
+
 def test_shards_and_dtype_and_manifest(checkpoint, tmp_path):
     out = convert(checkpoint, tmp_path / "out", "mini", "bfloat16", shard_bytes=4 * 2**20)
     manifest = json.loads((out / "manifest.json").read_text())

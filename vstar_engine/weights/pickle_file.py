@@ -2,8 +2,11 @@
 
 import pathlib
 import pickle
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,8 @@ def read_pickle(source: Path) -> Any:
     if archived:
         check_sums(source)
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=archived)
+        with torch.serialization.safe_globals(HARMLESS), _named_as_a_pickle(source) as named:
+            return torch.load(named, map_location="cpu", weights_only=True, mmap=archived)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise CheckpointError(
@@ -44,6 +47,18 @@ def read_pickle(source: Path) -> Any:
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source} is damaged or cut short ({said}); download it again") from error
+
+
+@contextmanager
+def _named_as_a_pickle(source: Path) -> Iterator[Path]:
+    """Yields a name of the file that does not end in .safetensors, by which `torch.load` chooses another reader."""
+    if source.suffix != ".safetensors":
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "checkpoint.pt"
+        link.symlink_to(source.absolute())
+        yield link
 
 
 def check_sums(source: Path) -> None:
