@@ -1,7 +1,7 @@
 """Commands of documents, as written but for smaller numbers: those of README and the quickstart run in order, with `mini`.
 
-The quickstart's that are README's too run once. `make`, clone and pip lines are checked for existence alone; lines marked gpu, checkpoint or minutes are parsed. A line that
-ends in & runs in the background and is stopped at the end.
+The quickstart's that are README's too run once. `make`, clone and pip lines are checked for existence alone; lines marked gpu,
+checkpoint or minutes are parsed. A line that ends in & runs in the background and is stopped at the end.
 """
 
 import os
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ".venv/bin/python"
 MARKED = re.compile(r"#\s*(gpu|checkpoint|minutes)\b")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-# smaller than the defaults, for whatever a line leaves open
 SMALLER = {
     "--frames 16 --steps 10": "--frames 4 --steps 2",
     '"num_frames": 16, "num_inference_steps": 10': '"num_frames": 4, "num_inference_steps": 2',
     "frames=16": "frames=4",
 }
+# smaller than the defaults, for whatever a line leaves open
 LIGHT = {"VSTAR_STEPS": "2", "VSTAR_FRAMES": "8", "OMP_NUM_THREADS": "1"}
 
 
