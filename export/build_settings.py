@@ -91,7 +91,7 @@ class Settings:
 
     @property
     def cells(self) -> tuple[int, int] | None:
-        """The size in latent cells."""
+        """Returns the size in latent cells."""
         return None if self.size is None else (self.size[0] // self.spec.vae.factor, self.size[1] // self.spec.vae.factor)
 
     @property

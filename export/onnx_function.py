@@ -1,7 +1,7 @@
-"""The ONNX face of the temporal attention: one node `vstar::VstarTemporalAttention` and its body in standard operators.
+"""The temporal attention in ONNX: one node `vstar::VstarTemporalAttention`, and its body in standard operators.
 
-Runtimes that know the node take their fused kernel; all others run the body. TensorRT's parser chooses its plugin only where
-the node itself carries `plugin_namespace`, and looks a name up without its domain, so the name must be no built-in one.
+Runtimes that know the node run a fused kernel; all others run the body. TensorRT's parser takes its plugin only for a node with
+a `plugin_namespace`. It looks names up without their domain, so the name must differ from those of its own operators.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,13 +68,13 @@ BODY = """
 
 
 def body(opset: int) -> ir.Function:
-    """Returns the model-local function; its opset must be the model's, or checkers and inliners pass it over."""
+    """Returns the model-local function. Its opset must be the model's: checkers and inliners skip it otherwise."""
     function: Any = ir.from_proto(onnx.parser.parse_function(BODY.format(opset=opset, domain=DOMAIN, name=NAME)))
     return function
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Returns the table by which `torch.onnx.export` turns the op into one node, and tells onnx the node's schema once."""
+    """Returns the table by which `torch.onnx.export` makes one node of the op; registers the node's schema with onnx."""
     if not onnx.defs.has(NAME, DOMAIN):
         types = ("T", ["tensor(float)", "tensor(float16)"], "the network's dtype")
         onnx.defs.register_schema(

@@ -182,7 +182,7 @@ def traced(network: Network, opset: int) -> ir.Model:
 
 
 def _simplify(model: ir.Model, parameters: list[str]) -> None:
-    """Folds, merges and drops nodes; weights stand as inputs meanwhile, since there are no data to fold."""
+    """Folds constants, merges and drops nodes. Weights, whose data are not there, are inputs until it is done."""
     weights = [model.graph.initializers.pop(name) for name in parameters if name in model.graph.initializers]
     for value in weights:
         value.const_value = None

@@ -70,12 +70,13 @@ def _(
 def guided_step(
     latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor, history: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Takes each video one step further; returns the next and the clean latents, both like `latents` (B, ...).
+    """Applies guidance and one sampling step; returns the next latents and the clean latents, both like `latents` (B, ...).
 
-    eps (B or more, ...) holds predictions: row i is video i's conditional one, row plain[i] its unconditional one, where
-    plain[i] = i disables guidance. coefficients (B, 8 + depth), in the latents' dtype, are named by COEFFICIENTS; noise is like
-    the latents. history (B, depth, ...) holds the clean latents of earlier steps, the newest first; depth is 0 without it. With
-    gradients the definition runs.
+    eps (B or more, ...) holds predicted noise: row i is video i's conditional one, row plain[i] its unconditional one. plain is
+    (B,) int64; plain[i] = i disables guidance. coefficients is (B, 8 + depth) in the latents' dtype, its columns named by
+    COEFFICIENTS. noise is like the latents. history (B, depth, ...) holds the clean latents of earlier steps, the newest first;
+    depth is 0 without it. With gradients the definition runs. Raises ValueError for other shapes or dtypes.
+    Guidance, arXiv 2207.12598; DDIM, arXiv 2010.02502, eq. 12; multistep solvers, `sampling.solvers`.
     """
     given = latents, eps, plain, coefficients, noise, history
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)

@@ -36,14 +36,12 @@ from .loading import LoadedModel, check_machine, load_model, open_weights
 from .model_choice import ModelChoice
 from .version import __version__
 from .video import Video, to_bytes
-from .warmup import ClipSize, warm_up
+from .warmup import ClipSize, usual_clips, warm_up
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
 OnFrames = Callable[[Video], None]
-# frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
-USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
 
 class Engine:
@@ -77,12 +75,13 @@ class Engine:
 
         `engine` is a folder made by `vstar-engine build`. Its back end runs the UNet, and it sets model, weights, device and
         dtype. Without it these default to videocrafter2 in eager PyTorch, in float32 on the CPU.
+        `device` is "cpu", "cuda" or "cuda:N", `dtype` "float32", "float16" or "bfloat16".
         `text` is "weights", or None to load no text tower and make videos from `Embeddings`.
         `loras` are FILE or FILE:STRENGTH and are merged into the UNet; a built engine contains its own.
         `graphs` replays the steps of `eager` and TensorRT as CUDA graphs on a GPU, one for each shape.
         `fp8` runs layers in FP8, calibrated on a short clip while loading.
-        `warm` runs clips of these sizes through all stages, True those of `clips`, so that no request waits for kernels to be
-        loaded, tuned and recorded.
+        `warm` runs clips of these sizes, (frames, height, width) in pixels, through all stages; True runs those of `clips`. No
+        request then waits for kernels to be loaded, tuned and recorded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         built for something else, DeviceError for a device or dtype that cannot compute here, MissingLibrary for an optional
         library that is not installed.
@@ -111,11 +110,8 @@ class Engine:
         return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[ClipSize]:
-        """Returns the default sizes to warm: those a built engine was built for, else usual ones."""
-        frames, size = USUAL[self.device.type], self.spec.size
-        if self.artifact is not None:
-            frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
-        return [(count, *size) for count in frames]
+        """Returns the default sizes to warm, (frames, height, width) in pixels: a built engine's own, else usual ones."""
+        return usual_clips(self.spec, self.device, self.artifact)
 
     def warm(self, clips: Sequence[ClipSize] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
         """Runs clips of some sizes, by default those of `clips`, through all stages, with as few steps as cover `sampling`.
@@ -173,11 +169,12 @@ class Engine:
         guide: str = "",
         on_step: Callable[[int, int], None] | None = None,
     ) -> Video:
-        """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
+        """Makes one video that passes through `states` in order; a lone string is one state.
 
-        `at` or `durations` place the states (`timeline.place`); `negatives` has one for each state. Embeddings contain states,
-        places and negatives; `at` or `durations` override their places. `sampling` defaults to the model's own. `window` and
-        what follows it make a longer clip in windows (`config.request.Clip`).
+        `sampling` and `size`, (height, width) in pixels, default to the model's own. Other settings are those of
+        `config.request.Clip`. `Embeddings` contain states, places and negatives; `at` or `durations` override their places.
+        `on_step` is called with (steps done, all steps).
+        Returns a `Video` of (frames, height, width, 3) uint8. Raises ValueError for a setting out of range, and as `run` does.
         """
         embeddings = None
         if isinstance(states, Embeddings):
@@ -203,11 +200,13 @@ class Engine:
         on_frames: OnFrames | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Video:
-        """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
+        """Makes the video of a request: (T, H, W, 3) uint8 frames.
 
-        `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
-        and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
-        text tower, MemoryShortage before starting when it would not fit. `checkpoint` is written while it is sampled.
+        `on_step` is called with (steps done, all steps), `on_frames` with runs of frames as they are decoded. `embeddings` of
+        the request's states and negatives replace the text tower. A seed draws the same noise on every device and back end.
+        `checkpoint` is written while it is sampled. Raises ValueError for a size or TAR level that the model lacks,
+        CheckpointError for embeddings of another text tower, MemoryShortage before the first step when the video would not fit,
+        EngineError for a clip that a built engine was not built for, NotFinite for a video that came out as NaN.
         """
         (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint)
         assert video is not None
@@ -224,9 +223,9 @@ class Engine:
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
-        A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step;
-        a cancelled request gives None. `on_frames` gets runs of decoded frames, each as a video with its own provenance, one
-        video after another; `checkpoint` is for a batch of one. Raises as `run` does.
+        A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step; a
+        cancelled request has None for its video. `on_frames` is called with runs of decoded frames, each a `Video` with its own
+        provenance, one video after another. `checkpoint` is for a batch of one. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
         if checkpoint is not None:
@@ -286,7 +285,10 @@ class Engine:
     @undisturbed
     @torch.inference_mode()
     def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
-        """Decodes a row whose steps are done, as many frames at once as fit; `on_frames` gets each run of frames as a video."""
+        """Decodes a row whose steps are done, as many frames at once as fit in memory: (T, H, W, 3) uint8.
+
+        `on_frames` is called with each run of frames as a video. Raises NotFinite for NaN.
+        """
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
@@ -332,7 +334,10 @@ class Engine:
     @undisturbed
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""
+        """Encodes prompts: (n, 77, C) in the engine's dtype, on its device.
+
+        77 tokens are CLIP's context; longer prompts are cut. Raises ValueError without a text tower.
+        """
         if self.text is None:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
         return self.text(tokenize(prompts, self.spec.text).to(self.device))
@@ -352,12 +357,8 @@ class Engine:
 
     def provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
         """Returns what a video of a request is made by, as plain data."""
-        made: dict[str, object] = {
-            "engine": "vstar-engine",
-            "version": __version__,
-            "model": self.spec.name,
-            "weights": self.weights,
-        }
+        made: dict[str, object] = {"engine": "vstar-engine", "version": __version__}
+        made |= {"model": self.spec.name, "weights": self.weights}
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
         if self.artifact is not None:
             run |= {"backend": self.artifact.identity["backend"], "built": self.artifact.name}

@@ -1,8 +1,8 @@
-"""The ways a request can fail, each with the exit code the command line gives it."""
+"""The errors of the package, each with the command line's exit code for it."""
 
 
 class VstarError(Exception):
-    """Any failure that has an answer; `exit_code` is what the command line returns."""
+    """The base of the package's errors; `exit_code` is what the command line returns, 1 if not another."""
 
     exit_code = 1
 

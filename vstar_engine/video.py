@@ -50,7 +50,11 @@ def to_bytes(pixels: "Tensor") -> np.ndarray:
 
 @dataclass(frozen=True)
 class Video:
-    """A finished video: frames (T, H, W, 3) uint8, the rate it plays at, what made it, and seconds spent per stage."""
+    """A finished video.
+
+    `frames` is (T, H, W, 3) uint8 RGB, `fps` the frames a second at which it plays. `provenance` holds the settings that made
+    it, `seconds` the time of each stage: text, denoise, decode.
+    """
 
     frames: np.ndarray
     fps: float
@@ -58,9 +62,11 @@ class Video:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Writes an .mp4 (H.264), a .gif or, as .png, a contact sheet of every eighth frame; whole or not at all.
+        """Writes an .mp4 (H.264, 4:2:0), a .gif or, as .png, a contact sheet of every eighth frame; returns the path.
 
-        Raises ValueError for another ending, OutputError if it cannot.
+        The file carries `provenance`. It is complete or absent. An mp4 is in BT.709 with more than 576 rows or 1279 columns,
+        else in BT.601, and says so. Raises ValueError for another ending, and for a rate or sides that an mp4 cannot have,
+        OutputError where the file cannot be written.
         """
         path = Path(path)
         writer = check_ending(path)

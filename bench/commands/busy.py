@@ -1,8 +1,8 @@
-"""One video beside busy neighbours: what processes that want a core each cost the engine, by how its idle threads wait.
+"""Times a video beside busy processes, for each way in which idle threads can wait.
 
-Each way to wait is a process of its own, since OpenMP reads it once; the video is denoised in turn by each, alone and beside
-processes that count for ever. With t threads of ours and s such processes on c cores the fair time is the quiet one times
-max(1, (s + t) / c); a row passes up to ALLOWED times that.
+Each way has a process of its own, since OpenMP reads it once. They denoise the video in turn, alone and beside processes that
+count without end. With t threads of ours and s busy processes on c cores the fair time is the quiet one times
+max(1, (s + t) / c). A row passes up to ALLOWED times that.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from support.engines import FACTS, engine_at, engine_like, identity
 from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts.built_engine import BuiltEngine, engines, name_of, remove
 from vstar_engine.artifacts.files import digest_of
+from vstar_engine.backends.inductor import check_room
 from vstar_engine.commands.main import build_parser, main
 from vstar_engine.errors import EngineError, OutputError
 from vstar_engine.weights.checkpoint import Weights
+
+ROOMY = dict.fromkeys(("f_bavail", "f_bfree", "f_blocks", "f_frsize"), 2**20)
 
 
 @pytest.fixture
@@ -169,6 +173,13 @@ def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypat
         OutputError, match=rf"unpacks {engine}/unet.pt2 into {tmp_path}, which has 0 MiB free where it takes 1; "
     ):
         Engine.load(engine=engine)
+
+
+def test_a_folder_that_no_library_can_be_loaded_from(engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_flag=os.ST_NOEXEC, **ROOMY))
+    with pytest.raises(EngineError, match=rf"into {tmp_path} .*, which its mount forbids \(noexec\); name another folder"):
+        check_room(engine / "unet.pt2")
 
 
 def test_a_package_of_a_processor_with_other_instructions_is_refused(tmp_path, monkeypatch):

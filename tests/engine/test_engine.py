@@ -73,9 +73,9 @@ def test_guidance_one_is_the_conditional_branch_alone(mini):
 
 
 def test_progress_is_heard_after_every_step(mini):
-    heard = []
-    mini.generate("snow", sampling=QUICK, on_step=lambda done, total: heard.append((done, total)), **SMALL)
-    assert heard == [(1, 3), (2, 3), (3, 3)]
+    steps = []
+    mini.generate("snow", sampling=QUICK, on_step=lambda done, total: steps.append((done, total)), **SMALL)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 17, 130])

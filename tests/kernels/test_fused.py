@@ -89,17 +89,17 @@ class Names(TorchDispatchMode):
 @pytest.mark.skipif(not PRESENT, reason=WHY)
 @torch.no_grad()
 def test_who_looks_on_sees_the_ops():
-    """What goes past the dispatcher otherwise gives the same; a hook on a layer inside is heard."""
+    """What goes past the dispatcher otherwise gives the same; a hook on a layer inside is called."""
     block, norm, x = FeedForward(16), RowNorm(16).given(), torch.randn(2, 5, 16)
     alone = block(x, norm)
     with Names() as names:
         watched = block(x, norm)
     assert names.seen.count("vstar::linear") == 2
     torch.testing.assert_close(watched, alone)
-    heard = []
-    block.net[2].register_forward_pre_hook(lambda layer, given: heard.append(given[0].shape[-1]))
+    widths = []
+    block.net[2].register_forward_pre_hook(lambda layer, given: widths.append(given[0].shape[-1]))
     torch.testing.assert_close(block(x, norm), alone)
-    assert heard == [64]
+    assert widths == [64]
 
 
 @pytest.mark.skipif(not PRESENT, reason=WHY)

@@ -75,7 +75,7 @@ def test_a_planted_copy_is_found(part, shape, make, monkeypatch):
     net = tiny()
     layer, *_ = [module for name, module in net.named_modules() if name == part]
     layer.register_forward_hook(lambda module, given, out: make(out))
-    # one branch until the first text is heard, then two
+    # one branch until the first cross-attention, then two
     found = copied(net, step_inputs(TINY, SIZE, FRAMES, "cpu", torch.float32), monkeypatch)
     assert {found_shape[1:] for found_shape in found} >= {shape[1:]}
 

@@ -46,7 +46,7 @@ def test_a_batch_is_its_items_one_by_one():
 
 @pytest.mark.parametrize("levels", [(0, 1), (1,), ()], ids=str)
 def test_texts_of_one_video_share_what_comes_before_them(levels):
-    """Also where no text is heard before the middle of the network, between two residual blocks."""
+    """Also where the first cross-attention is in the middle of the network, between two residual blocks."""
     net = made(spec := replace(SPEC, attention_levels=levels))
     videos, texts = inputs(batch=2, spec=spec), inputs(batch=6, spec=spec)["context"]
     videos["timestep"] = videos["timestep"] + torch.arange(6)

@@ -32,7 +32,7 @@ MIXED = [
 
 
 def latents(engine, requests, **settings):
-    """Runs a batch's steps and gives each video's latents by its index."""
+    """Runs a batch's steps and returns each video's latents by its index."""
     batch = engine.begin(requests, **settings)
     for _ in range(batch.steps):
         batch.step()
@@ -66,12 +66,12 @@ def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
 
 
 def test_texts_are_projected_once(mini, alone, monkeypatch):
-    heard, prepare = [], mini.denoiser.prepare_context
-    monkeypatch.setattr(mini.denoiser, "prepare_context", lambda *given: heard.append(len(given)) or prepare(*given))
+    calls, prepare = [], mini.denoiser.prepare_context
+    monkeypatch.setattr(mini.denoiser, "prepare_context", lambda *given: calls.append(len(given)) or prepare(*given))
     assert apart(latents(mini, [MIXED[0]])[0], alone[0]) < LATENTS
-    assert heard == [2]
-    mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(heard) > 1)
-    assert heard == [2, 5, 4]
+    assert calls == [2]
+    mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(calls) > 1)
+    assert calls == [2, 5, 4]
 
 
 def test_run_is_the_case_of_one_to_the_bit(mini):
@@ -87,14 +87,14 @@ def test_each_video_has_its_own_settings_on_it(mini):
 
 
 def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
-    heard, sizes = [], []
+    calls, sizes = [], []
     counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: sizes.append(len(given[2]))))
     videos = counting.run_batch(
-        MIXED[:3], lambda done, total: heard.append((done, total)), lambda index: index == 0 and len(heard) == 2
+        MIXED[:3], lambda done, total: calls.append((done, total)), lambda index: index == 0 and len(calls) == 2
     )
     assert [video is None for video in videos] == [True, False, False]
     assert sizes == [5, 5, 3, 3]
-    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     last = mini.run(MIXED[2]).frames
     assert np.abs(videos[2].frames.astype(int) - last.astype(int)).max() <= 1
 

@@ -62,7 +62,7 @@ class Reserved:
 
 
 def install(monkeypatch):
-    """Puts the stand-ins in the place of PyTorch's; gives the class of graphs, which counts its captures and replays."""
+    """Puts the stand-ins in the place of PyTorch's; returns the class of graphs, which counts its captures and replays."""
     kind = type("CountedGraph", (Graph,), {})
     for name, stand_in in {
         "CUDAGraph": kind,

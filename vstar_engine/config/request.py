@@ -37,12 +37,14 @@ def _position(value: Any) -> Position:
 class Clip:
     """All settings of a video except its states.
 
-    `size` is (height, width) in pixels, None for the model's own. `mode` sets how states are interpolated over the frames
-    (`prompting.interpolation.spread`). `at` or `durations` place the states (`timeline.place`); without either they are evenly
-    spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
+    `frames` is 1 to 10000, more than 512 in windows alone; `seed` is 0 to 2**32 - 1. `size` is (height, width) in pixels, None
+    for the model's own. `mode` sets how states are interpolated over the frames (`prompting.interpolation.spread`). `at` places
+    the states at frames (int) or shares of the clip (float), `durations` by relative lengths (`timeline.place`); without either
+    they are evenly spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file, 0.001 to 1000.
     `window` makes a clip of more frames in windows (`windows.WindowPlan`), which share `overlap` frames, merged by `blend`, in
     places that `phase` moves from step to step. `noise` says how the initial noise of frames is related; for "shared",
     `noise_share` is the variance that all frames have in common. `guide` names frames that every window attends to.
+    Raises ValueError for a value out of range or of another type.
     """
 
     most_frames: ClassVar[int] = LONGEST
@@ -141,7 +143,10 @@ class _States:
 
 @dataclass(frozen=True)
 class Request(Clip, _States):
-    """One video to make: a clip, and the states it shows as its first field."""
+    """One video to make: a clip, and the states it shows as its first field.
+
+    Raises ValueError without a state, for more states than frames, and for states whose places do not fit the clip.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,10 +18,11 @@ LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e6
 
 @dataclass(frozen=True)
 class Tar:
-    """Temporal attention regularisation: sigma in frames per UNet level (arXiv 2403.13501, eq. 3-4).
+    """Temporal attention regularisation (TAR, arXiv 2403.13501, eq. 3-4).
 
-    Level 0 is the finest. `strength` scales the Gaussian. Active while `step_index <= until_step`, counted from 0; smaller
-    sigma means more motion. Raises ValueError for a level below 0, a sigma not above 0, or a strength that is not finite.
+    `sigma` is the width of the Gaussian in frames, by UNet level; level 0 is the finest. A smaller sigma means more motion.
+    `strength` scales the Gaussian. TAR is on in the steps 0 to `until_step`, -1 for none. Raises ValueError for a level below
+    0, a sigma outside 1e-6 to 1e6, or a strength that is not finite.
     """
 
     sigma: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 8.0})
@@ -76,12 +77,13 @@ CONSISTENCY_STEPS = 50
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampler and classifier-free guidance (arXiv 2207.12598) settings; the published defaults.
+    """Settings of the sampler and classifier-free guidance (arXiv 2207.12598); the defaults are the published ones.
 
     `sampler` is one of SAMPLERS: DDIM (2010.02502), DPM-Solver++ 2M and its stochastic form (2211.01095), UniPC (2302.04867);
-    `eta` is DDIM's alone. `spacing` is one of SPACINGS. `fps_condition` is the frame rate that conditions the network, not the
+    `spacing` is one of SPACINGS. `steps` is 1 to 1000. `eta`, 0 to 1, scales the noise that a step of DDIM adds. `guidance`
+    weights the conditional branch; 1 disables guidance. `fps_condition` is the frame rate that conditions the network, not the
     one of the file. `batch_guidance` runs both guidance branches in one batch instead of two passes. `fast` names lossy options
-    of FAST.
+    of `FAST`. Raises ValueError for a value out of range or options that do not combine.
     """
 
     steps: int = 25

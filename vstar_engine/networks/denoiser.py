@@ -32,7 +32,7 @@ class Denoiser:
 
     @property
     def module(self) -> nn.Module | None:
-        """The network whose weights may be replaced; None where they are part of a built engine."""
+        """Returns the network whose weights may be replaced; None where they are part of a built engine."""
         return None
 
     def prepare_context(self, *contexts: Tensor) -> ContextKV | Tensor:

@@ -195,10 +195,13 @@ def sample(
     noise: Tensor | Callable[[int], Tensor] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Denoises `latents` (B, C, T, H, W) float32, yielding (index, timestep, latents, pred_x0) after every step.
+    """Denoises `latents` (B, C, T, H, W) float32; yields (index, timestep, latents, pred_x0) after every step.
 
-    guidance is a number or (B,), used as e_u + w (e_c - e_u); noise is the tape (steps, *latents.shape), a function of the
-    step's index, or None to draw it on the CPU; `start` skips that many of the noisiest steps. The index counts from 0.
+    `index` counts from 0. `pred_x0` are the clean latents that the step predicts; both are like `latents`.
+    `denoise` returns the conditional and the unconditional noise. `guidance` is a number or (B,): e_u + w (e_c - e_u).
+    `noise` is (steps, *latents.shape), a function of the step's index, or None to draw it on the CPU. `start` skips that many
+    of the noisiest steps. Raises ValueError for a `start` that leaves no step. DDIM, arXiv 2010.02502, eq. 12; classifier-free
+    guidance, arXiv 2207.12598.
     """
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")

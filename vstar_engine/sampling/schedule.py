@@ -83,10 +83,12 @@ def consistency_timesteps(steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The constants of one sampling run, (steps,) float64 in ascending timestep order; sampling goes through them backwards.
+    """The constants of one sampling run, (steps,) float64 each, in ascending order of timesteps; sampling goes backwards.
 
-    A consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; else out = 1 and skip = 0. `sigma`
-    is DDIM's noise, which other samplers do not read. `prediction` is what the network predicts, as in `NoiseSpec`.
+    `alpha` and `alpha_prev` are the cumulative alphas of a step and of the one after it, `scale` and `scale_prev` the dynamic
+    rescale. `sigma` is the standard deviation of the noise that a step of DDIM adds, which other samplers do not read. A
+    consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; else out = 1 and skip = 0.
+    `prediction` is what the network predicts, as in `NoiseSpec`.
     """
 
     timesteps: np.ndarray

@@ -40,9 +40,9 @@ def convert(
 ) -> Path:
     """Converts an official checkpoint (.ckpt, .pt or .safetensors) or a diffusers folder to a folder that `Engine.load` reads.
 
-    `dtype` "stored" keeps the source's. `about` goes into the manifest, to the source's name and sha256. `on_progress` gets
-    (tensors done, tensors in all). Raises CheckpointError with one sentence for whatever is wrong with the source, OutputError
-    when `out` cannot be written; nothing is left behind then.
+    `dtype` "stored" keeps the source's. `about` goes into the manifest, to the source's name and sha256. `on_progress` is
+    called with (tensors done, tensors in all). Raises CheckpointError for a source that cannot be converted and OutputError
+    when `out` cannot be written; neither leaves anything behind.
     """
     models.model_named(model)
     if dtype != STORED:

@@ -68,7 +68,7 @@ class Layer:
     scale: float
 
     def delta(self, shape: torch.Size) -> Tensor:
-        """The change of a weight of `shape`, float32."""
+        """Returns the change of a weight of `shape`, float32."""
         return (self.scale * (self.up.flatten(1).float() @ self.down.flatten(1).float())).reshape(shape)
 
 
@@ -177,7 +177,7 @@ class Lora:
 
 
 def bare(layer: str) -> str:
-    """A layer's name without the prefixes of the formats and with underscores for dots."""
+    """Returns a layer's name without the prefixes of the formats and with underscores for dots."""
     layer = without_wrappers(layer)
     while prefix := next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None):
         layer = layer.removeprefix(prefix)
@@ -186,7 +186,7 @@ def bare(layer: str) -> str:
 
 
 def layer_shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
-    """The official names of the layers with a matrix or a kernel, and its shape."""
+    """Returns the official names of the layers with a matrix or a kernel, and its shape."""
     with torch.device("meta"):
         shapes = module_shapes(UNet(spec))
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}

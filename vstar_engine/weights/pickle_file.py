@@ -2,9 +2,11 @@
 
 import pathlib
 import pickle
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ def read_pickle(source: Path) -> Any:
     if archived:
         check_sums(source)
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return _load(source, archived)
+        with torch.serialization.safe_globals(HARMLESS), _named_as_a_pickle(source) as named:
+            return _load(named, archived)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise CheckpointError(
@@ -81,6 +83,18 @@ class Streamed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+@contextmanager
+def _named_as_a_pickle(source: Path) -> Iterator[Path]:
+    """Yields a name of the file that does not end in .safetensors, by which `torch.load` chooses another reader."""
+    if source.suffix != ".safetensors":
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "checkpoint.pt"
+        link.symlink_to(source.absolute())
+        yield link
 
 
 def check_sums(source: Path) -> None:

@@ -81,7 +81,7 @@ class Case:
 
 
 def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
-    """A story in every arm."""
+    """Yields a story in every arm."""
     yield Case("clips", story, seed, frames)
     yield Case("story", story, seed, frames)
     for arm in ("base", "vsp", "tar", "both"):
@@ -89,14 +89,14 @@ def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
 
 
 def deceits() -> Iterator[Case]:
-    """What no measure should be taken in by, of every story."""
+    """Yields every story's controls, which should raise no measure."""
     for frames in (64, 16):
         for story in range(len(STORIES)):
             yield from (Case(arm, story, 0, frames) for arm in DECEITS)
 
 
 def stronger() -> Iterator[Case]:
-    """Every second story under a narrow and a wide sigma at one level, at the paper's strength and a larger one."""
+    """Yields every second story under a narrow and a wide sigma at one level, at the paper's strength and a larger one."""
     for frames in (16, 64):
         for strength, level, sigma in product(STRENGTHS, STRENGTH_LEVELS, STRENGTH_SWEEP):
             for story in range(0, len(STORIES), 2):
@@ -104,14 +104,14 @@ def stronger() -> Iterator[Case]:
 
 
 def settings(arm: str) -> Iterator[Case]:
-    """Every second story under each sigma and set of levels."""
+    """Yields every second story under each sigma and set of levels."""
     for levels in [{0: sigma} for sigma in SWEEP] + list(LEVELS):
         for story in range(0, len(STORIES), 2):
             yield Case(arm, story, 0, 64, tuple(levels.items()))
 
 
 def lossy() -> Iterator[Case]:
-    """Every fourth story by each of what `--fast` takes."""
+    """Yields every fourth story by each of what `--fast` takes."""
     for fast in FASTER:
         for frames in (64, 16):
             for story in range(0, len(STORIES), 4):
@@ -119,7 +119,7 @@ def lossy() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels.
+    """Yields all videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 and for each sigma and set of levels.
 
     And 10 x 1 at 16 and 64 frames for each strength, 5 x 1 at 64 and 16 frames for what `--fast` takes.
     """
@@ -144,12 +144,12 @@ def engine_for(fp8: bool) -> Engine:
 
 
 def until(steps: int) -> int:
-    """The last regularised step: the same share of any number of steps."""
+    """Returns the last regularised step: the same share of any number of steps."""
     return round(steps * (UNTIL + 1) / STEPS) - 1
 
 
 def make(engine: Engine, case: Case) -> np.ndarray:
-    """The case's frames, uint8 (T, 96, 128, 3)."""
+    """Returns the case's frames, uint8 (T, 96, 128, 3)."""
     story = STORIES[case.story]
     if case.arm == "clips":
         return render(sample(20_000_000 + 100 * case.story + case.seed, case.frames))
@@ -179,7 +179,7 @@ def row(case: Case) -> Row:
 
 
 def lacks(row: Row) -> list[str]:
-    """The measures that a row was made without, DreamSim only where it is installed."""
+    """Returns the measures that a row was made without, DreamSim only where it is installed."""
     wanted = dict.fromkeys([*(path[0] for path in COLUMNS.values()), "nearest"])
     if not find_spec("dreamsim"):
         del wanted["dreamsim"]
@@ -191,7 +191,7 @@ def every_table(results: Path = RESULTS, of_logits: Path = LOGITS) -> dict[str, 
 
 
 def renewed(document: str, made: dict[str, str]) -> str:
-    """A document with its tables made anew."""
+    """Returns a document with its tables made anew."""
     return between_markers(document, "claims", made, made.__getitem__)
 
 

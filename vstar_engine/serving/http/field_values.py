@@ -65,7 +65,7 @@ def choice(choices: tuple[str, ...]) -> Any:
     return Annotated[words, BeforeValidator(named, json_schema_input_type=words | spelled)]
 
 
-def number(kind: type, **limits: Any) -> Any:
+def number(kind: Any, **limits: Any) -> Any:
     """Returns the type of a number within limits, int or float, that may be spelled as text."""
     limited = Annotated[kind, Field(**limits)]
     spelled = Annotated[str, Field(pattern=WHOLE if kind is int else REAL)]
