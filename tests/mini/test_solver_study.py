@@ -31,13 +31,15 @@ def test_steps_of_any_length_read_one_brownian_path(sampler):
         torch.testing.assert_close(halves, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_a_case_is_measured_against_its_own_kind(mini, tmp_path):
+def test_a_case_is_measured_against_many_steps_of_its_own_kind(mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(solvers, "REFERENCE", 3)
     maker = solvers.Maker(mini, tmp_path)
-    cases = [solvers.Case(sampler, 1.0, "trailing", 2, True, 14, 4) for sampler in ("unipc", "dpm++2m-sde")]
-    made = [maker.sampled([case])[1][0].latents for case in cases]
-    assert not torch.equal(*made)
-    assert torch.equal(maker.sampled([cases[1]])[1][0].latents, made[1])
-    assert [case.request.tar.until_step for case in cases] == [0, 0]
+    cases = [solvers.Case("ddim", eta, "leading", 3, True, 0, 5) for eta in (0.0, 1.0)]
+    cases.append(solvers.Case("unipc", 1.0, "trailing", 3, True, 0, 5))
+    assert maker.distance(cases[0]) is None
+    assert [row["case"]["sampler"] for row in maker.measured(cases)] == ["ddim", "ddim", "unipc"]
+    same, along_one_path, other = map(maker.distance, cases)
+    assert max(same, along_one_path) < 1e-3 < other
 
 
 def row(arm, spacing, steps, story, **numbers):

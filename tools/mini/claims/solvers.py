@@ -20,21 +20,24 @@ from tools.mini.training import probe
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.artifacts.files import digest_of, write_aside
 from vstar_engine.config.request import Request
-from vstar_engine.config.sampling import DDIM, DPM, DPM_SDE, LEADING, SPACINGS, TRAINING_STEPS, UNIPC, until_step
+from vstar_engine.config.sampling import DDIM, DPM, DPM_SDE, LEADING, SPACINGS, TRAILING, TRAINING_STEPS, UNIPC, until_step
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.schedule import Schedule, alpha_bar, scale_arr
 
 from .measures import measure
-from .results import Row, key, rows
+from .results import Row, key, rows, without_replaced
 from .stories import STORIES
 from .tables import PAPER
 
 LENGTHS = (16, 64)
 TOLD = range(0, len(STORIES), 2)
-# numbers of steps in the order in which they are measured: those that decide for all stories before the others
-DECIDING, OTHERS, PUBLISHED = (12, 8), (10, 15, 20, 25), 25
-STEPS = tuple(sorted(DECIDING + OTHERS))
-# steps of what the others are compared with, on the first stories: one takes as long as eight videos of 25 steps
+# steps of the published sampler, which the others are compared with
+PUBLISHED = 25
+# numbers of steps and spacings in the order in which they are measured: those that decide before the others, for all stories
+DECIDING = [(12, LEADING), (12, TRAILING), (8, LEADING), (8, TRAILING)]
+OTHERS = [(steps, spacing) for steps in (10, 15, 20, 25) for spacing in SPACINGS]
+STEPS = tuple(sorted({steps for steps, _ in DECIDING + OTHERS}))
+# steps of the latents that a distance is from, on the first stories: they take as long as a story's videos of 12 steps
 REFERENCE, REFERRED = 200, TOLD[:3]
 GUIDANCE = 6.0
 # TAR's last step, as a share of the steps: that of the published 14 of 25
@@ -84,13 +87,12 @@ class Case:
 
 
 def batches() -> Iterator[list[Case]]:
-    """All videos, those that are made together: what decides first, with TAR first, then the other numbers of steps."""
+    """All videos, those that are made together: by length, what decides first, with TAR first."""
     for frames, wanted, tar in product(LENGTHS, (DECIDING, OTHERS), (True, False)):
-        for story in TOLD:
-            yield [Case(*vars(arm).values(), LEADING, PUBLISHED, tar, story, frames) for arm in (ODE, SDE)]
-            for steps in wanted:
-                arms = product(SPACINGS, ARMS)
-                yield [Case(*vars(arm).values(), spacing, steps, tar, story, frames) for spacing, arm in arms]
+        for (steps, spacing), story in product(wanted, TOLD):
+            if (steps, spacing) == DECIDING[0]:
+                yield [Case(arm.sampler, arm.eta, LEADING, PUBLISHED, tar, story, frames) for arm in (ODE, SDE)]
+            yield [Case(arm.sampler, arm.eta, spacing, steps, tar, story, frames) for arm in ARMS]
 
 
 class BrownianPath:
@@ -120,7 +122,7 @@ def reader() -> probe.Probe:
 
 
 class Maker:
-    """Makes the videos of cases; keeps the last one's Brownian path, and in a folder what the others are compared with."""
+    """Makes the videos of cases; keeps the last one's Brownian path, and in a folder the latents that distances are between."""
 
     def __init__(self, engine: Engine, folder: Path):
         self.engine, self.folder = engine, folder
@@ -135,41 +137,58 @@ class Maker:
             batch.step()
         return batch, sorted(batch.rows, key=lambda row: row.index)
 
-    def reference(self, case: Case) -> Tensor:
-        """Returns the latents that a case's are compared with, as they were sampled or from the folder."""
-        arm = SDE if case.arm.stochastic else ODE
-        exact = replace(case, **vars(arm), spacing=LEADING, steps=REFERENCE)
-        name = digest_of({"case": asdict(exact), "weights": self.engine.weights})
-        path = self.folder / f"{name}.pt"
-        if not path.is_file():
-            _, (row,) = self.sampled([exact])
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with write_aside(path) as aside:
-                torch.save(row.latents, aside)
-        return torch.load(path)
-
     def measured(self, cases: list[Case]) -> Iterator[Row]:
         """Makes videos in one batch and returns their rows of JSON."""
         batch, made = self.sampled(cases)
         for case, row in zip(cases, made, strict=True):
             numbers = measure(reader(), STORIES[case.story], self.engine.finish(batch, row).frames)
             if case.story in REFERRED:
-                exact = self.reference(case)
-                numbers["distance"] = round(float((row.latents - exact).norm() / exact.norm()), 4)
+                self.keep(case, row.latents)
             yield {"case": asdict(case), "weights": self.engine.weights, "numbers": numbers}
+
+    def distance(self, case: Case) -> float | None:
+        """Returns how far a case's latents are from those of many steps, relative to their size; None where they are lost."""
+        if not self.file(case).is_file():
+            return None
+        exact = replace(case, **vars(SDE if case.arm.stochastic else ODE), spacing=LEADING, steps=REFERENCE)
+        if not self.file(exact).is_file():
+            _, (row,) = self.sampled([exact])
+            self.keep(exact, row.latents)
+        ours, wanted = (torch.load(self.file(each)) for each in (case, exact))
+        return round(float((ours - wanted).norm() / wanted.norm()), 4)
+
+    def file(self, case: Case) -> Path:
+        """Returns where a case's latents are kept."""
+        return self.folder / f"{digest_of({'case': asdict(case), 'weights': self.engine.weights})}.pt"
+
+    def keep(self, case: Case, latents: Tensor) -> None:
+        """Keeps a case's latents."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_aside(self.file(case)) as aside:
+            torch.save(latents, aside)
 
 
 def run(path: Path, folder: Path, limit: int | None) -> None:
-    """Makes what is missing from the file, at most `limit` batches, on one thread."""
+    """Makes what is missing from the file, at most `limit` batches, then the distances of those videos; on one thread."""
     torch.set_num_threads(1)
-    done = {key(row["case"]) for row in rows(path)}
-    maker = Maker(Engine.load("mini"), folder)
+    maker, done = Maker(Engine.load("mini"), folder), {key(row["case"]) for row in rows(path)}
+    # the published steps stand in several lists
     left = [wanted for batch in batches() if (wanted := [case for case in batch if key(asdict(case)) not in done])]
     with path.open("a") as file:
         for batch in tqdm(left[:limit], "batches", mininterval=10):
-            # the published number of steps stands in several lists
             new = [case for case in batch if key(asdict(case)) not in done]
             for row in maker.measured(new) if new else ():
                 file.write(json.dumps(row) + "\n")
                 done.add(key(row["case"]))
             file.flush()
+        for row in tqdm([row for row in rows(path) if lacks_distance(row)], "distances", mininterval=10):
+            if (distance := maker.distance(Case(**row["case"]))) is not None:
+                row["numbers"]["distance"] = distance
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+    without_replaced(path)
+
+
+def lacks_distance(row: Row) -> bool:
+    """Returns whether a row of the first stories has no distance yet."""
+    return row["case"]["story"] in REFERRED and "distance" not in row["numbers"]

@@ -44,7 +44,7 @@ PROBE = ROOT / "tools" / "mini" / "training" / "probe.safetensors"
 RESULTS = Path(__file__).parent / "claims.jsonl"
 LOGITS = Path(__file__).parent / "logits.jsonl"
 SOLVERS = Path(__file__).parent / "solvers.jsonl"
-SOLVER_REFERENCES = ROOT / "build" / "solver_references"
+SOLVER_LATENTS = ROOT / "build" / "solver_latents"
 STEPS, GUIDANCE = 10, 6.0
 UNTIL = 5  # of 10 steps, as 13 of 25
 
@@ -231,7 +231,7 @@ def main() -> None:
         if args.command == "logits":
             logits.run(args.logits, Sampling(steps=STEPS, guidance=GUIDANCE), UNTIL, args.limit)
         if args.command == "solvers":
-            solvers.run(args.solvers, SOLVER_REFERENCES, args.limit)
+            solvers.run(args.solvers, SOLVER_LATENTS, args.limit)
         made = every_table(args.results, args.logits, args.solvers)
     except ValueError as error:
         sys.exit(f"error: {error}")
