@@ -272,7 +272,7 @@ def committed():
     return study.every_table()
 
 
-@pytest.mark.parametrize("path", [study.RESULTS, study.LOGITS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [study.RESULTS, study.LOGITS, study.SOLVERS], ids=lambda path: path.name)
 def test_committed_rows_are_of_the_bundled_weights(path):
     assert results.rows(path)
 

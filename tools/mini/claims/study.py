@@ -1,8 +1,8 @@
 """Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` or `... publish`.
 
 `run` makes the videos that the results lack, and with `--backfill` again those that lack a measure; `logits` measures what TAR
-multiplies. `table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of
-docs/claims.md and of the pages in docs/claims.
+multiplies, `solvers` what samplers do with few steps. `table` prints the tables, `publish` writes them between the markers
+`<!-- claims:NAME -->` of docs/claims.md, docs/solvers.md and the pages in docs/claims.
 
 Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was. The newest row of a video
 counts, and results made with other weights than the bundled ones are refused.
@@ -32,17 +32,19 @@ from vstar_engine.bench.commands.report import between_markers
 from vstar_engine.config.sampling import FEW_STEP, FP8
 from vstar_engine.machine import threads
 
-from . import logits
+from . import logits, solver_tables, solvers
 from .measures import measure
 from .results import Row, key, rows, without_replaced
 from .stories import STORIES
 from .tables import COLUMNS, DECEITS, FASTER, LEVELS, PAPER, STRENGTH_LEVELS, STRENGTH_SWEEP, STRENGTHS, SWEEP, tables
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTS = (ROOT / "docs" / "claims.md", *sorted((ROOT / "docs" / "claims").glob("*.md")))
+DOCUMENTS = (ROOT / "docs" / "claims.md", ROOT / "docs" / "solvers.md", *sorted((ROOT / "docs" / "claims").glob("*.md")))
 PROBE = ROOT / "tools" / "mini" / "training" / "probe.safetensors"
 RESULTS = Path(__file__).parent / "claims.jsonl"
 LOGITS = Path(__file__).parent / "logits.jsonl"
+SOLVERS = Path(__file__).parent / "solvers.jsonl"
+SOLVER_LATENTS = ROOT / "build" / "solver_latents"
 STEPS, GUIDANCE = 10, 6.0
 UNTIL = 5  # of 10 steps, as 13 of 25
 
@@ -186,8 +188,8 @@ def lacks(row: Row) -> list[str]:
     return [name for name in wanted if name not in row["numbers"]]
 
 
-def every_table(results: Path = RESULTS, of_logits: Path = LOGITS) -> dict[str, str]:
-    return tables(rows(results)) | logits.tables(rows(of_logits))
+def every_table(results: Path = RESULTS, of_logits: Path = LOGITS, of_solvers: Path = SOLVERS) -> dict[str, str]:
+    return tables(rows(results)) | logits.tables(rows(of_logits)) | solver_tables.tables(rows(of_solvers))
 
 
 def renewed(document: str, made: dict[str, str]) -> str:
@@ -222,10 +224,11 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.mini.claims", description=__doc__)
-    parser.add_argument("command", choices=("run", "logits", "table", "publish"))
+    parser.add_argument("command", choices=("run", "logits", "solvers", "table", "publish"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--logits", type=Path, default=LOGITS, help="results of `logits`")
-    parser.add_argument("--limit", type=int, help="make at most this many videos")
+    parser.add_argument("--solvers", type=Path, default=SOLVERS, help="results of `solvers`")
+    parser.add_argument("--limit", type=int, help="make at most this many videos; of `solvers` batches")
     parser.add_argument("--backfill", action="store_true", help="make videos again that lack a measure")
     args = parser.parse_args()
     try:
@@ -233,7 +236,9 @@ def main() -> None:
             run(args.results, args.limit, args.backfill)
         if args.command == "logits":
             logits.run(args.logits, Sampling(steps=STEPS, guidance=GUIDANCE), UNTIL, args.limit)
-        made = every_table(args.results, args.logits)
+        if args.command == "solvers":
+            solvers.run(args.solvers, SOLVER_LATENTS, args.limit)
+        made = every_table(args.results, args.logits, args.solvers)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if args.command == "publish":
