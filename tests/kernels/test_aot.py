@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.aot.attention_entries import Entry, entries
 from vstar_engine.kernels.aot.compilation import attempt, faults
+from vstar_engine.kernels.aot.frame_entries import frame_entries
 from vstar_engine.kernels.aot.fused_entries import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot.report import page, programs
 from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
@@ -45,7 +46,11 @@ def compiled(tmp_path_factory):
 def test_every_entry_has_its_artifact(compiled):
     manifest = json.loads((compiled / "manifest.json").read_text())
     records = {record["name"]: record for record in manifest["entries"]}
-    wanted = [*entries(list(ARCHITECTURES), [64], ["fp16"]), *fused_entries(list(ARCHITECTURES), ["fp16"])]
+    wanted = [
+        *entries(list(ARCHITECTURES), [64], ["fp16"]),
+        *fused_entries(list(ARCHITECTURES), ["fp16"]),
+        *frame_entries(list(ARCHITECTURES), ["fp16"]),
+    ]
     assert manifest["faults"] == []
     assert set(records) == {entry.name for entry in wanted}
     for record in records.values():

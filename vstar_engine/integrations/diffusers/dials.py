@@ -58,6 +58,7 @@ def dial(
     enhance: float | None = None,
     riflex: int | None = None,
     until: float | str | None = None,
+    by: str = "op",
     scheduler: Any = None,
 ) -> Dial:
     """Puts a motion dial on a diffusers pipeline, or on a denoiser with its `scheduler`.
@@ -67,5 +68,5 @@ def dial(
     Raises ValueError where no layer was found, for classes and processors that are not known, and for compiled or fused
     denoisers and context parallelism.
     """
-    settings = DialSettings(tar, reference, decay, trained_frames, enhance, riflex, until)
+    settings = DialSettings(tar, reference, decay, trained_frames, enhance, riflex, until, by)
     return Dial(pipe, settings, scheduler)
