@@ -175,6 +175,9 @@ def test_refusals(scheduler):
 
     refuse(wan(), "a transformer has one level", tar=Tar({0: 1.0, 1: 8.0}))
     refuse(wan(), "riflex is a temporal frequency, 1 to 2 here, got 5", riflex=5)
+    cached = wan()
+    cached.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    refuse(cached, "caches between steps")
     fused = wan()
     fused.blocks[0].attn1.fuse_projections()
     refuse(fused, "fused projections")

@@ -4,6 +4,7 @@ from typing import Any
 
 from vstar_engine.config.sampling import Tar
 
+from .calls import SchedulerOf
 from .denoisers import WAN, denoisers
 from .report import Report
 from .settings import DialSettings
@@ -15,9 +16,10 @@ class Dial:
     """A dial that is on; `off()` or the end of a `with` block puts the very processors back that were there."""
 
     def __init__(self, pipe: Any, settings: DialSettings, scheduler: Any = None):
-        scheduler = scheduler or getattr(pipe, "scheduler", None)
         if scheduler is None:
-            raise ValueError("a dial needs a scheduler, to know the step: give a pipeline, or scheduler=")
+            if getattr(pipe, "scheduler", None) is None:
+                raise ValueError("a dial needs a scheduler, to know the step: give a pipeline, or scheduler=")
+            scheduler = SchedulerOf(pipe)
         self.settings = settings
         found = denoisers(pipe)
         # all are checked before one is touched
