@@ -196,6 +196,7 @@ def test_a_full_disk_is_one_sentence():
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_new_user_pulls_and_generates(server, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     how = ["generate", "--model", "mini", "--weights", TINY, "--yes", "--states", "snow", "--frames", "2", "--size", "32x32"]
