@@ -190,6 +190,11 @@ def test_every_tensor_has_its_place(folder, part, change, said):
         open_layout(folder, BASE)
 
 
+def test_the_folder_of_another_model_is_named(today):
+    with pytest.raises(CheckpointError, match=r"model videocrafter2 has a frame-rate condition, and \S+ has none"):
+        open_layout(today, MODELS["videocrafter2"])
+
+
 def test_a_folder_of_something_else_is_named(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(CheckpointError, match=r"is a folder without model_index\.json"):

@@ -42,7 +42,7 @@ def convert(
     """Converts an official checkpoint (.ckpt, .pt or .safetensors) or a diffusers folder to a folder that `Engine.load` reads.
 
     `dtype` "stored" keeps the source's. `parts` is the folder of weights that a UNet alone takes the rest from. `about` goes
-    into the manifest, to the source's name and sha256. `on_progress` gets (tensors done, tensors in all). Raises CheckpointError
+    into the manifest, to the source's name and sha256. `on_progress` gets (tensors done, of all). Raises CheckpointError
     with one sentence for whatever is wrong with the source, OutputError when `out` cannot be written; nothing is left then.
     """
     models.model_named(model)

@@ -98,7 +98,9 @@ def convert_here(
 
     `parts` is the folder of weights that a UNet alone takes its autoencoder and its text tower from.
     """
-    spec, stated, tensors = models.model_named(model), {}, {}  # type: tuple[Spec, dict[str, Any], Mapping[str, Tensor]]
+    spec = models.model_named(model)
+    stated: dict[str, Any] = {}
+    tensors: Mapping[str, Tensor]
     if source.is_dir():
         spec, layout = open_layout(source, spec)
         spec, tensors = (spec, layout) if is_pipeline(source) else completed(spec, layout, source, parts)

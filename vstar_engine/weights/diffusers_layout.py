@@ -96,6 +96,11 @@ def open_layout(folder: Path, base: Spec) -> tuple[Spec, LayoutTensors]:
     Every tensor of a file is used or known to be unneeded, and every parameter is filled; CheckpointError says what is not so.
     """
     spec = read_spec(folder, base)
+    if spec.unet.fps_condition != base.unet.fps_condition:
+        ours, its = (
+            "has a frame-rate condition" if one else "has none" for one in (base.unet.fps_condition, spec.unet.fps_condition)
+        )
+        raise CheckpointError(f"model {base.name} {ours}, and {folder} {its}: it is another model's (--model)")
     whole = files.is_pipeline(folder)
     with torch.device("meta"):
         unet, vae, tower = UNet(spec.unet), Vae(spec.vae), TextTower(spec.text)

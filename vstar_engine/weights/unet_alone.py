@@ -23,9 +23,7 @@ def completed(spec: Spec, unet: LayoutTensors, source: Path, parts: str | None) 
     CheckpointError where no such folder is named, or where it does not hold them.
     """
     if parts is None:
-        raise CheckpointError(
-            f"{source} holds a UNet alone; say where its autoencoder and its text tower come from (--parts of `pull`, `convert`)"
-        )
+        raise CheckpointError(f"{source} holds a UNet alone; say where its autoencoder and its text tower come from (--parts)")
     others, whole = Weights(parts), stated_spec(spec, parts)
     spec = replace(spec, vae=whole.vae, text=whole.text)
     with torch.device("meta"):
