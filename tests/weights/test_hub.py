@@ -75,6 +75,7 @@ def test_a_checkpoint_is_pulled_and_converted_once(server, capsys):
     assert len(server.requests) == asked, "what was pulled is found without asking the Hub"
     (entry,) = converted.entries()
     assert engine.path == entry.folder
+    assert sources.present(f"{TINY}@{COMMIT}", "mini", "float32") == entry.folder
     assert entry.manifest["source"]["hub"] == {"id": TINY, "revision": None, "commit": COMMIT, "file": None}
     assert main(["weights", "--json"]) == 0
     assert f'"{TINY}@{COMMIT}"' in capsys.readouterr().out

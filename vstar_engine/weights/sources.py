@@ -120,7 +120,9 @@ def obtain(
     _check_sums(snapshot, every, folder)
     about = {"hub": {"id": id.id, "revision": id.revision, "commit": snapshot.commit, "file": id.file}}
     made = _converted(source, model, kept, about, on_progress, parts)
-    converted.remember(_hub_source(id), model, kept, made)
+    # by the commit too, which a video's file names
+    for name in (id, HubId(id.id, snapshot.commit, id.file)):
+        converted.remember(_hub_source(name), model, kept, made)
     return made
 
 
