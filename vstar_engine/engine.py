@@ -81,7 +81,7 @@ class Engine:
         `fp8` runs layers in FP8, calibrated on a short clip while loading.
         `warm` runs clips of these sizes through all stages, True those of `clips`, so that no request waits for kernels to be
         loaded, tuned and recorded.
-        Raises ValueError for an unknown name, CheckpointError for bad weights, among them DownloadError for those that cannot be
+        Raises ValueError for an unknown name, CheckpointError for bad weights, also DownloadError for those that cannot be
         downloaded, OutputError for a disk that is too small to convert them, EngineError for an engine that is damaged or was
         built for something else, DeviceError for a device or dtype that cannot compute here, MissingLibrary for an optional
         library that is not installed.
