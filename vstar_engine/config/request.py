@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
@@ -41,7 +41,8 @@ class Clip:
     spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
     """
 
-    most_frames: ClassVar[int] = MAX_FRAMES
+    # without a type it is no field: the longest that a kind of video may be
+    most_frames = MAX_FRAMES
 
     frames: int = 64
     seed: int = 0
