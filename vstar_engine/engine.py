@@ -17,6 +17,7 @@ from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Clip, Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
+from vstar_engine.config.windows import FIFO
 from vstar_engine.machine import malloc, memory
 from vstar_engine.machine.device import described
 from vstar_engine.machine.host_settings import undisturbed
@@ -24,6 +25,7 @@ from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
+from vstar_engine.sampling.fifo import FifoBatch
 from vstar_engine.sampling.saved_state import Checkpoint
 from vstar_engine.sampling.step_cache import StepCache
 from vstar_engine.sampling.windows import WindowedDenoiser, in_windows
@@ -273,6 +275,8 @@ class Engine:
         rows.sort(key=lambda row: row.request.sampling.guidance == 1.0)
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         denoiser = self.denoiser
+        if first.plan is not None and first.blend == FIFO:
+            return FifoBatch.of(Batch(denoiser, self.spec, self.dtype, rows, seconds=seconds))
         if first.plan is not None:
             wide = 1 if self.artifact is not None else memory.windows_at_once(footprint, denoiser, self.device)
             denoiser = in_windows(denoiser, first.plan, wide)

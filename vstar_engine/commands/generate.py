@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
 from vstar_engine.config.request import Clip, Request
+from vstar_engine.config.windows import FIFO
 from vstar_engine.engine import Engine
 from vstar_engine.loading import check_machine, load_model
 from vstar_engine.machine import memory
@@ -116,7 +117,8 @@ def checkpoint_of(args: argparse.Namespace, clip: Clip, path: Path) -> Checkpoin
     """Returns where and how often a video's checkpoint is written; None for never."""
     every = args.checkpoint_every
     if every is None:
-        every = EVERY if clip.plan is not None or args.resume else 0
+        long = clip.plan is not None and clip.blend != FIFO
+        every = EVERY if long or args.resume else 0
     if every == 0 and args.resume:
         raise ValueError("--resume continues from a checkpoint, and --checkpoint-every 0 writes none; leave one of them out")
     return Checkpoint(path.with_name(path.name + CHECKPOINT), every, args.resume) if every else None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vstar_engine.artifacts.files import write_aside
 from vstar_engine.config.sampling import STEP_CACHE
+from vstar_engine.config.windows import FIFO
 from vstar_engine.kernels.source_hash import KERNELS, hash_of, modules
 
 from .batch import Batch, BatchRow
@@ -113,6 +114,8 @@ class Checkpoint:
         `read` and `restore` do."""
         if batch.cache is not None:
             raise ValueError(f"{STEP_CACHE} keeps features from step to step, so it does not compose with checkpoints")
+        if batch.rows[0].request.blend == FIFO and batch.rows[0].request.plan is not None:
+            raise ValueError(f"a checkpoint does not hold the queue of blend {FIFO}: give --checkpoint-every 0")
         if self.resume:
             saved = read(self.path)
             restore(saved, batch, identity)

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from vstar_engine.config.windows import FIFO
 from vstar_engine.engine import Engine
 from vstar_engine.errors import OutputError
 from vstar_engine.sampling.batch import Batch, BatchRow
@@ -26,7 +27,7 @@ class JobCheckpoints:
     def begin(self, engine: Engine, batch: Batch, id: str) -> None:
         """Sets a fresh batch of one job to its checkpoint, if it is in windows and has one that fits."""
         (row,) = batch.rows
-        if row.request.plan is None:
+        if row.request.plan is None or row.request.blend == FIFO:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._limit()
