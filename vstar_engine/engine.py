@@ -21,6 +21,7 @@ from vstar_engine.config.windows import FIFO
 from vstar_engine.machine import malloc, memory
 from vstar_engine.machine.device import described
 from vstar_engine.machine.host_settings import undisturbed
+from vstar_engine.networks.step import OnPart
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.prompting.tokenizer import tokenize
@@ -201,14 +202,16 @@ class Engine:
         embeddings: Embeddings | None = None,
         on_frames: OnFrames | None = None,
         checkpoint: Checkpoint | None = None,
+        on_window: OnPart | None = None,
     ) -> Video:
         """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
 
         `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
         and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
         text tower, MemoryShortage before starting when it would not fit. `checkpoint` is written while it is sampled.
+        `on_window` gets (windows done, all windows) of each step.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint, on_window)
         assert video is not None
         return video
 
@@ -220,6 +223,7 @@ class Engine:
         embeddings: Sequence[Embeddings | None] = (),
         on_frames: OnFrames | None = None,
         checkpoint: Checkpoint | None = None,
+        on_window: OnPart | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
@@ -228,6 +232,7 @@ class Engine:
         video after another; `checkpoint` is for a batch of one. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
+        batch.on_part = on_window
         if checkpoint is not None:
             checkpoint.begin(batch, self.identity, self.machine(batch))
         while batch.rows and batch.done < batch.steps:

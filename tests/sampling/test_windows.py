@@ -167,6 +167,13 @@ def test_results_do_not_depend_on_how_many_windows_share_a_call():
         assert torch.equal(alone[0], sampled(Toy(0.5), True, asked[0], at_once=wide)[0])
 
 
+def test_a_step_tells_of_its_windows(mini):
+    told = []
+    asked = Request(("snow",), 12, 0, SIZE, Sampling(2), None, window=6, overlap=2)
+    mini.run(asked, on_window=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+
+
 def test_two_passes_of_guidance_give_what_one_gives():
     (one,), (two,) = (sampled(Toy(0.5), True, request(1, batch_guidance=both)) for both in (True, False))
     torch.testing.assert_close(one, two)
@@ -232,7 +239,7 @@ def test_a_negative_strength_takes_weight_from_near_frames(mini):
     asked = Request(("snow",), 12, 0, SIZE, Sampling(2), Tar({0: 1.0}, strength=-6.0, until_step=1), window=8, overlap=2)
     videos = [mini.run(replace(asked, tar=tar)).frames for tar in (asked.tar, None, Tar({0: 1.0}, until_step=1))]
     assert all(not np.array_equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
-    q, k, v = torch.rand(3, 1, 12, 4, 2, 16).unbind(0)
+    q, k = torch.rand(2, 1, 12, 4, 2, 16).unbind(0)
     near = [temporal_attention_probs(q, k, toeplitz(12, 1.0, strength), [0])[0, 0].diagonal().mean() for strength in (-6, 0, 1)]
     assert near[0] < near[1] < near[2]
 

@@ -186,11 +186,14 @@ def _made(
         def step(done: int, total: int) -> None:
             bar.update(done - bar.n)
 
+        def window(done: int, total: int) -> None:
+            bar.set_postfix_str(f"window {done}/{total}")
+
         def write(part: Video) -> None:
             if along:
                 along(with_about(part))
 
-        video = with_about(engine.run(request, step, bundle, write, checkpoint))
+        video = with_about(engine.run(request, step, bundle, write, checkpoint, window))
     for path in beside if along else paths:
         video.save(path)
     return video

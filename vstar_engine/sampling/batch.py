@@ -13,7 +13,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
-from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, OnPart, SamplingStep, StepInputs
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.interpolation import FrameTexts
 
@@ -90,7 +90,10 @@ class Tables:
 
 @dataclass
 class Batch(SamplingLoop[BatchRow]):
-    """Rows that share each call of the denoiser. `seconds` holds the time of each stage."""
+    """Rows that share each call of the denoiser.
+
+    `seconds` holds the time of each stage. `on_part` gets (windows done, all windows) of a step in windows.
+    """
 
     denoiser: Denoiser
     spec: Spec
@@ -99,6 +102,7 @@ class Batch(SamplingLoop[BatchRow]):
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
     cache: StepCache | None = None
+    on_part: OnPart | None = None
     _tables: Tables | None = None
     _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]] = field(default_factory=dict)
 
@@ -138,7 +142,7 @@ class Batch(SamplingLoop[BatchRow]):
             for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
         seeds = tuple(row.request.seed for row in self.rows)
-        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds)
+        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds, self.on_part)
         latents, clean, *features = self.denoiser.run_step(step)
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):
