@@ -53,6 +53,7 @@ def test_a_long_job_is_as_much_work_as_its_windows():
     assert job(frames=240, steps=2).work == 240 * 96 * 128 * 2
     assert job(frames=240, steps=2, window=64).work == 5 * 64 * 96 * 128 * 2
     assert job(frames=240, window=64).shape != job(frames=240, window=32).shape
+    assert job(blend="fifo").shape != job(blend="fifo").shape  # a queue makes one video at a time
 
 
 def test_job_round_trip():

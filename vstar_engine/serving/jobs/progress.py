@@ -35,6 +35,7 @@ class JobProgress:
     stage: str | None = None
     step: int = 0
     part: float = 0.0
+    total: int = 0
     seconds_left: float | None = None
     preview: str | None = None
     outcome: dict[str, Any] | None = None
@@ -45,7 +46,7 @@ class JobProgress:
     @property
     def percent(self) -> int:
         """Returns the percentage of steps done, at most 99; a step in windows counts by its windows."""
-        return min(99, int(100 * (self.step + self.part)) // self.job.steps)
+        return min(99, int(100 * (self.step + self.part)) // (self.total or self.job.steps))
 
     def apply(self, event: Event) -> None:
         """Updates the progress from an engine's event. The outcome is set by `finish`, once the store has it."""
@@ -55,7 +56,7 @@ class JobProgress:
             case Stage():
                 self.stage = event.name
             case Step():
-                self.step, self.seconds_left = event.done, event.seconds_left
+                self.step, self.total, self.seconds_left = event.done, event.total, event.seconds_left
                 self.part, self.preview = 0.0, event.preview or self.preview
             case Part():
                 self.part = event.done / event.total
