@@ -4,6 +4,7 @@ import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,15 @@ class BatchRow(Trajectory):
     """One video of a batch, with latents (1, 4, T, h, w).
 
     `index` is its place among the requests, `generator` draws its noise, `held` are the embeddings that the request came with.
-    `context` and `uncond_context` are (1, 1 or T, 77, C), or what those of a window are made of.
+    `context` and `uncond_context` are (1, 1 or T, 77, C), or `FrameTexts` that those of a window are made of.
     """
 
     index: int
     generator: torch.Generator
     request: Request
     held: Embeddings | None
-    context: Tensor | FrameTexts
-    uncond_context: Tensor | FrameTexts
+    context: Any
+    uncond_context: Any
 
     @staticmethod
     def of(
