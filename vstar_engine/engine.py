@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,8 +192,9 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
-        windows = (window, overlap, blend, phase, noise, noise_share, guide)
-        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, *windows)
+        windows: dict[str, Any] = {"window": window, "overlap": overlap, "blend": blend, "phase": phase, "guide": guide}
+        windows |= {"noise": noise, "noise_share": noise_share}
+        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, **windows)
         return self.run(request, on_step, embeddings)
 
     def run(

@@ -138,8 +138,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = outputs(args, len(given) or 1)
     checkpoints = [checkpoint_of(args, clip, paths[0]) for paths in files]
-    for checkpoint in filter(None, checkpoints):
-        checkpoint.check()
+    for begun in filter(None, checkpoints):
+        begun.check()
     if clip.plan is not None and not args.json:
         print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)

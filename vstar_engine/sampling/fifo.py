@@ -44,7 +44,10 @@ class FifoBatch(Batch):
         assert row.request.plan is not None
         opening = range(row.request.plan.window)
         held: dict[str, Any] = {"index": row.index, "generator": row.generator, "request": row.request, "held": row.held}
-        texts = {"context": rows_of(row.context, opening), "uncond_context": rows_of(row.uncond_context, opening)}
+        texts: dict[str, Any] = {
+            "context": rows_of(row.context, opening),
+            "uncond_context": rows_of(row.uncond_context, opening),
+        }
         latents = row.latents[:, :, : len(opening)]
         noise = lambda step: torch.randn(latents.shape, generator=row.generator)  # noqa: E731 - one line, used once
         start = BatchRow(latents, row.schedule, row.guidance, noise, **held, **texts)
@@ -119,7 +122,8 @@ class FifoBatch(Batch):
         contexts = contexts if request.sampling.guidance != 1.0 else contexts[:1]
         fps = torch.tensor([request.sampling.fps_condition], device=device)
         network = self.denoiser
-        eps = network(latents.to(self.dtype), timestep, network.prepare_context(*contexts), fps, self._bias(places).to(device))
+        context: Any = network.prepare_context(*contexts)
+        eps = network(latents.to(self.dtype), timestep, context, fps, self._bias(places).to(device))
         numbers = coefficients(self.schedule, torch.tensor([request.sampling.guidance])).flip(0)[places, 0].to(latents)
         count = latents.shape[2]
         plain = torch.arange(count, device=device) + (count if len(contexts) > 1 else 0)
