@@ -20,7 +20,6 @@ from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
 from vstar_engine.config.windows import FIFO
 from vstar_engine.machine import malloc, memory
-from vstar_engine.machine.device import described
 from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.step import OnPart
 from vstar_engine.prompting.embeddings import Embeddings, Encode
@@ -30,7 +29,7 @@ from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.fifo import FifoBatch
 from vstar_engine.sampling.saved_state import Checkpoint
 from vstar_engine.sampling.step_cache import StepCache
-from vstar_engine.sampling.windows import WindowedDenoiser, in_windows
+from vstar_engine.sampling.windows import in_windows
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import MergedWeights
 
@@ -236,14 +235,14 @@ class Engine:
         batch = self.begin(requests, embeddings)
         batch.on_part = on_window
         if checkpoint is not None:
-            checkpoint.begin(batch, self.identity, self.machine(batch))
+            checkpoint.begin(batch, self.identity)
         while batch.rows and batch.done < batch.steps:
             for index in [row.index for row in batch.rows if cancelled and cancelled(row.index)]:
                 batch.drop(index)
             if batch.rows:
                 batch.step()
                 if checkpoint is not None:
-                    checkpoint.keep(batch, self.identity, self.machine(batch))
+                    checkpoint.keep(batch, self.identity)
                 if on_step:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
@@ -378,12 +377,6 @@ class Engine:
         backend = "eager" if self.artifact is None else self.artifact.name
         made = {"version": __version__, "model": self.spec.name, "weights": self.weights, "backend": backend}
         return {**made, "dtype": str(self.dtype)[6:], **self._changes()}
-
-    def machine(self, batch: Batch) -> dict[str, object]:
-        """Returns what decides the last bits of a batch's results beside its request and `identity`."""
-        wide = batch.denoiser.at_once if isinstance(batch.denoiser, WindowedDenoiser) else 1
-        host = {"device": described(self.device), "torch": torch.__version__}
-        return {**host, "threads": torch.get_num_threads(), "windows_at_once": wide}
 
 
 @contextmanager

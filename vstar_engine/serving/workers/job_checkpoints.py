@@ -35,7 +35,7 @@ class JobCheckpoints:
         self.rows[row] = Checkpoint(path)
         if path.exists():
             try:
-                Checkpoint(path, resume=True).begin(batch, engine.identity, engine.machine(batch))
+                Checkpoint(path, resume=True).begin(batch, engine.identity)
                 log.info("job %s goes on after step %d", id, batch.done)
             except ValueError as error:
                 log.warning("job %s begins anew: %s", id, error)
@@ -47,7 +47,7 @@ class JobCheckpoints:
         if checkpoint is None:
             return
         try:
-            checkpoint.keep(batch, engine.identity, engine.machine(batch))
+            checkpoint.keep(batch, engine.identity)
         except OutputError as error:
             log.warning("no checkpoint was written: %s", error)
 
