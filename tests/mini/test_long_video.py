@@ -32,7 +32,7 @@ def rows(arm, *ratios, frames=240, tar=True):
 
 def test_every_video_is_one_that_can_be_made_and_none_twice():
     found = list(arms.cases())
-    assert len({case.key for case in found}) == len(found) == 10 * 5 * 2 + 10 * 3 + 2 * 4
+    assert len({case.key for case in found}) == len(found) == 10 * 6 * 2 + 10 * 3 + 2 * 4
     assert {case.request.frames for case in found} == {240, 1200}
     assert all(case.plan.borders for case in found)
     one = arms.Case("one pass", 0, 0, 240, True)
@@ -60,7 +60,7 @@ def test_the_page_has_the_tables_of_the_results():
 def test_a_video_becomes_a_row_that_json_has(mini, monkeypatch):
     pytest.importorskip("scenedetect")
     monkeypatch.setattr(study, "engine", lambda: mini)
-    monkeypatch.setattr(arms, "STEPS", 1)
+    monkeypatch.setattr(arms, "STEPS", 2)
     made = study.row(arms.Case("randomized", 0, 0, 80, True))
     assert json.loads(json.dumps(made)) == made
     assert made["numbers"]["frames"] == 80
