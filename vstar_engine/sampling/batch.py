@@ -143,7 +143,9 @@ class Batch(SamplingLoop[BatchRow]):
             for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
         seeds = tuple(row.request.seed for row in self.rows)
-        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds, self.on_part)
+        # a recorded step would keep the callback, and what it holds, alive
+        on_part = None if self.rows[0].request.plan is None else self.on_part
+        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds, on_part)
         latents, clean, *features = self.denoiser.run_step(step)
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):
