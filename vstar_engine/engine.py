@@ -18,16 +18,18 @@ from vstar_engine.config import request_warnings
 from vstar_engine.config.request import Clip, Request, rows_at_once
 from vstar_engine.config.sampling import FP8, STEP_CACHE, Sampling, Tar
 from vstar_engine.config.timeline import Position
+from vstar_engine.config.windows import FIFO
 from vstar_engine.machine import malloc, memory
-from vstar_engine.machine.device import described
 from vstar_engine.machine.host_settings import undisturbed
+from vstar_engine.networks.step import OnPart
 from vstar_engine.prompting.embeddings import Embeddings, Encode
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.sampling.batch import Batch, BatchRow
+from vstar_engine.sampling.fifo import FifoBatch
 from vstar_engine.sampling.saved_state import Checkpoint
 from vstar_engine.sampling.step_cache import StepCache
-from vstar_engine.sampling.windows import WindowedDenoiser, in_windows
+from vstar_engine.sampling.windows import in_windows
 from vstar_engine.weights import checkpoint, key_map
 from vstar_engine.weights.lora import MergedWeights
 
@@ -202,16 +204,18 @@ class Engine:
         embeddings: Embeddings | None = None,
         on_frames: OnFrames | None = None,
         checkpoint: Checkpoint | None = None,
+        on_window: OnPart | None = None,
     ) -> Video:
         """Makes the video of a request: (T, H, W, 3) uint8 frames.
 
-        `on_step` is called with (steps done, all steps), `on_frames` with runs of frames as they are decoded. `embeddings` of
-        the request's states and negatives replace the text tower. A seed draws the same noise on every device and back end.
-        `checkpoint` is written while it is sampled. Raises ValueError for a size or TAR level that the model lacks,
-        CheckpointError for embeddings of another text tower, MemoryShortage before the first step when the video would not fit,
-        EngineError for a clip that a built engine was not built for, NotFinite for a video that came out as NaN.
+        `on_step` is called with (steps done, all steps), `on_window` with (windows done, all windows) of each step, `on_frames`
+        with runs of frames as they are decoded. `embeddings` of the request's states and negatives replace the text tower. A
+        seed draws the same noise on every device and back end. `checkpoint` is written while it is sampled. Raises ValueError
+        for a size or TAR level that the model lacks, CheckpointError for embeddings of another text tower, MemoryShortage before
+        the first step when the video would not fit, EngineError for a clip that a built engine was not built for, NotFinite for
+        a video that came out as NaN.
         """
-        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint)
+        (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint, on_window)
         assert video is not None
         return video
 
@@ -223,6 +227,7 @@ class Engine:
         embeddings: Sequence[Embeddings | None] = (),
         on_frames: OnFrames | None = None,
         checkpoint: Checkpoint | None = None,
+        on_window: OnPart | None = None,
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
@@ -231,15 +236,16 @@ class Engine:
         provenance, one video after another. `checkpoint` is for a batch of one. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
+        batch.on_part = on_window
         if checkpoint is not None:
-            checkpoint.begin(batch, self.identity, self.machine(batch))
+            checkpoint.begin(batch, self.identity)
         while batch.rows and batch.done < batch.steps:
             for index in [row.index for row in batch.rows if cancelled and cancelled(row.index)]:
                 batch.drop(index)
             if batch.rows:
                 batch.step()
                 if checkpoint is not None:
-                    checkpoint.keep(batch, self.identity, self.machine(batch))
+                    checkpoint.keep(batch, self.identity)
                 if on_step:
                     on_step(batch.done, batch.steps)
         videos: list[Video | None] = [None] * len(requests)
@@ -280,6 +286,8 @@ class Engine:
         rows.sort(key=lambda row: row.request.sampling.guidance == 1.0)
         cache = StepCache(self.spec.unet) if STEP_CACHE in first.sampling.fast else None
         denoiser = self.denoiser
+        if first.plan is not None and first.blend == FIFO:
+            return FifoBatch.of(Batch(denoiser, self.spec, self.dtype, rows, seconds=seconds))
         if first.plan is not None:
             wide = 1 if self.artifact is not None else memory.windows_at_once(footprint, denoiser, self.device)
             denoiser = in_windows(denoiser, first.plan, wide)
@@ -385,12 +393,6 @@ class Engine:
         backend = "eager" if self.artifact is None else self.artifact.name
         made = {"version": __version__, "model": self.spec.name, "weights": self.weights, "backend": backend}
         return {**made, "dtype": str(self.dtype)[6:], **self._changes()}
-
-    def machine(self, batch: Batch) -> dict[str, object]:
-        """Returns what decides the last bits of a batch's results beside its request and `identity`."""
-        wide = batch.denoiser.at_once if isinstance(batch.denoiser, WindowedDenoiser) else 1
-        host = {"device": described(self.device), "torch": torch.__version__}
-        return {**host, "threads": torch.get_num_threads(), "windows_at_once": wide}
 
 
 @contextmanager

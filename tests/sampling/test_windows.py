@@ -11,13 +11,14 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar
 from vstar_engine.config.windows import AVERAGE, FREENOISE, NONE, PAPER, RANDOMIZED, SHARED, SHUFFLED, WindowPlan
-from vstar_engine.kernels.temporal_attention import temporal_attention_ref, toeplitz_bias
+from vstar_engine.kernels.temporal_attention import temporal_attention_probs, temporal_attention_ref, toeplitz_bias
 from vstar_engine.networks.blocks import TemporalBlock, attention_windows
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.guide_keys import GuideKeys, guided_by
 from vstar_engine.prompting.interpolation import FrameTexts, spread
 from vstar_engine.sampling.batch import Batch, BatchRow
 from vstar_engine.sampling.initial_noise import initial_noise
+from vstar_engine.sampling.tar import toeplitz
 from vstar_engine.sampling.window_merge import WindowMerge, cut, cuts, earlier_probability, starts
 from vstar_engine.sampling.windows import WindowedDenoiser
 
@@ -166,6 +167,13 @@ def test_results_do_not_depend_on_how_many_windows_share_a_call():
         assert torch.equal(alone[0], sampled(Toy(0.5), True, asked[0], at_once=wide)[0])
 
 
+def test_a_step_tells_of_its_windows(mini):
+    told = []
+    asked = Request(("snow",), 12, 0, SIZE, Sampling(2), None, window=6, overlap=2)
+    mini.run(asked, on_window=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+
+
 def test_two_passes_of_guidance_give_what_one_gives():
     (one,), (two,) = (sampled(Toy(0.5), True, request(1, batch_guidance=both)) for both in (True, False))
     torch.testing.assert_close(one, two)
@@ -224,6 +232,16 @@ def test_guide_keys_are_heard_by_the_other_windows(mini, guide):
     plain, guided = mini.run(asked).frames, mini.run(replace(asked, guide=guide)).frames
     assert not np.array_equal(plain[10:], guided[10:])
     assert all(block.more_keys is None for block in mini.denoiser.modules() if isinstance(block, TemporalBlock))
+
+
+def test_a_negative_strength_takes_weight_from_near_frames(mini):
+    """The signed band gain of TiARA (arXiv 2412.17254) is TAR's own dial."""
+    asked = Request(("snow",), 12, 0, SIZE, Sampling(2), Tar({0: 1.0}, strength=-6.0, until_step=1), window=8, overlap=2)
+    videos = [mini.run(replace(asked, tar=tar)).frames for tar in (asked.tar, None, Tar({0: 1.0}, until_step=1))]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
+    q, k = torch.rand(2, 1, 12, 4, 2, 16).unbind(0)
+    near = [temporal_attention_probs(q, k, toeplitz(12, 1.0, strength), [0])[0, 0].diagonal().mean() for strength in (-6, 0, 1)]
+    assert near[0] < near[1] < near[2]
 
 
 def test_guide_keys_are_keys_without_a_bias():

@@ -10,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.request import MAX_FRAMES, Clip, Request
+from vstar_engine.config.request import Clip, Request
 from vstar_engine.config.streamed import ENDLESS
+from vstar_engine.config.windows import FIFO
 from vstar_engine.engine import Engine
 from vstar_engine.loading import check_machine, load_model
 from vstar_engine.machine import memory
@@ -125,7 +126,8 @@ def checkpoint_of(args: argparse.Namespace, clip: Clip, path: Path) -> Checkpoin
     """Returns where and how often a video's checkpoint is written; None for never."""
     every = args.checkpoint_every
     if every is None:
-        every = EVERY if clip.plan is not None or args.resume else 0
+        long = clip.plan is not None and clip.blend != FIFO
+        every = EVERY if long or args.resume else 0
     if every == 0 and args.resume:
         raise ValueError("--resume continues from a checkpoint, and --checkpoint-every 0 writes none; leave one of them out")
     return Checkpoint(path.with_name(path.name + CHECKPOINT), every, args.resume) if every else None
@@ -153,8 +155,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = outputs(args, len(given) or 1)
     checkpoints = [checkpoint_of(args, clip, paths[0]) for paths in files]
-    for kept in filter(None, checkpoints):
-        kept.check()
+    for begun in filter(None, checkpoints):
+        begun.check()
     if clip.plan is not None and not args.json:
         print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)
@@ -203,11 +205,14 @@ def _made(
         def step(done: int, total: int) -> None:
             bar.update(done - bar.n)
 
+        def window(done: int, total: int) -> None:
+            bar.set_postfix_str(f"window {done}/{total}")
+
         def write(part: Video) -> None:
             if along:
                 along(with_about(part))
 
-        video = with_about(engine.run(request, step, bundle, write, checkpoint))
+        video = with_about(engine.run(request, step, bundle, write, checkpoint, window))
     for path in beside if along else paths:
         video.save(path)
     return video

@@ -9,7 +9,7 @@ from .checked_values import real, sides, text, texts, whole
 from .models import Spec
 from .sampling import STEP_CACHE, Sampling, Tar
 from .timeline import SPREAD_MODES, Position, parse_position, place
-from .windows import INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_guide, check_windows, too_long
+from .windows import FIFO, INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_guide, check_windows, too_long
 
 
 class Description(Protocol):
@@ -83,6 +83,11 @@ class Clip:
         check_guide(self.frames, self.window, self.blend, self.guide)
         if self.pass_frames > self.most_at_once:
             raise ValueError(too_long(self.frames))
+        if self.plan is not None and self.blend == FIFO and (self.sampling.fast or self.sampling.steps % self.plan.window):
+            raise ValueError(
+                f"blend {FIFO} queues a frame for each step in partitions of a window, without `fast`: give a multiple of "
+                f"{self.plan.window} steps, got {self.sampling.steps}"
+            )
         if self.plan is not None and STEP_CACHE in self.sampling.fast:
             raise ValueError(f"{STEP_CACHE} keeps features of one pass, so it does not compose with windows")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits

@@ -11,9 +11,11 @@ USUAL = 64, 16
 # how windows are merged on the frames that they share: RANDOMIZED and PAPER cut at a random place, by the rule of
 # StreamingT2V's code and by that of its paper (arXiv 2403.14773, section 4.3)
 # AVERAGE weighs frames by their distance from the window's ends; with NONE the later window is taken. FREENOISE is one pass
-# whose temporal attention has windows (arXiv 2310.15169)
+# whose temporal attention has windows (arXiv 2310.15169); FIFO is a queue of frames at rising noise levels, in partitions of a
+# window each (arXiv 2405.11473)
 RANDOMIZED, PAPER, AVERAGE, NONE, FREENOISE = "randomized", "randomized-paper", "average", "none", "freenoise"
-BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE, FREENOISE)
+FIFO = "fifo"
+BLENDS = (RANDOMIZED, PAPER, AVERAGE, NONE, FREENOISE, FIFO)
 # initial noise: INDEPENDENT frames; SHUFFLED repeats of the first window (FreeNoise, arXiv 2310.15169); SHARED has a part
 # that all frames have in common
 INDEPENDENT, SHUFFLED, SHARED = "independent", "freenoise", "shared"
@@ -84,7 +86,7 @@ class WindowPlan:
     @property
     def computed(self) -> int:
         """Returns the frames that the network computes in a step."""
-        return self.frames if self.one_pass else self.count * self.window
+        return self.frames if self.one_pass or self.blend == FIFO else self.count * self.window
 
     @property
     def cost(self) -> float:
@@ -107,7 +109,7 @@ def check_guide(frames: int, window: int | None, blend: str, guide: str) -> None
         return
     if not re.fullmatch(rf"({FIRST}|{EVERY}):[1-9][0-9]{{0,4}}", guide):
         raise ValueError(f"guide keys are {FIRST}:N, of the first window, or {EVERY}:N, of each Nth frame, got {guide!r}")
-    if window is None or blend == FREENOISE:
+    if window is None or blend in (FREENOISE, FIFO):
         raise ValueError("guide keys are for clips in windows, which hear those of others; give --window, or no --guide")
     _, chosen = WindowPlan(frames, window, 0, guide=guide).guides
     if len(chosen) > window:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .precomputed import CachedFeatures, ContextKV, TimestepTable, context_shape
 
+# parts done and all parts of a step
+OnPart = Callable[[int, int], None]
+
 
 class StepInputs(NamedTuple):
     """The tensors that differ from step to step, a row for each video, all on the device.
@@ -67,7 +70,8 @@ class NetworkCall:
 class SamplingStep:
     """One step of a batch. `StepInputs.plain` indexes the predictions of its calls, concatenated.
 
-    `index` counts steps from 0 and `seeds` has the seed of each video, for choices that are drawn for a step.
+    `index` counts steps from 0 and `seeds` has the seed of each video, for choices that are drawn for a step. `on_part` gets
+    (parts done, all parts) of a step that is computed in parts.
     """
 
     dtype: torch.dtype
@@ -76,6 +80,7 @@ class SamplingStep:
     inputs: StepInputs
     index: int = 0
     seeds: tuple[int, ...] = ()
+    on_part: OnPart | None = None
 
 
 def rows_of(value: Tensor, rows: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from vstar_engine.config.request import Request
 from vstar_engine.machine.host_settings import undisturbed
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.precomputed import TimestepTable
-from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
+from vstar_engine.networks.step import Conditioning, NetworkCall, OnPart, SamplingStep, StepInputs
 from vstar_engine.prompting.embeddings import Embeddings
 from vstar_engine.prompting.interpolation import FrameTexts
 
@@ -31,15 +32,15 @@ class BatchRow(Trajectory):
 
     `index` is its place among the requests, `generator` draws its noise where no other row's does, `held` are the embeddings
     that the request came with.
-    `context` and `uncond_context` are (1, 1 or T, 77, C), or what those of a window are made of.
+    `context` and `uncond_context` are (1, 1 or T, 77, C), or `FrameTexts` that those of a window are made of.
     """
 
     index: int
     generator: torch.Generator | None = None
     request: Request
     held: Embeddings | None
-    context: Tensor | FrameTexts
-    uncond_context: Tensor | FrameTexts
+    context: Any
+    uncond_context: Any
 
     @staticmethod
     def of(
@@ -93,7 +94,10 @@ class Tables:
 
 @dataclass
 class Batch(SamplingLoop[BatchRow]):
-    """Rows that share each call of the denoiser. `seconds` holds the time of each stage."""
+    """Rows that share each call of the denoiser.
+
+    `seconds` holds the time of each stage. `on_part` gets (windows done, all windows) of a step in windows.
+    """
 
     denoiser: Denoiser
     spec: Spec
@@ -102,6 +106,7 @@ class Batch(SamplingLoop[BatchRow]):
     done: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "denoise": 0.0})
     cache: StepCache | None = None
+    on_part: OnPart | None = None
     _tables: Tables | None = None
     _plans: dict[tuple[int, ...], tuple[list[tuple[tuple[int, ...], Conditioning]], Tensor]] = field(default_factory=dict)
 
@@ -141,7 +146,9 @@ class Batch(SamplingLoop[BatchRow]):
             for (rows, conditioning), branches in zip(calls, names, strict=True)
         )
         seeds = tuple(row.request.seed for row in self.rows)
-        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds)
+        # a recorded step would keep the callback, and what it holds, alive
+        on_part = None if self.rows[0].request.plan is None else self.on_part
+        step = SamplingStep(self.dtype, known.timesteps, made, inputs, at, seeds, on_part)
         latents, clean, *features = self.denoiser.run_step(step)
         if self.cache and whole:
             for branches, kept in zip(names, features, strict=True):

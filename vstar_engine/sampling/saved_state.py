@@ -13,16 +13,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vstar_engine.artifacts.files import write_aside
 from vstar_engine.config.sampling import STEP_CACHE
+from vstar_engine.config.windows import FIFO
 from vstar_engine.kernels.source_hash import KERNELS, hash_of, modules
+from vstar_engine.machine.device import described
 
 from .batch import Batch, BatchRow
 from .ddim import Trajectory
+from .windows import WindowedDenoiser
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,13 @@ class SavedState:
 def made_of(row: BatchRow, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a row's checkpoint belongs to, as plain JSON values; `identity` names the model and its weights."""
     return json.loads(json.dumps({"request": asdict(row.request), "code": code_hash(), **identity}))
+
+
+def machine_of(batch: Batch) -> dict[str, Any]:
+    """Returns what decides the last bits of a batch's results beside its request, weights and code."""
+    wide = batch.denoiser.at_once if isinstance(batch.denoiser, WindowedDenoiser) else 1
+    host = {"device": described(batch.rows[0].latents.device), "torch": torch.__version__}
+    return {**host, "threads": torch.get_num_threads(), "windows_at_once": wide}
 
 
 def save(path: Path, row: BatchRow, done: int, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
@@ -109,21 +120,24 @@ class Checkpoint:
         if self.resume:
             read(self.path)
 
-    def begin(self, batch: Batch, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    def begin(self, batch: Batch, identity: Mapping[str, Any]) -> None:
         """Sets a fresh batch of one video to the checkpoint, where that is asked for; raises as
         `read` and `restore` do."""
         if batch.cache is not None:
             raise ValueError(f"{STEP_CACHE} keeps features from step to step, so it does not compose with checkpoints")
+        if batch.rows[0].request.blend == FIFO and batch.rows[0].request.plan is not None:
+            raise ValueError(f"a checkpoint does not hold the queue of blend {FIFO}: give --checkpoint-every 0")
         if self.resume:
             saved = read(self.path)
             restore(saved, batch, identity)
+            machine = machine_of(batch)
             if saved.machine != machine:
                 log.warning("the checkpoint is of %s, here is %s: equal to rounding, not to the bit", saved.machine, machine)
 
-    def keep(self, batch: Batch, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    def keep(self, batch: Batch, identity: Mapping[str, Any]) -> None:
         """Writes the checkpoint where it is due: every so many steps, and after the last."""
         if batch.done % self.every == 0 or batch.done == batch.steps:
-            save(self.path, batch.rows[0], batch.done, identity, machine)
+            save(self.path, batch.rows[0], batch.done, identity, machine_of(batch))
 
 
 def restore(saved: SavedState, batch: Batch, identity: Mapping[str, Any]) -> None:

@@ -85,6 +85,8 @@ class WindowedDenoiser(WrappedDenoiser):
                 keys.recording = False
             for start, part, kept in zip(places, parts, dropped[first:], strict=False):
                 merge.add(start, part, kept)
+            if step.on_part is not None:
+                step.on_part(video * len(begins) + first + len(places), len(step.seeds) * len(begins))
         return merge.result()
 
     def _keys(self, step: SamplingStep, video: int) -> GuideKeys | None:

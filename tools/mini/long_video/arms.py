@@ -8,7 +8,7 @@ from tools.mini.claims.results import key
 from tools.mini.claims.stories import STORIES
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling, Tar
-from vstar_engine.config.windows import AVERAGE, FREENOISE, NONE, PAPER, RANDOMIZED, SHARED, SHUFFLED, USUAL, WindowPlan
+from vstar_engine.config.windows import AVERAGE, FIFO, FREENOISE, NONE, PAPER, RANDOMIZED, SHARED, SHUFFLED, USUAL, WindowPlan
 
 STEPS, GUIDANCE = 10, 6.0
 # the last regularised step, of 10 as 13 of 25
@@ -21,11 +21,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "average": {"blend": AVERAGE},
     "none": {"blend": NONE},
     "freenoise": {"blend": FREENOISE, "window": 16, "overlap": 12, "noise": SHUFFLED},
+    # a partition of ten frames, for ten steps
+    "fifo": {"blend": FIFO, "window": STEPS, "overlap": 0},
     "randomized, paper": {"blend": PAPER},
     "randomized, phase": {"blend": RANDOMIZED, "phase": True},
     "randomized, shared": {"blend": RANDOMIZED, "noise": SHARED},
 }
-FIRST, LONGER_ARMS = tuple(ARMS)[:5], ("randomized", "average", "none", "randomized, shared")
+FIRST, LONGER_ARMS = tuple(ARMS)[:6], ("randomized", "average", "none", "randomized, shared")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Case:
 
     @property
     def plan(self) -> WindowPlan:
-        """Returns the windows at whose borders an arm is judged: its own; of one pass, those of the others as a control."""
-        return self.request.plan or WindowPlan(self.frames, *USUAL)
+        """Returns the windows at whose borders an arm is judged, also one that has none there, as a control."""
+        return WindowPlan(self.frames, *USUAL)
 
     @property
     def request(self) -> Request:

@@ -1,4 +1,4 @@
-"""Tables of what `long_video` measured: means over stories, and differences to `none` with the stories' spread."""
+"""Tables of what `long_video` measured: means over stories and their standard deviation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,42 +9,36 @@ from tools.mini.claims.results import Row
 
 from .arms import ARMS, LONG, LONGER
 
-COLUMNS = {
-    "seam_ratio": "seams",
-    "start_ratio": "starts",
-    "neighbours": "neighbours",
-    "drift": "drift",
-    "dynamics": "dynamics",
-    "flicker": "flicker",
-    "cuts": "cuts",
-    "mawe": "MAWE",
-    "motion": "motion",
-    "stated": "told",
-}
-TITLES = {
-    "240": (LONG, True),
-    "240_without_tar": (LONG, False),
-    "1200": (LONGER, True),
-}
+SEAMS = {"seam_ratio": "seams", "start_ratio": "starts", "cuts": "cuts"}
+CHANGE = {"drift": "drift", "dynamics": "dynamics", "flicker": "flicker", "mawe": "MAWE", "stated": "told"}
+# frames, and whether TAR is on, by the name of a table
+TITLES = {"240": (LONG, True), "240_without_tar": (LONG, False), "1200": (LONGER, True)}
 
 
 def tables(found: Sequence[Row]) -> dict[str, str]:
-    """Returns each table by its name; empty where nothing was measured for it."""
-    return {name: _table([row for row in found if _of(row, *what)]) for name, what in TITLES.items()}
+    """Returns two tables of each length, of seams and of change, by their names; empty where nothing was measured."""
+    made = {}
+    for name, what in TITLES.items():
+        rows = [row for row in found if _of(row, *what)]
+        made[name] = _table(rows, SEAMS, True)
+        made[f"{name}_change"] = _table(rows, CHANGE)
+    return made
 
 
 def _of(row: Row, frames: int, tar: bool) -> bool:
     return row["case"]["frames"] == frames and row["case"]["tar"] == tar
 
 
-def _table(found: Sequence[Row]) -> str:
-    by_arm: dict[str, list[Row]] = {arm: [row for row in found if row["case"]["arm"] == arm] for arm in ARMS}
-    lines = [f"| arm | videos | {' | '.join(COLUMNS.values())} | CPU s |", f"|---|--:|{'--:|' * (len(COLUMNS) + 1)}"]
-    for arm, made in by_arm.items():
+def _table(found: Sequence[Row], columns: dict[str, str], cost: bool = False) -> str:
+    """Lists the arms with a column for each measure; `cost` adds how many videos there are and their CPU time."""
+    head = ["arm", *(["videos"] if cost else []), *columns.values(), *(["CPU s"] if cost else [])]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
+    for arm in ARMS:
+        made = [row for row in found if row["case"]["arm"] == arm]
         if made:
-            cells = [_cell(made, name) for name in COLUMNS]
-            seconds = np.mean([row["cpu_seconds"] for row in made])
-            lines.append(f"| {arm} | {len(made)} | {' | '.join(cells)} | {seconds:.0f} |")
+            cells = [_cell(made, name) for name in columns]
+            seconds = f"{np.mean([row['cpu_seconds'] for row in made]):.0f}"
+            lines.append(f"| {' | '.join([arm, str(len(made)), *cells, seconds] if cost else [arm, *cells])} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

@@ -25,4 +25,5 @@ def flows(frames: np.ndarray) -> Iterator[np.ndarray]:
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     for before, after in pairwise(grey):
-        yield np.moveaxis(np.asarray(method.calc(before, after, None)), -1, 0)
+        flow = np.zeros((*before.shape, 2), np.float32)
+        yield np.moveaxis(np.asarray(method.calc(before, after, flow)), -1, 0)

@@ -53,6 +53,15 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class Part(Event):
+    """A window of a denoising step is done: `done` of `total`."""
+
+    kind = "part"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Done(Event):
     """The video is complete: `file` in the results folder, synced to the disk."""
 
@@ -76,7 +85,7 @@ class Failed(Event):
     retry: bool = False
 
 
-KINDS: dict[str, type[Event]] = {event.kind: event for event in (Started, Stage, Step, Done, Failed)}
+KINDS: dict[str, type[Event]] = {event.kind: event for event in (Started, Stage, Step, Part, Done, Failed)}
 
 
 def event_from(content: dict[str, Any]) -> Event:

@@ -8,7 +8,7 @@ from typing import Any
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Tar
 from vstar_engine.config.video_fields import BODY, STATE, fields_at, request_from
-from vstar_engine.config.windows import WindowPlan
+from vstar_engine.config.windows import FIFO, WindowPlan
 
 # increased when a field of Job changes its meaning, so that jobs of an older server are not misread
 VERSION = 1
@@ -66,8 +66,9 @@ class Job(_Settings):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Returns what jobs of one batch share: frames, size, steps, lossy options and windows."""
-        return self.frames, self.size, self.steps, self.fast, self.window, self.overlap, self.blend
+        """Returns what jobs of one batch share: frames, size, steps, lossy options and windows; a queue has one job."""
+        alone = (self.id,) if self.blend == FIFO else ()
+        return self.frames, self.size, self.steps, self.fast, self.window, self.overlap, self.blend, *alone
 
     @property
     def work(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import clock
-from .events import Done, Event, Failed, Stage, Started, Step
+from .events import Done, Event, Failed, Part, Stage, Started, Step
 from .job import Job
 
 QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
@@ -34,6 +34,8 @@ class JobProgress:
     batch: int = 0
     stage: str | None = None
     step: int = 0
+    part: float = 0.0
+    total: int = 0
     seconds_left: float | None = None
     preview: str | None = None
     outcome: dict[str, Any] | None = None
@@ -43,26 +45,28 @@ class JobProgress:
 
     @property
     def percent(self) -> int:
-        """Returns the percentage of steps done, at most 99."""
-        return min(99, 100 * self.step // self.job.steps)
+        """Returns the percentage of steps done, at most 99; a step in windows counts by its windows."""
+        return min(99, int(100 * (self.step + self.part)) // (self.total or self.job.steps))
 
     def apply(self, event: Event) -> None:
         """Updates the progress from an engine's event. The outcome is set by `finish`, once the store has it."""
         match event:
             case Started():
-                self.status, self.batch, self.step, self.preview = RUNNING, event.batch, 0, None
+                self.status, self.batch, self.step, self.part, self.preview = RUNNING, event.batch, 0, 0.0, None
             case Stage():
                 self.stage = event.name
             case Step():
-                self.step, self.seconds_left = event.done, event.seconds_left
-                self.preview = event.preview or self.preview
+                self.step, self.total, self.seconds_left = event.done, event.total, event.seconds_left
+                self.part, self.preview = 0.0, event.preview or self.preview
+            case Part():
+                self.part = event.done / event.total
             case Done() | Failed():
                 return
         self.notify()
 
     def requeue(self) -> None:
         """Resets the job to queued: it waits for disk space."""
-        self.status, self.stage, self.step, self.seconds_left = QUEUED, None, 0, None
+        self.status, self.stage, self.step, self.part, self.seconds_left = QUEUED, None, 0, 0.0, None
         self.notify()
 
     def finish(self, outcome: dict[str, Any]) -> None:

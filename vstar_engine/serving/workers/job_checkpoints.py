@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from vstar_engine.config.windows import FIFO
 from vstar_engine.engine import Engine
 from vstar_engine.errors import OutputError
 from vstar_engine.sampling.batch import Batch, BatchRow
@@ -26,7 +27,7 @@ class JobCheckpoints:
     def begin(self, engine: Engine, batch: Batch, id: str) -> None:
         """Sets a fresh batch of one job to its checkpoint, if it is in windows and has one that fits."""
         (row,) = batch.rows
-        if row.request.plan is None:
+        if row.request.plan is None or row.request.blend == FIFO:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._limit()
@@ -34,7 +35,7 @@ class JobCheckpoints:
         self.rows[row] = Checkpoint(path)
         if path.exists():
             try:
-                Checkpoint(path, resume=True).begin(batch, engine.identity, engine.machine(batch))
+                Checkpoint(path, resume=True).begin(batch, engine.identity)
                 log.info("job %s goes on after step %d", id, batch.done)
             except ValueError as error:
                 log.warning("job %s begins anew: %s", id, error)
@@ -46,7 +47,7 @@ class JobCheckpoints:
         if checkpoint is None:
             return
         try:
-            checkpoint.keep(batch, engine.identity, engine.machine(batch))
+            checkpoint.keep(batch, engine.identity)
         except OutputError as error:
             log.warning("no checkpoint was written: %s", error)
 

@@ -16,11 +16,15 @@ class Row(Protocol):
 
 
 class Batch(Protocol):
-    """Videos that are denoised together: `done` of `steps` steps are taken; `seconds` holds the time of each stage."""
+    """Videos that are denoised together: `done` of `steps` steps are taken; `seconds` holds the time of each stage.
+
+    `on_part` is called with (parts done, all parts) by a step that has parts.
+    """
 
     rows: list[Any]
     done: int
     seconds: dict[str, float]
+    on_part: Callable[[int, int], None] | None
 
     @property
     def steps(self) -> int: ...

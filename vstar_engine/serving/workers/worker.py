@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,13 @@ class JobCancelled(Exception):
 
 @dataclass
 class Run:
-    """A batch in the worker: its jobs by index, and when its preview was last sent."""
+    """A batch in the worker: its jobs by index, and when its preview and its progress within a step were last sent."""
 
     number: int
     jobs: list[Job]
     batch: Batch
     shown: float = 0.0
+    told: float = 0.0
 
     def index(self, id: str) -> int | None:
         """Returns the index of a job that is still in the batch."""
@@ -136,9 +138,19 @@ class Worker:
         if batch is None:
             self.free(number, {}, 0)
             return
-        self.runs.append(Run(number, jobs, batch))
+        run = Run(number, jobs, batch)
+        batch.on_part = partial(self.part_done, run)
+        self.runs.append(run)
         for job in jobs:
             self.report(job.id, events.Stage("denoise"))
+
+    def part_done(self, run: Run, done: int, total: int) -> None:
+        """Reports a window of a step, at most twice a second."""
+        now = time.monotonic()
+        if now - run.told >= PREVIEW_EVERY:
+            run.told = now
+            for row in run.batch.rows:
+                self.report(run.jobs[row.index].id, events.Part(done, total))
 
     def guarded(self, number: int, jobs: list[Job], work: Callable[[], Any]) -> Any:
         """Returns the result of `work` for jobs, None after reporting a failure. A fatal error ends the process."""
