@@ -41,7 +41,6 @@ from .video import Video, to_bytes
 from .warmup import ClipSize, usual_clips, warm_up
 
 log = logging.getLogger(__name__)
-
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
 OnFrames = Callable[[Video], None]
 
@@ -209,11 +208,10 @@ class Engine:
         """Makes the video of a request: (T, H, W, 3) uint8 frames.
 
         `on_step` is called with (steps done, all steps), `on_window` with (windows done, all windows) of each step, `on_frames`
-        with runs of frames as they are decoded. `embeddings` of the request's states and negatives replace the text tower. A
-        seed draws the same noise on every device and back end. `checkpoint` is written while it is sampled. Raises ValueError
-        for a size or TAR level that the model lacks, CheckpointError for embeddings of another text tower, MemoryShortage before
-        the first step when the video would not fit, EngineError for a clip that a built engine was not built for, NotFinite for
-        a video that came out as NaN.
+        with runs of decoded frames. `embeddings` of the request's states and negatives replace the text tower. A seed draws the
+        same noise on every device and back end. `checkpoint` is written meanwhile. Raises ValueError for a size or TAR level
+        that the model lacks, CheckpointError for embeddings of another text tower, MemoryShortage before the first step,
+        EngineError for a clip that a built engine was not built for, NotFinite for a video that came out as NaN.
         """
         (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint, on_window)
         assert video is not None

@@ -143,7 +143,7 @@ def activation_bytes(request: Footprint) -> int:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w, dtype=request.dtype),
                 torch.empty(request.batch, 1, dtype=torch.int64),
-                unet.prepare_context(torch.empty(request.batch, frames, *text, dtype=request.dtype)),  # type: ignore[arg-type]
+                unet.prepare_context(torch.empty(request.batch, frames, *text, dtype=request.dtype)),
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
