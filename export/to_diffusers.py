@@ -149,7 +149,7 @@ def _text(weights: Mapping[str, Tensor], prefix: str, last: str) -> dict[str, Te
     return found
 
 
-def _filled(module: nn.Module, tensors: Mapping[str, Tensor], part: str) -> Any:
+def _filled(module: Any, tensors: Mapping[str, Tensor], part: str) -> Any:
     """Fills a module; ExportError unless every parameter has one tensor of its size, and every tensor a parameter."""
     parameters = dict(module.named_parameters())
     wrong = sorted(parameters.keys() ^ tensors.keys())

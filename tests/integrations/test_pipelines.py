@@ -1,4 +1,4 @@
-"""Whole pipelines of tiny towers: ModelScope's and Wan 2.2's, with a dial and a timeline on."""
+"""Whole pipelines of tiny towers: ModelScope's, AnimateDiff's and Wan 2.2's, with a dial and a timeline on."""
 
 from pathlib import Path
 
@@ -8,18 +8,19 @@ import torch
 pytest.importorskip("diffusers", reason="needs diffusers")
 pytest.importorskip("transformers", reason="needs transformers")
 
-from support.tiny_pipelines import model_scope, wan_pipeline
+from support.tiny_pipelines import animate_diff, model_scope, wan_pipeline
 from vstar_engine.config.sampling import Tar
 from vstar_engine.integrations.diffusers import dial, timeline
 
 TIMELINE = ["a boy lies in bed", ("0.25s", "he jumps"), (1.0, "he runs")]
 
 
-@pytest.fixture(scope="module", params=["model_scope", "wan"])
+@pytest.fixture(scope="module", params=["model_scope", "animate_diff", "wan"])
 def made(request):
     """A pipeline, a function that runs it to latents, and a dial's settings for it."""
-    if request.param == "model_scope":
-        pipe, sizes, settings = model_scope(), {"height": 16, "width": 16, "num_frames": 5}, {"tar": Tar({0: 1.0, 1: 2.0})}
+    if request.param != "wan":
+        pipe = model_scope() if request.param == "model_scope" else animate_diff()
+        sizes, settings = {"height": 16, "width": 16, "num_frames": 5}, {"tar": Tar({0: 1.0, 1: 2.0})}
     else:
         pipe, sizes, settings = wan_pipeline(), {"height": 32, "width": 32, "num_frames": 9}, {"reference": 0.3}
 

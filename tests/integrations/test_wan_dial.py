@@ -215,3 +215,14 @@ def test_segments_are_exact_for_any_table():
     assert len(calls) == sum(len(row[row.isfinite()].unique()) for row in rows)
     with pytest.raises(ValueError, match="tar and decay need by='op'"):
         DialSettings(decay=0.9, trained_frames=21, by="segments")
+
+
+def test_compiled_after_the_dial(scheduler):
+    """Whole graphs, which follow the dial's share of the steps."""
+    model = wan()
+    latents, text = given(videos=1)
+    with dial(model, reference=0.5, enhance=2.0, until=0.5, scheduler=scheduler):
+        eager = [run(model, latents, scheduler.timesteps[i], text) for i in (0, 9)]
+        model.blocks[0].attn1.compile(backend="eager", fullgraph=True)
+        compiled = [run(model, latents, scheduler.timesteps[i], text) for i in (0, 9)]
+    torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-6)

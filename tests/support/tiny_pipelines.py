@@ -84,9 +84,9 @@ def clip_text(width: int = 8) -> nn.Module:
     return randomised(CLIPTextModel(config))
 
 
-def model_scope() -> object:
-    """Returns a whole ModelScope pipeline: text tower, UNet, decoder."""
-    from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline
+def autoencoder() -> nn.Module:
+    """Returns an AutoencoderKL of two levels."""
+    from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
         block_out_channels=(8, 8),
@@ -94,7 +94,24 @@ def model_scope() -> object:
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
     )
-    pipe = TextToVideoSDPipeline(randomised(vae), clip_text(), tokenizer(12), unet3d(), DDIMScheduler(clip_sample=False))
+    return randomised(vae)
+
+
+def model_scope() -> object:
+    """Returns a whole ModelScope pipeline: text tower, UNet, decoder."""
+    from diffusers import DDIMScheduler, TextToVideoSDPipeline
+
+    pipe = TextToVideoSDPipeline(autoencoder(), clip_text(), tokenizer(12), unet3d(), DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def animate_diff() -> object:
+    """Returns a whole AnimateDiff pipeline, whose UNet has its motion modules already."""
+    from diffusers import AnimateDiffPipeline, DDIMScheduler
+
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipe = AnimateDiffPipeline(autoencoder(), clip_text(), tokenizer(12), motion_unet(), None, scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

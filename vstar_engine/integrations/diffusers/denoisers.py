@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +28,8 @@ class Layer:
     """One attention of a denoiser: its path, its module, and its level (0 is the finest; None in a transformer)."""
 
     path: str
-    module: nn.Module
+    # a module's own attributes are of any type
+    module: Any
     level: int | None = None
 
 
@@ -36,13 +38,13 @@ class Denoiser:
     """One denoising network of a pipeline; `family` is its class in diffusers."""
 
     name: str
-    module: nn.Module
+    module: Any
     family: str
 
     @property
     def levels(self) -> int:
         """Returns how many resolutions a UNet has."""
-        return len(self.module.down_blocks)  # type: ignore[arg-type]
+        return len(self.module.down_blocks)
 
 
 def denoisers(pipe: object) -> list[Denoiser]:

@@ -1,5 +1,7 @@
 """Stretches a motion module's table of positions over clips that are longer than it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,22 +15,22 @@ class StretchedPositions(nn.Module):
     rotary angles are sines of a table here). Up to N frames the module that was there is called.
     """
 
-    def __init__(self, inner: nn.Module, block: nn.Module):
+    def __init__(self, inner: Any, block: Any):
         super().__init__()
-        self.inner = inner
+        self.inner: Any = inner
         # no child of this module: the block holds it
         self._block = (block,)
 
     @property
     def frames(self) -> int:
         """Returns how many frames the table has."""
-        return self.inner.pe.shape[1]  # type: ignore[union-attr, return-value, index]
+        return self.inner.pe.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.shape[1]
         if frames <= self.frames:
             return self.inner(x)
-        table = self.inner.pe[0]  # type: ignore[index]
+        table = self.inner.pe[0]
         at = torch.arange(frames, device=x.device) * ((self.frames - 1) / (frames - 1))
         below = at.floor().long().clamp(max=self.frames - 2)
         return x + torch.lerp(table[below], table[below + 1], (at - below).to(table.dtype)[:, None])
@@ -41,7 +43,7 @@ class StretchedPositions(nn.Module):
             for path, part in denoiser.module.named_modules()
             if "motion_modules" in path and isinstance(getattr(part, "pos_embed", None), nn.Module)
         ]
-        stretched = [StretchedPositions(block.pos_embed, block) for block in blocks]  # type: ignore[arg-type]
+        stretched = [StretchedPositions(block.pos_embed, block) for block in blocks]
         for block, positions in zip(blocks, stretched, strict=True):
             block.pos_embed = positions
         return stretched

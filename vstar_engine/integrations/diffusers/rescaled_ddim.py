@@ -32,12 +32,12 @@ class RescaledDDIMScheduler(SchedulerMixin, ConfigMixin):
         self._alpha = torch.cumprod(1 - root**2, 0)
         falling = torch.linspace(1.0, scale_end, scale_steps, dtype=torch.float64)
         self._scale = torch.cat([falling, torch.full((num_train_timesteps,), scale_end, dtype=torch.float64)])
-        self.num_inference_steps = num_train_timesteps
+        self.trained_steps = self.num_inference_steps = num_train_timesteps
         self.timesteps = torch.arange(num_train_timesteps).flip(0)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Sets the timesteps of a run, the noisiest first."""
-        trained = self.config.num_train_timesteps
+        trained = self.trained_steps
         if not 1 <= num_inference_steps <= trained:
             raise ValueError(f"steps must be 1 to {trained}, got {num_inference_steps}")
         self.num_inference_steps = num_inference_steps
@@ -73,4 +73,4 @@ class RescaledDDIMScheduler(SchedulerMixin, ConfigMixin):
         return DDIMSchedulerOutput(prev_sample=after, pred_original_sample=clean) if return_dict else (after, clean)
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.trained_steps

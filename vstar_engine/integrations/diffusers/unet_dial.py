@@ -101,7 +101,7 @@ class UnetDial:
         """Returns a line for each layer, and what the dial leaves alone and why."""
         lines = []
         for layer in self._layers:
-            head_dim = layer.module.to_q.out_features // layer.module.heads
+            head_dim = layer.module.inner_dim // layer.module.heads
             backend = backend_of(next(layer.module.parameters())) if head_dim <= MAX_HEAD_DIM else "PyTorch (wide heads)"
             sigma = self.tar.sigma[layer.level or 0]
             lines.append(LayerReport(self.denoiser.name, layer.path, f"TAR, level {layer.level}, sigma {sigma:g}", backend))
