@@ -211,7 +211,7 @@ class Engine:
         `on_step` is called with (steps done, all steps), `on_window` with (windows done, all windows) of each step, `on_frames`
         with runs of frames as they are decoded. `embeddings` of the request's states and negatives replace the text tower. A
         seed draws the same noise on every device and back end. `checkpoint` is written while it is sampled. Raises ValueError
-        for a size or TAR level that the model lacks, CheckpointError for embeddings of another text tower, MemoryShortage before
+        for a size or TAR level that is lacking, CheckpointError for embeddings of another text tower, MemoryShortage before
         the first step when the video would not fit, EngineError for a clip that a built engine was not built for, NotFinite for
         a video that came out as NaN.
         """
