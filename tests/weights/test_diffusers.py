@@ -1,16 +1,26 @@
 """A diffusers folder computes what diffusers computes: networks, tokens, and a whole guided sampling."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
-import torch
 
 from support import diffusers_folders
+
+# isort: split
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
 from vstar_engine import Engine, Sampling
 from vstar_engine.config.request import Request
 from vstar_engine.networks.vae import Vae
 from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.sampling.schedule import alpha_bar, betas
 from vstar_engine.sampling.tar import toeplitz
 from vstar_engine.weights.checkpoint import Weights, load
 from vstar_engine.weights.convert_child import convert_here
+from vstar_engine.weights.diffusers_config import noise_spec
 
 # float32 networks of equal mathematics, whose sums run in another order
 CLOSE = 1e-5
@@ -120,46 +130,76 @@ def test_tar_is_the_formula_in_a_processor_of_theirs(pipe, engine):
     assert not close(plain, wanted, 1e-3)
 
 
+# a scheduler of diffusers, what it is changed by, and ours of the same mathematics
 SCHEDULERS = {
-    "published": {},
-    "v": {"prediction_type": "v_prediction"},
-    "offset 0, ends at 1": {"steps_offset": 0, "set_alpha_to_one": True},
-    "other betas": {"beta_start": 0.001, "beta_end": 0.02},
+    "ddim": (DDIMScheduler, {}, {"eta": 0.0}),
+    "v": (DDIMScheduler, {"prediction_type": "v_prediction"}, {"eta": 0.0}),
+    "offset 0, ends at 1": (DDIMScheduler, {"steps_offset": 0, "set_alpha_to_one": True}, {"eta": 0.0}),
+    "other betas": (DDIMScheduler, {"beta_start": 0.001, "beta_end": 0.02}, {"eta": 0.0}),
 }
+STEPS = 10
+
+
+def with_noise(engine, scheduler, folder):
+    """Returns an engine of the same networks that reads another scheduler's configuration."""
+    scheduler.save_pretrained(folder)
+    made = Engine.__new__(Engine)
+    made.__dict__.update(engine.__dict__)
+    made.spec = replace(engine.spec, noise=noise_spec(folder / "scheduler_config.json"))
+    return made
+
+
+def sampled(engine, **sampling):
+    """Returns the first latents of a guided video and the finished batch."""
+    how = {"frames": 4, "seed": 3, "size": (16, 24), "negative": "snow", "tar": None}
+    batch = engine.begin([Request(("a red house",), **how, sampling=Sampling(steps=STEPS, guidance=6.0, **sampling))])
+    start = batch.rows[0].latents.clone()
+    while batch.done < batch.steps:
+        batch.step()
+    return start, batch
+
+
+def theirs(pipe, scheduler, start, output):
+    """Returns what their pipeline makes of the same noise."""
+    before, pipe.scheduler = pipe.scheduler, scheduler
+    how = {"height": 16, "width": 24, "num_frames": 4, "num_inference_steps": STEPS, "guidance_scale": 6.0}
+    try:
+        return pipe("a red house", negative_prompt="snow", latents=start, output_type=output, **how).frames
+    finally:
+        pipe.scheduler = before
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_guided_sampling_is_theirs(pipe, engine, tmp_path, name):
-    from dataclasses import replace
-
-    from diffusers import DDIMScheduler
-
-    from vstar_engine.weights.diffusers_config import noise_spec
-
-    scheduler = DDIMScheduler(**{**diffusers_folders.SCHEDULER, **SCHEDULERS[name]})
-    scheduler.save_pretrained(tmp_path)
-    ours = Engine.__new__(Engine)
-    ours.__dict__.update(engine.__dict__)
-    ours.spec = replace(engine.spec, noise=noise_spec(tmp_path / "scheduler_config.json"))
-    request = Request(
-        ("a red house",),
-        frames=4,
-        seed=3,
-        size=(16, 24),
-        negative="snow",
-        tar=None,
-        sampling=Sampling(steps=10, eta=0.0, guidance=6.0),
-    )
-    batch = ours.begin([request])
-    start = batch.rows[0].latents.clone()
-    while batch.done < batch.steps:
-        batch.step()
-    before, pipe.scheduler = pipe.scheduler, scheduler
-    how = {"negative_prompt": "snow", "num_inference_steps": 10, "guidance_scale": 6.0, "latents": start}
-    wanted = pipe("a red house", height=16, width=24, num_frames=4, output_type="latent", **how).frames
-    pipe.scheduler = before
-    assert close(batch.rows[0].latents, wanted, LATENTS_CLOSE)
-    if name == "published":
-        frames = pipe("a red house", height=16, width=24, num_frames=4, output_type="np", **how).frames[0]
-        made = ours.finish(batch, batch.rows[0]).frames
+    kind, changed, sampling = SCHEDULERS[name]
+    scheduler = kind(**{**diffusers_folders.SCHEDULER, **changed})
+    engine = with_noise(engine, scheduler, tmp_path)
+    start, batch = sampled(engine, **sampling)
+    assert close(batch.rows[0].latents, theirs(pipe, scheduler, start, "latent"), LATENTS_CLOSE)
+    if name == "ddim":
+        frames = theirs(pipe, scheduler, start, "np")[0]
+        made = engine.finish(batch, batch.rows[0]).frames
         assert abs(made.astype(int) - (frames * 255).astype(int)).max() <= 1
+
+
+def at_our_timesteps(scheduler, schedule):
+    """Has a scheduler of theirs go through our timesteps and end at the least noise there is: its own spacing differs."""
+    order, levels = schedule.timesteps[::-1].copy(), np.sqrt((1 - alpha_bar()) / alpha_bar())
+    usual = scheduler.set_timesteps
+
+    def set_timesteps(steps, device=None):
+        usual(steps, device=device)
+        scheduler.timesteps = torch.from_numpy(order)
+        scheduler.sigmas = torch.from_numpy(np.append(levels[order], levels[0]).astype(np.float32))
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler
+
+
+@pytest.mark.parametrize("sampler", ["dpm++2m", "unipc"])
+def test_a_guided_sampling_by_a_solver_is_theirs(pipe, engine, sampler):
+    common = {"trained_betas": betas().astype(np.float32), "final_sigmas_type": "sigma_min"}
+    kind = {"unipc": UniPCMultistepScheduler, "dpm++2m": partial(DPMSolverMultistepScheduler, euler_at_final=True)}[sampler]
+    start, batch = sampled(engine, sampler=sampler)
+    scheduler = at_our_timesteps(kind(**common), batch.rows[0].schedule)
+    assert close(batch.rows[0].latents, theirs(pipe, scheduler, start, "latent"), LATENTS_CLOSE)
