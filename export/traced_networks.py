@@ -113,6 +113,9 @@ class StreamingStep(StreamingUNet):
         self, latents: Tensor, timestep: Tensor, context: Tensor, tar: Tensor, features: Tensor
     ) -> Tensor:
         """As `StreamingUNet.forward`, with features (B, overlap, C, H, W) and no frame rate, which it is not told."""
+        # without these checks every input has a batch symbol of its own, and tracing does not end
+        for other in (timestep, context, tar, features):
+            torch._check(other.shape[0] == latents.shape[0])
         return super().forward(latents, timestep, context, timestep[:, 0], tar, features.flatten(0, 1))
 
 

@@ -41,6 +41,7 @@ def inputs(batch, height, width):
     }
 
 
+@pytest.mark.slow
 def test_onnx_computes_what_eager_does(step, weights, tmp_path):
     network = streaming_step(SPEC, torch.float32)
     facts = to_onnx.write(network, weights, tmp_path / "step.onnx")
