@@ -24,9 +24,12 @@ demo: .venv/demo
 # what is slow by nature (full matrices, kills, disks, clocks, Ray, browsers) has targets of its own
 QUICK = not slow and not reliability
 # the kernels' tests in Triton's interpreter, which reads its variable where a kernel is defined: a process of their own
+INTERPRETED = tests/kernels/test_ops.py $(wildcard tests/kernels/test_*_triton.py)
 INTERPRETER = TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist worksteal
 
-test: $(TESTED) check test-interpreter
+# mypy has a core's work alone, which the interpreter's tests share; what each says comes when it is done
+test: $(TESTED)
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target check test-interpreter
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$(QUICK)"
 
 # the rooms that a change of the method touches: about three minutes on two quiet cores
@@ -35,12 +38,12 @@ test-core: $(TESTED)
 		$(addprefix tests/,config prompting networks sampling weights kernels engine)
 
 test-interpreter: $(TESTED)
-	$(INTERPRETER) -m "not slow" tests/kernels/test_*_triton.py
+	$(INTERPRETER) -m "not slow" $(INTERPRETED)
 
 # VSTAR_RTX=1 adds those of TensorRT for RTX, whose proprietary wheels they install into a scratch folder
 test-slow: $(TESTED)
 	.venv/bin/python -m pytest -q -m slow
-	$(INTERPRETER) -m slow tests/kernels/test_*_triton.py
+	$(INTERPRETER) -m slow $(INTERPRETED)
 
 # the client of another generation, which sends JSON where the newest sends forms; for tests alone
 openai-clients: build/openai-2.24.0

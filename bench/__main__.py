@@ -15,7 +15,7 @@ BAD_SETTING, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line, runs the command and gives its exit code."""
+    """Parses the command line, runs the command and returns its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
     threads.prepare()

@@ -23,6 +23,7 @@ LEVELS = range(6)
 # what only some back ends take, and which
 ONLY = {
     "opset": ("onnxruntime", *TENSORRT),
+    "inline": ("onnxruntime",),
     **dict.fromkeys(("plugin", "workspace", "level"), tuple(TENSORRT)),
     **dict.fromkeys(("refit", "compatibility", "timing_cache"), ("tensorrt",)),
     "targets": ("tensorrt-rtx",),
@@ -35,7 +36,8 @@ class Settings:
     """An engine to build.
 
     `frames` are ascending lengths to build for, the last the longest that runs; none: any length, or TENSORRT_FRAMES. `size` is
-    (height, width) in pixels, None for any. `batch` is the most rows at once. The rest is TensorRT's: which `plugin` serves, at
+    (height, width) in pixels, None for any. `batch` is the most rows at once. `inline` writes the temporal attention as
+    standard operators, for runtimes that know no model-local function. The rest is TensorRT's: which `plugin` serves, at
     most how many MiB of `workspace` a kernel may use, the optimisation `level`, whether `refit` lets weights be swapped
     ("stripped" leaves them out), the `compatibility` with GPUs (this model, its compute capability, or Ampere and all later
     ones), the file that keeps its timings, and the `targets` that TensorRT for RTX prepares for.
@@ -49,6 +51,7 @@ class Settings:
     size: tuple[int, int] | None = None
     batch: int = MAX_BATCH
     opset: int = OPSET
+    inline: bool = False
     plugin: str = "auto"
     workspace: int = 8192
     level: int = 3
@@ -88,7 +91,7 @@ class Settings:
 
     @property
     def cells(self) -> tuple[int, int] | None:
-        """The size in latent cells."""
+        """Returns the size in latent cells."""
         return None if self.size is None else (self.size[0] // self.spec.vae.factor, self.size[1] // self.spec.vae.factor)
 
     @property

@@ -1,7 +1,7 @@
-"""The ONNX face of the temporal attention: one node `vstar::VstarTemporalAttention` and its body in standard operators.
+"""The temporal attention in ONNX: one node `vstar::VstarTemporalAttention`, and its body in standard operators.
 
-Runtimes that know the node take their fused kernel; all others run the body. TensorRT's parser chooses its plugin only where
-the node itself carries `plugin_namespace`, and looks a name up without its domain, so the name must be no built-in one.
+Runtimes that know the node run a fused kernel; all others run the body. TensorRT's parser takes its plugin only for a node with
+a `plugin_namespace`. It looks names up without their domain, so the name must differ from those of its own operators.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +11,13 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+)
 from onnxscript.values import Opset
 
 from vstar_engine.errors import ExportError
@@ -61,13 +68,13 @@ BODY = """
 
 
 def body(opset: int) -> ir.Function:
-    """Returns the model-local function; its opset must be the model's, or checkers and inliners pass it over."""
+    """Returns the model-local function. Its opset must be the model's: checkers and inliners skip it otherwise."""
     function: Any = ir.from_proto(onnx.parser.parse_function(BODY.format(opset=opset, domain=DOMAIN, name=NAME)))
     return function
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Returns the table by which `torch.onnx.export` turns the op into one node, and tells onnx the node's schema once."""
+    """Returns the table by which `torch.onnx.export` makes one node of the op; registers the node's schema with onnx."""
     if not onnx.defs.has(NAME, DOMAIN):
         types = ("T", ["tensor(float)", "tensor(float16)"], "the network's dtype")
         onnx.defs.register_schema(
@@ -88,6 +95,21 @@ def translations() -> dict[Any, Callable[..., Any]]:
         )
     node = getattr(Opset(DOMAIN, 1), NAME)
     return {torch.ops.vstar.temporal_attention.default: lambda q, k, v, g: node(q, k, v, g, **ATTRIBUTES)}
+
+
+def inline(model: ir.Model) -> None:
+    """Replaces every call by the body's standard operators; ExportError where another domain than ONNX's own is left."""
+    InlinePass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+    NameFixPass()(model)
+    model.opset_imports.pop(DOMAIN, None)
+    foreign = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign or model.functions:
+        raise ExportError(f"the inlined graph still holds {', '.join(foreign) or 'functions'}")
 
 
 def _nested(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -64,7 +64,7 @@ REFUSED = {
 def options(settings: Settings) -> dict[str, Any]:
     """Returns what else shapes an engine for ONNX Runtime."""
     check_format(settings.dtype, settings.opset)
-    return {"opset": settings.opset}
+    return {"opset": settings.opset, "inline": settings.inline}
 
 
 def estimate(settings: Settings) -> Estimate:
@@ -91,7 +91,7 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     }
     found = {}
     for name, network in networks.items():
-        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset, report)
+        found[name] = write(network, weights, folder / f"{name}.onnx", settings.opset, report, settings.inline)
     return {**found, "versions": {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}}
 
 
@@ -106,12 +106,18 @@ def check_format(dtype: torch.dtype, opset: int) -> None:
 
 
 def write(
-    network: Network, weights: Mapping[str, Tensor], path: Path, opset: int = OPSET, report: Report = silent
+    network: Network,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    opset: int = OPSET,
+    report: Report = silent,
+    inline: bool = False,
 ) -> dict[str, Any]:
     """Writes a network and, beside it in `<path>.data`, its weights; returns the manifest's facts.
 
-    `report` is called with the progress of a long write. Raises ValueError for an unsupported dtype or opset, CheckpointError
-    for weights that do not fit, ExportError for a graph that fails its checks.
+    `report` is called with the progress of a long write. `inline` replaces each temporal attention by standard operators.
+    Raises ValueError for an unsupported dtype or opset, CheckpointError for weights that do not fit, ExportError for a graph
+    that fails its checks.
     """
     dtype = next(network.module.parameters()).dtype
     check_format(dtype, opset)
@@ -123,6 +129,8 @@ def write(
         model.functions[function.identifier()] = function
         model.opset_imports[onnx_function.DOMAIN] = 1
     onnx_function.count_nodes(model, network.attentions)
+    if inline:
+        onnx_function.inline(model)
     check_graph(model, network.module, opset)
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
@@ -174,7 +182,7 @@ def traced(network: Network, opset: int) -> ir.Model:
 
 
 def _simplify(model: ir.Model, parameters: list[str]) -> None:
-    """Folds, merges and drops nodes; weights stand as inputs meanwhile, since there are no data to fold."""
+    """Folds constants, merges and drops nodes. Weights, whose data are not there, are inputs until it is done."""
     weights = [model.graph.initializers.pop(name) for name in parameters if name in model.graph.initializers]
     for value in weights:
         value.const_value = None

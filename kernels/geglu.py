@@ -59,8 +59,9 @@ _geglu.register_autograd(_backward, setup_context=_setup_context)
 
 
 def geglu(x: Tensor) -> Tensor:
-    """Gates the first half of the last axis by the second's GELU: (..., 2 * inner) -> (..., inner).
+    """Multiplies the first half of the last axis by the exact GELU of the second: (..., 2 * inner) -> (..., inner).
 
-    Contiguous, in x's dtype (arXiv 2002.05202).
+    The result is contiguous and in x's dtype; computes in float32 or wider. Raises ValueError for an odd last axis or an empty
+    x. GEGLU, arXiv 2002.05202.
     """
     return geglu_ref(x) if decomposed() else torch.ops.vstar.geglu(x)

@@ -77,9 +77,10 @@ _groupnorm_silu.register_autograd(_backward, setup_context=_setup_context)
 
 
 def groupnorm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True) -> Tensor:
-    """Normalises x (N, C, ...) over each group of channels, scales by weight and bias (C,), applies SiLU where `silu`.
+    """Normalises x over each group of channels, scales by weight, adds bias, and applies SiLU where `silu` is set.
 
-    Returns x's shape, dtype and memory layout; computes in float32 or wider. `eps` is added to the variance.
+    x is (N, C, ...), weight and bias are (C,); `groups` divides C. `eps` is added to the variance. Returns x's shape, dtype and
+    memory layout; computes in float32 or wider. Raises ValueError for other shapes or an empty x. Group norm, arXiv 1803.08494.
     """
     if decomposed():
         return groupnorm_silu_ref(x, groups, weight, bias, eps, silu)

@@ -111,7 +111,12 @@ def _(*given: Any) -> Tensor:
 
 
 def linear(problem: LinearProblem) -> Tensor:
-    """Norms x (..., in), multiplies by weight (out, in), and adds bias (out,) and residual, or applies GEGLU."""
+    """Computes x @ weight.T + bias + residual, or GEGLU of x @ weight.T + bias; x is layer-normed first where norm is set.
+
+    x is (..., in), weight (out, in), bias (out,), residual (..., out), all of one dtype. The norm's gain and shift are (in,).
+    Returns (..., out), with the gate (..., out // 2), in x's dtype. Raises ValueError for features that do not agree, or an odd
+    number of them with the gate.
+    """
     x = problem.x
     if on_cpu(x) or on_gpu(x):
         compute = _on_cpu if x.device.type == "cpu" and library.unwatched(x) else torch.ops.vstar.linear

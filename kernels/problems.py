@@ -153,3 +153,36 @@ def _case(op: str, x: Tensor, weight: Tensor, around: dict[str, bool], dtype: to
     behind = "".join(f", {word}" for word, there in around.items() if there)
     rows, (out_features, in_features) = x.numel() // x.shape[-1], weight.shape
     return f"{op} {rows}x{in_features} by {out_features}{behind}, {str(dtype)[6:]} on {x.device}"
+
+
+class FrameTables(NamedTuple):
+    """The rule: a (F,), g (F,), b (F, F) float32, None for ones and zeros; `decay` beyond a token distance, -1 for none."""
+
+    a: Tensor | None = None
+    g: Tensor | None = None
+    b: Tensor | None = None
+    decay: float = 1.0
+    beyond: int = -1
+
+    @property
+    def additive(self) -> bool:
+        """Returns whether the rule only adds a constant to each pair of frames."""
+        return self.a is None and self.g is None and (self.beyond < 0 or self.decay == 1.0)
+
+
+class FrameProblem(NamedTuple):
+    """What `vstar::frame_attention` takes: q, k, v (B, N, heads, head_dim), the fields of `FrameTables`, tokens a frame."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor | None
+    g: Tensor | None
+    b: Tensor | None
+    decay: float
+    beyond: int
+    tokens: int
+
+    @property
+    def tables(self) -> FrameTables:
+        return FrameTables(self.a, self.g, self.b, self.decay, self.beyond)

@@ -145,25 +145,30 @@ _register_backward(_temporal_attention_dense, temporal_attention_dense_ref)
 
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """Attends over frames with the Toeplitz bias g (1 or B, T) or (T,) float32, weighted by each row's maximum.
+    """Attends over the frames of each position: softmax(phi + rowmax(phi) * g[|i-j|]) @ v, phi = q @ k.mT * head_dim**-0.5.
 
-    q (B, T, P, heads, head_dim), k and v (B, Tk, P, heads, head_dim): all float16, bfloat16, float32 or float64, last stride 1.
-    Keys from T on carry no bias. Returns (B, T, P, heads, head_dim), contiguous, in q's dtype; computes in float32 or wider.
-    Raises ValueError for anything else. TAR of VSTAR, arXiv 2403.13501, eq. 3-4.
+    q is (B, T, P, heads, head_dim); k and v are (B, Tk, P, heads, head_dim), Tk < T allowed. They share a dtype, float16,
+    bfloat16, float32 or float64, and a device; their last stride is 1. g is (1 or B, T) or (T,) float32; zeros are plain
+    attention. Keys from T on have no bias. Returns (B, T, P, heads, head_dim), contiguous, in q's dtype; computes in float32 or
+    wider. Differentiable in q, k and v. Raises ValueError for other shapes, dtypes or strides. TAR, arXiv 2403.13501, eq. 3-4.
     """
     compute = _with_g if library.unwatched(q) and library.serves(q) else torch.ops.vstar.temporal_attention
     return compute(q, k, v, g[None] if g.dim() == 1 else g)
 
 
 def temporal_attention_dense(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
-    """As `temporal_attention` with the bias spelled out: softmax(phi + rowmax * G), G (1 or B, T, Tk) float32."""
+    """As `temporal_attention`, with a bias for each pair of frames: softmax(phi + rowmax(phi) * G) @ v.
+
+    G is (1 or B, T, Tk) float32. Shapes, dtypes, result and errors are those of `temporal_attention`.
+    """
     return torch.ops.vstar.temporal_attention_dense(q, k, v, G)
 
 
 def temporal_attention_probs(q: Tensor, k: Tensor, g: Tensor, positions: list[int] | Tensor) -> Tensor:
     """Returns the regularised attention probabilities at chosen positions, averaged over heads.
 
-    q (B, T, P, heads, head_dim), k (B, Tk, P, ...), g as in `temporal_attention`; returns (B, len(positions), T, Tk) float32.
+    q (B, T, P, heads, head_dim), k (B, Tk, P, heads, head_dim) and g are as in `temporal_attention`. `positions` are indices
+    into P. Returns (B, len(positions), T, Tk) float32. Raises ValueError as `temporal_attention` does.
     """
     g = torch.atleast_2d(g)
     _check(q, k, k, g, (q.shape[0], q.shape[1]), "g")

@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import sys
+from contextlib import nullcontext
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import support.prepared  # noqa: F401 - sets what OpenMP reads as PyTorch is loaded
 
@@ -15,6 +19,7 @@ from vstar_engine import Engine
 from vstar_engine.config.models import MODELS
 from vstar_engine.export import build_engine
 from vstar_engine.export.build_settings import Settings
+from vstar_engine.machine import memory
 from vstar_engine.verification.golden import Golden
 from vstar_engine.weights import bundled
 from vstar_engine.weights.checkpoint import Weights
@@ -22,11 +27,17 @@ from vstar_engine.weights.checkpoint import Weights
 GOLDEN = Path(__file__).parent / "golden"
 # files that take a core for long go first, so that none of them is left when the other cores are done
 LONG = (
-    "test_tensorrt_rtx_topology.py",
     "test_backends.py",
-    "test_to_onnx.py",
-    "test_on_gpu.py",
     "test_aot.py",
+    "test_to_onnx.py",
+    "test_verify.py",
+    "test_commands.py",
+    "test_graphs_engine.py",
+    "test_roofline.py",
+    "test_pipeline.py",
+    "test_on_gpu.py",
+    "test_mini_model.py",
+    # after the engine that it reads is built
     "test_tensorrt_rtx.py",
 )
 
@@ -92,6 +103,43 @@ def built(backend, weights, tmp_path_factory):
 def graphs(monkeypatch):
     """The class of a stand-in's CUDA graphs, in the place of PyTorch's."""
     return fake_graphs.install(monkeypatch)
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """A call that puts modules in the place of installed ones; None makes one a missing library."""
+
+    def replace(stand_ins):
+        for name, module in stand_ins.items():
+            if module is not None and not hasattr(module, "__spec__"):
+                module.__spec__ = ModuleSpec(name, None)  # by which importlib finds that it is installed
+            monkeypatch.setitem(sys.modules, name, module)
+
+    return replace
+
+
+@pytest.fixture
+def some_gpu(monkeypatch):
+    """A call that makes PyTorch name a GPU, and make it current, where there is none."""
+
+    def named(name="NVIDIA H200", capability=(9, 0)):
+        answers = {"get_device_name": name, "get_device_capability": capability, "device": nullcontext()}
+        for question, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, question, lambda device, answer=answer: answer)
+
+    return named
+
+
+@pytest.fixture
+def free_memory(monkeypatch):
+    """A call that says how many bytes any device has free."""
+    return lambda free: monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+
+
+@pytest.fixture
+def free_disk(monkeypatch):
+    """A call that says how many bytes any disk has free."""
+    return lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
 
 
 @pytest.fixture(autouse=True)

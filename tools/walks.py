@@ -56,7 +56,7 @@ def files(entered: Entered) -> list[str]:
 
 
 def prompt_to_mp4() -> list[str]:
-    """`generate PROMPT` of the mini model, from the command line's entry to the written file."""
+    """Walks `generate PROMPT` of the mini model, from the command line's entry to the written file."""
     from vstar_engine.commands.main import main
 
     entered: Entered = {}
@@ -71,7 +71,7 @@ def prompt_to_mp4() -> list[str]:
 
 
 def tensors_to_launch() -> list[str]:
-    """The op on q, k, v to the kernel's launch, in Triton's interpreter."""
+    """Walks from the op on q, k, v to the kernel's launch, in Triton's interpreter."""
     import torch
 
     from vstar_engine.kernels.temporal_attention import temporal_attention
@@ -107,7 +107,7 @@ def probe() -> None:
 
 
 def post_to_file() -> list[str]:
-    """A job from its POST to its file, in the server's processes."""
+    """Walks a job from its POST to its file, in the server's processes."""
     import httpx
 
     with tempfile.TemporaryDirectory() as name:
@@ -161,7 +161,7 @@ WALKS = {
 
 
 def walked(name: str) -> list[str]:
-    """Runs a walk in a process of its own and gives the files that it entered."""
+    """Runs a walk in a process of its own and returns the files that it entered."""
     environment = {**os.environ, **WALKS[name][1]}
     command = [sys.executable, "-m", "tools.walks", "--walk", name]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -73,10 +73,12 @@ class CutShort(ServerError):
 
 
 class Client:
-    """A client of one server; repeats requests that may succeed later, for `patience` seconds.
+    """A client of one server.
 
-    `url` and `key` default to the environment variables VSTAR_SERVER and VSTAR_API_KEY. A submission carries an idempotency
-    key, so that a repeated one makes no second job.
+    `url` and `key` default to the environment variables VSTAR_SERVER and VSTAR_API_KEY. Requests that may succeed later are
+    repeated for `patience` seconds; `timeout`, in seconds, is one request's. A submission carries an idempotency key, so that
+    a repeated one makes no second job. Every method raises ServerError when the server cannot be reached or refuses. Raises
+    ValueError for an address that does not begin with http:// or https://, or a key that no header can hold.
     """
 
     def __init__(self, url: str | None = None, key: str | None = None, patience: float = 60.0, timeout: float = 60.0):
@@ -100,19 +102,24 @@ class Client:
         self._http.close()
 
     def submit(self, prompt: str | None = None, *, idempotency_key: str | None = None, **settings: Any) -> RemoteVideo:
-        """Submits a video and returns its job; `settings` are the fields of the HTTP API, such as `num_frames` and `tar`."""
+        """Submits a video and returns its job, which the server has stored.
+
+        `settings` are the fields of the HTTP API, such as `num_frames`, `size` (WIDTHxHEIGHT in pixels), `seed` and `tar`; None
+        leaves one out. Two submissions with one `idempotency_key` are one job.
+        """
         body = {name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return RemoteVideo.of(self._json("POST", "/v1/videos", json=body, headers=headers))
 
     def status(self, id: str) -> RemoteVideo:
-        """Returns a job as it is now."""
+        """Returns a job as it is now; ServerError 404 for an id that the server does not have."""
         return RemoteVideo.of(self._json("GET", _path(id)))
 
     def wait(self, id: str, progress: Callable[[RemoteVideo], None] | None = None, timeout: float | None = None) -> RemoteVideo:
-        """Waits until a job has ended and returns the completed video; outlasts restarts of the server of up to `patience`.
+        """Waits until a job has ended and returns the completed video.
 
-        `progress` is called at every change. Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
+        It outlasts restarts of the server of up to `patience` seconds. `progress` is called with the job at every change.
+        Raises JobFailed when the job failed, TimeoutError after `timeout` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         before: RemoteVideo | None = None
@@ -132,7 +139,7 @@ class Client:
             time.sleep(pause)
 
     def events(self, id: str) -> Iterator[dict[str, Any]]:
-        """Yields a job's events: stages, steps with the time left, previews, its end."""
+        """Yields a job's events as {"event": kind, ...}: stages, steps with the time left, previews, its end."""
         with self._open("GET", f"{_path(id)}/events", headers={"Accept": "text/event-stream"}) as answer:
             kind, data = "message", []
             for line in answer.iter_lines():
@@ -146,7 +153,11 @@ class Client:
                     kind, data = "message", []
 
     def fetch(self, id: str, path: str | Path, variant: str = "video", force: bool = False) -> Path:
-        """Downloads a completed video, its thumbnail or its spritesheet; the file is complete or absent."""
+        """Downloads a completed video, its thumbnail or its spritesheet, and returns the path.
+
+        The file is complete, by the size and sha256 that the server states, or absent. Raises ValueError for another variant,
+        OutputError where the file cannot be written or exists and `force` is off, ServerError for a download that is cut short.
+        """
         if variant not in VARIANTS:
             raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, got {variant!r}")
         path = Path(path)
@@ -179,7 +190,7 @@ class Client:
             raise CutShort(f"{self.url} sent {size} bytes of {id} that are not its {variant}: the answer was cut short")
 
     def cancel(self, id: str) -> RemoteVideo:
-        """Cancels a job; it stays listed as failed, with the code `cancelled`."""
+        """Cancels a job and returns it: failed, with the code `cancelled`. It stays listed."""
         return RemoteVideo.of(self._json("POST", f"{_path(id)}/cancel"))
 
     def delete(self, id: str) -> None:
@@ -203,7 +214,7 @@ class Client:
     def generate(
         self, prompt: str | None, path: str | Path, progress: Callable[[RemoteVideo], None] | None = None, **settings: Any
     ) -> Path:
-        """Submits, waits and fetches."""
+        """Submits a video, waits for it and downloads it; returns the path. Arguments and errors are those of the three."""
         check_writable(Path(path))
         return self.fetch(self.wait(self.submit(prompt, **settings).id, progress).id, path)
 

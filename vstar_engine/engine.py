@@ -38,14 +38,12 @@ from .loading import LoadedModel, check_machine, load_model, open_weights
 from .model_choice import ModelChoice
 from .version import __version__
 from .video import Video, to_bytes
-from .warmup import ClipSize, warm_up
+from .warmup import ClipSize, usual_clips, warm_up
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLING, DEFAULT_TAR = Sampling(), Tar()
 OnFrames = Callable[[Video], None]
-# frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
-USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
 
 class Engine:
@@ -56,7 +54,8 @@ class Engine:
         self.device, self.dtype, self.artifact = loaded.device, loaded.dtype, loaded.artifact
         self.weights, self.path, self.unused = loaded.weights, loaded.path, loaded.unused
         self.text_hash, self.vocabulary = loaded.text_hash, loaded.vocabulary
-        self.loras, self.fp8 = tuple(loaded.loras), loaded.fp8
+        self.loras, self.fp8, self.origin = tuple(loaded.loras), loaded.fp8, loaded.origin
+        self.image = loaded.image
 
     @staticmethod
     @undisturbed
@@ -78,12 +77,13 @@ class Engine:
 
         `engine` is a folder made by `vstar-engine build`. Its back end runs the UNet, and it sets model, weights, device and
         dtype. Without it these default to videocrafter2 in eager PyTorch, in float32 on the CPU.
+        `device` is "cpu", "cuda" or "cuda:N", `dtype` "float32", "float16" or "bfloat16".
         `text` is "weights", or None to load no text tower and make videos from `Embeddings`.
         `loras` are FILE or FILE:STRENGTH and are merged into the UNet; a built engine contains its own.
         `graphs` replays the steps of `eager` and TensorRT as CUDA graphs on a GPU, one for each shape.
         `fp8` runs layers in FP8, calibrated on a short clip while loading.
-        `warm` runs clips of these sizes through all stages, True those of `clips`, so that no request waits for kernels to be
-        loaded, tuned and recorded.
+        `warm` runs clips of these sizes, (frames, height, width) in pixels, through all stages; True runs those of `clips`. No
+        request then waits for kernels to be loaded, tuned and recorded.
         Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
         built for something else, DeviceError for a device or dtype that cannot compute here, MissingLibrary for an optional
         library that is not installed.
@@ -112,11 +112,8 @@ class Engine:
         return self.denoiser.records_steps or (self.artifact is not None and self.device.type == "cuda")
 
     def clips(self) -> list[ClipSize]:
-        """Returns the default sizes to warm: those a built engine was built for, else usual ones."""
-        frames, size = USUAL[self.device.type], self.spec.size
-        if self.artifact is not None:
-            frames, size = tuple(self.artifact.identity["frames"]) or frames, tuple(self.artifact.identity["size"] or size)
-        return [(count, *size) for count in frames]
+        """Returns the default sizes to warm, (frames, height, width) in pixels: a built engine's own, else usual ones."""
+        return usual_clips(self.spec, self.device, self.artifact)
 
     def warm(self, clips: Sequence[ClipSize] = (), sampling: Sampling = DEFAULT_SAMPLING) -> None:
         """Runs clips of some sizes, by default those of `clips`, through all stages, with as few steps as cover `sampling`.
@@ -156,7 +153,7 @@ class Engine:
         frames: int = 64,
         seed: int = 0,
         *,
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
         tar: Tar | None = DEFAULT_TAR,
         size: tuple[int, int] | None = None,
         negative: str = "",
@@ -174,11 +171,12 @@ class Engine:
         guide: str = "",
         on_step: Callable[[int, int], None] | None = None,
     ) -> Video:
-        """Makes one video that passes through `states` in order; a lone string is one state. See `run`.
+        """Makes one video that passes through `states` in order; a lone string is one state.
 
-        `at` or `durations` place the states (`timeline.place`); `negatives` has one for each state. Embeddings contain states,
-        places and negatives; `at` or `durations` override their places. `window` and what follows it make a longer clip in
-        windows (`config.request.Clip`).
+        `sampling` and `size`, (height, width) in pixels, default to the model's own. Other settings are those of
+        `config.request.Clip`. `Embeddings` contain states, places and negatives; `at` or `durations` override their places.
+        `on_step` is called with (steps done, all steps).
+        Returns a `Video` of (frames, height, width, 3) uint8. Raises ValueError for a setting out of range, and as `run` does.
         """
         embeddings = None
         if isinstance(states, Embeddings):
@@ -191,9 +189,9 @@ class Engine:
         else:
             given = (states,) if isinstance(states, str) else tuple(states)
         places = (tuple(at), tuple(durations), tuple(negatives))
-        windows: dict[str, Any] = {"window": window, "overlap": overlap, "blend": blend, "phase": phase, "guide": guide}
-        windows |= {"noise": noise, "noise_share": noise_share}
-        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *places, **windows)
+        rest: tuple[Any, ...] = (*places, window, overlap, blend, phase, noise, noise_share, guide)
+        sampling = sampling or Sampling.usual(own=self.spec.defaults)
+        request = Request(given, frames, seed, size, sampling, tar, negative, mode, fps, *rest)
         return self.run(request, on_step, embeddings)
 
     def run(
@@ -205,12 +203,13 @@ class Engine:
         checkpoint: Checkpoint | None = None,
         on_window: OnPart | None = None,
     ) -> Video:
-        """Makes the video of a request. `on_step` gets (steps done, all steps), `on_frames` runs of frames as they are decoded.
+        """Makes the video of a request: (T, H, W, 3) uint8 frames.
 
-        `embeddings` of the request's states and negatives replace the text tower. A seed draws the same noise on every device
-        and back end. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another
-        text tower, MemoryShortage before starting when it would not fit. `checkpoint` is written while it is sampled.
-        `on_window` gets (windows done, all windows) of each step.
+        `on_step` is called with (steps done, all steps), `on_frames` with runs of frames as they are decoded. `embeddings` of
+        the request's states and negatives replace the text tower. A seed draws the same noise on every device and back end.
+        `checkpoint` is written while it is sampled; `on_window` gets (windows done, all windows) of a step. Raises ValueError
+        for a size or TAR level that the model lacks, CheckpointError for embeddings of another text tower, MemoryShortage where
+        the video would not fit, EngineError for a clip that a built engine was not built for, NotFinite for a video of NaN.
         """
         (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint, on_window)
         assert video is not None
@@ -228,9 +227,9 @@ class Engine:
     ) -> list[Video | None]:
         """Makes the videos of requests in one batch; they share frames, size and steps, and differ in anything else.
 
-        A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step;
-        a cancelled request gives None. `on_frames` gets runs of decoded frames, each as a video with its own provenance, one
-        video after another; `checkpoint` is for a batch of one. Raises as `run` does.
+        A video does not depend on the others of its batch, but for rounding. `cancelled(index)` is called before every step; a
+        cancelled request has None for its video. `on_frames` is called with runs of decoded frames, each a `Video` with its own
+        provenance, one video after another. `checkpoint` is for a batch of one. Raises as `run` does.
         """
         batch = self.begin(requests, embeddings)
         batch.on_part = on_window
@@ -261,6 +260,8 @@ class Engine:
         """
         if not requests:
             raise ValueError("there is no request in the batch; give at least one")
+        if self.spec.streaming is not None:
+            raise ValueError(f"model {self.spec.name} makes a video in chunks from a first one: use `streaming.Stream`")
         requests = [self._fitted(request) for request in requests]
         first = requests[0]
         shapes = sorted({(r.frames, r.size, r.sampling.steps, *r.sampling.walk, repr(r.plan)) for r in requests})
@@ -291,11 +292,14 @@ class Engine:
     @undisturbed
     @torch.inference_mode()
     def finish(self, batch: Batch, row: BatchRow, on_frames: OnFrames | None = None) -> Video:
-        """Decodes a row whose steps are done, as many frames at once as fit; `on_frames` gets each run of frames as a video."""
+        """Decodes a row whose steps are done, as many frames at once as fit in memory: (T, H, W, 3) uint8.
+
+        `on_frames` is called with each run of frames as a video. Raises NotFinite for NaN.
+        """
         seconds, request, done = dict(batch.seconds), row.request, 0
         assert request.size is not None
         frames = np.empty((request.frames, *request.size, 3), np.uint8)
-        whole = Video(frames, request.fps, self._provenance(request, row.held), seconds)
+        whole = Video(frames, request.fps, self.provenance(request, row.held), seconds)
         with _timed(seconds, "decode"):
             chunk = memory.frames_at_once(self.spec, *request.size, self.dtype, self.denoiser, self.device)
             for pixels in self.vae.decoded(row.latents.to(self.dtype), chunk):
@@ -324,7 +328,7 @@ class Engine:
 
         For a clip in windows, what those of a window are made of.
         """
-        anchors, negative = self._encoded(request, embeddings, encode)
+        anchors, negative = self.encoded(request, embeddings, encode)
         where = request.anchors
         if request.pass_frames < request.frames:
             texts = FrameTexts(anchors, tuple(where), request.mode, self.dtype)
@@ -337,13 +341,17 @@ class Engine:
     @undisturbed
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Encodes prompts: (n, 77, C) in the engine's dtype, on its device; ValueError without a text tower."""
+        """Encodes prompts: (n, 77, C) in the engine's dtype, on its device.
+
+        77 tokens are CLIP's context; longer prompts are cut. Raises ValueError without a text tower.
+        """
         if self.text is None:
             raise ValueError("this engine was loaded without its text tower; give embeddings (`vstar-engine embed`)")
-        return self.text(tokenize(prompts).to(self.device))
+        return self.text(tokenize(prompts, self.spec.text).to(self.device))
 
-    def _encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode) -> tuple[Tensor, Tensor]:
+    def encoded(self, request: Request, embeddings: Embeddings | None, encode: Encode | None = None) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the states, (K, 77, C), and of the negative prompts, (1 or K, 77, C)."""
+        encode = encode or self.embed
         if embeddings is None:
             return encode(request.states), encode(request.negatives or [request.negative])
         held = (embeddings.synopsis.states, embeddings.synopsis.negatives, embeddings.negative_prompt)
@@ -354,11 +362,15 @@ class Engine:
             log.warning("these weights hold no text tower, so that of the embeddings could not be compared")
         return embeddings.anchors.to(self.device, self.dtype), embeddings.negative.to(self.device, self.dtype)
 
-    def _provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
-        made = {"engine": "vstar-engine", "version": __version__, "model": self.spec.name, "weights": self.weights}
+    def provenance(self, request: Request, embeddings: Embeddings | None) -> dict[str, object]:
+        """Returns what a video of a request is made by, as plain data."""
+        made: dict[str, object] = {"engine": "vstar-engine", "version": __version__}
+        made |= {"model": self.spec.name, "weights": self.weights}
         run = {"device": str(self.device), "dtype": str(self.dtype)[6:], "torch": torch.__version__}
         if self.artifact is not None:
             run |= {"backend": self.artifact.identity["backend"], "built": self.artifact.name}
+        if self.origin is not None:
+            made["weights_from"] = dict(self.origin)
         held: dict[str, object] = {} if embeddings is None else {"embeddings": embeddings.file}
         return {**made, "request": asdict(request), **held, **self._changes(), **run}
 

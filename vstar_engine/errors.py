@@ -1,8 +1,8 @@
-"""The ways a request can fail, each with the exit code the command line gives it."""
+"""The errors of the package, each with the command line's exit code for it."""
 
 
 class VstarError(Exception):
-    """Any failure that has an answer; `exit_code` is what the command line returns."""
+    """The base of the package's errors; `exit_code` is what the command line returns, 1 if not another."""
 
     exit_code = 1
 
@@ -11,6 +11,12 @@ class CheckpointError(VstarError, ValueError):
     """A weight file is damaged, incomplete, unsafe or made for another network."""
 
     exit_code = 3
+
+
+class DownloadError(CheckpointError):
+    """Weights cannot be downloaded."""
+
+    exit_code = 13
 
 
 class OutputError(VstarError, OSError):

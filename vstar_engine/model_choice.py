@@ -1,6 +1,7 @@
 """Which model is loaded, from where, and how it runs: settled and checked once, before PyTorch loads."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.manifest import read_weights
 from vstar_engine.config.models import Spec, model_named
 from vstar_engine.config.sampling import FP8
-from vstar_engine.weights import bundled
+from vstar_engine.weights import bundled, sources
 
 from .backends import BACKENDS, EAGER, TENSORRT
 
@@ -40,6 +41,8 @@ class ModelChoice:
         """
         asked = {name: value for name, value in asked.items() if value is not None or name == "text"}
         if engine is None:
+            if "model" not in asked and (model := sources.model_of(asked.get("weights"))):
+                asked["model"] = model
             return ModelChoice(**asked)
         artifact = engine if isinstance(engine, BuiltEngine) else BuiltEngine.open(engine)
         own = {name: artifact.identity[name] for name in ("model", "backend", "dtype")}
@@ -63,6 +66,8 @@ class ModelChoice:
             )
         if self.engine is not None:
             self._check_built(self.engine)
+        if self.spec.streaming is not None and (self.fp8 or self.loras or self.engine is not None):
+            raise ValueError(f"model {self.model} runs in eager PyTorch alone, without LoRAs, {FP8} and built engines")
         if self.fp8 and self.text is None:
             raise ValueError(
                 f"{FP8} is scaled by what a text does to the network, so it needs the text tower and states, not embeddings"
@@ -79,9 +84,23 @@ class ModelChoice:
         if self.fp8:
             raise ValueError(f"{FP8} converts the network in eager PyTorch, and {engine.folder} computes as it was built")
 
-    @property
+    @cached_property
     def spec(self) -> Spec:
-        return model_named(self.model)
+        """The model, with the networks that its weights state."""
+        return bundled.stated_spec(model_named(self.model), self.weights)
+
+    def located(self, ask: sources.Ask | None = None, on_progress: sources.OnProgress | None = None) -> "ModelChoice":
+        """Returns the choice with its weights as a folder or file that is loaded, downloaded and converted where they must be.
+
+        Without `weights` only what was pulled before is found. Raises as `sources.obtain` does.
+        """
+        if self.weights is None and self.model in bundled.BUNDLED:
+            return self
+        folder = sources.present(self.weights, self.model, self.dtype)
+        if folder is None and self.weights is None and ask is None:
+            bundled.weights(self.spec)
+        kept = sources.kept_dtypes(self.dtype)[0]
+        return replace(self, weights=folder or sources.obtain(self.weights, self.model, kept, ask, on_progress))
 
     def check_weights(self) -> None:
         """Raises CheckpointError for weights that are damaged or another model's, by their hashes and manifest alone."""

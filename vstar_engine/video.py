@@ -28,8 +28,12 @@ CRF = 18
 # rates that a container's fraction holds to 1 %
 LONGEST_DENOMINATOR, RATE_ERROR = 1001, 0.01
 FASTEST_GIF = 50.0  # browsers show a hundredth of a second as a tenth
-# as libswscale makes YUV of RGB: BT.601's matrix, limited range; the colours themselves are those of sRGB and BT.709
+# what an mp4 states, in H.273's numbers; BT.709's primaries are sRGB's
 BT709, BT601, LIMITED = 1, 6, 1
+# FFmpeg's names of the matrices
+MATRICES = {BT709: "ITU709", BT601: "ITU601"}
+# players without regard to tags take BT.709's matrix for frames larger than PAL's, BT.601's for others
+TALLEST_SD, WIDEST_SD = 576, 1279
 SHEET_EVERY, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4
 
 
@@ -46,7 +50,11 @@ def to_bytes(pixels: "Tensor") -> np.ndarray:
 
 @dataclass(frozen=True)
 class Video:
-    """A finished video: frames (T, H, W, 3) uint8, the rate it plays at, what made it, and seconds spent per stage."""
+    """A finished video.
+
+    `frames` is (T, H, W, 3) uint8 RGB, `fps` the frames a second at which it plays. `provenance` holds the settings that made
+    it, `seconds` the time of each stage: text, denoise, decode.
+    """
 
     frames: np.ndarray
     fps: float
@@ -54,9 +62,11 @@ class Video:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Writes an .mp4 (H.264), a .gif or, as .png, a contact sheet of every eighth frame; whole or not at all.
+        """Writes an .mp4 (H.264, 4:2:0), a .gif or, as .png, a contact sheet of every eighth frame; returns the path.
 
-        Raises ValueError for another ending, OutputError if it cannot.
+        The file carries `provenance`. It is complete or absent. An mp4 is in BT.709 with more than 576 rows or 1279 columns,
+        else in BT.601, and says so. Raises ValueError for another ending, and for a rate or sides that an mp4 cannot have,
+        OutputError where the file cannot be written.
         """
         path = Path(path)
         writer = check_ending(path)
@@ -80,17 +90,23 @@ def _encode(parts: Iterator[Video], path: Path) -> None:
     rate = frame_rate(first.fps)
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata["comment"] = _comment(first)
+            container.metadata["comment"] = comment_of(first)
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            colours = stream.codec_context
-            colours.colorspace, colours.color_range = BT601, LIMITED
+            matrix, colours = colour_matrix(height, width), stream.codec_context
+            colours.colorspace, colours.color_range = matrix, LIMITED
             colours.color_primaries, colours.color_trc = BT709, BT709
             for frame in chain.from_iterable(part.frames for part in chain([first], parts)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=MATRICES[matrix])))
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror) from error
+
+
+def colour_matrix(height: int, width: int) -> int:
+    """Returns the matrix that makes YUV of RGB, BT709 or BT601: the one that players guess for a size."""
+    return BT709 if height > TALLEST_SD or width > WIDEST_SD else BT601
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -101,7 +117,7 @@ def frame_rate(fps: float) -> Fraction:
     return rate
 
 
-def _comment(video: Video) -> str:
+def comment_of(video: Video) -> str:
     """Returns what made a video as JSON; numbers may be numpy's."""
     return json.dumps(video.provenance, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
 
@@ -149,7 +165,7 @@ def _save_gif(video: Video, path: Path) -> None:
     # hundredths of a second are all that a gif holds: spread, so that the whole lasts as long as it should
     ends = [round(100 * i / float(video.fps)) for i in range(len(video.frames) + 1)]
     lasts = [10 * (end - begin) for begin, end in pairwise(ends)]
-    first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, comment=_comment(video).encode())
+    first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, comment=comment_of(video).encode())
 
 
 def contact_sheet(frames: np.ndarray, every: int = SHEET_EVERY, columns: int = SHEET_COLUMNS) -> np.ndarray:
@@ -169,7 +185,7 @@ def _save_png(video: Video, path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt("comment", _comment(video))
+    info.add_itxt("comment", comment_of(video))
     Image.fromarray(contact_sheet(video.frames)).save(path, pnginfo=info)
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vstar_engine.artifacts.built_engine import BuiltEngine
+from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import Sampling
 
 from .video import Video
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -22,6 +25,8 @@ ClipSize = tuple[int, int, int]
 PROMPT = "red and blue flowers on a green meadow, white clouds"
 # how often a step of each kind is taken: the first plain, the second recorded
 RUNS = 2
+# frames of the clips that are warmed where nothing says which: on a GPU also the length most videos have
+USUAL = {"cpu": (16,), "cuda": (16, 64)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,14 @@ def fastest_step(batch: Any, step: Callable[[Any], object]) -> float:
         step(batch)
         taken.append(time.perf_counter() - start)
     return min(taken)
+
+
+def usual_clips(spec: Spec, device: "torch.device", artifact: BuiltEngine | None) -> list[ClipSize]:
+    """Returns the clips to warm by default: those of a built engine, else usual lengths in the model's own size."""
+    frames, size = USUAL[device.type], spec.size
+    if artifact is not None:
+        frames, size = tuple(artifact.identity["frames"]) or frames, tuple(artifact.identity["size"] or size)
+    return [(count, *size) for count in frames]
 
 
 def warm_up(engine: Any, clips: Sequence[ClipSize], sampling: Sampling) -> None:

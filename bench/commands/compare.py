@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measured_both(ref: str, command: Sequence[str], repeats: int, scratch: Path) -> tuple[Path, Path]:
-    """Measures REF (first) and this engine (second) in turn; gives their files."""
+    """Measures REF (first) and this engine (second) in turn; returns their files."""
     if not command or command[0] not in ("kernels", "pipeline", "engine"):
         raise ValueError(f"--against needs a measurement: kernels, pipeline or engine and its flags, got {list(command)}")
     first, second = scratch / "first.jsonl", scratch / "second.jsonl"

@@ -38,6 +38,6 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the subcommand and gives its exit code; `args.words` are what was typed."""
+    """Runs the subcommand and returns its exit code; `args.words` are what was typed."""
     args.command_line = command_line(args.words[args.words.index(args.measurement) :])
     return import_module(f"vstar_engine.bench.commands.{args.measurement}").run(args)

@@ -21,7 +21,7 @@ def add_common(parser: argparse.ArgumentParser, rounds: int, limit: float) -> No
 
 
 def open_rows(args: argparse.Namespace) -> ResultFile:
-    """Opens the run's rows, and keeps TF32 out of float32 and cuDNN choosing by trial, for every provider alike."""
+    """Opens the run's rows. Turns TF32 off and cuDNN's autotuning on, for every provider."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     return ResultFile(args.out, args.command_line)

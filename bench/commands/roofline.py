@@ -28,7 +28,7 @@ TERA = 1e12
 
 
 def table(ops: list[Op], machine: Machine, key: Callable[[Op], str]) -> list[list[str]]:
-    """A line per group, longest first: ops, TFLOP, GB, milliseconds by arithmetic, by traffic, floor, its share, the limit."""
+    """Returns a line per group, longest first: ops, TFLOP, GB, milliseconds of arithmetic and traffic, floor, share, limit."""
     groups: dict[str, list[Op]] = {}
     for op in ops:
         groups.setdefault(key(op), []).append(op)
@@ -54,7 +54,7 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
 
 
 def report(ops: list[Op], machine: Machine, by: str, steps: int) -> str:
-    """The map in Markdown and two sums: op by op, and with all that is no product merged into its neighbours."""
+    """Returns the map in Markdown and two sums: op by op, and with all that is no product merged into its neighbours."""
     floor = sum(op.floor(machine) for op in ops)
     products = sum(op.floor(machine) for op in ops if op.flops)
     arithmetic = sum(op.flops for op in ops) / machine.flops

@@ -107,7 +107,7 @@ async def one(http: "httpx.AsyncClient", body: dict[str, Any], wait: Awaitable[N
 
 
 async def drive(url: str, bodies: Sequence[dict[str, Any]], times: Sequence[float]) -> tuple[list[Outcome], float]:
-    """Runs a load; gives every outcome and the seconds that the whole took."""
+    """Runs a load; returns every outcome and the seconds that the whole took."""
     import httpx
 
     async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=None), timeout=60) as http:
@@ -148,7 +148,7 @@ def percentile(values: Sequence[float], p: float) -> float:
 
 
 def bare(args: argparse.Namespace, folder: Path) -> Any:
-    """Loads the engine here; gives a function that makes one video as the server would, to its mp4."""
+    """Loads the engine here; returns a function that makes one video as the server would, to its mp4."""
     engine = Engine.load(args.model, args.weights, "eager", args.device, args.dtype)
     body = body_of(args, 0)
     width, height = map(int, body["size"].split("x"))

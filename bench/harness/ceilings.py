@@ -54,7 +54,7 @@ def streams(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def bandwidth_ceiling(device: torch.device, dtype: torch.dtype, like: Sequence[Sequence[Tensor]] | None = None) -> Ceiling:
-    """Three reads and a write, at the strides of the triples `like` in turn, if there are any; a copy, an update, a read."""
+    """Returns memory's ceiling: three reads and a write at the strides of each triple of `like`, a copy, an update, a read."""
     x, y, z, out = streams(device, dtype).chunk(4)
     triples = [(x, y, z, out)] if like is None else [(*triple, torch.empty_like(triple[0]).fill_(0)) for triple in like]
     places = itertools.cycle(triples)
@@ -76,7 +76,7 @@ def bandwidth_ceiling(device: torch.device, dtype: torch.dtype, like: Sequence[S
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
-    """Large square products in the contest's dtype, plain and by a transposed matrix; on a CPU a convolution and ours too."""
+    """Returns the ceiling of large square products, plain and by a transposed matrix; on a CPU also a convolution and ours."""
     side = GEMM_SIDE[device.type]
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     work = 2.0 * side**3
@@ -125,7 +125,7 @@ def per_second(most: Mapping[str, float]) -> dict[str, float]:
 
 
 def measured(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, float]:
-    """Measures both ceilings by themselves; gives their rates."""
+    """Measures both ceilings by themselves; returns their rates."""
     both = ceilings(device, dtype)
     calls = trials(both)
     timings = interleave(calls, rounds, warmup=1, clocks=dict.fromkeys(calls, seconds_of_burst))

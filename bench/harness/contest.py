@@ -127,7 +127,7 @@ def hold(contest: Contest, rows: ResultFile, pace: Pace) -> dict[str, Timing]:
 
 
 def check(contest: Contest, provider: Provider) -> tuple[ResultRow, Callable[[], Any] | None]:
-    """Prepares a provider and holds its answer to what is right; gives its call, or None and a row that says why not."""
+    """Prepares a provider and holds its answer to what is right; returns its call, or None and a row that says why not."""
     row = contest.row(provider.name)
     free = free_bytes(contest.device)
     if provider.needs > USABLE * free:

@@ -47,7 +47,7 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> dict[str, object]:
-    """Returns the checkout's commit, whether it was changed, and who says so: VSTAR_COMMIT, else git; None where neither does.
+    """Returns the checkout's commit, whether it has changes, and the source: VSTAR_COMMIT, else git. None without either.
 
     Raises ValueError for a VSTAR_COMMIT that is no commit.
     """

@@ -75,7 +75,7 @@ class ResultFile:
         self._append({"outcome": COMPLETE if kind is None else INTERRUPTED})
 
     def write(self, row: ResultRow) -> ResultRow:
-        """Records a row of this run and gives it as it is recorded."""
+        """Records a row of this run and returns it as it is recorded."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         row = replace(row, machine=self.machine, run=self.run, at=at, command=self.command)
         if row.status in (WRONG, FAILED):
@@ -133,7 +133,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def words(row: ResultRow) -> str:
-    """Says what a row found."""
+    """Returns what a row measured as text."""
     if row.status != OK:
         return row.status + (f", {row.note}" if row.note else "")
     numbers = row.numbers

@@ -55,7 +55,7 @@ class Server:
         self.kill()
 
     def start(self, ready: bool = True) -> float:
-        """Starts it and gives the seconds until it answered or, if `ready`, its engine was warm; RuntimeError where it ends."""
+        """Starts it; returns the seconds until it answered or, if `ready`, its engine was warm. RuntimeError where it ends."""
         begun = time.perf_counter()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Server:
             self.process.wait()
 
     def stop(self, seconds: float = 60.0) -> int:
-        """Asks it to end (SIGTERM), waits and gives its exit code."""
+        """Asks it to end (SIGTERM), waits and returns its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)

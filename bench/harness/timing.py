@@ -30,7 +30,7 @@ class Timing:
 
 @cache
 def host_clock() -> Callable[[], float]:
-    """Returns PyTorch's own benchmark clock; loaded when first needed, since with it come its compilers."""
+    """Returns PyTorch's benchmark clock. Imports it when first needed, since it imports PyTorch's compilers."""
     from torch.utils.benchmark import timer
 
     return timer
@@ -46,7 +46,7 @@ def mark() -> Mark:
 
 
 def seconds_between(start: Mark, end: Mark) -> float:
-    """Waits for `end` and gives the seconds since `start`."""
+    """Waits for `end` and returns the seconds since `start`."""
     if isinstance(start, float) or isinstance(end, float):
         return float(end) - float(start)  # type: ignore[arg-type]
     end.synchronize()

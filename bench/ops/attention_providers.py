@@ -94,7 +94,7 @@ def gaussian_on_host(frames: int, sigma: float, like: Tensor) -> Tensor:
 
 
 def published_core(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The published passes: scale, an unused softmax, row max, bias, sum, softmax; and the map it stores, the heads' mean.
+    """Computes the published passes: scale, an unused softmax, row max, bias, sum, softmax, and the heads' mean.
 
     Without a bias the layer is plain: one softmax, and the map.
     """
@@ -107,13 +107,13 @@ def published_core(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | N
 
 
 def clean_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The same mathematics without waste: the bias is there, and nothing is computed or stored that is not used."""
+    """Computes the same without waste: the bias is given, and only what is used is computed or stored."""
     phi = q @ k.mT * q.shape[-1] ** -0.5
     return (phi + phi.amax(dim=-1, keepdim=True) * bias).softmax(dim=-1) @ v
 
 
 def dense_mask(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """The first pass of those that take an additive bias: rowmax * bias, (N, T, T)."""
+    """Returns the first pass of those that take an additive bias: rowmax * bias, (N, T, T)."""
     return (q @ k.mT).amax(dim=-1, keepdim=True) * (bias * q.shape[-1] ** -0.5)
 
 

@@ -63,7 +63,7 @@ def small_convolutions(site: OpSite) -> Iterator[OpCase]:
 
 
 def small_norms(site: OpSite) -> Iterator[OpCase]:
-    """The norm of what attends and of what is fed forward, rounded to FP8."""
+    """Yields the norm of what attends and of what is fed forward, rounded to FP8."""
     step = torch.tensor(2.0**-6, device=site.device)
 
     def draw() -> tuple[Tensor, ...]:

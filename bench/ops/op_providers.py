@@ -82,7 +82,7 @@ def norms(site: OpSite) -> Iterator[OpCase]:
 
 
 def gates(site: OpSite) -> Iterator[OpCase]:
-    """The feed-forward's gate behind a projection that another made."""
+    """Yields the feed-forward's gate behind a projection that another made."""
     inner = 4 * site.channels
 
     def draw() -> tuple[Tensor, ...]:
@@ -131,7 +131,7 @@ def projections(site: OpSite) -> Iterator[OpCase]:
 
 
 def feed_forwards(site: OpSite) -> Iterator[OpCase]:
-    """Both layers of a feed-forward in one call, against one call a layer."""
+    """Yields both layers of a feed-forward in one call, against one call a layer."""
     width, inner = site.channels, 4 * site.channels
 
     def draw() -> tuple[Tensor, ...]:
@@ -175,7 +175,7 @@ def attentions(site: OpSite) -> Iterator[OpCase]:
 
 
 def convolutions(site: OpSite) -> Iterator[OpCase]:
-    """The convolution over frames: as the engine runs it, by PyTorch in two and in three dimensions, by three products."""
+    """Yields the convolution over frames: the engine's, PyTorch's in two and in three dimensions, and three products."""
     module = lay_out(seeded(lambda: FrameConv(site.channels), site.device, site.dtype), "channels_last")
     shape = (site.batch, site.frames, site.cells, site.channels)
     bias = module.bias
@@ -200,7 +200,7 @@ def convolutions(site: OpSite) -> Iterator[OpCase]:
 
 
 def updates(site: OpSite) -> Iterator[OpCase]:
-    """What follows the network in a step: guidance and the sampler's update of latents in float32."""
+    """Yields what follows the network in a step: guidance and the sampler's update of latents in float32."""
     shape = (site.batch, LATENTS, site.frames, site.height, site.across)
     plain = torch.arange(site.batch, 2 * site.batch, device=site.device)
 

@@ -51,7 +51,7 @@ class PlainFp8(Fp8Linear):
 
 
 class PlainFp8Pointwise(Fp8Pointwise, PlainFp8):
-    """The same of a 1x1 convolution."""
+    """As `PlainFp8`, for a 1x1 convolution."""
 
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {

@@ -9,7 +9,7 @@ from .table_cells import cell, grouped, machine_words, markdown, titled
 
 
 def busy(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """A video's time by how idle threads wait: ways down, numbers of busy neighbours across."""
+    """Returns a video's time by how idle threads wait: ways down, numbers of busy neighbours across."""
     found = []
     chosen = [row for row in rows if row.suite == "busy" and "neighbours" in row.case]
     for group in grouped(chosen, lambda row: (row.case["frames"], row.case["steps"], machine_words(row))):
@@ -28,7 +28,7 @@ def busy(rows: Sequence[ResultRow], spread: bool) -> list[str]:
 
 
 def _beside(row: ResultRow | None, quiet: ResultRow | None, spread: bool) -> str:
-    """A time and how many times the quiet one it is; of a row that failed also that."""
+    """Returns a time and how many times the quiet one it is; of a row that failed also that."""
     if row is None:
         return ""
     said = cell(replace(row, status=OK), quiet if row is not quiet else None, spread)

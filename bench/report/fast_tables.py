@@ -11,7 +11,7 @@ from .table_cells import cell, grouped, machine_words, markdown, part_of, titled
 
 
 def fast(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """What each option of --fast saves and costs."""
+    """Returns what each option of --fast saves and costs."""
     found = []
     for group in part_of(rows, "fast"):
         first = group[0].case
@@ -31,7 +31,7 @@ def fast(rows: Sequence[ResultRow], spread: bool) -> list[str]:
 
 
 def strays(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """How far each option of --fast strays after every step."""
+    """Returns how far each option of --fast strays after every step."""
     found = []
     for group in grouped([row for row in rows if row.suite == "pipeline" and row.case["part"] == "fast"], _strays_of):
         measured = {row.provider: row.numbers["errors"] for row in group if row.status == OK and row.provider != EXACT}

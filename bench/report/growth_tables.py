@@ -9,7 +9,7 @@ from .table_cells import conditions, grouped, machine_words, markdown, part_of, 
 
 
 def growth(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """Time and peak memory against frames, of every provider: temporal attention by level, then the guided step."""
+    """Returns time and peak memory against frames, of every provider: temporal attention by level, then the guided step."""
     attention = [row for row in rows if row.suite == "kernels" and row.case["op"] == "temporal_attention"]
 
     def same(row: ResultRow) -> tuple[object, ...]:

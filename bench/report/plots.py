@@ -68,7 +68,7 @@ def planned(rows: Sequence[ResultRow]) -> list[Plot]:
 
 
 def draw(rows: Sequence[ResultRow], folder: Path, ending: str) -> list[Path]:
-    """Draws every plot that the rows can fill and gives their files."""
+    """Draws every plot that the rows can fill and returns their files."""
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -8,7 +8,7 @@ from .table_cells import across, cell, grouped, machine_words, markdown, titled
 
 
 def serve(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """The server under load, and what it adds to the bare engine."""
+    """Returns the server under load, and what it adds to the bare engine."""
     chosen = [row for row in rows if row.suite == "serve"]
     found = []
     for group in grouped(chosen, lambda row: (row.case["model"], row.dtype, machine_words(row))):

@@ -98,7 +98,7 @@ def _memory(row: ResultRow | None) -> str:
 
 
 def kernels(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """A table for each op, level, layout, batch, dtype and machine: frames down, providers across."""
+    """Returns a table for each op, level, layout, batch, dtype and machine: frames down, providers across."""
     found = []
 
     def same(row: ResultRow) -> Any:
@@ -120,7 +120,7 @@ def kernels(rows: Sequence[ResultRow], spread: bool) -> list[str]:
 
 
 def memory(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """What temporal attention allocates at its peak, computed: frames down, providers across."""
+    """Returns what temporal attention allocates at its peak, computed: frames down, providers across."""
     found = []
 
     def same(row: ResultRow) -> Any:
@@ -140,7 +140,7 @@ def memory(rows: Sequence[ResultRow], spread: bool) -> list[str]:
 
 
 def fused(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """The other ops and the temporal convolution: uses down, providers across."""
+    """Returns the other ops and the temporal convolution: uses down, providers across."""
     found = []
     chosen = [row for row in rows if row.suite == "kernels" and "form" in row.case]
     for group in grouped(chosen, lambda row: (row.case["op"] == CONVOLUTION, row.case["batch"], row.dtype, machine_words(row))):
@@ -155,7 +155,7 @@ def _use(row: ResultRow) -> str:
 
 
 def headline(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """The engine's guided step against clean baselines; a compiled one's search stands behind its name."""
+    """Returns the engine's guided step against clean baselines; a compiled one's search stands behind its name."""
     found = []
     for group in part_of(rows, "headline"):
         known = {row.provider: _kind(row.provider) for row in group if _kind(row.provider) in HEADLINE}
@@ -182,7 +182,7 @@ def _kind(provider: str) -> str:
 
 
 def stages(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """Where a whole video's seconds go, the engine's and by the published path, and the floors of the engine's stages."""
+    """Returns the seconds of a whole video by stage, the engine's and the published path's, and the floors of the engine's."""
     found = []
     wholes = {
         (*_workload(row), row.dtype, row.provider): row
@@ -206,7 +206,7 @@ def stages(rows: Sequence[ResultRow], spread: bool) -> list[str]:
 
 
 def _by_path(table: Mapping[str, ResultRow], name: str, spread: bool) -> str:
-    """A stage as the published path takes it, by how many times the engine's; what both share is the engine's."""
+    """Returns a stage as the published path takes it, by how many times the engine's; what both share is the engine's."""
     own, theirs = table.get(name), table.get(f"{name}, {PUBLISHED}")
     return cell(theirs, own, spread) if theirs else cell(own, spread=spread)
 
@@ -236,18 +236,18 @@ def _rungs(rows: Sequence[ResultRow], part: str, names: Sequence[str], base: str
 
 
 def ladder(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """From the published behaviour, an improvement a line."""
+    """Returns the steps from the published behaviour to the engine's, an improvement a line."""
     words = "One guided step, an improvement more a line (how many times as fast as published)"
     return _rungs(rows, "ladder", RUNGS, "published", words)
 
 
 def ablation(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """All improvements but one."""
+    """Returns all improvements but one."""
     return _rungs(rows, "ablation", ABLATED, "all", "One guided step without one improvement (its time by that of all)")
 
 
 def trajectory(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """How far the run's dtype strays, with the same noise."""
+    """Returns how far the run's dtype strays, with the same noise."""
     found = []
     for group in part_of(rows, "trajectory"):
         body = []
@@ -287,7 +287,7 @@ def _amounts(row: ResultRow, spread: bool) -> str:
 
 
 def roofline(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """Time beside its floor: by kind of op, by block, and the whole forward, which no clock interrupts."""
+    """Returns time beside its floor: by kind of op, by block, and the whole forward, which no clock interrupts."""
     found = []
     for part in ("kind", "block"):
         for group in (same for some in part_of(rows, part, "roofline") for same in grouped(some, _frames)):
@@ -327,7 +327,7 @@ def _work(row: ResultRow) -> list[str]:
 
 
 def fusion(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """What fusing saves, computed: operators, bytes, and the floor at the rates given."""
+    """Returns what fusing saves, computed: operators, bytes, and the floor at the rates given."""
     found = []
     for group in (same for some in part_of(rows, "fusion", "roofline") for same in grouped(some, lambda row: row.command)):
         first = group[0]

@@ -11,7 +11,7 @@ WORDS = {PUBLISHED: "published path"}
 
 
 def videos(rows: Sequence[ResultRow], spread: bool) -> list[str]:
-    """A row for each path to a video: its step, the whole of it, its memory, and whether it is the same video."""
+    """Returns a row for each path to a video: its step, the whole of it, its memory, and whether it is the same video."""
     found = []
     for group in (same for some in part_of(rows, "videos") for same in grouped(some, lambda row: row.case["frames"])):
         table, case = {row.provider: row for row in group if row.numbers}, group[0].case

@@ -62,7 +62,7 @@ class ByOps:
 
 
 def contest(workload: Workload, by_ops: ByOps) -> Contest:
-    """The forward as it runs, and op by op, both held to the definition in a wider dtype."""
+    """Returns the forward as it runs, and op by op, both held to the definition in a wider dtype."""
 
     def forward() -> Callable[[], Tensor]:
         check_ours(workload.device)
@@ -103,7 +103,7 @@ def work(ops: Sequence[Op], machine: Machine, seconds: float) -> dict[str, float
 
 @torch.no_grad()
 def measure(workload: Workload, rows: ResultFile, pace: Pace) -> list[ResultRow]:
-    """Times one workload's forward; writes a row for each kind of op, each block and the whole, and gives them."""
+    """Times one workload's forward; writes a row for each kind of op, each block and the whole, and returns them."""
     if workload.device.type == "cpu":
         malloc.keep_pages()
     by_ops = ByOps(workload.unet(workload.dtype, "channels_last"), workload.inputs)

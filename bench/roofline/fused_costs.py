@@ -95,7 +95,7 @@ def ops_at(spec: Spec, stage: str, frames: int, size: tuple[int, ...], dtype: to
 
 
 def by_passes(latents: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-    """Guidance and DDIM's update by PyTorch's operators, with numbers of no step in particular."""
+    """Returns guidance and DDIM's update by PyTorch's operators, with numbers of no step in particular."""
     cond, uncond = eps.float().chunk(2)
     e = uncond + 12.0 * (cond - uncond)
     finished = (latents - 0.6 * e) / 0.8 / 0.9
@@ -105,7 +105,7 @@ def by_passes(latents: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
 def count(
     spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, machine: Machine, rows: ResultFile
 ) -> list[ResultRow]:
-    """Writes a row for each of STAGES and gives them; they are computed, not measured."""
+    """Writes a row for each of STAGES and returns them; they are computed, not measured."""
     case = {"part": "fusion", "model": spec.name, "frames": frames, "size": "x".join(map(str, size))}
     most = {"flops_per_second": machine.flops, "bytes_per_second": machine.bandwidth}
     return [

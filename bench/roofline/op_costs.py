@@ -48,7 +48,7 @@ class Op:
 
     @property
     def kind(self) -> str:
-        """The line of the map it belongs to."""
+        """Returns the line of the map it belongs to."""
         if not self.flops:
             if "norm" in self.name:
                 return "norms"
@@ -105,7 +105,7 @@ def moved(tensors: Iterable[Tensor]) -> int:
 
 
 def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
-    """FLOPs of products, a multiply-add being two; other arithmetic never decides."""
+    """Returns the FLOPs of products, a multiply-add being two; other arithmetic is never the limit."""
     if "temporal_attention" in name:
         return 4 * args[0].numel() * args[1].shape[1]  # q (B, T, P, heads, head_dim), k (B, Tk, ...)
     if name == "conv_e4m3":
@@ -121,7 +121,7 @@ def count(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def traced(unet: UNet, inputs: Sequence[Tensor]) -> list[Op]:
-    """Runs a network that holds no data, channels-last, and gives its ops; `tar`, the last of its inputs, as float32."""
+    """Runs a network that holds no data, channels-last, and returns its ops; `tar`, the last of its inputs, as float32."""
     *given, tar = inputs
     lay_out(unet, "channels_last")
     return traced_call(lambda: unet(*given, tar.float()))
@@ -148,14 +148,14 @@ def shapes_alone(dtype: torch.dtype) -> Iterator[None]:
 
 
 def ops_of(spec: Spec, frames: int, size: tuple[int, ...], dtype: torch.dtype, batch: int = GUIDANCE_BRANCHES) -> list[Op]:
-    """Traces one forward of a clip of `frames` frames that hears `batch` texts, the branches of guidance."""
+    """Traces one forward of a clip of `frames` frames, conditioned on `batch` texts: the branches of guidance."""
     with shapes_alone(dtype):
         latents, timestep, context, *rest = step_inputs(spec, size, frames, "cpu", dtype)
         return traced(UNet(spec.unet).eval(), [latents, timestep, context[:batch], *rest])
 
 
 def stage(op: Op) -> str:
-    """The official block an op stands in."""
+    """Returns the official block an op stands in."""
     parts = op.module.split(".")
     return ".".join(parts[: 2 if parts[0].endswith("blocks") else 1]) or "unet"
 

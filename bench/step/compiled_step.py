@@ -24,6 +24,7 @@ from vstar_engine.loading import open_weights
 from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.weights import key_map
 
+from .openvino_step import OpenVinoUnet
 from .workload import ERROR_BUDGET, Workload
 
 # what must be one for a contest
@@ -60,6 +61,9 @@ def contest(folders: Sequence[Path], frames: int) -> Contest:
     for artifact, engine in zip(artifacts, engines, strict=True):
         facts = {"build": artifact.manifest["seconds"], "bytes": artifact.bytes}
         providers.append(Provider(artifact.identity["backend"], given(engine.denoiser), traced=False, facts=facts))
+        if artifact.identity["options"].get("inline"):
+            file = artifact.file("unet.onnx")
+            providers.append(Provider("openvino", lambda file=file: partial(OpenVinoUnet(file, dtype), *inputs), traced=False))
     case = {"part": "step", "model": spec.name, "frames": frames, "size": "x".join(map(str, size))}
     return Contest("engine", case, dtype, device, providers, lambda _, eps: relative_error(eps, wanted), ERROR_BUDGET[dtype])
 

@@ -133,7 +133,7 @@ def small(workload: Workload, unet: UNet, encode: Encode) -> UNet:
 
 
 def timed(ready: dict[str, Walk], pace: Pace) -> dict[str, list[float]]:
-    """Lets the options make a video each in turn, a seed a round, while there is time; gives the seconds that each took."""
+    """Lets the options make a video each in turn, a seed a round, while there is time; returns the seconds that each took."""
     taken: dict[str, list[float]] = {option: [] for option in ready}
     begun = time.monotonic()
     for done in range(pace.warmup + pace.rounds):

@@ -39,7 +39,7 @@ IMPROVEMENTS = {
     LAYERS: "norms with SiLU, GEGLU, and on a CPU projections with bias and residual or gate, each in one go",
     SPATIAL: "on a CPU, spatial attention by our kernel too",
     PAGES: "on a CPU, memory stays with the process between operators",
-    STEM: "what both guidance branches compute before they hear a text is computed once",
+    STEM: "both guidance branches share what comes before the first cross-attention",
     COMPILE: "torch.compile, by default with its longest search",
     GRAPH: "the step recorded as one CUDA graph",
     AOTI: "instead of both the package that `vstar-engine build` makes",
@@ -159,7 +159,7 @@ class Step:
         return Provider(name, prepare, traced=not features & {*COMPILED, GRAPH}, facts=facts)
 
     def with_preview(self) -> Provider:
-        """The published step with its preview: the whole clip decoded after every step."""
+        """Returns the published step with its preview: the whole clip decoded after every step."""
         workload = self.workload
 
         def prepare() -> Callable[[], Tensor]:
@@ -187,7 +187,7 @@ class Step:
         )
 
     def ladder(self, without: Iterable[str] = ()) -> Contest:
-        """The published step, then one improvement more at a time; those named in `without` are left out."""
+        """Returns the published step, then one improvement more at a time; those named in `without` are left out."""
         added: list[str] = []
         providers = [self.with_preview(), self.provider("published", frozenset())]
         for name in IMPROVEMENTS:
@@ -199,7 +199,7 @@ class Step:
         return self.contest("ladder", providers)
 
     def ablation(self, without: Iterable[str] = ()) -> Contest:
-        """All improvements that need no compiler, then all but one."""
+        """Returns all improvements that need no compiler, then all but one."""
         every = frozenset(IMPROVEMENTS) - {*COMPILED, GRAPH, *without}
         # a hoisted bias is part of what has no waste, and the kernel has neither
         single = [name for name in IMPROVEMENTS if name in every - {HOISTED, CLEAN}]
@@ -207,7 +207,7 @@ class Step:
         return self.contest("ablation", providers + [self.provider(f"all but {name}", every - {name}) for name in single])
 
     def headline(self, without: Iterable[str] = (), chosen: Sequence[str] = tuple(HEADLINE)) -> Contest:
-        """The engine against clean baselines, `chosen` of them; the published step is there to be labelled as such."""
+        """Returns the engine against clean baselines, `chosen` of them; the published step is there to be labelled as such."""
         sets = {name: features for name, features in HEADLINE.items() if name in chosen and not features & {*without}}
         names = {name: f"{name}, {self.workload.search}" if COMPILE in features else name for name, features in sets.items()}
         return self.contest("headline", [self.provider(names[name], features) for name, features in sets.items()])

@@ -21,7 +21,7 @@ TOP = 20
 
 
 def operators(call: Callable[[], object], device: torch.device, trace: Path) -> list[tuple[str, int, float]]:
-    """Runs a call under PyTorch's profiler; gives the operators' names, counts and own seconds, the longest first."""
+    """Runs a call under PyTorch's profiler; returns the operators' names, counts and own seconds, the longest first."""
     gpu = device.type == "cuda"
     call()
     with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:

@@ -45,7 +45,7 @@ Prepare = Callable[[], Callable[[], object]]
 
 
 def named(name: str, path: str) -> str:
-    """Names a stage of a path; the engine's own bear the stage's name alone."""
+    """Returns a stage's name in the rows: the engine's own is the stage's, another path's has the path's name behind it."""
     return name if path == OURS else f"{name}, {path}"
 
 
@@ -103,7 +103,7 @@ def stage(
 
 
 def text(workload: Workload) -> Contest:
-    """The text tower over five states and a negative prompt; making tokens of words is not counted."""
+    """Returns the text tower over five states and a negative prompt; making tokens of words is not counted."""
     tokens = torch.zeros(PROMPTS, workload.spec.text.context_length, dtype=torch.int64, device=workload.device)
     tokens[:, : WORDS + 2] = torch.randint(0, START, (PROMPTS, WORDS + 2), device=workload.device)
     tokens[:, 0], tokens[:, WORDS + 1] = START, END
@@ -124,7 +124,7 @@ def text(workload: Workload) -> Contest:
 
 
 def sampler(workload: Workload, steps: int) -> Contest:
-    """Everything of `steps` sampling steps but the network: guidance, the update and its noise, in float32."""
+    """Returns everything of `steps` sampling steps but the network: guidance, the update and its noise, in float32."""
     height, width = (side // workload.spec.vae.factor for side in workload.size)
     shape = (1, workload.spec.unet.in_channels, workload.frames, height, width)
     latents, cond, uncond = torch.randn(3, *shape, device=workload.device).unbind()
@@ -150,7 +150,7 @@ def decoder(workload: Workload, path: str = OURS) -> Vae:
 
 
 def decode(workload: Workload) -> Contest:
-    """The autoencoder over the whole clip, and its frames as bytes; the first and last frame are held to float64."""
+    """Returns the autoencoder over the whole clip, and its frames as bytes; the first and last frame are held to float64."""
     height, width = (side // workload.spec.vae.factor for side in workload.size)
     latents = torch.randn((1, workload.spec.unet.in_channels, workload.frames, height, width), device=workload.device).to(
         workload.dtype

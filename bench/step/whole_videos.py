@@ -77,7 +77,10 @@ class Baseline:
         if self.workload.device.type == "cpu":
             map_pages()
         (row,) = self.engine.begin([self.request]).rows
-        texts = [row.context, row.uncond_context.expand_as(row.context)]
+        context, uncond = row.context, row.uncond_context
+        assert isinstance(context, Tensor)
+        assert isinstance(uncond, Tensor)
+        texts = [context, uncond.expand_as(context)]
         fps = torch.full((1,), self.request.sampling.fps_condition, device=self.workload.device)
         no_bias = torch.zeros(1, self.workload.spec.unet.levels, self.workload.frames, device=self.workload.device)
 

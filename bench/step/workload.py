@@ -116,7 +116,7 @@ class Workload:
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        """Both guidance branches in one call that shares what it can: latents, timestep, context, fps, tar."""
+        """Returns both guidance branches in one call that shares what it can: latents, timestep, context, fps, tar."""
         return step_inputs(self.spec, self.size, self.frames, self.device, self.dtype)
 
     def inputs_as(self, dtype: torch.dtype) -> list[Tensor]:
@@ -146,7 +146,7 @@ class Workload:
 
     @cached_property
     def wanted(self) -> Tensor:
-        """What the step should give: the definition in a wider dtype, without our kernels."""
+        """Returns what the step should give: the definition in a wider dtype, without our kernels."""
         wide = WIDER[self.dtype]
         unet = self.by_passes(self.unet(wide, "contiguous"), lambda level: without_waste(self.bias(level)))
         wanted = unet(*self.inputs_as(wide))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vstar_engine.artifacts.built_engine import MAX_BATCH, size_words
 from vstar_engine.backends import BACKENDS, EAGER, TENSORRT
 from vstar_engine.commands.model_options import add_lora_option, add_text_options
+from vstar_engine.commands.weights_options import with_weights
 from vstar_engine.config.models import model_named, parse_size
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.export.build_engine import build, place
@@ -19,6 +20,8 @@ from vstar_engine.export.build_settings import COMPATIBILITY, LEVELS, OPSET, REF
 from vstar_engine.export.builders import builder_named
 from vstar_engine.loading import open_weights
 from vstar_engine.machine.device import device_named, dtype_named
+from vstar_engine.model_choice import ModelChoice
+from vstar_engine.weights.bundled import stated_spec
 
 MIB, GIB = 2**20, 2**30
 ANY = "any"
@@ -50,6 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=MAX_BATCH, help="most rows at once; guidance takes 2 (default %(default)s)"
     )
     parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX files (default %(default)s)")
+    parser.add_argument(
+        "--inline", action="store_true", help="ONNX files of standard operators alone, for OpenVINO, DirectML and others"
+    )
     add_tensorrt_options(parser)
     parser.add_argument("--out", type=Path, help="the engine's folder (default: one named by its content among `engines`)")
     parser.add_argument("--force", action="store_true", help="build anew where the engine is there already")
@@ -77,19 +83,20 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
 
 def settings_from(args: argparse.Namespace) -> Settings:
     """Checks the options and makes settings of them."""
-    spec, dtype = model_named(args.model), dtype_named(args.dtype)
+    spec, dtype = stated_spec(model_named(args.model), args.weights), dtype_named(args.dtype)
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
     if args.frames == ANY and args.backend in TENSORRT:
         raise ValueError(f"backend {args.backend} tunes for lengths: name them, such as --frames 16,32, got {ANY}")
     frames, targets = parse_frames(args.frames or ANY), tuple(part for part in args.targets.split(",") if part)
-    taken = ("backend", "batch", "opset", "plugin", "workspace", "level", "refit", "compatibility", "timing_cache")
+    taken = ("backend", "batch", "opset", "inline", "plugin", "workspace", "level", "refit", "compatibility", "timing_cache")
     given = {name: getattr(args, name) for name in taken}
     return Settings(spec, dtype=dtype, device=device, frames=frames, size=size, targets=targets, **given)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `build`."""
+    args.weights = with_weights(ModelChoice(args.model, args.weights, dtype=args.dtype), args.yes).weights
     settings = settings_from(args)
     builder_named(settings.backend)
     weights = open_weights(settings.spec, args.weights, args.lora or ())

@@ -21,6 +21,7 @@ from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DT
 
 from .attention_entries import entries
 from .compilation import Compilable, compile_all
+from .frame_entries import frame_entries
 from .fused_entries import fused_entries
 from .report import page
 from .selection import check, numbers, words
@@ -68,6 +69,7 @@ def compile_chosen(chosen: argparse.Namespace) -> int:
     wanted: list[Compilable] = [
         *entries(chosen.arch, chosen.head_dim, chosen.dtype),
         *fused_entries(chosen.arch, chosen.dtype),
+        *frame_entries(chosen.arch, chosen.dtype),
     ]
     manifest = compile_all(wanted, chosen.out, chosen.jobs)
     faults = manifest["faults"]

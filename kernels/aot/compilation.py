@@ -20,10 +20,11 @@ from vstar_engine.kernels.gpu.temporal_attention_launch import SHARED_LIMIT
 
 from .attention_entries import Entry
 from .cubin import find, inspect_cubin
+from .frame_entries import FrameEntry
 from .fused_entries import FusedEntry
 
 FORMAT = 2
-Compilable = Entry | FusedEntry
+Compilable = Entry | FusedEntry | FrameEntry
 
 
 def key_of(entry: Compilable) -> str:
@@ -44,7 +45,8 @@ def compile_entry(entry: Compilable) -> Any:
             if aligned:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options={"num_warps": entry.warps})
+    options = {"num_warps": entry.warps, **({"maxnreg": entry.registers} if isinstance(entry, FrameEntry) else {})}
+    return triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -39,7 +39,12 @@ GROUPS = 32
 CONVOLVED = (320, 640, 960, 1280, 1920, 2560)
 TENSORS = ("x", "out", "weight", "bias", "residual", "gain", "shift", "predicted")
 # float32 whatever the network's dtype: statistics, and of a sampling step all but the predictions
-WIDE_TENSORS = ("moments", "settled", "step", "scale", "then", "latents", "noise", "coefficients", "after", "clean")
+WIDE_TENSORS = (
+    *("moments", "settled", "step", "scale", "then"),
+    *("latents", "noise", "coefficients", "history", "after", "clean"),
+)
+# clean latents of earlier steps that a multistep solver reads
+HISTORY = 2
 # widths of its transformers
 WIDTHS = (320, 512, 640, 1280)
 # what a linear layer of it that Triton may compute has around its product: norm, bias, residual, gate
@@ -127,7 +132,7 @@ class FusedEntry:
         # a float32 value counts as so many of the predictions
         wide = 4 // DTYPES[self.dtype].bytes
         return {
-            "guided_step": (2 * block * (1 + wide), 2 * block * wide),
+            "guided_step": (2 * block + block * wide * (2 + sizes.get("DEPTH", 0)), 2 * block * wide),
             "geglu": (2 * block, block),
             "to_e4m3": (block, block),
             "groupnorm_silu_measure": (tile, 0),
@@ -193,11 +198,14 @@ def fused_entries(archs: list[int], dtypes: list[str]) -> list[FusedEntry]:
     moments = {tuple(linear.moments_constants(width).items()) for width in WIDTHS}
     tile = (("R", groupnorm_silu.ROWS), ("C", groupnorm_silu.CHANNELS))
     wide = groupnorm_silu.WARPS
-    guided = (("BLOCK", guided_step.BLOCK), ("WIDTH", len(COEFFICIENTS)))
+    guided = {
+        case: (*absent, ("BLOCK", guided_step.BLOCK), ("WIDTH", len(COEFFICIENTS) + depth), ("DEPTH", depth))
+        for case, absent, depth in (("block", (("history", None),), 0), ("history", (), HISTORY))
+    }
     kinds = [
         *(("geglu", values, geglu.warps(dict(values)["BLOCK"]), f"block{dict(values)['BLOCK']}") for values in sorted(gates)),
         ("to_e4m3", (("BLOCK", fp8_quantize.BLOCK),), fp8_quantize.WARPS, "block"),
-        ("guided_step", guided, guided_step.WARPS, "block"),
+        *(("guided_step", values, guided_step.WARPS, case) for case, values in guided.items()),
         ("groupnorm_silu_measure", tile, wide, "tile"),
         *(("groupnorm_silu_settle", values, 4, f"size{dict(values)['SIZE']}") for values in sorted(settle)),
         *(("groupnorm_silu_normalise", (*tile, ("SILU", on)), wide, "silu" if on else "plain") for on in (True, False)),

@@ -45,9 +45,9 @@ in flight at once are computed from those and from each architecture's limits, f
 """
 FUSED = """## The fused ops
 
-{count} kernels, for the widths of VideoCrafter2. Registers are by architecture, in the order in which these are named. What
-sweeps a tensor loads and stores 128 bits at a time; `groupnorm_silu_settle` and `linear_moments` make statistics, a few to a
-channel or a row.
+{count} kernels, for the widths of VideoCrafter2, and frame attention for heads of 128. Registers are by architecture, in the
+order in which these are named. What sweeps a tensor loads and stores 128 bits at a time; `groupnorm_silu_settle` and
+`linear_moments` make statistics, a few to a channel or a row.
 """
 
 

@@ -12,7 +12,18 @@ WARPS = 4
 
 @triton.jit
 def guided_step_kernel(
-    latents, predicted, plain, coefficients, noise, after, clean, count, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+    latents,
+    predicted,
+    plain,
+    coefficients,
+    noise,
+    history,
+    after,
+    clean,
+    count,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):
     video = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -32,12 +43,16 @@ def guided_step_kernel(
     e = uncond + guidance * (cond - uncond)
     x0 = share * ((x - spread * e) * inverse) + skip * x
     fresh = tl.load(noise + here, mask=inside).to(tl.float32)
-    tl.store(after + here, (kept * x0 + direction * e + sigma * fresh).to(after.dtype.element_ty), mask=inside)
+    made = kept * x0 + direction * e + sigma * fresh
+    for past in tl.static_range(DEPTH):
+        weight = tl.load(coefficients + video * WIDTH + WIDTH - DEPTH + past)
+        made += weight * tl.load(history + (video * DEPTH + past) * count + at, mask=inside).to(tl.float32)
+    tl.store(after + here, made.to(after.dtype.element_ty), mask=inside)
     tl.store(clean + here, x0.to(clean.dtype.element_ty), mask=inside)
 
 
 def guided_step_triton(
-    latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor
+    latents: Tensor, eps: Tensor, plain: Tensor, coefficients: Tensor, noise: Tensor, history: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Launches on contiguous arguments as of `guided_step`."""
     after, clean = torch.empty_like(latents), torch.empty_like(latents)
@@ -45,9 +60,10 @@ def guided_step_triton(
     grid = (triton.cdiv(count, BLOCK), len(latents))
     with torch.cuda.device_of(latents):
         guided_step_kernel[grid](
-            *(latents, eps, plain, coefficients, noise, after, clean, count),
+            *(latents, eps, plain, coefficients, noise, history, after, clean, count),
             BLOCK=BLOCK,
             WIDTH=coefficients.shape[1],
+            DEPTH=0 if history is None else history.shape[1],
             num_warps=WARPS,
         )
     return after, clean

@@ -73,7 +73,7 @@ class Tactic:
 
 
 def _tail(row: Config, swept: Config) -> Config:
-    """Returns the sweep that shares a kernel with a tile: the table's own where the tile has its warps, else the smallest."""
+    """Returns the sweep for a kernel with `row`'s warps: the table's, or the smallest where these are too few for it."""
     if row.warps >= swept.warps:
         return replace(swept, warps=row.warps)
     return Config(16, 16, row.warps, sweep=True)

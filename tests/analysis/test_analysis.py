@@ -1,6 +1,5 @@
 """Similarity, cuts and recorded attention against what they are by definition."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,16 +54,16 @@ def test_scene_cuts(levels, cuts):
     assert similarity.scene_cuts(flat(list(levels))) == cuts
 
 
-def test_dreamsim_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dreamsim", None)  # as if missing
+def test_dreamsim_says_what_to_install(modules):
+    modules({"dreamsim": None})
     with pytest.raises(ImportError, match="pip install dreamsim"):
         similarity.dreamsim(flat([0, 1]))
 
 
-def test_dreamsim_embeds_each_frame_with_its_own_preprocessing(monkeypatch):
+def test_dreamsim_embeds_each_frame_with_its_own_preprocessing(modules):
     model = SimpleNamespace(embed=lambda picture: picture.mean((2, 3)))
     loaded = (model, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float())
-    monkeypatch.setitem(sys.modules, "dreamsim", SimpleNamespace(dreamsim=lambda pretrained, device: loaded))
+    modules({"dreamsim": SimpleNamespace(dreamsim=lambda pretrained, device: loaded)})
     similarity._dreamsim.cache_clear()
     try:
         np.testing.assert_allclose(similarity.dreamsim(flat([0, 100, 255])), np.repeat([[0.0], [100.0], [255.0]], 3, 1))

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +15,12 @@ from support.engines import FACTS, engine_at, engine_like, identity
 from vstar_engine import Engine, Sampling
 from vstar_engine.artifacts.built_engine import BuiltEngine, engines, name_of, remove
 from vstar_engine.artifacts.files import digest_of
+from vstar_engine.backends.inductor import check_room
 from vstar_engine.commands.main import build_parser, main
 from vstar_engine.errors import EngineError, OutputError
 from vstar_engine.weights.checkpoint import Weights
+
+ROOMY = dict.fromkeys(("f_bavail", "f_bfree", "f_blocks", "f_frsize"), 2**20)
 
 
 @pytest.fixture
@@ -133,7 +135,8 @@ def test_an_engine_of_another_user(engine, monkeypatch):
         os.chown(engine, 1, -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: -1)
-    with pytest.raises(EngineError, match="belongs to another user; an engine is code"):
+    said = rf"belongs to another user, number \d+; an engine is code: .* chown -R -?\d+ {re.escape(str(engine))}"
+    with pytest.raises(EngineError, match=said):
         Engine.load(engine=engine)
 
 
@@ -162,22 +165,30 @@ def test_stale_engines_are_refused_with_the_command_to_rebuild(tmp_path, changed
     assert str(caught.value).endswith(f"{command} --out {folder} --force" if in_place else command)
 
 
-def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypatch):
+def test_a_package_that_finds_no_room_to_be_unpacked(engine, tmp_path, monkeypatch, free_disk):
     """PyTorch called the file outdated, and left behind what it had unpacked."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=255))
+    free_disk(255)
     with pytest.raises(
         OutputError, match=rf"unpacks {engine}/unet.pt2 into {tmp_path}, which has 0 MiB free where it takes 1; "
     ):
         Engine.load(engine=engine)
 
 
+def test_a_folder_that_no_library_can_be_loaded_from(engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_flag=os.ST_NOEXEC, **ROOMY))
+    with pytest.raises(EngineError, match=rf"into {tmp_path} .*, which its mount forbids \(noexec\); name another folder"):
+        check_room(engine / "unet.pt2")
+
+
 def test_a_package_of_a_processor_with_other_instructions_is_refused(tmp_path, monkeypatch):
     """Both have AVX512, and one VNNI, which the compiler then takes."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    has = {"_is_amx_tile_supported": False, "_is_vnni_supported": True}
+    for question in has:
+        monkeypatch.setattr(torch.cpu, question, lambda question=question: has[question])
     folder = engine_at(tmp_path / "engine")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    has["_is_vnni_supported"] = False
     with pytest.raises(EngineError, match=r"built for device cpu \w+ VNNI, not cpu \w+; rebuild it: vstar"):
         Engine.load(engine=folder)
 

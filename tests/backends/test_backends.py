@@ -15,7 +15,7 @@ from support.engines import engine_at
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import BACKENDS, backend_named
-from vstar_engine.backends.onnxruntime import library
+from vstar_engine.backends.onnxruntime import check_links, library
 from vstar_engine.bench.harness.rows import read
 from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
@@ -34,6 +34,20 @@ def artifact(request):
 @pytest.fixture(scope="module")
 def engine(artifact):
     return Engine.load(engine=artifact)
+
+
+def test_links_that_onnx_runtime_does_not_follow_are_told(tmp_path):
+    folder = engine_at(tmp_path / "e", file="unet.onnx", backend="onnxruntime")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(b"weights")
+    (folder / "unet.onnx.data").symlink_to(tmp_path / "blobs" / "1")
+    artifact = BuiltEngine.open(folder)
+    with pytest.raises(EngineError, match=r"unet\.onnx\.data is a link out of the network's folder, .*: cp -rL \S*/e NEW"):
+        check_links(artifact)
+    # as a cache of snapshots has them
+    (folder / "unet.onnx").rename(tmp_path / "blobs" / "2")
+    (folder / "unet.onnx").symlink_to(tmp_path / "blobs" / "2")
+    check_links(artifact)
 
 
 def test_a_video_is_the_one_that_eager_makes(engine, mini):
@@ -153,8 +167,8 @@ def test_a_provider_that_does_not_start_is_not_swapped_for_the_cpus(tmp_path, mo
     assert calls == ["no fallback"]
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+def test_a_library_that_is_missing_is_named(modules):
+    modules({"onnxruntime": None})
     with pytest.raises(MissingLibrary, match=r"pip install onnx"):
         library()
 

@@ -47,6 +47,7 @@ def step(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     conditioning: Conditioning | None = None,
+    sampler: str = "ddim",
     **cached: Any,
 ) -> SamplingStep:
     """A guided step of one video; everything in it is another for another seed."""
@@ -54,9 +55,11 @@ def step(
     latents, timestep, context, fps, tar = step_inputs(TINY, TINY.size, frames, device, dtype)
     timesteps = unet.timestep_table(timestep[0] - 40 * seed, fps + seed)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    weights = coefficients(Schedule.ddim(5), torch.tensor([3.0 + seed]))[seed].float().to(device)
+    schedule = replace(Schedule.ddim(5), sampler=sampler)
+    weights = coefficients(schedule, torch.tensor([3.0 + seed]))[seed].float().to(device)
+    history = torch.stack([noise + seed, noise - seed], dim=1) if schedule.depth else None
     latents, tar, plain = latents.float() + seed, tar * (1 - 0.2 * seed), torch.ones(1, dtype=torch.int64, device=device)
-    inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain)
+    inputs = StepInputs(latents, timesteps.rows[0], fps, tar, weights, noise, plain, history)
     conditioning = conditioning or Conditioning((context[:1] * (1 - 0.1 * seed), context[1:, :1] * (1 - 0.1 * seed)))
     return SamplingStep(dtype, timesteps, (NetworkCall((0,), conditioning, **cached),), inputs)
 
@@ -77,6 +80,17 @@ def test_a_replayed_step_is_the_plain_one_to_the_bit(device, dtype, mode):
     assert not torch.equal(ours[2][0], ours[3][0])
     (fixed,) = recorded.recent.values()
     assert fixed.recording.graph is not None
+
+
+@torch.inference_mode()
+def test_a_step_with_a_history_has_a_recording_of_its_own(device):
+    recorded, plain = networks(device)
+    for seed in (0, 1, 2, 3):
+        for sampler in ("unipc", "ddim", "dpm++2m-sde"):
+            ours, theirs = (unet.run_step(step(unet, seed=seed, sampler=sampler)) for unet in (recorded, plain))
+            assert equal(ours, theirs)
+    # DDIM's, and one of both solvers
+    assert len(recorded.recent) == 2
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.backends import TENSORRT, backend_named, inductor, tensorrt
 from vstar_engine.backends.tensorrt import ALIGNMENT, TensorrtUnet
 
-LIBRARY = types.SimpleNamespace(ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED=1))
+LIBRARY = types.SimpleNamespace(
+    __version__="11.4.0.0", ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED=1)
+)
 CPU = torch.device("cpu")
 
 
@@ -103,12 +105,12 @@ def test_a_graph_replays_on_memory_of_its_own(monkeypatch, mode):
 
 @pytest.mark.parametrize("backend", TENSORRT)
 @pytest.mark.parametrize("graphs", [True, False])
-def test_steps_are_recorded_unless_that_is_declined(backend, graphs, monkeypatch, tmp_path):
+def test_steps_are_recorded_unless_that_is_declined(backend, graphs, monkeypatch, modules, tmp_path):
     module, given = backend_named(backend), []
     shaped = {"device": "cuda", "versions": {}, "options": {"plugin": "aot", "targets": []}}
     folder = engine_at(tmp_path / "e", file="unet.plan", backend=backend, **shaped)
     monkeypatch.setattr(module, "requirements", lambda device, options: {})
-    monkeypatch.setattr(module, "library", lambda backend: LIBRARY)
+    modules(dict.fromkeys(("tensorrt", "tensorrt_rtx"), LIBRARY))
     monkeypatch.setattr(module, "open_plan", lambda *args: given.append(args))
     Engine.load(engine=folder, device="cpu", graphs=graphs)
     ((*_, records),) = given

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,11 +110,10 @@ def memory_efficient_attention(
 @pytest.mark.parametrize("frames", [6, 16])
 @torch.no_grad()
 def test_a_dense_bias_through_xformers_makes_the_regulariser(
-    frames: int, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    frames: int, layout: str, dtype: torch.dtype, modules: Callable
 ) -> None:
     stand_in = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
-    monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=stand_in))
-    monkeypatch.setitem(sys.modules, "xformers.ops", stand_in)
+    modules({"xformers": SimpleNamespace(ops=stand_in), "xformers.ops": stand_in})
     problem = Problem.random((2, frames, 3, 2, 8), dtype, CPU, layout, sigma=2.0)
     answer = PROVIDERS[XFORMERS].prepare(problem)()
     assert error(problem, set(), XFORMERS, answer) <= ERROR_BUDGET[dtype]

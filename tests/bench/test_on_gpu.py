@@ -6,16 +6,19 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vstar_engine.bench.commands import main
-from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, read
+from vstar_engine.bench.harness.rows import ABSENT, OK, SKIPPED, ResultRow, read
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "bench/on_gpu.sh")
 COMMIT = "0123456789" * 4
+# one part of each command; the others take as long again and are rehearsed by tests of `bench pipeline` and `bench roofline`
+QUICK = ["machine", "kernels", "step", "tests"]
 # the others differ from these by flags that a rehearsal overrides
 REHEARSED = ["machine", "kernels", "step", "tests", "aoti", "trajectory", "fast", "compiled", "blocks", "ladder"]
 OTHERS = ["long", "autotune", "fused", "shapes"]
@@ -27,29 +30,51 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(["bash", SCRIPT, *arguments], env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-def test_rehearsal(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT_LIBRARIES}))\n")
-    out = tmp_path / "out"
-    environment = {"PYTHONPATH": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "VSTAR_COMMIT": COMMIT}
-    done = call(str(out), "--rehearse", "--minutes", "120", "--parts", *REHEARSED, **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    files = {file.name for file in out.iterdir()}
-    assert files == {"summary.txt", "log.txt", "rows.jsonl", "profile.md", "trace.json.gz"}
-    assert all(file.stat().st_size < 16 * 2**20 for file in out.iterdir())
-    summary = (out / "summary.txt").read_text()
-    assert summary.startswith(f"commit {COMMIT}\n")
-    for part in REHEARSED:
-        assert f"{part}: exit code 0" in summary
-    rows = read([out / "rows.jsonl"])
-    assert {row.outcome for row in rows} == {"complete"}
-    assert {(row.machine["commit"], row.machine["dirty"], row.machine["commit_from"]) for row in rows} == {
-        (COMMIT, False, "VSTAR_COMMIT")
-    }
-    assert not any("/" in row.command for row in rows)
-    assert {row.status for row in rows} == {OK, ABSENT, SKIPPED}
-    parts = {row.case.get("part", row.case.get("op")) for row in rows}
-    assert {"temporal_attention", "headline", "stages", "whole", "profile", "ladder", "trajectory", "kind", "block"} <= parts
-    assert {"groupnorm_silu", "geglu", "temporal_convolution", "fast"} <= parts
+@pytest.fixture
+def rehearsal(tmp_path: Path) -> Callable[[list[str]], list[ResultRow]]:
+    """A call that rehearses parts and returns their rows."""
+
+    def rehearse(names: list[str]) -> list[ResultRow]:
+        (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT_LIBRARIES}))\n")
+        out = tmp_path / "out"
+        environment = {"PYTHONPATH": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "VSTAR_COMMIT": COMMIT}
+        done = call(str(out), "--rehearse", "--minutes", "120", "--parts", *names, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        files = {file.name for file in out.iterdir()}
+        assert files == {"summary.txt", "log.txt", "rows.jsonl", "profile.md", "trace.json.gz"}
+        assert all(file.stat().st_size < 16 * 2**20 for file in out.iterdir())
+        summary = (out / "summary.txt").read_text()
+        assert summary.startswith(f"commit {COMMIT}\n")
+        for name in names:
+            assert f"{name}: exit code 0" in summary
+        rows = read([out / "rows.jsonl"])
+        assert {row.outcome for row in rows} == {"complete"}
+        assert {(row.machine["commit"], row.machine["dirty"], row.machine["commit_from"]) for row in rows} == {
+            (COMMIT, False, "VSTAR_COMMIT")
+        }
+        assert not any("/" in row.command for row in rows)
+        assert {row.status for row in rows} == {OK, ABSENT, SKIPPED}
+        return rows
+
+    return rehearse
+
+
+def parts_of(rows: list[ResultRow]) -> set[str]:
+    return {row.case.get("part", row.case.get("op")) for row in rows}
+
+
+def test_rehearsal(rehearsal: Callable[[list[str]], list[ResultRow]]) -> None:
+    found = parts_of(rehearsal(QUICK))
+    assert {"temporal_attention", "headline", "stages", "whole", "profile"} <= found
+    assert {"groupnorm_silu", "geglu", "temporal_convolution"} <= found
+
+
+@pytest.mark.slow
+def test_rehearsal_of_all_parts(rehearsal: Callable[[list[str]], list[ResultRow]]) -> None:
+    rows = rehearsal(REHEARSED)
+    found = parts_of(rows)
+    assert {"temporal_attention", "headline", "stages", "whole", "profile", "ladder", "trajectory", "kind", "block"} <= found
+    assert {"groupnorm_silu", "geglu", "temporal_convolution", "fast"} <= found
     packaged = [row for row in rows if row.provider == "ours, AOTInductor" and row.status == OK]
     assert packaged[0].numbers["backend"] == "none: the traced graph itself"
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,10 +131,10 @@ def test_a_rung_left_out_is_left_out(tiny: Workload) -> None:
 
 
 @torch.no_grad()
-def test_a_spoiled_kernel_is_refused(tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spoiled_kernel_is_refused(tiny: Workload, tmp_path: Path) -> None:
     step = Step(tiny)
     real = step.call(ENGINE)
-    monkeypatch.setitem(step.built, ENGINE, lambda: 1.001 * real())
+    step.built[ENGINE] = lambda: 1.001 * real()
     with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         hold(step.headline(COMPILED), rows, PACE)
     found = {row.provider: row.status for row in read([tmp_path / "rows.jsonl"])}
@@ -180,8 +181,8 @@ def test_the_decoder_is_laid_out_as_the_engine_loads_it(tiny: Workload) -> None:
         assert found[name].get("aten::native_group_norm", 0) == (len(norms) if name == "published" else 0)
 
 
-def test_a_missing_mp4_library_is_a_row(tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+def test_a_missing_mp4_library_is_a_row(tiny: Workload, tmp_path: Path, modules: Callable) -> None:
+    modules({"av": None})
     with ResultFile(tmp_path / "rows.jsonl", "test") as rows:
         hold(stages.encode(tiny, tmp_path), rows, PACE)
     assert read([tmp_path / "rows.jsonl"])[0].status == ABSENT
@@ -331,7 +332,7 @@ def test_a_spent_budget_names_what_it_leaves_out(tmp_path: Path) -> None:
 
 def test_whole_videos_are_the_published_ones_but_for_the_lossy_option(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    small = ["--size", "64x64", "--frames", "4", "--steps", "4", "--rounds", "1", "--device", "cpu"]
+    small = ["--size", "32x32", "--frames", "3", "--steps", "4", "--rounds", "1", "--device", "cpu"]
     assert main(["pipeline", "--parts", "videos", *small, "--out", str(path)]) == 0
     found = {row.provider: row.numbers for row in read([path])}
     assert list(found) == list(whole_videos.PATHS)

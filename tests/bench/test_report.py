@@ -1,7 +1,6 @@
 """`bench report`: tables and plots from rows, documents made current, and the committed ones are."""
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -317,13 +316,11 @@ def test_committed_plots_are_those_of_the_committed_rows(tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in drawn} == committed
 
 
-def test_plots_without_matplotlib_are_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_plots_without_matplotlib_are_one_sentence(tmp_path: Path, modules: Callable, capsys: pytest.CaptureFixture) -> None:
     results = tmp_path / "rows.jsonl"
     with ResultFile(results, "vstar-engine bench kernels") as rows:
         rows.write(attention("ours"))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    modules({"matplotlib": None})
     assert main(["report", str(results), "--plots", str(tmp_path)]) == 7
     assert "plots need matplotlib" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,16 +87,16 @@ def test_interleave_on_a_gpu_reads_events_after_they_happened(monkeypatch: pytes
             log.append("read")
             return 1500.0
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr("vstar_engine.bench.harness.timing.host_clock", lambda: float)
+    timing.host_clock()  # loaded later, it would be the clock of a GPU that it found
+    there = {"is_available": lambda: True, "synchronize": lambda: log.append("idle"), "Event": Event}
+    for name, stand_in in there.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
     assert interleave({"a": lambda: log.append("call")}, rounds=1, warmup=0)["a"].median == 1.5
     assert log == ["idle", "idle", "record", "call", "record", "wait", "read"]
 
 
-def test_a_short_call_goes_to_tritons_timer_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    testing = pytest.importorskip("triton.testing")
+def test_a_short_call_goes_to_tritons_timer_on_a_gpu(monkeypatch: pytest.MonkeyPatch, modules: Callable) -> None:
+    pytest.importorskip("triton.testing")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def do_bench(call: Callable[[], object], warmup: int, rep: int, return_mode: str) -> list[float]:
@@ -103,7 +104,7 @@ def test_a_short_call_goes_to_tritons_timer_on_a_gpu(monkeypatch: pytest.MonkeyP
         call()
         return [2.0, 4.0]
 
-    monkeypatch.setattr(testing, "do_bench", do_bench)
+    modules({"triton.testing": SimpleNamespace(do_bench=do_bench)})
     assert seconds_of_short(int) == [0.002, 0.004]
 
 
@@ -191,8 +192,8 @@ def test_a_programming_error_is_not_a_row(tmp_path: Path) -> None:
         held(tmp_path / "rows.jsonl", Provider("ours", lambda: lambda: {}["a"]))
 
 
-def test_what_would_not_fit_or_start_in_time_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contests, "free_bytes", lambda device: 2**30)
+def test_what_would_not_fit_or_start_in_time_is_skipped(tmp_path: Path, free_memory: Callable) -> None:
+    free_memory(2**30)
     found = held(tmp_path / "rows.jsonl", Provider("large", lambda: right, needs=0.9 * 2**30), Provider("ours", lambda: right))
     assert found["large"].status == SKIPPED
     assert found["large"].note == "needs about 0.9 GiB of 1.0 that are free"
@@ -244,7 +245,7 @@ def test_a_share_above_its_ceiling_is_marked(value: float, said: str) -> None:
     assert share(value) == said
 
 
-def test_a_graphs_memory_is_what_its_capture_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graphs_memory_is_what_its_capture_took(monkeypatch: pytest.MonkeyPatch, free_memory: Callable) -> None:
     """A stand-in for the allocator, and one for graphs, whose replay runs no Python and so takes nothing from it."""
     fake_graphs.install(monkeypatch)
     held = {"now": 7, "most": 7}
@@ -255,10 +256,14 @@ def test_a_graphs_memory_is_what_its_capture_took(monkeypatch: pytest.MonkeyPatc
         held["now"] -= 900
         return right().add(0)
 
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=held["now"]))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
-    monkeypatch.setattr(contests, "free_bytes", lambda device: 2**30)
+    allocator = {
+        "reset_peak_memory_stats": lambda device: held.update(most=held["now"]),
+        "memory_allocated": lambda device: held["now"],
+        "max_memory_allocated": lambda device: held["most"],
+    }
+    for name, stand_in in allocator.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    free_memory(2**30)
     gpu = torch.device("cuda")
     provider = Provider("ours, CUDA graph", lambda: recorded(compute, gpu), traced=False)
     row, replay = contests.check(replace(contest(provider), device=gpu), provider)

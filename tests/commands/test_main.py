@@ -187,8 +187,8 @@ def test_print_config_shows_what_is_in_force(here, capsys, monkeypatch):
     assert "eta = 0.5\n" in printed
 
 
-def test_missing_library(here, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+def test_missing_library(here, modules, capsys):
+    modules({"xformers.ops": None})
     assert main([*TINY, "x", "--spatial-attention", "xformers"]) == 7
     assert "needs the xformers package" in capsys.readouterr().err
 

@@ -76,7 +76,9 @@ def test_printed_settings_read_back_the_same(tmp_path):
     ("toml", "environ", "complaint"),
     [
         ("colour = 1", {}, "unknown setting 'colour'"),
-        ("steps = 'many'", {}, "v.toml: steps"),
+        ("steps = 'many'", {}, "v.toml: steps must be a whole number, got 'many'"),
+        ("steps = 2.5", {}, "v.toml: steps must be a whole number, got 2.5"),
+        ("fps = 'fast'", {}, "v.toml: fps must be a number, got 'fast'"),
         ("steps = [1]", {}, "single value"),
         ("states = 'one'", {}, "must be a list"),
         ("gif = 'maybe'", {}, "true or false"),
@@ -89,6 +91,11 @@ def test_printed_settings_read_back_the_same(tmp_path):
 def test_bad_values_name_their_source(tmp_path, toml, environ, complaint):
     with pytest.raises(ValueError, match=complaint):
         settings(environ=environ, toml=toml, tmp_path=tmp_path)
+
+
+def test_whole_numbers_as_other_programs_write_them(tmp_path):
+    args = settings(toml="steps = 16.0\nseed = '7'\nfps = 8", tmp_path=tmp_path)
+    assert (args.steps, args.seed, args.fps) == (16, 7, 8.0)
 
 
 def test_a_configuration_file_that_is_not_there():

@@ -1,4 +1,4 @@
-"""When each state is heard: positions, durations, transitions, and the plan that says so."""
+"""When each state shows: positions, durations, transitions, and the plan that says so."""
 
 import json
 

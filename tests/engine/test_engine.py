@@ -9,7 +9,6 @@ from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.config.request import Request
 from vstar_engine.errors import CheckpointError, DeviceError, MemoryShortage
-from vstar_engine.machine import memory
 
 SMALL = {"frames": 5, "size": (32, 64)}
 QUICK = Sampling(steps=3)
@@ -74,9 +73,9 @@ def test_guidance_one_is_the_conditional_branch_alone(mini):
 
 
 def test_progress_is_heard_after_every_step(mini):
-    heard = []
-    mini.generate("snow", sampling=QUICK, on_step=lambda done, total: heard.append((done, total)), **SMALL)
-    assert heard == [(1, 3), (2, 3), (3, 3)]
+    steps = []
+    mini.generate("snow", sampling=QUICK, on_step=lambda done, total: steps.append((done, total)), **SMALL)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 17, 130])
@@ -147,7 +146,7 @@ def test_frames_are_heard_as_they_are_decoded(mini, monkeypatch):
     assert all(part.provenance == video.provenance for part in parts)
 
 
-def test_what_does_not_fit_is_said_before_it_starts(mini, monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 600 * 2**20)
+def test_what_does_not_fit_is_said_before_it_starts(mini, free_memory):
+    free_memory(600 * 2**20)
     with pytest.raises(MemoryShortage, match="GiB are free"):
         mini.generate("snow", frames=512)

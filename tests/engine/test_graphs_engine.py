@@ -10,8 +10,9 @@ from torch import Tensor
 from support.engines import engine_like
 from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.backends import eager
-from vstar_engine.backends.cuda_graphs import SHAPES, Recording
+from vstar_engine.backends.cuda_graphs import SHAPES
 from vstar_engine.backends.eager import RecordedUnet
+from vstar_engine.bench.harness.random_networks import lay_out, seeded
 from vstar_engine.bench.step.workload import TINY
 from vstar_engine.config.request import Request
 from vstar_engine.errors import MemoryShortage
@@ -22,18 +23,41 @@ from vstar_engine.serving.workers.warmup import warm
 from vstar_engine.warmup import shortened
 
 
+def tiny(mini: Engine, kind: type[UNet]) -> Engine:
+    """An engine with a small network of random weights, always the same."""
+    unet = lay_out(seeded(lambda: kind(TINY.unet), "cpu", torch.float32), "channels_last")
+    return engine_like(mini, spec=TINY, denoiser=unet)
+
+
 @pytest.fixture
-def engine(graphs, mini_weights, monkeypatch):
-    """The mini model on the CPU with steps that are recorded as on a GPU."""
+def engine(graphs, mini):
+    """An engine on the CPU whose steps are recorded as on a GPU."""
+    return tiny(mini, RecordedUnet)
+
+
+@pytest.fixture(scope="module")
+def plain(mini):
+    return tiny(mini, UNet)
+
+
+@pytest.fixture
+def recording(graphs, monkeypatch):
+    """Makes engines that are loaded on the CPU record their steps as on a GPU."""
     monkeypatch.setattr(eager, "UNet", RecordedUnet)
-    return Engine.load("mini", mini_weights)
+
+
+class OnGpu(EngineRenderer):
+    """A renderer that says of its engine that it is on a GPU."""
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "device": "cuda:0"}
 
 
 QUICK = {"frames": 2, "size": (32, 32), "seed": 1, "sampling": Sampling(steps=4, guidance=6.0)}
 
 
-def test_a_video_is_the_plain_ones_to_the_byte(engine, mini, graphs):
-    ours, theirs = (one.generate(["snow", "flowers"], **QUICK) for one in (engine, mini))
+def test_a_video_is_the_plain_ones_to_the_byte(engine, plain, graphs):
+    ours, theirs = (one.generate(["snow", "flowers"], **QUICK) for one in (engine, plain))
     assert (ours.frames == theirs.frames).all()
     assert graphs.replays == 3
 
@@ -70,17 +94,17 @@ def unlike(**sampling: Any) -> list[Request]:
     ],
     ids=["mixed", "guided", "two passes", "interval and cache", "few"],
 )
-def test_videos_of_unlike_settings_and_cancellation_replay_as_they_run_plainly(engine, mini, graphs, sampling, drop):
-    ours, theirs = (walked(one, unlike(**sampling), drop) for one in (engine, mini))
+def test_videos_of_unlike_settings_and_cancellation_replay_as_they_run_plainly(engine, plain, graphs, sampling, drop):
+    ours, theirs = (walked(one, unlike(**sampling), drop) for one in (engine, plain))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(latents, theirs[index]) for index, latents in ours.items())
     assert graphs.replays or drop
 
 
-def test_batches_of_one_shape_may_take_turns(engine, mini):
+def test_batches_of_one_shape_may_take_turns(engine, plain):
     """As a server's do: each finds its own texts, noise and latents again."""
     found = []
-    for one in (engine, mini):
+    for one in (engine, plain):
         batches = [one.begin([request]) for request in (unlike(guidance=4.0)[0], unlike(guidance=5.0)[2])]
         for _ in range(batches[0].steps):
             for batch in batches:
@@ -90,36 +114,31 @@ def test_batches_of_one_shape_may_take_turns(engine, mini):
     assert len(engine.denoiser.recent) == 1
 
 
-def test_no_request_waits_for_a_recording_of_a_warmed_clip(graphs, mini, mini_weights, monkeypatch):
-    """Nothing is captured after loading, whether guided or not and whole or not; the video is the same."""
-    monkeypatch.setattr(eager, "UNet", RecordedUnet)
-    engine = Engine.load("mini", mini_weights, warm=[(2, 32, 32)])
+def test_no_request_waits_for_a_recording_of_a_warmed_clip(engine, plain, graphs):
+    """Nothing is captured after warming, whether guided or not and whole or not; the video is the same."""
+    engine.warm([(2, 32, 32)])
     sampling = Sampling(steps=10, guidance=6.0, fast=("guidance-interval", "step-cache"))
     engine.warm([(2, 32, 32)], sampling)
-    monkeypatch.setattr(Recording, "_capture", lambda self: pytest.fail("a request was captured"))
-    known, before = len(engine.denoiser.recent), graphs.replays
-    ours, theirs = (one.generate("snow", **QUICK) for one in (engine, mini))
+    known, before, captures = len(engine.denoiser.recent), graphs.replays, graphs.captures
+    ours, theirs = (one.generate("snow", **QUICK) for one in (engine, plain))
     assert (ours.frames == theirs.frames).all()
     assert graphs.replays == before + 4
     engine.generate("snow", **{**QUICK, "sampling": sampling})
-    assert graphs.replays == before + 14
+    assert (graphs.replays, graphs.captures) == (before + 14, captures)
     assert len(engine.denoiser.recent) == known == 5
 
 
-def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(graphs, mini_weights, monkeypatch):
+def test_no_job_waits_for_a_recording_of_a_bucket_that_a_server_warmed(engine, graphs):
     """Batches of up to three are more shapes than are kept unasked; any of their videos may be guided."""
-    monkeypatch.setattr(eager, "UNet", RecordedUnet)
-    model = EngineRenderer(Engine.load("mini", mini_weights))
-    facts = model.facts()
-    monkeypatch.setattr(model, "facts", lambda: {**facts, "device": "cuda:0"})
+    model = OnGpu(engine)
     warm(model, [(1, 32, 32)], 3, {"batch_limits": {"1x32x32": 3}})
     made = len(model.engine.denoiser.recent)
     assert made == 9 > SHAPES
-    monkeypatch.setattr(Recording, "_capture", lambda self: pytest.fail("a job's step was captured"))
+    captures = graphs.captures
     for guidances in ((1.0,), (1.0, 6.0), (6.0, 1.0, 3.0), (1.0, 1.0, 6.0), (6.0, 5.0, 4.0)):
         before = graphs.replays
         walked(model.engine, [Request(("snow",), 1, 0, (32, 32), Sampling(1, guidance=guidance)) for guidance in guidances])
-        assert graphs.replays == before + 1
+        assert (graphs.replays, graphs.captures) == (before + 1, captures)
     assert len(model.engine.denoiser.recent) == made
 
 
@@ -146,23 +165,25 @@ def test_warming_takes_every_kind_of_step_twice(sampling, steps):
     assert shortened(sampling).steps == steps
 
 
-def test_the_command_warms_before_its_first_step(graphs, monkeypatch, tmp_path):
+def test_the_command_warms_before_its_first_step(recording, mini_weights, monkeypatch, tmp_path):
     from vstar_engine.commands.main import main  # its libraries may be missing on a GPU machine, where the others run
 
-    monkeypatch.setattr(eager, "UNet", RecordedUnet)
     told = []
-    monkeypatch.setattr(Engine, "warm", lambda self, clips, sampling: told.append((clips, sampling.steps)))
+    monkeypatch.setattr(Engine, "warm", lambda self, clips, *sampling: told.append((clips, *(each.steps for each in sampling))))
     arguments = ["--model", "mini", "--states", "snow", "--frames", "2", "--size", "32x32", "--steps", "2"]
     assert main(["generate", *arguments, "--out", str(tmp_path / "a.mp4")]) == 0
     assert told == [([(2, 32, 32)], 2)]
+    Engine.load("mini", mini_weights, warm=[(3, 32, 32)])
+    assert told[1:] == [([(3, 32, 32)],)]
 
 
-def test_a_lora_is_heard_at_once(engine, mini_weights, tmp_path):
+def test_a_lora_is_heard_at_once(recording, mini_weights, tmp_path):
     from safetensors.torch import save_file
 
     from support.lora_files import LAYERS, factors, kohya
 
     save_file(kohya(factors(LAYERS)), tmp_path / "lora.safetensors")
+    engine = Engine.load("mini", mini_weights)
     plain = engine.generate("snow", **QUICK)
     engine.adapt([str(tmp_path / "lora.safetensors")])
     adapted = Engine.load("mini", mini_weights, loras=[str(tmp_path / "lora.safetensors")])
@@ -171,28 +192,22 @@ def test_a_lora_is_heard_at_once(engine, mini_weights, tmp_path):
     assert (engine.generate("snow", **QUICK).frames == plain.frames).all()
 
 
-def test_recordings_make_room_for_what_does_not_fit_beside_them(engine, monkeypatch):
+def test_recordings_make_room_for_what_does_not_fit_beside_them(engine, graphs, free_memory):
     engine.generate("snow", **QUICK)
     assert engine.denoiser.graph_bytes() == 2**20
-    asked = []
-
-    def check(footprint, device, loaded, kept=0):
-        asked.append((kept, len(engine.denoiser.recent)))
-        if kept:
-            raise MemoryShortage("does not fit")
-
-    monkeypatch.setattr(memory, "check", check)
-    engine.generate("snow", **QUICK)
-    assert asked == [(2**20, 1), (0, 0)]
+    needed = memory.activation_bytes(memory.Footprint.of(engine_request(), engine.spec, torch.float32))
+    for free, captures in ((needed + 2**20, 1), (needed + 2**19, 2)):
+        free_memory(free)
+        engine.generate("snow", **QUICK)
+        assert graphs.captures == captures
 
 
-def test_recordings_make_room_for_decoding(engine, monkeypatch):
+def test_recordings_make_room_for_decoding(engine, free_memory):
     """Where not one frame fits beside them they go; the video is the same."""
     before = engine.generate("snow", **QUICK)
     free = int(memory.MARGIN * memory.frame_bytes(engine.spec, 32, 32, torch.float32)) + memory.WORKSPACE + 2**19
     engine.denoiser.forget_graphs()
-    monkeypatch.setattr(memory, "check", lambda *given, **named: None)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    free_memory(free)
     sizes = []
     after = engine.run(engine_request(), on_frames=lambda part: sizes.append(len(part.frames)))
     assert sizes == [1, 1]
@@ -204,23 +219,19 @@ def engine_request() -> Request:
     return Request(("snow",), **QUICK)
 
 
-def test_a_shortage_without_recordings_is_one(engine, monkeypatch):
-    def check(*given, **named):
-        raise MemoryShortage("does not fit")
-
-    monkeypatch.setattr(memory, "check", check)
+def test_a_shortage_without_recordings_is_one(engine, free_memory):
+    free_memory(2**20)
     with pytest.raises(MemoryShortage):
         engine.generate("snow", **QUICK)
 
 
 def test_memory_that_the_allocator_holds_unused_is_free_but_for_what_graphs_keep(monkeypatch):
-    for name, value in {"memory_reserved": 1000, "memory_allocated": 300}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5000, 9000))
-    monkeypatch.setattr(memory, "activation_bytes", lambda request: 5600)
     footprint = memory.Footprint(TINY, 2, 32, 32, torch.float32, 1)
+    free = memory.activation_bytes(footprint) - 600
+    for name, value in {"memory_reserved": 1000, "memory_allocated": 300, "mem_get_info": (free, 2 * free)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     device = torch.device("cuda")
-    assert memory.available_bytes(device) == 5700
+    assert memory.available_bytes(device) == free + 700
     memory.check(footprint, device, loaded=True, kept=100)
     with pytest.raises(MemoryShortage):
         memory.check(footprint, device, loaded=True, kept=101)

@@ -94,9 +94,9 @@ def test_other_endings_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png"])
 def test_a_full_disk_leaves_nothing(tmp_path, name):
-    noise = np.random.default_rng(0).integers(0, 256, (30, 256, 256, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(OutputError, match=f"cannot write {tmp_path}/{name}: "):
             Video(noise, 8.0, PROVENANCE).save(tmp_path / name)
@@ -228,13 +228,24 @@ def test_a_gif_lasts_as_long_as_it_should(tmp_path, fps, caplog):
     assert ("plays slower in browsers" in caplog.text) == (fps > 50)
 
 
-def test_mp4_says_how_its_colours_were_encoded(tmp_path):
-    red = Video(np.full((2, 768, 1280, 3), (200, 40, 40), np.uint8), 8.0, PROVENANCE)
+# players without regard to tags take BT.709 for large frames
+@pytest.mark.parametrize(
+    ("height", "width", "matrix", "tag"),
+    [
+        (64, 96, "ITU601", 6),
+        (576, 1024, "ITU601", 6),
+        (768, 1280, "ITU709", 1),
+        (64, 1280, "ITU709", 1),
+        (640, 64, "ITU709", 1),
+    ],
+)
+def test_mp4_says_how_its_colours_were_encoded(height, width, matrix, tag, tmp_path):
+    red = Video(np.full((2, height, width, 3), (200, 40, 40), np.uint8), 8.0, PROVENANCE)
     with av.open(str(red.save(tmp_path / "a.mp4"))) as held:
         context, frame = held.streams.video[0].codec_context, next(held.decode(video=0))
-        assert (context.colorspace, context.color_range, context.color_primaries, context.color_trc) == (6, 1, 1, 1)
-        shown = frame.reformat(format="rgb24", src_colorspace="ITU601").to_ndarray()[0, 0]
-    assert np.abs(shown.astype(int) - (200, 40, 40)).max() <= 2
+        assert (context.colorspace, context.color_range, context.color_primaries, context.color_trc) == (tag, 1, 1, 1)
+        shown = [frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()[0, 0] for space in (matrix, None)]
+    assert np.abs(np.array(shown).astype(int) - (200, 40, 40)).max() <= 2, "as players guess, and by the tags"
 
 
 def test_nan_is_no_video():

@@ -18,7 +18,6 @@ from support.engines import engine_at
 pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.artifacts.built_engine import BuiltEngine
-from vstar_engine.backends import tensorrt
 from vstar_engine.commands.main import build_parser, main
 from vstar_engine.export import to_tensorrt
 from vstar_engine.export.commands.build import settings_from
@@ -36,15 +35,13 @@ SHAPED = {"backend": "tensorrt", "device": "NVIDIA H200 sm_90", "versions": {"te
 
 
 @pytest.fixture(autouse=True)
-def _tensorrt(monkeypatch):
+def _tensorrt(monkeypatch, modules, some_gpu):
     """Stands in for the library and a GPU; the ONNX file on the way is one layer's weights."""
     names = ("ILogger", "SerializationFlag", "Runtime", "Refitter", "OnnxParserRefitter")
     library = types.SimpleNamespace(__version__="11.4.0.0", **{name: getattr(fake_tensorrt, name) for name in names})
-    for module in (tensorrt, to_tensorrt):
-        monkeypatch.setattr(module, "library", lambda backend: library)
+    modules({"tensorrt": library})
     monkeypatch.setattr("vstar_engine.export.commands.refit.device_named", lambda name, dtype: torch.device(name))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    some_gpu()
 
     def write(network, weights, path, opset, report):
         path.write_bytes(weights[OFFICIAL].float().numpy().tobytes())

@@ -94,9 +94,10 @@ def test_a_plugin_of_the_wrong_output_type_does_not_build(tmp_path):
     assert not (tmp_path / "wrong.plan").exists()
 
 
-def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path):
+@pytest.mark.parametrize("frames", [(16,), pytest.param((7, 16), marks=pytest.mark.slow)], ids=str)
+def test_the_file_that_onnx_runtime_runs_becomes_a_plan(onnx_engine, tmp_path, frames):
     nodes = onnx_engine.manifest["facts"]["unet"]["temporal_attentions"]
-    check_unet(onnx_engine.file("unet.onnx"), nodes, "FLOAT", tmp_path / "unet.plan", (7, 16))
+    check_unet(onnx_engine.file("unet.onnx"), nodes, "FLOAT", tmp_path / "unet.plan", frames)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def weights():
     return {name: 0.02 * torch.randn(shape) for name, shape in official_shapes(spec).items() if name.startswith(UNET)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KINDS)
 def test_every_layer_becomes_a_plan(dtype, weights, tmp_path):
     path = tmp_path / "unet.onnx"

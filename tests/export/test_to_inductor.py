@@ -23,44 +23,51 @@ from vstar_engine.config.models import MODELS
 from vstar_engine.errors import EngineError, ExportError, OutputError
 from vstar_engine.export import to_inductor
 from vstar_engine.export.build_settings import Settings
+from vstar_engine.export.builders import silent
 from vstar_engine.kernels.cpu import library
 from vstar_engine.weights import checkpoint, key_map, official_config
 
 
-def test_a_machine_without_a_compiler(mini_weights, tmp_path, monkeypatch):
+@pytest.fixture
+def packaged(mini_weights, tmp_path, monkeypatch):
+    """A call that builds the mini model's package, of nothing traced, by a stand-in for PyTorch's compiler."""
+
+    def build(compiler):
+        network = types.SimpleNamespace(described=dict)
+        monkeypatch.setattr(to_inductor, "traced", lambda *given: (network, None))
+        monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiler)
+        to_inductor.build(Settings(MODELS["mini"], "inductor"), checkpoint.Weights(mini_weights), tmp_path, silent)
+
+    return build
+
+
+def test_a_machine_without_a_compiler(packaged):
     def refuse(*args, **options):
         raise InvalidCxxCompiler("g++")
 
-    monkeypatch.setattr(torch.export, "export", lambda *args, **options: None)
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
     with pytest.raises(ExportError, match="cannot be compiled: Compiler: g\\+\\+ is not found"):
-        to_inductor.build(Settings(MODELS["mini"], "inductor"), checkpoint.Weights(mini_weights), tmp_path, lambda line: None)
+        packaged(refuse)
 
 
-def test_a_package_needs_no_more_than_the_vectors_that_its_identity_names(mini_weights, tmp_path, monkeypatch):
+def test_a_package_needs_no_more_than_the_vectors_that_its_identity_names(packaged):
     flags = []
 
     def look(*args, **options):
         flags.extend(cpp_builder.CppTorchOptions(vec_isa=cpu_vec_isa.VecAVX512()).get_cflags())
         raise InvalidCxxCompiler("g++")
 
-    network = types.SimpleNamespace(described=dict)
-    monkeypatch.setattr(to_inductor, "traced", lambda *given: (network, None))
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", look)
     with pytest.raises(ExportError):
-        to_inductor.build(Settings(MODELS["mini"], "inductor"), checkpoint.Weights(mini_weights), tmp_path, lambda line: None)
+        packaged(look)
     assert "O3" in flags
     assert not [flag for flag in flags if flag.startswith(("march", "mcpu"))]
 
 
-def test_a_full_disk_under_the_compiler(mini_weights, tmp_path, monkeypatch):
+def test_a_full_disk_under_the_compiler(packaged):
     def refuse(*args, **options):
         raise CppCompileError(["g++"], "ld: final link failed: No space left on device")
 
-    monkeypatch.setattr(torch.export, "export", lambda *args, **options: None)
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
     with pytest.raises(OutputError, match=r"no space is left for the compiler's files in .*TORCHINDUCTOR_CACHE_DIR and TMPDIR"):
-        to_inductor.build(Settings(MODELS["mini"], "inductor"), checkpoint.Weights(mini_weights), tmp_path, lambda line: None)
+        packaged(refuse)
 
 
 # PyTorch writes the package itself, of a small network and of a library that is larger than files may be here

@@ -1,7 +1,9 @@
 """ONNX files: one node for each temporal attention, free axes, refusals, and ONNX Runtime as accurate as eager."""
 
 import dataclasses
+import math
 import resource
+from functools import cached_property
 from pathlib import Path
 
 import support.onnx_packages  # noqa: F401 - skips this module where the packages are missing
@@ -15,37 +17,45 @@ import torch
 
 from support.accuracy import assert_as_accurate
 from vstar_engine.artifacts.files import write_aside
+from vstar_engine.bench.step.openvino_step import OpenVinoUnet
+from vstar_engine.config.models import Spec, TextSpec, VaeSpec
 from vstar_engine.errors import CheckpointError, ExportError, OutputError
 from vstar_engine.export import onnx_function, to_onnx, traced_networks
 from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 from vstar_engine.networks.unet import UNet
 from vstar_engine.prompting.tokenizer import tokenize
 from vstar_engine.weights import checkpoint, official_config
+from vstar_engine.weights.key_map import UNET, official_shapes
 
 CELLS = (4, 8)
 # dtype, opset, size: free axes everywhere in float32, a fixed size in float16
 FILES = {
     "float32": (torch.float32, 21, None),
+    "float16, one level": (torch.float16, 21, CELLS),
     "float16": (torch.float16, 21, CELLS),
     "float32-18": (torch.float32, 18, CELLS),
     "float16-23": (torch.float16, 23, CELLS),
 }
-SLOW = ("float32-18", "float16-23")
+SLOW = ("float16", "float32-18", "float16-23")
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An ONNX file of the tiny golden UNet, its facts, and the same network in eager."""
+    """An ONNX file of a tiny UNet, its facts, the same network in eager, and how many temporal attentions it has."""
 
     path: object
     facts: dict
     eager: UNet
     exact: UNet
     dtype: torch.dtype
+    attentions: int
+
+    @cached_property
+    def session(self):
+        return onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
 
     def run(self, given):
-        session = onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
-        (eps,) = session.run(["eps"], {name: value.numpy() for name, value in given.items()})
+        (eps,) = self.session.run(["eps"], {name: value.numpy() for name, value in given.items()})
         return torch.from_numpy(eps)
 
 
@@ -53,6 +63,13 @@ class Exported:
 def tiny(golden):
     case = golden.case("unet_plain_shared")
     return official_config.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
+
+
+def drawn(spec):
+    """Draws weights by official names, each as large as keeps what it multiplies about as large."""
+    whole = Spec("small", spec, VaeSpec(), TextSpec(width=spec.context_dim), size=(64, 64))
+    shapes = {name[len(UNET) :]: shape for name, shape in official_shapes(whole).items() if name.startswith(UNET)}
+    return {name: torch.randn(shape) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
 
 
 def loaded(spec, weights, dtype):
@@ -64,9 +81,14 @@ def loaded(spec, weights, dtype):
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FILES])
 def exported(request, tiny, tmp_path_factory):
     (spec, weights), (dtype, opset, size) = tiny, FILES[request.param]
+    # two of each temporal transformer: two stages down, the middle, four up, and the stem
+    attentions = 16
+    if request.param.endswith("one level"):
+        spec, attentions = dataclasses.replace(spec, channel_mult=spec.channel_mult[:1], attention_levels=(0,)), 10
+        weights = drawn(spec)
     path = tmp_path_factory.mktemp("onnx") / "unet.onnx"
     facts = to_onnx.write(dataclasses.replace(traced_networks.unet(spec, dtype, size), prefix=""), weights, path, opset)
-    return Exported(path, facts, loaded(spec, weights, dtype), loaded(spec, weights, torch.float64), dtype)
+    return Exported(path, facts, loaded(spec, weights, dtype), loaded(spec, weights, torch.float64), dtype, attentions)
 
 
 def inputs(spec, dtype, batch, frames, height=4, width=8, tar=True):
@@ -102,7 +124,7 @@ def test_golden_networks_of_other_layers_are_as_accurate(golden, name, tmp_path)
     facts = to_onnx.write(described, weights, tmp_path / "unet.onnx")
     assert facts["temporal_attentions"] == described.attentions
     eager, exact = (loaded(spec, weights, dtype) for dtype in (torch.float32, torch.float64))
-    made = Exported(tmp_path / "unet.onnx", facts, eager, exact, torch.float32)
+    made = Exported(tmp_path / "unet.onnx", facts, eager, exact, torch.float32, described.attentions)
     unit = 2 ** (spec.levels - 1)
     for batch, frames, tar in ((1, 1, True), (2, 5, True), (1, 17, False)):
         given = inputs(spec, torch.float32, batch, frames, unit, 2 * unit, tar)
@@ -133,8 +155,7 @@ def test_the_file_is_valid_and_says_what_it_is(exported):
     onnx.checker.check_model(str(exported.path), full_check=True)
     model = onnx.load(exported.path, load_external_data=False)
     calls = [node for node in model.graph.node if node.op_type == onnx_function.NAME]
-    # two of each temporal transformer: two stages down, the middle, four up, and the stem
-    assert len(calls) == exported.facts["temporal_attentions"] == 16
+    assert len(calls) == exported.facts["temporal_attentions"] == exported.attentions
     assert {node.domain for node in calls} == {"vstar"}
     assert {attribute.name for attribute in calls[0].attribute} == {"plugin_namespace", "plugin_version", "aot"}
     assert [x.name for x in model.graph.input] == ["latents", "timestep", "context", "fps", "tar"]
@@ -146,6 +167,42 @@ def test_the_file_is_valid_and_says_what_it_is(exported):
     assert exported.path.stat().st_size < exported.path.with_name("unet.onnx.data").stat().st_size
     held = sum(parameter.nbytes for parameter in exported.eager.parameters())
     assert held <= exported.facts["weight_bytes"] < held + 2**16
+
+
+@pytest.fixture(scope="module")
+def inlined(tiny, tmp_path_factory):
+    spec, weights = tiny
+    path = tmp_path_factory.mktemp("inlined") / "unet.onnx"
+    network = dataclasses.replace(traced_networks.unet(spec, torch.float32), prefix="")
+    facts = to_onnx.write(network, weights, path, inline=True)
+    return Exported(path, facts, loaded(spec, weights, torch.float32), loaded(spec, weights, torch.float64), torch.float32)
+
+
+def test_an_inlined_file_holds_standard_operators_alone(inlined):
+    onnx.checker.check_model(str(inlined.path), full_check=True)
+    model = onnx.load(inlined.path, load_external_data=False)
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert not model.functions
+    assert inlined.facts["temporal_attentions"] == 0
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_inlined_file_computes_the_same(inlined, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    run = inlined.run if runtime == "onnxruntime" else lambda given: OpenVinoUnet(inlined.path, torch.float32)(**given)
+    for batch, frames in ((1, 1), (2, 5)):
+        given = inputs(inlined.eager.spec, torch.float32, batch, frames)
+        wide = {name: value.double() if name in ("latents", "context") else value for name, value in given.items()}
+        with torch.inference_mode():
+            assert_as_accurate(run(given), inlined.eager(**given), inlined.exact(**wide))
+
+
+def test_an_operator_of_another_domain_that_is_left_is_refused():
+    model = small()
+    model.graph[0].domain = "other"
+    with pytest.raises(ExportError, match="still holds other::VstarTemporalAttention"):
+        onnx_function.inline(model)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 40])

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import stat
 import types
-from contextlib import nullcontext
 from pathlib import Path
 
 import support.onnx_packages  # noqa: F401 - skips this module where the packages are missing
@@ -21,7 +20,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from vstar_engine.artifacts.built_engine import BuiltEngine
 from vstar_engine.artifacts.files import sha256
-from vstar_engine.backends import backend_named, tensorrt, tensorrt_plugins, tensorrt_rtx
+from vstar_engine.backends import backend_named, tensorrt_plugins, tensorrt_rtx
 from vstar_engine.backends.tensorrt import TensorrtUnet, gpu, open_plan
 from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
@@ -99,8 +98,8 @@ def test_a_guess_is_near_what_was_measured():
     assert "no build" in to_tensorrt.estimate(Settings(MINI, "tensorrt")).basis
 
 
-def test_a_dry_run_says_what_a_plan_would_be(monkeypatch, capsys):
-    monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: types.SimpleNamespace(__version__="1.7.1.116"))
+def test_a_dry_run_says_what_a_plan_would_be(monkeypatch, modules, capsys):
+    modules({"tensorrt_rtx": types.SimpleNamespace(__version__="1.7.1.116")})
     monkeypatch.delenv(tensorrt_plugins.LIBRARY, raising=False)
     words = ["build", "--model", "mini", "--backend", "tensorrt-rtx", "--frames", "16,32", "--size", "any", "--dry-run"]
     assert main([*words, "--opset", "18", "--targets", "SM89,SM120"]) == 0
@@ -115,10 +114,9 @@ def test_a_dry_run_says_what_a_plan_would_be(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("capability", "named"), [((8, 9), ("any sm_89", 89)), ((10, 3), ("any sm_103", 80))], ids=str)
-def test_an_engine_names_the_gpus_that_share_it(monkeypatch, capability, named):
+def test_an_engine_names_the_gpus_that_share_it(some_gpu, capability, named):
     device = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    some_gpu("NVIDIA H200", capability)
     assert gpu(device, "exact") == f"NVIDIA H200 sm_{capability[0]}{capability[1]}"
     settings = Settings(MINI, "tensorrt", device=device)
     assert (gpu(device, "capability"), to_tensorrt.architecture(settings)) == named
@@ -127,23 +125,22 @@ def test_an_engine_names_the_gpus_that_share_it(monkeypatch, capability, named):
     assert to_tensorrt.architecture(dataclasses.replace(settings, compatibility="ampere")) == 80
 
 
-def test_a_gpu_before_ampere_shares_no_ampere_engine(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+def test_a_gpu_before_ampere_shares_no_ampere_engine(some_gpu):
+    some_gpu("Tesla T4", (7, 5))
     with pytest.raises(DeviceError, match="for GPUs of sm_80 and later, got Tesla T4 sm_75"):
         gpu(torch.device("cuda"), "ampere")
 
 
-def test_a_timing_cache_that_cannot_be_written_is_said_first(monkeypatch, tmp_path):
-    monkeypatch.setattr(to_tensorrt, "library", lambda backend: None)
+def test_a_timing_cache_that_cannot_be_written_is_said_first(modules, tmp_path):
+    modules({"tensorrt": types.SimpleNamespace(__version__="11.4.0.0")})
     settings = Settings(MINI, "tensorrt", timing_cache=tmp_path / "none" / "t")
     with pytest.raises(OutputError, match="there is no folder"):
         to_tensorrt.build(settings, {}, tmp_path, print)
 
 
-def test_kept_timings_lie_among_the_engines_and_as_private(monkeypatch, tmp_path):
+def test_kept_timings_lie_among_the_engines_and_as_private(monkeypatch, some_gpu, tmp_path):
     monkeypatch.setenv("VSTAR_ENGINES", str(tmp_path / "deep" / "engines"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    some_gpu()
     path = to_tensorrt._timing_cache(types.SimpleNamespace(__version__="11.4.0.0"), torch.device("cuda"))
     assert path.name.startswith("tensorrt-11.4.0.0-sm_90-")
     for made in (path.parent, path.parent.parent, path.parent.parent.parent):
@@ -193,14 +190,12 @@ class Library:
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, tmp_path):
+def test_an_engine_keeps_to_the_library_of_its_plugin(backend, monkeypatch, modules, some_gpu, tmp_path):
     path = tmp_path / "libvstar_tensorrt.so"
     path.write_bytes(b"\x7fELF" + kernel_hash().encode())
     monkeypatch.setenv(tensorrt_plugins.LIBRARY, str(path))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    for module in (tensorrt, tensorrt_rtx):
-        monkeypatch.setattr(module, "library", lambda backend: types.SimpleNamespace(__version__="11.4.0.0"))
+    some_gpu()
+    modules(dict.fromkeys(("tensorrt", "tensorrt_rtx"), types.SimpleNamespace(__version__="11.4.0.0")))
     options = {"plugin": "cpp", "compatibility": "exact"}
 
     def requirements():
@@ -229,7 +224,6 @@ def test_one_plugin_serves_a_process(monkeypatch):
         trt.registry.held["VstarTemporalAttention", "1", "vstar"] = kind
 
     monkeypatch.setattr(tensorrt_plugins, "_register", take)
-    monkeypatch.setattr(tensorrt_plugins, "_registered", {})
     tensorrt_plugins.register(library, "none")
     tensorrt_plugins.register(library, "aot", 90)
     tensorrt_plugins.register(library, "aot", 90)
@@ -271,8 +265,8 @@ def test_what_cannot_run_is_refused_before_it_is_loaded():
         open_plan(None, artifact(plugin="aot", refit="stripped"), torch.device("cuda"), torch.float16)
 
 
-def test_a_plan_that_tensorrt_cannot_load(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+def test_a_plan_that_tensorrt_cannot_load(some_gpu, tmp_path):
+    some_gpu()
     options = {"plugin": "aot", "refit": "no"}
     damaged = BuiltEngine.open(engine_at(tmp_path / "e", file="unet.plan", backend="tensorrt", options=options))
     library = types.SimpleNamespace(__version__="11.4.0.0", ILogger=fake_tensorrt.ILogger, Runtime=fake_tensorrt.Runtime)
@@ -281,11 +275,10 @@ def test_a_plan_that_tensorrt_cannot_load(monkeypatch, tmp_path):
         open_plan(library, damaged, torch.device("cuda"), torch.float32)
 
 
-def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, tmp_path):
-    capability, opened = [(12, 0)], []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an RTX")
-    monkeypatch.setattr(tensorrt_rtx, "library", lambda backend: None)
+def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, modules, some_gpu, tmp_path):
+    opened = []
+    some_gpu("an RTX", (12, 0))
+    modules({"tensorrt_rtx": types.SimpleNamespace(__version__="1.7.1.116")})
     monkeypatch.setattr(tensorrt_rtx, "open_plan", lambda trt, artifact, device, dtype, graphs: opened.append(device))
     options = {"plugin": "python", "targets": ["SM86", "SM89"]}
     built = BuiltEngine.open(
@@ -295,6 +288,6 @@ def test_a_gpu_that_is_no_target_of_an_rtx_plan(monkeypatch, tmp_path):
     with pytest.raises(EngineError, match=complaint):
         tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
     assert not opened
-    capability[0] = (8, 9)
+    some_gpu("an RTX", (8, 9))
     tensorrt_rtx.load(built, device=torch.device("cuda", 1), dtype=torch.float16)
     assert opened == [torch.device("cuda", 1)]

@@ -103,10 +103,10 @@ def test_configurations_follow_the_published_schema(repository):
 def test_it_streams_every_step_and_then_the_video_that_eager_makes(orchestrator, mini):
     client = server.Client(["snow", "flowers"], json.dumps(SETTINGS))
     orchestrator.execute([client])
-    steps = [server.get_output_tensor_by_name(response, "STEP").values.tolist() for response in client.heard]
+    steps = [server.get_output_tensor_by_name(response, "STEP").values.tolist() for response in client.received]
     assert steps == [[1, 3], [2, 3], [3, 3], [3, 3]]
     assert client.finals == 1
-    *early, video = [server.get_output_tensor_by_name(response, "VIDEO").values for response in client.heard]
+    *early, video = [server.get_output_tensor_by_name(response, "VIDEO").values for response in client.received]
     assert all(part.size == 0 for part in early)
     sampling, tar = Sampling(steps=3), Tar({0: 1.0, 1: 8.0}, until_step=1)
     eager = mini.generate(["snow", "flowers"], frames=5, seed=4, size=(32, 64), sampling=sampling, tar=tar)
@@ -117,7 +117,7 @@ def test_it_streams_every_step_and_then_the_video_that_eager_makes(orchestrator,
 def test_a_client_that_goes_away_stops_the_work(orchestrator):
     client = server.Client(["snow"], json.dumps(SETTINGS), patience=1)
     orchestrator.execute([client])
-    assert len(client.heard) == client.finals == 1
+    assert len(client.received) == client.finals == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_client_that_goes_away_stops_the_work(orchestrator):
 def test_requests_that_make_no_sense_are_answered(orchestrator, states, settings, complaint):
     client = server.Client(states, settings)
     orchestrator.execute([client])
-    (response,) = client.heard
+    (response,) = client.received
     assert re.search(complaint, response.error().message())
     assert client.finals == 1
 

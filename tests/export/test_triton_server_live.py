@@ -71,9 +71,9 @@ def test_a_video_is_streamed(address, mini, frames):
     request = {"STATES": ["snow", "flowers"], "SETTINGS": json.dumps(settings)}
     with httpx.stream("POST", f"{address}/vstar/generate_stream", json=request, timeout=120) as response:
         assert response.status_code == 200
-        heard = [json.loads(line.removeprefix("data:")) for line in response.iter_lines() if line.startswith("data:")]
-    assert [event["STEP"] for event in heard] == [[1, 3], [2, 3], [3, 3], [3, 3]]
-    video = np.array(heard[-1]["VIDEO"], dtype=int)
+        events = [json.loads(line.removeprefix("data:")) for line in response.iter_lines() if line.startswith("data:")]
+    assert [event["STEP"] for event in events] == [[1, 3], [2, 3], [3, 3], [3, 3]]
+    video = np.array(events[-1]["VIDEO"], dtype=int)
     eager = mini.generate(["snow", "flowers"], frames=frames, seed=4, size=(32, 64), sampling=Sampling(steps=3)).frames
     # ONNX Runtime's bytes are at most 1 off; TensorRT may multiply in TF32
     assert abs(video.reshape(eager.shape) - eager).mean() < 0.5

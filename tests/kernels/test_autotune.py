@@ -26,9 +26,8 @@ class Timer:
 
 @pytest.fixture(autouse=True)
 def _nothing_chosen(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "chosen", {})
     monkeypatch.setenv("VSTAR_CACHE", str(tmp_path))
-    module.stored.cache_clear()
+    forgotten(monkeypatch)
     yield
     module.stored.cache_clear()
 
@@ -77,14 +76,13 @@ def test_nothing_is_timed_before_it_is_warm():
 
 
 def test_a_captured_graph_takes_what_was_chosen_and_else_the_first(monkeypatch):
-    monkeypatch.setattr(module, "capturing", lambda: True)
+    now = iter([True, False, True])
+    monkeypatch.setattr(module, "capturing", lambda: next(now))
     timer = Timer(plain=[2.0], ours=[1.0])
     assert autotune("case", candidates(), timer) == "plain"
     assert module.chosen == {}
-    monkeypatch.setattr(module, "capturing", lambda: False)
     assert autotune("case", candidates(), timer) == "ours"
     timed = len(timer.timed)
-    monkeypatch.setattr(module, "capturing", lambda: True)
     assert autotune("case", candidates(), timer) == "ours"
     assert len(timer.timed) == timed
 
@@ -126,10 +124,15 @@ def test_another_process_computes_by_what_the_first_one_chose():
     assert in_a_new_process(0.5) == ("ours", 0)
 
 
-def stored_again(monkeypatch):
-    """What a next process finds."""
+def forgotten(monkeypatch):
+    """Makes the process one that has chosen and read nothing."""
     monkeypatch.setattr(module, "chosen", {})
     module.stored.cache_clear()
+
+
+def stored_again(monkeypatch):
+    """What a next process finds."""
+    forgotten(monkeypatch)
     return module.stored()
 
 

@@ -1,102 +1,28 @@
-"""The fused ops' Triton kernels against float64, on a GPU or in Triton's interpreter."""
+"""The linear layer's Triton kernel beyond the op table: tiles, candidates and the choice among them."""
 
 import pytest
 import torch
 
 from support.accuracy import assert_as_accurate
-from support.triton_device import DEVICE, INTERPRETED, SLACK
+from support.op_table import TILE_SIDES, draw_linear, placed, widened
+from support.triton_device import DEVICE, INTERPRETED
 from vstar_engine.kernels import linear as op
-from vstar_engine.kernels.geglu import geglu, geglu_ref
 from vstar_engine.kernels.gpu.device import device
 from vstar_engine.kernels.gpu.linear import Tile, linear_triton
-from vstar_engine.kernels.groupnorm_silu import groupnorm_silu, groupnorm_silu_ref
-from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step, guided_step_ref
 from vstar_engine.kernels.linear import candidates, linear_ref
 from vstar_engine.kernels.problems import LinearProblem
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), *([] if INTERPRETED else [pytest.mark.gpu])]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 256), (3, 2, 2560), (5, 6), (1, 2)], ids=str)
-def test_geglu(shape, dtype):
-    x = (4 * torch.randn(shape)).to(DEVICE, dtype)
-    assert_as_accurate(geglu(x), geglu_ref(x), geglu_ref(x.double()), SLACK.get(dtype, 0.0))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 4, 3, 16, 24), (3, 4, 1, 5, 7), (1, 1)], ids=str)
-def test_guided_step(shape, dtype):
-    """Every video by coefficients of its own, the last without guidance; predictions in the network's dtype."""
-    videos = shape[0]
-    latents, noise = torch.randn(2, *shape).to(DEVICE)
-    eps = torch.randn(2 * videos, *shape[1:]).to(DEVICE, dtype)
-    plain = torch.tensor([videos + i for i in range(videos - 1)] + [videos - 1]).to(DEVICE)
-    coefficients = (0.2 + 3 * torch.rand(videos, len(COEFFICIENTS))).to(DEVICE)
-    given = latents, eps, plain, coefficients, noise
-    exact = guided_step_ref(latents.double(), eps.double(), plain, coefficients.double(), noise.double())
-    for got, eager, wanted in zip(guided_step(*given), guided_step_ref(*given), exact, strict=True):
-        assert_as_accurate(got, eager, wanted)
-
-
-@pytest.mark.parametrize("silu", [True, False], ids=["silu", "plain"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("shape", "groups"), [((2, 64, 5, 13), 32), ((1, 80, 7, 3, 4), 8), ((3, 8, 1), 4), ((2, 24, 6000), 1)], ids=str
-)
-def test_groupnorm_silu(shape, groups, dtype, silu):
-    x = (3 * torch.randn(shape) + 5).to(DEVICE, dtype).movedim(1, -1).contiguous().movedim(-1, 1)
-    weight, bias = torch.randn(2, shape[1]).to(DEVICE, dtype)
-    got = groupnorm_silu(x, groups, weight, bias, 1e-5, silu)
-    assert got.stride() == x.stride()
-    eager = groupnorm_silu_ref(x, groups, weight, bias, 1e-5, silu)
-    exact = groupnorm_silu_ref(x.double(), groups, weight.double(), bias.double(), 1e-5, silu)
-    assert_as_accurate(got, eager, exact, SLACK.get(dtype, 0.0))
-
-
-HALVES = [torch.float16, torch.bfloat16]
-# small, for the interpreter: two stages and no pipeline
-TILE = Tile(16, 16, 16, 1, 2)
-AROUND = {
-    "plain": (),
-    "bias": ("bias",),
-    "bias, residual": ("bias", "residual"),
-    "residual": ("residual",),
-    "norm": ("norm",),
-    "norm, bias": ("norm", "bias"),
-    "bias, gate": ("bias", "gate"),
-    "norm, bias, gate": ("norm", "bias", "gate"),
-    "norm, gate": ("norm", "gate"),
-}
+TILE = Tile(*TILE_SIDES)
 
 
 def problem(shape, around, dtype):
-    """Draws a problem; rows lie far from zero where they are normed."""
-    *rows, in_features, out_features = shape
-    gate, norm = "gate" in around, "norm" in around
-    x = torch.randn(*rows, in_features) + (30 if norm else 0)
-    weight = torch.randn(2 * out_features if gate else out_features, in_features) / in_features**0.5
-    bias = torch.randn(len(weight)) if "bias" in around else None
-    residual = torch.randn(*rows, out_features) if "residual" in around else None
-    gains = (1 + torch.rand(in_features), torch.randn(in_features)) if norm else ()
-    tensors = [None if tensor is None else tensor.to(DEVICE, dtype) for tensor in (x, weight, bias, residual, *gains)]
-    return LinearProblem(*tensors[:4], gate, *tensors[4:], *([1e-5] if norm else []))
+    return LinearProblem(*placed(draw_linear(shape, dtype, around), DEVICE))
 
 
 def wide(given):
     """The same problem in float64."""
-    return LinearProblem(*(value.double() if isinstance(value, torch.Tensor) else value for value in given))
-
-
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 24, 32, 48), (1, 7, 48, 16), (3, 17, 40, 24), (5, 6, 3), (1, 16, 16)], ids=str)
-def test_linear(shape, dtype, around):
-    given = problem(shape, AROUND[around], dtype)
-    got = linear_triton(given, TILE)
-    # a product of one pass more is not worse: what PyTorch rounds between the passes stays in float32
-    assert_as_accurate(got, linear_ref(given), linear_ref(wide(given)), SLACK.get(dtype, 0.0))
+    return LinearProblem(*widened(given))
 
 
 @pytest.mark.parametrize("tile", [Tile(32, 16, 16, 4, 3), Tile(16, 32, 32, 4, 4), Tile(16, 16, 64, 1, 2)], ids=str)

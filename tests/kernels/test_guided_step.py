@@ -46,6 +46,17 @@ def test_a_video_without_guidance_takes_its_prediction_to_the_bit():
     assert all(map(torch.equal, guided_step(x, eps, torch.arange(2), weights, noise), alone))
 
 
+def test_a_history_adds_its_clean_latents_by_their_weights():
+    x, eps, plain, weights, noise = arguments(2, 3, 4)
+    history, past = torch.randn(2, 3, 3, 4), torch.rand(2, 3)
+    after, clean = guided_step(x, eps, plain, weights, noise)
+    ours = guided_step(x, eps, plain, torch.cat([weights, past], dim=1), noise, history)
+    torch.testing.assert_close(ours[0], after + torch.einsum("bk,bk...->b...", past, history))
+    assert torch.equal(ours[1], clean)
+    zeros = guided_step(x, eps, plain, torch.cat([weights, 0 * past], dim=1), noise, history)
+    assert all(map(torch.equal, zeros, (after, clean)))
+
+
 def test_predictions_may_be_in_half_precision():
     x, eps, plain, weights, noise = arguments(2, 3, 4)
     half, single = (guided_step(x, given, plain, weights, noise) for given in (eps.half(), eps.half().float()))
@@ -59,7 +70,10 @@ def test_gradients_pass():
 
 
 def test_the_op_is_registered_as_torch_expects():
-    torch.library.opcheck(torch.ops.vstar.guided_step, arguments(2, 3, 4), test_utils=("test_schema", "test_faketensor"))
+    x, eps, plain, weights, noise = arguments(2, 3, 4)
+    remembering = [x, eps, plain, torch.cat([weights, weights[:, :2]], dim=1), noise, torch.randn(2, 2, 3, 4)]
+    for given in (arguments(2, 3, 4), remembering):
+        torch.library.opcheck(torch.ops.vstar.guided_step, given, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_a_compiler_sees_standard_operators():
@@ -83,11 +97,17 @@ def test_a_compiler_sees_standard_operators():
         (3, torch.ones(2, 7), r"\(2, 8\) torch.float32, got \(2, 7\)"),
         (3, torch.ones(2, 8).double(), r"got \(2, 8\) torch.float64"),
         (4, torch.ones(2, 3), r"noise must be \(2, 3, 4\) torch.float32, got \(2, 3\)"),
+        (5, torch.ones(2, 1, 3, 4), r"coefficients must be \(2, 9\) torch.float32, got \(2, 8\)"),
+        (
+            5,
+            torch.ones(2, 0, 3, 5),
+            r"history must be .* like latents \(2, 3, 4\) torch.float32, got \(2, 0, 3, 5\)",
+        ),
     ],
-    ids=["few", "shape", "plain", "coefficients", "dtype", "noise"],
+    ids=["few", "shape", "plain", "coefficients", "dtype", "noise", "depth", "history"],
 )
 def test_bad_input(place, value, words):
-    given = arguments(2, 3, 4)
+    given = [*arguments(2, 3, 4), None]
     given[place] = value
     with pytest.raises(ValueError, match=words):
         guided_step(*given)

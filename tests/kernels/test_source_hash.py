@@ -16,6 +16,13 @@ from vstar_engine.networks.vae import Vae
 SPEC = MODELS["mini"]
 
 
+@pytest.fixture
+def changed(monkeypatch):
+    """A call that changes what is read of the files that it picks."""
+    plain = Path.read_bytes
+    return lambda picks: monkeypatch.setattr(Path, "read_bytes", lambda path: plain(path) + b"#" * picks(path))
+
+
 def identity():
     return Settings(SPEC, "inductor").identity("0", {}, {})
 
@@ -30,10 +37,10 @@ def identity():
         ("main.py", False, False),
     ],
 )
-def test_an_engine_is_of_every_source_that_shapes_it(monkeypatch, name, shapes, of_kernels):
+def test_an_engine_is_of_every_source_that_shapes_it(changed, name, shapes, of_kernels):
     """Timings and plugins are of the kernels alone."""
-    engine, kernels, plain = identity(), kernel_hash(), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: plain(path) + b"#" * (path.name == name))
+    engine, kernels = identity(), kernel_hash()
+    changed(lambda path: path.name == name)
     assert (identity() != engine, kernel_hash() != kernels) == (shapes, of_kernels)
 
 
@@ -45,9 +52,9 @@ def test_no_file_of_the_networks_is_forgotten():
     assert all(name.startswith(ROOMS) for name in ours)
 
 
-def test_files_of_one_name_in_two_folders_are_both_hashed(monkeypatch):
+def test_files_of_one_name_in_two_folders_are_both_hashed(changed):
     """A launcher bears its op's name."""
-    engine, plain = identity(), Path.read_bytes
+    engine = identity()
     for room in ("kernels", "networks"):
-        monkeypatch.setattr(Path, "read_bytes", lambda path, room=room: plain(path) + b"#" * (path.parent.name == room))
+        changed(lambda path, room=room: path.parent.name == room)
         assert identity() != engine

@@ -100,26 +100,32 @@ def test_definition(frames, keys):
             torch.testing.assert_close(out[b, :, p, h], expected)
 
 
-def test_runs_of_positions_equal_one_run(monkeypatch):
+@pytest.fixture
+def logits_bytes(monkeypatch):
+    """A call that bounds what the logits of one run of positions may take."""
+    return lambda most: monkeypatch.setattr(module, "LOGITS_BYTES", most)
+
+
+def test_runs_of_positions_equal_one_run(logits_bytes):
     q, k, v, g = draw(positions=7)
     whole = temporal_attention(q, k, v, g), temporal_attention_probs(q, k, g, [6, 0, 3])
-    monkeypatch.setattr(module, "LOGITS_BYTES", 2 * 4 * 2 * 2 * 25)
+    logits_bytes(2 * 4 * 2 * 2 * 25)
     torch.testing.assert_close(temporal_attention(q, k, v, g), whole[0])
     torch.testing.assert_close(temporal_attention_probs(q, k, g, torch.tensor([6, 0, 3])), whole[1])
 
 
 @pytest.mark.parametrize("frames", [16, 64, 256, 512])
-def test_memory_grows_with_frames_not_their_square(frames, monkeypatch):
+def test_memory_grows_with_frames_not_their_square(frames, logits_bytes):
     # one position's logits at 512 frames
-    monkeypatch.setattr(module, "LOGITS_BYTES", 2 * 4 * 512 * 512)
+    logits_bytes(2 * 4 * 512 * 512)
     q, k, v, g = draw(frames, batch=1, positions=64, head_dim=16)
     with LiveBytes() as memory:
         module._by_positions(q, k, v, toeplitz_bias(g, frames, frames))
     assert memory.peak <= 5 * module.LOGITS_BYTES + 2 * q.numel() * q.element_size()
 
 
-def test_probs_memory_is_its_result_and_a_bounded_rest(monkeypatch):
-    monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 64 * 64)
+def test_probs_memory_is_its_result_and_a_bounded_rest(logits_bytes):
+    logits_bytes(4 * 64 * 64)
     q, k, _, g = draw(64, batch=1, positions=40, heads=8)
     with LiveBytes() as memory:
         out = temporal_attention_probs(q, k, g, list(range(40)))

@@ -12,7 +12,7 @@ from vstar_engine.kernels.tensorrt.tactics import RUNS, Tactic, compile_tactic, 
 
 # head widths of the published UNet and of the mini one
 SHIPPED = [(arch, dtype, head_dim) for arch, dtype, head_dim in product(ARCHITECTURES, DTYPES, (16, 64))]
-IN_CI = [(arch, "fp16", 64) for arch in ARCHITECTURES]
+IN_CI = [(arch, "fp16", 64) for arch in (80, 90)]
 
 
 @pytest.mark.parametrize(

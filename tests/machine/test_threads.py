@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vstar_engine import Engine
 from vstar_engine.commands import installation
 from vstar_engine.machine import threads
-from vstar_engine.machine.threads import COUNT, PASSIVE, POLICY, WAITING, Cores, cores, environment
+from vstar_engine.machine.threads import COUNT, PASSIVE, POLICY, SPIN_COUNT, SPINS, WAITING, Cores, cores, environment
 from vstar_engine.serving.workers.local_process import ProcessLink
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,7 @@ def test_cores_that_a_process_may_not_use_do_not_count(monkeypatch, tmp_path):
 def test_a_process_of_ours_waits_passively_with_as_many_threads_as_the_quota_has_cores(monkeypatch, tmp_path):
     many(monkeypatch)
     root = machine(tmp_path, *QUOTAS["v2"][:3])
-    assert environment({"HOME": "/"}, root) == {"HOME": "/", POLICY: PASSIVE, COUNT: "3"}
+    assert environment({"HOME": "/"}, root) == {"HOME": "/", POLICY: PASSIVE, SPINS: SPIN_COUNT, COUNT: "3"}
 
 
 @pytest.mark.parametrize("given", [{name: "1", COUNT: "128"} for name in WAITING], ids=WAITING)
@@ -113,7 +114,15 @@ def test_what_the_user_set_stays(monkeypatch, tmp_path, given):
 def test_an_empty_setting_is_none(monkeypatch, tmp_path):
     many(monkeypatch)
     found = environment({POLICY: "", COUNT: ""}, machine(tmp_path, *QUOTAS["v2"][:3]))
-    assert found == {POLICY: PASSIVE, COUNT: "3"}
+    assert found == {POLICY: PASSIVE, SPINS: SPIN_COUNT, COUNT: "3"}
+
+
+def set_here(monkeypatch, **settings):
+    """Makes this process's environment a user's who sets these alone."""
+    for name in (*WAITING, COUNT):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
 
 
 def bare(**settings):
@@ -157,13 +166,14 @@ def test_a_command_sets_it_before_pytorch_reads_it():
     if "OMP_WAIT_POLICY" not in done.stderr:
         pytest.skip("this PyTorch has another OpenMP runtime than GNU's or LLVM's")
     assert {line.split("= ")[1].strip("'") for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line} == {"PASSIVE"}
+    assert {line.split("= ")[1].strip("'") for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line} <= {SPIN_COUNT}
 
 
 @pytest.mark.parametrize(("given", "wanted"), [({}, PASSIVE), ({POLICY: "active"}, "active")], ids=["default", "given"])
 def test_children_that_convert_wait_passively(monkeypatch, tmp_path, given, wanted):
     from vstar_engine.weights import convert
 
-    monkeypatch.setattr(os, "environ", bare(**given))
+    set_here(monkeypatch, **given)
     started = []
 
     def popen(command, env, **how):
@@ -186,7 +196,7 @@ def test_children_that_convert_wait_passively(monkeypatch, tmp_path, given, want
 def test_a_worker_waits_passively(monkeypatch, tmp_path, given, own, wanted):
     """One of a server, or of a replica on a Ray cluster: both are started by this link."""
     many(monkeypatch)
-    monkeypatch.setattr(os, "environ", bare(**given))
+    set_here(monkeypatch, **given)
     here = Cores(64, 64, 3.0)
     monkeypatch.setattr(threads, "cores", lambda root: here)
     started = []
@@ -204,24 +214,28 @@ def test_a_worker_waits_passively(monkeypatch, tmp_path, given, own, wanted):
 @pytest.fixture
 def host(monkeypatch, tmp_path, caplog):
     """A host's process, which loaded PyTorch without our settings."""
-    monkeypatch.setattr(os, "environ", bare())
+    set_here(monkeypatch)
     monkeypatch.setattr(threads, "_warned", set())
     caplog.set_level(logging.WARNING, "vstar_engine.machine.threads")
     return tmp_path
 
 
 def test_a_host_is_told_once_what_to_add(host, caplog, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    monkeypatch.setattr(threads, "cores", lambda root: Cores(2, 2, None))
-    Engine.load("mini")
-    Engine.load("mini")
+    monkeypatch.setenv(COUNT, "2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Engine.load("mini")
+        Engine.load("mini")
+    finally:
+        torch.set_num_threads(before)
     (told,) = caplog.messages
     assert told.endswith('before PyTorch is imported, add: import os; os.environ.setdefault("OMP_WAIT_POLICY", "passive")')
 
 
 @pytest.mark.parametrize("settings", [{POLICY: "active"}, {"GOMP_SPINCOUNT": "1000"}], ids=str)
-def test_a_host_that_chose_is_told_nothing(host, caplog, settings):
-    os.environ.update(settings)
+def test_a_host_that_chose_is_told_nothing(host, caplog, monkeypatch, settings):
+    set_here(monkeypatch, **settings)
     threads.warn(2, host)
     assert caplog.messages == []
 
@@ -233,7 +247,7 @@ def test_one_thread_has_nobody_to_wait_for(host, caplog):
 
 def test_a_host_with_more_threads_than_its_quota_is_told_once(host, caplog, monkeypatch):
     many(monkeypatch)
-    os.environ[POLICY] = PASSIVE
+    monkeypatch.setenv(POLICY, PASSIVE)
     root = machine(host, *QUOTAS["v2"][:3])
     for _ in range(2):
         threads.warn(64, root)
@@ -246,7 +260,7 @@ def facts(in_use, here):
 
 
 def test_doctor_shows_cores_quota_threads_and_waiting(monkeypatch):
-    monkeypatch.setattr(os, "environ", bare(OMP_WAIT_POLICY="passive"))
+    set_here(monkeypatch, OMP_WAIT_POLICY="passive")
     found = facts(2, Cores(8, 4, 2.5))
     assert found["cpu"].value == "8 cores, 4 allowed to this process, 1.5 GiB of memory free"
     assert found["cpu quota"].value == "2.5 cores, by the control group"
@@ -254,8 +268,14 @@ def test_doctor_shows_cores_quota_threads_and_waiting(monkeypatch):
     assert (found["waiting"].value, found["waiting"].ok) == ("OMP_WAIT_POLICY=passive", True)
 
 
+def test_doctor_shows_all_that_ours_set(monkeypatch):
+    monkeypatch.setattr(os, "environ", bare(**environment({})))
+    waiting = facts(2, Cores(2, 2, None))["waiting"]
+    assert (waiting.value, waiting.ok) == ("OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300", True)
+
+
 def test_doctor_remarks_on_more_threads_than_cores_and_on_spinning(monkeypatch):
-    monkeypatch.setattr(os, "environ", bare(OMP_WAIT_POLICY="ACTIVE"))
+    set_here(monkeypatch, OMP_WAIT_POLICY="ACTIVE")
     found = facts(8, Cores(2, 2, None))
     assert found["threads"].value.startswith("8 in use, more than the 2 that have a core each: set OMP_NUM_THREADS=2")
     assert "idle threads spin" in found["waiting"].value

@@ -4,6 +4,8 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,10 +28,9 @@ from vstar_engine.networks.vae import Vae
 
 
 @pytest.fixture(autouse=True)
-def _without_dreamsim(monkeypatch):
+def _without_dreamsim(modules):
     """DreamSim, where it is installed, would fetch its weights."""
-    for module in (measures, study):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    modules({"dreamsim": None})
 
 
 def test_states_in_order():
@@ -89,15 +90,19 @@ def test_alignment_with_all_that_is_stated_counts_what_stays_too():
     assert measures.alignment(read, [state.shares() | state.kept_shares() for state in told], weights) == pytest.approx(0.5)
 
 
-def test_dreamsim_is_measured_and_missed_only_where_it_is_installed(monkeypatch):
+def test_dreamsim_is_measured_and_missed_only_where_it_is_installed(modules):
     frames, reader = render(sample(3, 4)), probe.load(study.PROBE)
     row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
     assert study.lacks(row) == []
-    for module in (measures, study):
-        monkeypatch.setattr(module, "find_spec", lambda name: name == "dreamsim")
+    unlike = iter(torch.eye(len(frames)))
+    model = SimpleNamespace(embed=lambda picture: next(unlike)[None])
+    modules({"dreamsim": SimpleNamespace(dreamsim=lambda pretrained, device: (model, np.array))})
     assert study.lacks(row) == ["dreamsim"]
-    monkeypatch.setattr(measures.similarity, "dreamsim", lambda frames: np.eye(len(frames)))
-    row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
+    measures.similarity._dreamsim.cache_clear()
+    try:
+        row = {"numbers": measures.measure(reader, stories.STORIES[14], frames)}
+    finally:
+        measures.similarity._dreamsim.cache_clear()
     assert row["numbers"]["dreamsim"]["dynamics"] == 1.0
     assert study.lacks(row) == []
 
@@ -267,7 +272,7 @@ def committed():
     return study.every_table()
 
 
-@pytest.mark.parametrize("path", [study.RESULTS, study.LOGITS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [study.RESULTS, study.LOGITS, study.SOLVERS], ids=lambda path: path.name)
 def test_committed_rows_are_of_the_bundled_weights(path):
     assert results.rows(path)
 
@@ -291,13 +296,13 @@ def test_the_newest_row_of_a_video_counts(tmp_path):
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_run_makes_what_is_missing_and_backfills_when_told(tmp_path, monkeypatch, capsys, mini):
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
-    monkeypatch.setattr(study, "engine_for", lambda fp8: mini)
+def test_a_run_makes_what_is_missing_and_backfills_when_told(tmp_path, capsys):
     wanted = [study.Case("still", story, 0, 4) for story in range(3)]
-    monkeypatch.setattr(study, "cases", lambda: iter(wanted))
-    path = tmp_path / "rows.jsonl"
-    study.run(path, 1, False)
+    path, here = (
+        tmp_path / "rows.jsonl",
+        partial(study.run, wanted=wanted, executor=lambda *given, **named: ThreadPoolExecutor(1)),
+    )
+    here(path, 1, False)
     (whole,) = results.rows(path)
     assert study.lacks(whole) == []
     old = {
@@ -306,14 +311,14 @@ def test_a_run_makes_what_is_missing_and_backfills_when_told(tmp_path, monkeypat
         "numbers": {"pixels": {}, "features": {}, "factors": {}},
     }
     path.write_text(f"{json.dumps(whole)}\n{json.dumps(old)}\n")
-    study.run(path, None, False)
+    here(path, None, False)
     found = {row["case"]["story"]: row for row in results.rows(path)}
     assert found[1] == old
     assert found[2]["numbers"]["held"] > 0
     assert (
         "1 videos were measured without alignment, at_anchors, cuts, held, nearest, stated, visited" in capsys.readouterr().out
     )
-    study.run(path, None, True)
+    here(path, None, True)
     assert [study.lacks(row) for row in results.rows(path)] == [[], [], []]
     assert "measured without" not in capsys.readouterr().out
 
@@ -362,8 +367,8 @@ def test_packed_weights_are_read_as_any_converted_ones(tmp_path):
 def test_training_makes_weights_that_the_engine_loads_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "HELD_OUT", range(10_000_000, 10_000_004))
     monkeypatch.setattr(vae, "WHITEN_FRAMES", 64)
-    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "--clips", "16", "--scale", "0.001"])
-    train.main()
+    words = [str(tmp_path), "--clips", "16", "--scale", "0.001"]
+    train.main(words)
     losses = [json.loads(line)["loss"] for part in loop.STEPS for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
     right = json.loads((tmp_path / "probe.json").read_text())
@@ -380,5 +385,5 @@ def test_training_makes_weights_that_the_engine_loads_and_goes_on_where_it_was(t
 
     monkeypatch.setattr(loop.Loop, "update", trained_again)
     (tmp_path / "probe.json").unlink()
-    train.main()
+    train.main(words)
     assert json.loads((tmp_path / "probe.json").read_text()) == right

@@ -330,7 +330,9 @@ def strays(unet, exact):
     return found
 
 
-@pytest.mark.parametrize("name", GOLDEN_UNETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("full_topology" in name)) for name in GOLDEN_UNETS]
+)
 @torch.inference_mode()
 def test_the_error_on_golden_unets(golden, name, capsys):
     """Their random weights amplify any rounding, thirty times bfloat16's; so FP8's error is held to bfloat16's on the same.

@@ -75,7 +75,7 @@ def test_a_planted_copy_is_found(part, shape, make, monkeypatch):
     net = tiny()
     layer, *_ = [module for name, module in net.named_modules() if name == part]
     layer.register_forward_hook(lambda module, given, out: make(out))
-    # one branch until the first text is heard, then two
+    # one branch until the first cross-attention, then two
     found = copied(net, step_inputs(TINY, SIZE, FRAMES, "cpu", torch.float32), monkeypatch)
     assert {found_shape[1:] for found_shape in found} >= {shape[1:]}
 
@@ -120,7 +120,9 @@ def exported(spec, make=lambda unet: unet, held=lambda described: described):
 ENDS = [("", "aten.flatten.using_ints"), ("", "aten.contiguous.default")]
 
 
-@pytest.mark.parametrize("spec", [TINY, SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec", [TINY, *(pytest.param(spec, marks=pytest.mark.slow) for spec in (SMALL, FULL))], ids=lambda spec: spec.name
+)
 @torch.no_grad()
 def test_an_exported_graph_copies_only_its_ends(spec):
     assert copies(exported(spec)) == ENDS

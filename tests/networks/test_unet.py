@@ -1,6 +1,5 @@
 """What the golden cases do not say of the UNet: batches, conditioning shapes, layouts and choices."""
 
-import sys
 import types
 from dataclasses import replace
 
@@ -47,7 +46,7 @@ def test_a_batch_is_its_items_one_by_one():
 
 @pytest.mark.parametrize("levels", [(0, 1), (1,), ()], ids=str)
 def test_texts_of_one_video_share_what_comes_before_them(levels):
-    """Also where no text is heard before the middle of the network, between two residual blocks."""
+    """Also where the first cross-attention is in the middle of the network, between two residual blocks."""
     net = made(spec := replace(SPEC, attention_levels=levels))
     videos, texts = inputs(batch=2, spec=spec), inputs(batch=6, spec=spec)["context"]
     videos["timestep"] = videos["timestep"] + torch.arange(6)
@@ -145,7 +144,7 @@ def test_the_stem_is_never_regularised():
     assert torch.equal(net(**spread_out), net(**{**given, "tar": 0 * given["tar"][:, :1]}))
 
 
-def test_spatial_attention_through_xformers_gives_the_same_numbers(monkeypatch):
+def test_spatial_attention_through_xformers_gives_the_same_numbers(modules):
     calls = []
 
     def memory_efficient_attention(q, k, v):
@@ -154,16 +153,15 @@ def test_spatial_attention_through_xformers_gives_the_same_numbers(monkeypatch):
 
     package, ops = types.ModuleType("xformers"), types.ModuleType("xformers.ops")
     ops.memory_efficient_attention = memory_efficient_attention
-    monkeypatch.setitem(sys.modules, "xformers", package)
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    modules({"xformers": package, "xformers.ops": ops})
     given = inputs()
     assert torch.allclose(made(spatial_attention="xformers")(**given), made()(**given), **SAME)
     assert all(len(shape) == 4 and shape[-2:] in ((4, 8), (8, 8)) for shape in calls)
     assert len(calls) == 14  # self- and cross-attention of seven spatial transformers
 
 
-def test_spatial_attention_that_is_not_there(monkeypatch):
-    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+def test_spatial_attention_that_is_not_there(modules):
+    modules({"xformers.ops": None})
     with pytest.raises(MissingLibrary, match="needs the xformers package"):
         made(spatial_attention="xformers")
     with pytest.raises(ValueError, match="auto, sdpa, xformers"):

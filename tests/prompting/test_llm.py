@@ -1,7 +1,6 @@
 """Asking a chat endpoint for states: three forms of answer, every way to misbehave, one repair, and a cache."""
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,8 +179,8 @@ def test_endpoints_that_make_no_sense(settings, complaint):
         Endpoint(**settings)
 
 
-def test_without_httpx_only_a_language_model_is_missed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "httpx", None)
+def test_without_httpx_only_a_language_model_is_missed(modules):
+    modules({"httpx": None})
     with pytest.raises(MissingLibrary, match="httpx"):
         Llm(Endpoint("http://x", "m"))
     assert synopsize("day to night").source == OFFLINE

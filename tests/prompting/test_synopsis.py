@@ -35,7 +35,8 @@ def test_what_is_written_reads_back(tmp_path, synopsis):
         ([{"text": "a"}, {"text": "b", "duration": 1}], "duration stands at 1 of 2"),
         ([{"text": "a", "at": True}], "frame such as 12"),
         ([{"text": "a", "at": "soon"}], "a position is a frame"),
-        ([{"text": "a", "duration": "1"}], "duration is a number"),
+        ([{"text": "a", "duration": "long"}], "duration is a number"),
+        ([{"text": "a", "duration": "nan"}], "duration is a number"),
         ([{"text": "a", "colour": 1}], "got colour"),
     ],
     ids=str,
@@ -102,6 +103,12 @@ def test_null_is_not_given(tmp_path):
     states = [{"text": text, "at": None, "duration": None, "negative": None} for text in ("snow", "thaw")]
     content = json.dumps({"prompt": None, "negative": None, "synopsis_source": None, "subprompts": states})
     assert read_synopses(put(tmp_path, "s.json", content)) == [Synopsis("snow", ("snow", "thaw"))]
+
+
+def test_numbers_that_are_text(tmp_path):
+    states = [{"text": "snow", "duration": "2"}, {"text": "thaw", "duration": " 1.5 "}]
+    (found,) = read_synopses(put(tmp_path, "s.json", json.dumps({"prompt": "p", "subprompts": states})))
+    assert found.durations == (2.0, 1.5)
 
 
 @pytest.mark.parametrize("text", ["[winter:spring:0.5] a hill\nsnow", "{red|blue} flowers\nsnow", "[1990] a street\n[x]\n"])

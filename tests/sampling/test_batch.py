@@ -32,7 +32,7 @@ MIXED = [
 
 
 def latents(engine, requests, **settings):
-    """Runs a batch's steps and gives each video's latents by its index."""
+    """Runs a batch's steps and returns each video's latents by its index."""
     batch = engine.begin(requests, **settings)
     for _ in range(batch.steps):
         batch.step()
@@ -66,12 +66,12 @@ def test_one_that_wants_two_passes_makes_all_take_them(mini, alone):
 
 
 def test_texts_are_projected_once(mini, alone, monkeypatch):
-    heard, prepare = [], mini.denoiser.prepare_context
-    monkeypatch.setattr(mini.denoiser, "prepare_context", lambda *given: heard.append(len(given)) or prepare(*given))
+    calls, prepare = [], mini.denoiser.prepare_context
+    monkeypatch.setattr(mini.denoiser, "prepare_context", lambda *given: calls.append(len(given)) or prepare(*given))
     assert apart(latents(mini, [MIXED[0]])[0], alone[0]) < LATENTS
-    assert heard == [2]
-    mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(heard) > 1)
-    assert heard == [2, 5, 4]
+    assert calls == [2]
+    mini.run_batch(MIXED[:3], cancelled=lambda index: index == 1 and len(calls) > 1)
+    assert calls == [2, 5, 4]
 
 
 def test_run_is_the_case_of_one_to_the_bit(mini):
@@ -87,14 +87,14 @@ def test_each_video_has_its_own_settings_on_it(mini):
 
 
 def test_one_that_is_cancelled_leaves_before_the_next_step(mini, alone):
-    heard, sizes = [], []
+    calls, sizes = [], []
     counting = engine_like(mini, denoiser=Watched(mini.denoiser, lambda *given: sizes.append(len(given[2]))))
     videos = counting.run_batch(
-        MIXED[:3], lambda done, total: heard.append((done, total)), lambda index: index == 0 and len(heard) == 2
+        MIXED[:3], lambda done, total: calls.append((done, total)), lambda index: index == 0 and len(calls) == 2
     )
     assert [video is None for video in videos] == [True, False, False]
     assert sizes == [5, 5, 3, 3]
-    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     last = mini.run(MIXED[2]).frames
     assert np.abs(videos[2].frames.astype(int) - last.astype(int)).max() <= 1
 
@@ -148,11 +148,11 @@ def test_a_built_engine_refuses_more_rows_than_it_was_built_for(mini, tmp_path):
         built.run_batch(MIXED[:3])
 
 
-def test_a_batch_that_does_not_fit_is_refused_where_one_video_fits(mini, monkeypatch):
+def test_a_batch_that_does_not_fit_is_refused_where_one_video_fits(mini, free_memory):
     many = [request("snow", seed=seed) for seed in range(16)]  # of few, decoding one takes the most
     footprints = [memory.Footprint(mini.spec, 5, *SIZE, mini.dtype, rows) for rows in (2, 32)]
     one, all_of_them = map(memory.activation_bytes, footprints)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: (one + all_of_them) // 2)
+    free_memory((one + all_of_them) // 2)
     assert mini.run(many[0]) is not None
     with pytest.raises(MemoryShortage, match="are free"):
         mini.run_batch(many)

@@ -46,7 +46,7 @@ FEW = 0.6
 
 @pytest.fixture(scope="module")
 def final(golden):
-    """Samples the end-to-end case's clip by some settings, once each, and gives its last latents."""
+    """Samples the end-to-end case's clip by some settings, once each, and returns its last latents."""
     case = golden.case("e2e")
     config, judge, found = case["config"], Judge(golden, case, torch.device("cpu")), {}
     unet = UNet(official_config.spec_from_official(golden.config(case, "unet_params")))
@@ -71,7 +71,7 @@ def final(golden):
 
 
 def said(capsys, name, ours, exact):
-    """Prints how far latents are from the exact ones, and gives the relative difference."""
+    """Prints how far latents are from the exact ones, and returns the relative difference."""
     error = relative_error(ours, exact)
     with capsys.disabled():
         print(f" {name}: relative error {error:.4f}, cosine {cosine(ours, exact):.5f}")

@@ -21,7 +21,7 @@ ROUNDING = 1e-7
 
 
 def by_the_paper(steps, latents, noise, predict, rescaled):
-    """Samples as arXiv 2310.04378 and the documentation of diffusers' LCMScheduler say; gives every step's answer too.
+    """Samples as arXiv 2310.04378 and the documentation of diffusers' LCMScheduler say; returns every step's answer too.
 
     With `rescaled`, the noisy latents of timestep t hold the finished ones times 1 - 0.3 t / 399, at least 0.7.
     """

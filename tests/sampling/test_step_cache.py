@@ -29,7 +29,7 @@ def request(*states, seed=0, steps=4, fast=CACHED, **sampling):
 
 
 def latents(engine, requests, drop=None):
-    """Runs a batch, from which the video of index `drop` is taken after the first step; gives each video's latents."""
+    """Runs a batch, from which the video of index `drop` is taken after the first step; returns each video's latents."""
     batch = engine.begin(requests)
     while batch.done < batch.steps:
         batch.step()
@@ -81,7 +81,7 @@ def test_features_of_the_same_step_give_the_same_noise_to_the_bit(mini, stages, 
 @torch.inference_mode()
 @pytest.mark.parametrize("stages", [2, 4])
 def test_levels_without_texts_take_features_that_know_them(stages):
-    """Where the finest level hears no text, branches part below it: only its cached features know them apart."""
+    """Where the finest level has no cross-attention, branches part below it: only its cached features differ."""
     spec = replace(MODELS["mini"].unet, attention_levels=(2,))
     unet = seeded_unet(spec, "cpu", torch.float32)
     inputs, cached = step_inputs(spec, rows=1, texts=2), CachedFeatures(stages)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vstar_engine import Tar
-from vstar_engine.config.sampling import TAR_PRESETS
+from vstar_engine.config.sampling import TAR_PRESETS, tar_named
 from vstar_engine.sampling.tar import table, toeplitz
 
 
@@ -38,6 +38,11 @@ def test_bad_levels():
         table(Tar({3: 1.0}), 3, 16, 0)
     with pytest.raises(ValueError, match="whole number"):
         Tar({-1: 1.0})
+
+
+def test_presets_are_named_in_capitals_or_not():
+    assert tar_named("64d1_32d8") == TAR_PRESETS["64D1_32D8"]
+    assert tar_named("None") is None
 
 
 def test_presets_are_the_published_ones():

@@ -69,12 +69,20 @@ def test_prompts_become_synopses(server):
 def test_a_video_holds_every_setting(server):
     """So that it can be asked for again from what is shown alone."""
     states = [{"text": "a seed", "at": 0, "negative": "snow"}, {"text": "a bud", "at": 0.5}, {"text": "a bloom", "at": 7}]
-    asked = {"synopsis": states, "spread": "ease", "eta": 0.25, "guidance_scale": 3.5, "negative_prompt": "rain", "fps": 4}
+    asked = {
+        "synopsis": states,
+        "spread": "ease",
+        "eta": 0.25,
+        "spacing": "trailing",
+        "guidance_scale": 3.5,
+        "negative_prompt": "rain",
+        "fps": 4,
+    }
     first = server.http.post("/v1/videos", json={**SMALL, **asked, "prompt": "it grows", "enhance_prompt": None}).json()
-    assert (first["spread"], first["eta"]) == ("ease", 0.25)
+    assert (first["spread"], first["eta"], first["sampler"], first["spacing"]) == ("ease", 0.25, "ddim", "trailing")
     assert [state["at"] for state in first["states"]] == [0, 0.5, 7]
     assert [state["negative"] for state in first["states"]] == ["snow", "rain", "rain"]
-    kept = ("prompt", "size", "num_frames", "fps", "seed", "spread", "num_inference_steps", "guidance_scale", "eta")
+    kept = ("prompt", "size", "num_frames", "fps", "seed", "spread", "num_inference_steps", "guidance_scale", "eta", "spacing")
     again = {name: first[name] for name in (*kept, "negative_prompt", "priority", "metadata")}
     second = server.http.post("/v1/videos", json={**again, "synopsis": first["states"]}).json()
     differ = {name for name in first if first[name] != second[name]}

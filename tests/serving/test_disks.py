@@ -115,7 +115,7 @@ def injected(log):
 
 
 def submit_for(server, seconds):
-    """Sends jobs for a while, each until it is accepted; gives the ids and what else was answered."""
+    """Sends jobs for a while, each until it is accepted; returns the ids and what else was answered."""
     accepted, refused, end = [], [], time.monotonic() + seconds
     for number in range(JOBS):
         while time.monotonic() < end:
@@ -205,7 +205,7 @@ def test_a_disk_that_fails_as_the_server_starts(tmp_path, what, error):
 
 
 def serves_or_ends(server):
-    """Starts it; gives None where it answers, else its exit code, after a look at what it said."""
+    """Starts it; returns None where it answers, else its exit code, after a look at what it said."""
     said = len(server.log())
     server.spawn()
     end = time.monotonic() + START

@@ -35,7 +35,7 @@ def timed(server, method, path, **body):
 
 
 def submit(server, count, at_once, **fields):
-    """Posts jobs from several clients; gives the answers and their seconds."""
+    """Posts jobs from several clients; returns the answers and their seconds."""
 
     def post(number):
         return timed(server, "POST", "/v1/videos", json={"prompt": f"job {number}", **SMALL, **fields})
@@ -179,7 +179,7 @@ def can_mount():
 
 
 def fill(folder):
-    """Writes until there is no room, and gives the file to remove."""
+    """Writes until there is no room, and returns the file to remove."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         try:

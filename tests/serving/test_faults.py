@@ -57,7 +57,7 @@ def readiness(server):
 
 
 def kill_worker(server, how=signal.SIGKILL):
-    """Takes the worker away; gives the seconds until that was noticed, and until another was there."""
+    """Takes the worker away; returns the seconds until that was noticed, and until another was there."""
     gone = worker(server)
     gone.send_signal(how)
     noticed = until(lambda: readiness(server) == 503, NOTICED if how == signal.SIGKILL else BACK)

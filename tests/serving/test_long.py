@@ -83,7 +83,7 @@ def test_kills_at_random_moments(tmp_path, pytestconfig):
 
 @contextmanager
 def postgres(folder):
-    """Makes a database cluster and gives its address and a function that kills and starts it again."""
+    """Makes a database cluster and returns its address and a function that kills and starts it again."""
     if not POSTGRES:
         pytest.skip("needs Postgres: apt-get install postgresql")
     (bin,), port = POSTGRES, free_port()

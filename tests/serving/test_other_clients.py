@@ -5,8 +5,9 @@ import pytest
 
 from vstar_engine.serving.errors import ApiError
 from vstar_engine.serving.http.connections import _with_path_alone
-from vstar_engine.serving.http.other_clients import our_body, our_form, our_path, unknown_field
+from vstar_engine.serving.http.other_clients import our_body, our_form, our_path
 from vstar_engine.serving.http.request_body import unflatten
+from vstar_engine.serving.http.unknown_fields import unknown_field
 from vstar_engine.serving.jobs.result_files import without_folders
 
 
@@ -16,7 +17,8 @@ def test_sizes_that_mean_one_thing(size):
 
 
 def test_sizes_of_two_fields_and_none():
-    assert our_body({"width": "64", "height": 32}) == {"size": "64x32"}
+    for width, height in (("64", 32), (64.0, "32"), ("64.0", 32)):
+        assert our_body({"width": width, "height": height}) == {"size": "64x32"}
     assert our_body({"size": "auto"}) == {"size": None}
     with pytest.raises(ApiError, match="width and height say 64x32: give one of them"):
         our_body({"width": 64, "height": 32, "size": "96x64"})
@@ -40,8 +42,8 @@ def test_other_seconds_are_told_the_form(seconds):
 
 
 def test_seeds():
-    assert [our_body({"seed": seed})["seed"] for seed in (-1, "-1", 1.0, 7, "7")] == [-1, -1, 1, 7, "7"]
-    for seed in (2**32, 2**53, -2):
+    assert [our_body({"seed": seed})["seed"] for seed in (-1, "-1", -1.0, 1.0, 7, "7", "7.0")] == [-1, -1, -1, 1, 7, 7, 7]
+    for seed in (2**32, 2**53, -2, "4294967296", -2.0):
         with pytest.raises(ApiError, match="seed is 0 to 4294967295, or -1 for one that is drawn"):
             our_body({"seed": seed})
 
@@ -86,6 +88,11 @@ def test_an_unknown_field_names_ours():
     assert unknown_field("duration") == "there is no such field; here it is seconds (or num_frames)"
     assert unknown_field("stream").endswith("/v1/videos/{id}/events")
     assert unknown_field("colour") == "there is no such field"
+    assert [unknown_field(name).rpartition(" ")[2] for name in ("durationSeconds", "promptText", "n_frames")] == [
+        *("seconds", "prompt", "num_frames")
+    ]
+    assert unknown_field("numFrames", ("num_frames",)).endswith("here it is num_frames")
+    assert unknown_field("prompt", of_state=True).endswith("here it is text")
 
 
 def test_paths_and_targets():

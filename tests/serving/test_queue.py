@@ -16,7 +16,7 @@ WATCHED = 30.0
 
 
 def waited(event, timeout, act):
-    """Waits in a thread, as the queue's does, while `act` happens; gives what the wait said."""
+    """Waits in a thread, as the queue's does, while `act` happens; returns what the wait said."""
     said = []
     thread = threading.Thread(target=lambda: said.append(event.wait(timeout)), daemon=True)
     thread.start()

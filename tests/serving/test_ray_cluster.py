@@ -71,9 +71,9 @@ def test_ray_without_authentication_is_refused(monkeypatch):
         ray_cluster.library()
 
 
-def test_ray_that_is_missing_says_what_to_install(monkeypatch):
+def test_ray_that_is_missing_says_what_to_install(monkeypatch, modules):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setitem(sys.modules, "ray", None)
+    modules({"ray": None})
     with pytest.raises(MissingLibrary, match="pip install 'ray"):
         ray_cluster.library()
 

@@ -36,7 +36,7 @@ BAD = {
     "huge-number": (b'{"prompt": "a", "seed": 9223372036854775808}', JSON, 400, "invalid_value"),
     "endless-number": (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", JSON, 400, "invalid_body"),
     "repeated-name": (b'{"prompt": "a", "prompt": "b"}', JSON, 400, "invalid_body"),
-    "number-as-text": (b'{"prompt": "a", "num_frames": "8"}', JSON, 400, "invalid_value"),
+    "word-as-number": (b'{"prompt": "a", "num_frames": "eight"}', JSON, 400, "invalid_value"),
     "unknown": (b'{"prompt": "a", "output_path": "../../x"}', JSON, 400, "unknown_field"),
     "two-videos": (b'{"prompt": "a", "n": 2}', JSON, 400, "invalid_value"),
     "true-videos": (b'{"prompt": "a", "n": true}', JSON, 400, "invalid_value"),

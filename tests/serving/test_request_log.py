@@ -114,7 +114,7 @@ def test_spans_only_where_they_are_configured():
     assert tracing.trace_id() is None
 
 
-def test_a_missing_exporter_is_said(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
+def test_a_missing_exporter_is_said(modules):
+    modules({"opentelemetry.sdk.trace": None})
     with pytest.raises(MissingLibrary, match="pip install opentelemetry-sdk"):
         tracing.configure({"OTEL_TRACES_EXPORTER": "console"})

@@ -34,7 +34,7 @@ class Engine:
 
 
 def made(engine, folder, runs=1, **settings):
-    """Runs a job, so many times at once, and gives its outcome."""
+    """Runs a job, so many times at once, and returns its outcome."""
     chosen = Settings(data=folder, min_free=0, intervals=Intervals(storage=0.01), **settings)
     chosen.videos.mkdir(parents=True)
 

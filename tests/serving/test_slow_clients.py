@@ -53,7 +53,7 @@ class Slow:
 
 
 def asked(server, seconds):
-    """Asks /livez for a while, as a probe does; gives how long each answer took."""
+    """Asks /livez for a while, as a probe does; returns how long each answer took."""
     took, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         begun = time.monotonic()

@@ -26,7 +26,7 @@ class Tape(TorchDispatchMode):
 class Graph:
     """As `torch.cuda.CUDAGraph`: a capture computes nothing that could be read, a replay reads and writes fixed memory."""
 
-    replays = 0
+    captures = replays = 0
 
     def replay(self):
         type(self).replays += 1
@@ -43,6 +43,7 @@ def captured(graph, pool=None, stream=None, capture_error_mode="global"):
     with Tape() as tape:
         yield
     graph.tape = tape
+    type(graph).captures += 1
     for *_, fresh in tape.calls:
         for x in fresh:
             if x is not None and x.is_floating_point():
@@ -61,8 +62,8 @@ class Reserved:
 
 
 def install(monkeypatch):
-    """Puts the stand-ins in the place of PyTorch's; gives the class of graphs, which counts its replays."""
-    kind = type("CountedGraph", (Graph,), {"replays": 0})
+    """Puts the stand-ins in the place of PyTorch's; returns the class of graphs, which counts its captures and replays."""
+    kind = type("CountedGraph", (Graph,), {})
     for name, stand_in in {
         "CUDAGraph": kind,
         "graph": captured,

@@ -55,7 +55,7 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, ready=True):
-        """Starts it and gives the seconds until it was ready."""
+        """Starts it and returns the seconds until it was ready."""
         begun = time.monotonic()
         self.spawn()
         self.wait_for("/readyz" if ready else "/livez")
@@ -97,7 +97,7 @@ class Server:
         self.process.wait()
 
     def stop(self, within=60.0):
-        """Asks it to end and gives its exit code."""
+        """Asks it to end and returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)
 

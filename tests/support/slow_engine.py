@@ -209,7 +209,7 @@ def load(settings):
 
 
 async def events_of(engine, job, timed=None):
-    """Runs a job to its end and gives its events."""
+    """Runs a job to its end and returns its events."""
     timed = [] if timed is None else timed
     async for event in engine.submit(job):
         timed.append((time.monotonic(), event))

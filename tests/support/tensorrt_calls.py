@@ -90,7 +90,7 @@ class StandIn:
 
 
 def called(path: str, documented: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Binds a call to one of the documented overloads; gives the table's value, or a stand-in of the documented type."""
+    """Binds a call to one of the documented overloads; returns the table's value, or a stand-in of the documented type."""
     overloads = list(signatures(documented or "", path.rpartition(".")[2]))
     assert overloads, f"{path} documents no signature"
     refused = []
@@ -240,7 +240,7 @@ def plant(fault: str) -> None:
 
 
 def build(folder: Path) -> list[int]:
-    """Builds with every option, and by every way out; gives what each plan weighs."""
+    """Builds with every option, and by every way out; returns what each plan weighs."""
     from vstar_engine.backends.tensorrt_library import make_logger
     from vstar_engine.errors import ExportError
     from vstar_engine.export import tensorrt_plan as under_test
@@ -271,7 +271,7 @@ def build(folder: Path) -> list[int]:
 
 
 def open_plans(folder: Path) -> list[str]:
-    """Opens a plan with each plugin that must be registered to run it, and one that TensorRT refuses; gives the ends."""
+    """Opens a plan with each plugin that must be registered to run it, and one that TensorRT refuses; returns the ends."""
     from vstar_engine.backends import tensorrt as under_test
     from vstar_engine.backends import tensorrt_plugins
     from vstar_engine.errors import EngineError
@@ -298,7 +298,7 @@ def open_plans(folder: Path) -> list[str]:
 
 
 def run() -> list[list[int]]:
-    """Runs an engine at two shapes, the first one twice; gives the shapes that came out."""
+    """Runs an engine at two shapes, the first one twice; returns the shapes that came out."""
     from vstar_engine.backends import tensorrt as under_test
 
     under_test.stream_of = lambda device: 0
@@ -312,7 +312,7 @@ def run() -> list[list[int]]:
 
 
 def refit(folder: Path) -> int:
-    """Refits a plan; gives the size of the result."""
+    """Refits a plan; returns the size of the result."""
     from vstar_engine.errors import EngineError
     from vstar_engine.export.tensorrt_refit import refit_plan
 
@@ -327,7 +327,7 @@ def refit(folder: Path) -> int:
 
 
 def enqueue() -> float:
-    """Runs the Python plugin as TensorRT does, on addresses, in Triton's interpreter; gives the error against the reference."""
+    """Runs the Python plugin as TensorRT does, on addresses, in Triton's interpreter; returns its error."""
     from vstar_engine.kernels.temporal_attention import temporal_attention_ref
     from vstar_engine.kernels.tensorrt.python_plugin import classes
 

@@ -25,7 +25,7 @@ def job(
 
 
 def built(*jobs: dict[str, Any], fault: str = "") -> list[dict[str, Any]]:
-    """Has one child process build plans; gives each one's facts, or the sentence that refused it."""
+    """Has one child process build plans; returns each one's facts, or the sentence that refused it."""
     made: list[dict[str, Any]] = tensorrt_wheels.child("tensorrt_rtx_build.py", tensorrt_wheels.rtx(), jobs=jobs, fault=fault)
     return made
 

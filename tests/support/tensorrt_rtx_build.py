@@ -61,7 +61,7 @@ def watch() -> list[list[Any]]:
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Builds one file; gives the facts, or the sentence that refused it."""
+    """Builds one file; returns the facts, or the sentence that refused it."""
     said: list[str] = []
     start = time.perf_counter()
     try:

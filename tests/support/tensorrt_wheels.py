@@ -74,7 +74,7 @@ class ChildDied(AssertionError):
 
 
 def child(script: str, environment: dict[str, str], **request: Any) -> Any:
-    """Runs a script of tests/ in a process of its own, which may die of what it loads; gives the JSON of its last line."""
+    """Runs a script of tests/ in a process of its own, which may die of what it loads; returns the JSON of its last line."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "support" / script), json.dumps(request)],

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from vstar_engine.commands.main import main
 from vstar_engine.networks.unet import UNet
+from vstar_engine.verification import streaming_judges
 from vstar_engine.verification.blend_judges import BLEND_KINDS
 from vstar_engine.verification.case import Judge
 from vstar_engine.verification.golden import Golden
@@ -74,6 +75,7 @@ FRAME_AXIS = {
     },
 }
 NAMED, OTHERS = [2, 0], [0, 2]
+COSTLY = ("tar_full_l0_f16", "ddim", "e2e")
 
 
 def folder_of(tmp_path, name):
@@ -153,7 +155,16 @@ def without(*outputs):
     return drop
 
 
-@pytest.mark.parametrize(("name", "output"), [(name, output) for name in INPUTS for output in grouped(name)])
+def one_by_one(outputs):
+    """Returns each name with each of its outputs; of those that take seconds to judge all but the first and last are slow."""
+    return [
+        pytest.param(name, output, marks=[pytest.mark.slow] * (name in COSTLY and output not in (found[0], found[-1])))
+        for name, found in outputs.items()
+        for output in found
+    ]
+
+
+@pytest.mark.parametrize(("name", "output"), one_by_one({name: grouped(name) for name in INPUTS}))
 def test_a_case_may_lack_any_output(tmp_path, name, output):
     """What is left is judged, all of it."""
     folder, every = folder_of(tmp_path, name), set(outputs_of(name))
@@ -177,7 +188,7 @@ def test_a_case_without_outputs_is_an_error(tmp_path, capsys, name):
 
 
 def test_every_kind_is_judged_in_part():
-    assert {Golden(GOLDEN).case(name)["kind"] for name in INPUTS} == set(KINDS) - set(BLEND_KINDS)
+    assert {Golden(GOLDEN).case(name)["kind"] for name in INPUTS} == set(KINDS) - set(streaming_judges.KINDS) - set(BLEND_KINDS)
 
 
 @pytest.mark.parametrize("name", FRAME_AXIS)
@@ -265,7 +276,7 @@ def test_a_tolerance_of_its_own(tmp_path):
     assert (row.ok, row.worst.tolerance) == (False, 1e-12)
 
 
-@pytest.mark.parametrize(("name", "output"), [(name, output) for name, outputs in JUDGED.items() for output in outputs])
+@pytest.mark.parametrize(("name", "output"), one_by_one(JUDGED))
 def test_scaled_output_fails_by_number(tmp_path, name, output):
     folder = folder_of(tmp_path, name)
     whole_numbers = output in ("tokens", "index_table", "frames_u8")
@@ -325,9 +336,9 @@ def test_a_missing_file_fails_whether_or_not_its_kind_is_known(tmp_path, capsys)
 
 
 def test_kinds_that_are_not_known_fail_only_where_that_is_asked_for(tmp_path, capsys):
-    folder = tmp_path / "both"
+    folder = tmp_path / "riddles"
     shutil.copytree(STREAMING, folder)
-    cases = [{**case, "kind": "riddle"} for case in Golden(STREAMING).cases]
+    cases = [{**case, "kind": f"riddle of {case['kind']}"} for case in Golden(STREAMING).cases]
     rewrite(folder, cases)
     assert main(["verify", str(folder)]) == 0
     said = capsys.readouterr().out
@@ -350,6 +361,7 @@ def test_strict_is_no_harder_on_kinds_that_are_known(tmp_path):
 
 def test_an_altered_file_of_a_kind_that_is_not_known_fails(tmp_path):
     shutil.copytree(STREAMING, tmp_path / "streaming")
+    rewrite(tmp_path / "streaming", [{**Golden(STREAMING).case("mawe_ties"), "kind": "riddle"}])
     path = tmp_path / "streaming" / "mawe_ties.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert verdict(tmp_path / "streaming", "mawe_ties").ok is False

@@ -91,6 +91,14 @@ def test_old_style_pickles_and_safetensors_are_read(tensors, tmp_path):
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["m.safetensors", "m.SAFETENSORS", "m", "m.pth"])
+@pytest.mark.parametrize("archived", [True, False], ids=["archive", "old"])
+def test_a_pickle_is_read_by_any_name(tmp_path, name, archived):
+    """This PyTorch's `torch.load` takes what ends in .safetensors for that format."""
+    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / name, _use_new_zipfile_serialization=archived)
+    assert read_official(tmp_path / name)["a"].tolist() == [1, 1]
+
+
 def test_shards_and_dtype_and_manifest(checkpoint, tmp_path):
     out = convert(checkpoint, tmp_path / "out", "mini", "bfloat16", shard_bytes=4 * 2**20)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -205,9 +213,9 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
 def test_what_else_the_child_prints_is_no_answer(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("print('Welcome to the cluster', end='')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    heard = []
-    convert(checkpoint, tmp_path / "out", "mini", on_progress=lambda done, total: heard.append((done, total)))
-    assert heard[-1][0] == heard[-1][1]
+    reports = []
+    convert(checkpoint, tmp_path / "out", "mini", on_progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1][0] == reports[-1][1]
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     torch.save([1], tmp_path / "bad.ckpt")
     with pytest.raises(CheckpointError, match="no state dict but list"):

@@ -1,4 +1,4 @@
-"""Trains and judges the mini model. Its programs compute, so this sets how their threads wait before they import PyTorch."""
+"""Trains and judges the mini model. Importing it sets how idle threads wait, which OpenMP reads when PyTorch is imported."""
 
 from vstar_engine.machine import threads
 

@@ -67,7 +67,7 @@ def beside(panels: dict[str, Image.Image]) -> Image.Image:
 
 
 def watched(engine: Engine, told: str | Sequence[str], tar: Tar | None) -> tuple[Video, dict[int, np.ndarray]]:
-    """Makes a video; gives it and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
+    """Makes a video; returns it and, per level, the mean attention (T, T) of pass `PASS` given the prompt."""
     with attention_maps.recorded(cast(UNet, engine.denoiser), POSITIONS) as recording:
         video = engine.generate(told, FRAMES, SEED, sampling=SAMPLING, tar=tar)
     seen = [one for one in recording.attentions if one.step == PASS]

@@ -7,6 +7,7 @@ OUT gets the rendered clips (2.4 GB), checkpoints, logs as JSON lines, and at th
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.mini.data.clips import rendered
@@ -18,12 +19,12 @@ from vstar_engine.config.models import model_named
 CLIPS = 4000
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.mini.train", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips to render and train on (default %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all step counts (default %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
     run, seeds = Run(model_named("mini"), args.out, args.scale), range(args.clips)

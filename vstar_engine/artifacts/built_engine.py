@@ -3,6 +3,7 @@
 <engines>/<model>-<backend>-<dtype>-<frames>-<size>-<hash>/manifest.json, unet.onnx, ...
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -219,10 +220,24 @@ class BuiltEngine:
         self.check_clip(first.pass_frames, first.size, rows_at_once(clips))
 
 
+def stated_model(folder: str | Path | None) -> str | None:
+    """Returns the model that an engine's manifest states, its files unchecked; None where there is none."""
+    if folder is None:
+        return None
+    path = Path(folder) if os.path.isdir(folder) else engines_root() / folder
+    try:
+        return str(json.loads((path / MANIFEST).read_text())["identity"]["model"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
 def _check_private(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid not in (os.getuid(), 0):
-        raise EngineError(f"{folder} belongs to another user; an engine is code, so build your own")
+        raise EngineError(
+            f"{folder} belongs to another user, number {status.st_uid}; an engine is code: run as that user, build your own, "
+            f"or trust this one by taking it over: chown -R {os.getuid()} {shlex.quote(str(folder))}"
+        )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(
             f"{folder} can be written by other users; an engine is code: chmod {PRIVATE:o} {shlex.quote(str(folder))}"

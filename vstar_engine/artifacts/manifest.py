@@ -66,9 +66,21 @@ def read_weights(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return read_manifest(path, WEIGHTS)
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}; give a folder made by `vstar-engine convert`")
+        raise CheckpointError(
+            f"no weights at {path}; give a folder made by `vstar-engine convert`, a checkpoint, a diffusers folder "
+            "or a model's id on the Hub, owner/name"
+        )
     open_tensors(path, "np")
     return {}
+
+
+def read_stated(path: Path) -> dict[str, Any]:
+    """Returns what the manifest of a folder of weights states, its files unchecked; {} for anything else."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return manifest if manifest["kind"] == WEIGHTS else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
 
 
 def open_tensors(path: Path, framework: str) -> Any:

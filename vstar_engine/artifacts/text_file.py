@@ -13,7 +13,7 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 def open_text(path: Path) -> Iterator[TextIOWrapper]:
     """Opens a file for reading in the encoding of its byte-order mark, UTF-8 without one.
 
-    Iterating gives lines that end at a newline (or CR LF), never at U+2028 and the like, which `str.splitlines` splits at.
+    Iterating yields lines that end at a newline (or CR LF), never at U+2028 and the like, which `str.splitlines` splits at.
     """
     with path.open("rb") as file:
         start = file.peek(4)[:4]

@@ -14,6 +14,7 @@ from vstar_engine.networks.denoiser import Denoiser
 from vstar_engine.networks.layers import CrossAttention
 from vstar_engine.networks.precomputed import CachedFeatures, ContextKV
 from vstar_engine.networks.step import Conditioning, NetworkCall, SamplingStep, StepInputs
+from vstar_engine.networks.streaming_unet import StreamingUNet
 from vstar_engine.networks.unet import UNet
 from vstar_engine.weights import checkpoint, key_map
 
@@ -28,13 +29,17 @@ def load(
     dtype: torch.dtype,
     spatial_attention: str = "auto",
     graphs: bool = True,
-) -> UNet:
-    """Builds the UNet and fills it from official names; on a GPU, where `graphs`, its steps replay CUDA graphs."""
+) -> UNet | StreamingUNet:
+    """Builds the UNet, or a streaming model's network, and fills it from official names.
+
+    On a GPU, where `graphs`, the steps of a UNet replay CUDA graphs.
+    """
     if device.type == "cuda":
         # the same few convolutions run in every step, so trying their algorithms out once pays
         torch.backends.cudnn.benchmark = True
     with torch.device("meta"):
-        unet = kind(device, graphs)(spec.unet, spatial_attention)
+        # a chunk's known frames are no input of a recorded step, so streaming records none
+        unet = StreamingUNet(spec, spatial_attention) if spec.streaming else kind(device, graphs)(spec.unet, spatial_attention)
     checkpoint.load(unet, weights, key_map.UNET, device=device, dtype=dtype)
     return unet.eval().requires_grad_(False)
 
@@ -50,7 +55,7 @@ class StaticStep:
     def __init__(self, unet: "RecordedUnet", step: SamplingStep):
         # tensors made outside inference mode may be written inside it and outside
         with torch.inference_mode(False):
-            inputs = StepInputs(*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in step.inputs))
+            inputs = StepInputs(*map(blank_like, step.inputs))
             kept = replace(step, inputs=inputs, calls=tuple(map(unet.blank, range(len(step.calls)), step.calls)))
         self.kept = kept
         # the closure holds no self: a dropped recording frees its memory without waiting for the garbage collector
@@ -58,7 +63,8 @@ class StaticStep:
 
     def __call__(self, unet: UNet, step: SamplingStep) -> tuple[Tensor, ...]:
         for mine, theirs in zip(self.kept.inputs, step.inputs, strict=True):
-            mine.copy_(theirs)
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
         for mine_of, call in zip(self.kept.calls, step.calls, strict=True):
             if mine_of.conditioning.contexts is not call.conditioning.contexts:
                 context_kv = mine_of.conditioning.prepared(unet.prepare_context)
@@ -144,10 +150,15 @@ class RecordedUnet(UNet):
         return any(part._forward_hooks or part._forward_pre_hooks for part in self._parts)
 
 
+def blank_like(x: Tensor | None) -> Any:
+    """Returns an uninitialised contiguous tensor of the same shape and dtype, or None for none."""
+    return None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
 def shape_of(step: SamplingStep) -> tuple[object, ...]:
     """Returns the key of a recorded step: dtype, shapes of inputs, and the rows, context and cached features of each call."""
     calls = [
         (call.rows, call.conditioning.shape, call.cached and (call.cached.stages, call.cached.features is not None))
         for call in step.calls
     ]
-    return step.dtype, *((tuple(x.shape), x.dtype) for x in step.inputs), *calls
+    return step.dtype, *(None if x is None else (tuple(x.shape), x.dtype) for x in step.inputs), *calls

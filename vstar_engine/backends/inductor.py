@@ -41,7 +41,10 @@ def has_texts_axis(artifact: BuiltEngine) -> bool:
 
 
 def check_room(package: Path) -> None:
-    """Raises OutputError where the folder for PyTorch's temporary files cannot hold the unpacked package."""
+    """Checks the folder that PyTorch unpacks a package into.
+
+    Raises OutputError where it cannot hold it, EngineError where it is mounted noexec, so that no library in it can be loaded.
+    """
     # not tempfile.gettempdir(), which falls back to another folder where this one is full
     folder = Path(os.environ.get("TMPDIR") or "/tmp")
     needed = package.stat().st_size
@@ -49,6 +52,11 @@ def check_room(package: Path) -> None:
         raise OutputError(
             f"PyTorch unpacks {package} into {folder}, which has {free // MIB} MiB free where it takes {-(-needed // MIB)}; "
             "free some, or name another folder with TMPDIR"
+        )
+    if folder.is_dir() and os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise EngineError(
+            f"PyTorch unpacks {package} into {folder} and loads it from there, which its mount forbids (noexec); "
+            "name another folder with TMPDIR"
         )
 
 

@@ -1,5 +1,6 @@
 """The UNet's ONNX file in ONNX Runtime, on the CPU or through its CUDA provider; tensors are bound in place."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.i
 # errors that a session raises for a file; these classes share no base of their own
 FAULTS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
 QUIET = 3  # errors only
+NETWORK = "unet.onnx"
 
 
 def library() -> Any:
@@ -38,12 +40,23 @@ def requirements(device: torch.device, options: Mapping[str, Any]) -> dict[str, 
     return {"device": device.type, "versions": {"onnxruntime": library().__version__}}
 
 
+def check_links(artifact: BuiltEngine) -> None:
+    """Raises EngineError where links of the engine lead the network and its weights to different folders."""
+    network, weights = (artifact.folder / name for name in (NETWORK, f"{NETWORK}.data"))
+    if weights.exists() and network.resolve().parent != weights.resolve().parent:
+        raise EngineError(
+            f"{weights} is a link out of the network's folder, which ONNX Runtime does not follow; "
+            f"copy the engine with what its links lead to: cp -rL {shlex.quote(str(artifact.folder))} NEW"
+        )
+
+
 def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> "OnnxUnet":
     """Opens the engine's UNet. Raises DeviceError without a provider for the device, EngineError for a file it cannot read."""
     runtime = library()
     provider = PROVIDERS[device.type]
     if provider not in runtime.get_available_providers():
         raise DeviceError(f"this onnxruntime has no {provider} for device {device}; install onnxruntime-gpu, or use cpu")
+    check_links(artifact)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # its thread pool is separate from PyTorch's, and spins by default
@@ -51,7 +64,7 @@ def load(artifact: BuiltEngine, *, device: torch.device, dtype: torch.dtype) -> 
     options.log_severity_level = QUIET
     where = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}
     try:
-        session = runtime.InferenceSession(str(artifact.file("unet.onnx")), options, providers=[(provider, where)])
+        session = runtime.InferenceSession(str(artifact.file(NETWORK)), options, providers=[(provider, where)])
     except tuple(getattr(runtime.capi.onnxruntime_pybind11_state, name) for name in FAULTS) as error:
         raise EngineError(f"{artifact.folder} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from error
     # a provider that cannot start is dropped for the CPU's without an error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vstar_engine.artifacts.manifest import read_stated
 from vstar_engine.config.models import DTYPE_NAMES, MODELS
 
 MIB = 2**20
@@ -13,12 +14,20 @@ MIB = 2**20
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     from vstar_engine.weights.convert import GUIDANCE, LORA_FILE, SHARD_BYTES
+    from vstar_engine.weights.converted import STORED
 
-    said = "checkpoint (.ckpt, .pt, .safetensors) in the official key naming, or a pickled LoRA (named, or T2V-Turbo's list)"
+    said = (
+        "checkpoint (.ckpt, .pt, .safetensors) in the official key naming, a diffusers folder, or a pickled LoRA (named, or "
+        "T2V-Turbo's list)"
+    )
     parser.add_argument("source", type=Path, help=said)
     parser.add_argument("out", type=Path, help=f"folder to make; of a LoRA a file that ends in {LORA_FILE}")
     parser.add_argument("--model", default="videocrafter2", help=f"one of {', '.join(MODELS)} (default %(default)s)")
-    parser.add_argument("--dtype", default="float16", help=f"stored as one of {', '.join(DTYPE_NAMES)} (default %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="float16",
+        help=f"stored as one of {', '.join(DTYPE_NAMES)}, or {STORED}: as in the source (default %(default)s)",
+    )
     parser.add_argument(
         "--shard-size", type=int, default=SHARD_BYTES // MIB, metavar="MIB", help="largest file (default %(default)s)"
     )
@@ -43,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         convert(args.source, args.out, args.model, args.dtype, args.shard_size * MIB, args.force, limit, progress)
-    files = sorted(args.out.iterdir())
-    print(f"wrote {args.out}: {len(files)} files, {sum(file.stat().st_size for file in files) / MIB:.0f} MiB in {args.dtype}")
+    files, dtype = sorted(args.out.iterdir()), read_stated(args.out)["dtype"]
+    print(f"wrote {args.out}: {len(files)} files, {sum(file.stat().st_size for file in files) / MIB:.0f} MiB in {dtype}")
     return 0

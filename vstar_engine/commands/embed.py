@@ -21,13 +21,14 @@ from vstar_engine.machine.device import DTYPES, dtype_named
 from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.embeddings import BATCH, VERSION, Embeddings, check_batch, embed
 from vstar_engine.prompting.synopsis import Synopsis
-from vstar_engine.prompting.tokenizer import tokenize
+from vstar_engine.prompting.tokenizer import tokenize, tokenizer_hash
 from vstar_engine.weights.checkpoint import text_hash
 
 from .model_options import add_text_options
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, prompts_given, synopses
 from .video_options import add_video_options
+from .weights_options import with_weights
 
 SUFFIX, INDEX = ".safetensors", "index.jsonl"
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     check_batch(args.batch)
     out, stored = Path(args.out), dtype_named(args.stored_as)
     choice = ModelChoice(args.model, args.weights, device=args.device, dtype=args.dtype)
-    spec, (device, dtype) = choice.spec, check_machine(choice)
+    device, dtype = check_machine(choice)
     given = synopses(args, prompts_given(args), args.state_count)
     if out.suffix == SUFFIX:
         check_writable(out, args.force)
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
             number = "more prompts" if few else "no prompt"
             raise ValueError(f"one file holds one bundle, but there are {number}; {out} can be a folder instead")
         given = iter(few)
+    choice = with_weights(choice, args.yes)
+    spec = choice.spec
     tensors = open_weights(spec, choice.weights)
     identity = text_hash(tensors, spec.text)
     if identity is None:
@@ -73,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> Tensor:
-        return tower(tokenize(texts).to(device))
+        return tower(tokenize(texts, spec.text).to(device))
 
     def bundles(wanted: Iterator[Synopsis]) -> Iterator[Embeddings]:
-        return embed(wanted, encode, identity, negative=args.negative, batch=args.batch, dtype=stored)
+        how = tokenizer_hash(spec.text)
+        return embed(wanted, encode, identity, how, negative=args.negative, batch=args.batch, dtype=stored)
 
     if out.suffix == SUFFIX:
         for bundle in bundles(given):

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.request import Clip, Request
+from vstar_engine.config.request import MAX_FRAMES, Clip, Request
+from vstar_engine.config.streamed import ENDLESS
 from vstar_engine.config.windows import FIFO
 from vstar_engine.engine import Engine
 from vstar_engine.loading import check_machine, load_model
@@ -21,11 +22,12 @@ from vstar_engine.prompting.synopsis import GIVEN, PROMPT, Synopsis, read_synops
 from vstar_engine.sampling.saved_state import EVERY, Checkpoint
 from vstar_engine.video import Video, check_ending, encoding
 
-from . import frame_plan
+from . import frame_plan, stream
 from .model_options import add_model_options, choice_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, printable, synopses
 from .video_options import add_video_options, clip_of, settle
+from .weights_options import with_weights
 
 # the ending of a checkpoint's name, behind that of its video
 CHECKPOINT = ".checkpoint"
@@ -51,8 +53,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help=f"write OUT{CHECKPOINT} after so many steps (default {EVERY} for clips in windows, else never); 0: never",
     )
-    parser.add_argument("--resume", action="store_true", help=f"continue from OUT{CHECKPOINT}, with the same options")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help=f"continue from OUT{CHECKPOINT} (a streaming model: OUT{stream.STATE}), with the same options",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    stream.add_options(parser)
     add_llm_options(parser)
     add_config_options(parser)
     parser.set_defaults(settle=settle)
@@ -83,7 +90,9 @@ def state_count(args: argparse.Namespace) -> int | None:
 
 def described(args: argparse.Namespace, given: list[Synopsis]) -> list[Synopsis]:
     """Returns the given synopses, or the synopsis of the prompt."""
-    return given or list(synopses(args, [args.prompt], state_count(args), args.frames))
+    endless = args.frames == ENDLESS
+    count = state_count(args) or (1 if endless else None)
+    return given or list(synopses(args, [args.prompt], count, MAX_FRAMES if endless else args.frames))
 
 
 def check_states(args: argparse.Namespace, clip: Clip, given: list[Synopsis]) -> None:
@@ -129,6 +138,14 @@ def run(args: argparse.Namespace) -> int:
     bundle = None if args.embeddings is None else Embeddings.read(args.embeddings)
     choice = choice_from(args, ModelChoice.text if bundle is None else None)
     given = given_synopses(args, bundle)
+    if choice.spec.streaming is not None:
+        clip, length = stream.clip_and_length(args, choice.spec)
+        stream.check(args, choice, clip)
+        return stream.run(args, with_weights(choice, args.yes), described(args, given), clip, length)
+    if only := stream.given(args):
+        raise ValueError(f"{', '.join(only)} is for a streaming model, and {choice.model} is none")
+    if args.frames == ENDLESS:
+        raise ValueError(f"--frames must be at least 1, and inf is for a streaming model, which {choice.model} is not")
     clip = settled(clip_of(args), choice, bundle)
     check_states(args, clip, given)
     if args.plan:
@@ -138,11 +155,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = outputs(args, len(given) or 1)
     checkpoints = [checkpoint_of(args, clip, paths[0]) for paths in files]
-    for begun in filter(None, checkpoints):
-        begun.check()
+    for kept in filter(None, checkpoints):
+        kept.check()
     if clip.plan is not None and not args.json:
         print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)
+    choice = with_weights(choice, args.yes)
+    clip = clip.fitted(choice.spec)
     if choice.engine is not None:
         choice.engine.check_requests(clip)
     memory.check(memory.Footprint.of(clip, choice.spec, dtype, text=bundle is None), device, loaded=False)

@@ -13,10 +13,12 @@ from .video_options import words_of
 
 
 def command_for(provenance: dict[str, Any]) -> str:
-    """Returns the shell command that makes a video again; DIR stands for the folder of weights."""
+    """Returns the shell command that makes a video again; DIR stands for a folder of weights that has no place on the Hub."""
     request, words = provenance["request"], ["vstar-engine", "generate"]
     words += ["--model", provenance["model"], "--device", provenance["device"], "--dtype", provenance["dtype"]]
-    if provenance["model"] not in BUNDLED:
+    if isinstance(hub := provenance.get("weights_from"), dict):
+        words += ["--weights", f"{hub.get('id')}@{hub.get('commit')}{':' + hub['file'] if hub.get('file') else ''}"]
+    elif provenance["model"] not in BUNDLED:
         words += ["--weights", "DIR"]
     words += [f"--lora={one['lora']}" for one in provenance.get("loras", ())]
     without: tuple[str, ...] = ("negative",) if request.get("negatives") else ()

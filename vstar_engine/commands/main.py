@@ -35,7 +35,8 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 a check failed; 2 a setting makes no sense; 3 bad weights; 4 the output cannot be "
     "written; 5 not enough memory; 6 no such device or dtype; 7 an optional library is missing; 8 the language "
     "model gives no answer; 9 a built engine is damaged, stale or made for something else; 10 a server cannot be "
-    "reached or refuses; 11 a server's job failed; 12 a video came out as NaN; 130 interrupted, 143 terminated."
+    "reached or refuses; 11 a server's job failed; 12 a video came out as NaN; 13 weights cannot be downloaded; "
+    "130 interrupted, 143 terminated."
 )
 BAD_SETTING, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 130, 141, 143
 # commands whose settings also come from the environment and a file
@@ -67,6 +68,8 @@ COMMANDS = {
     "serve": Command("serve videos over HTTP; jobs survive restarts", "commands.serve"),
     "inspect": Command("print the settings that made a video, and the command that makes it again", "commands.inspect"),
     "convert": Command("convert an official checkpoint to safetensors; runs no code from it", "commands.convert"),
+    "pull": Command("fetch a model's weights from the Hub and convert them once", "commands.pull"),
+    "weights": Command("list the weights that were converted into the cache, or remove some", "commands.cached_weights"),
     "verify": Command("run golden cases against this installation", "commands.verify"),
     "bench": Command("measure speed against clean baselines and the machine's limits, report, compare", "bench.commands.main"),
     "doctor": Command("show what is installed on this machine and what is missing", "commands.doctor"),

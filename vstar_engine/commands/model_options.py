@@ -1,11 +1,16 @@
 """Options for the model and the device, shared by commands."""
 
 import argparse
+from typing import Any
 
+from vstar_engine.artifacts.built_engine import stated_model
 from vstar_engine.backends import BACKENDS
 from vstar_engine.config.models import ATTENTION_NAMES, DTYPE_NAMES, MODELS
 from vstar_engine.config.sampling import FAST, FP8
 from vstar_engine.model_choice import ModelChoice
+from vstar_engine.weights.sources import model_of
+
+from .weights_options import add_yes_option
 
 
 def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> None:
@@ -17,7 +22,12 @@ def add_text_options(parser: argparse.ArgumentParser, unset: bool = False) -> No
         parser.add_argument(f"--{name}", default=None if unset else default, help=said)
 
     add("model", f"one of {', '.join(MODELS)}")
-    parser.add_argument("--weights", help="folder made by `vstar-engine convert`; not needed for mini")
+    said = (
+        "folder made by `vstar-engine convert`, checkpoint file, diffusers folder, or owner/name[@revision][:file] of the Hub; "
+        "not needed for mini, nor for a model that was pulled"
+    )
+    parser.add_argument("--weights", help=said)
+    add_yes_option(parser)
     add("device", "cpu, cuda or cuda:N")
     add("dtype", f"one of {', '.join(DTYPE_NAMES)}")
     if unset:
@@ -41,6 +51,12 @@ def fast_from(args: argparse.Namespace) -> tuple[tuple[str, ...], bool]:
     """Reads --fast: the options of sampling, each once, and whether the network is loaded in FP8."""
     named = tuple(dict.fromkeys(name for text in args.fast or () for name in text.split(",")))
     return tuple(name for name in named if name != FP8), FP8 in named
+
+
+def own_defaults(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
+    """Returns the defaults of `Sampling` that the model of options has; none for an unknown one, which is refused later."""
+    model = args.model or stated_model(args.engine) or model_of(args.weights) or ModelChoice.model
+    return MODELS[model].defaults if model in MODELS else ()
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -120,10 +120,13 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
 def _scalar(action: argparse.Action, value: Any, where: str) -> Any:
     if isinstance(value, bool | list | dict):
         raise ValueError(f"{where} must be a single value, got {value!r}")
+    if action.type is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     try:
         converted = action.type(str(value)) if callable(action.type) else str(value)
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        kind = {int: "a whole number", float: "a number"}.get(action.type)  # type: ignore[call-overload]
+        raise ValueError(f"{where} must be {kind}, got {value!r}" if kind else f"{where}: {error}") from error
     if action.choices is not None and converted not in action.choices:
         raise ValueError(f"{where} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
     return converted

@@ -18,6 +18,7 @@ from vstar_engine.weights.bundled import BUNDLED
 from .model_options import add_fast_option, add_model_options, choice_from, fast_from
 from .option_sources import add_config_options
 from .prompt_options import add_llm_options, llm_from
+from .weights_options import with_weights
 
 EXTRA = "pip install -e '.[serve]' in the clone"
 LEVELS = ("debug", "info", "warning", "error")
@@ -201,8 +202,9 @@ def run(args: argparse.Namespace) -> int:
     tracing.configure()
     choice = choice_of(args)
     if args.renderer is None:
+        choice = with_weights(choice, args.yes)
         choice.check_weights()
-    llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0])
+    llm, usual = None if args.no_synopsis else llm_from(args), Sampling.usual(fast_from(args)[0], choice.spec.defaults)
     for secret in (api_keys.ENVIRONMENT, "VSTAR_DATABASE", args.llm_key_env or ""):  # the workers inherit what is left
         os.environ.pop(secret, None)
     resolver = request_to_job.Resolver(

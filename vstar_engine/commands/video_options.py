@@ -4,13 +4,15 @@ import argparse
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from vstar_engine.config.models import MODELS
 from vstar_engine.config.request import Clip
 from vstar_engine.config.sampling import FEW_STEP, Tar, tar_of
+from vstar_engine.config.streamed import TAR_PRESET
 from vstar_engine.config.video_fields import BODY, TAR, VIDEO_FIELDS, VideoField, clip_from, fields_at, unchanged
 
-from .model_options import add_fast_option, fast_from
+from .model_options import add_fast_option, fast_from, own_defaults
 
-FAST_PATH = "sampling.fast"
+FAST_PATH, TAR_PATH = "sampling.fast", "tar"
 
 
 def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -45,11 +47,11 @@ def add_http_options(parser: argparse.ArgumentParser) -> None:
 def add_option(parser: argparse.ArgumentParser, row: VideoField, defaults: bool = True) -> None:
     """Adds the option of a setting; without `defaults` it defaults to None."""
     default, said = row.default() if defaults and not row.many else None, row.help
-    how: dict[str, Any] = {"default": None if row.follows_fast else default}
+    how: dict[str, Any] = {"default": None if row.follows_fast or row.path == TAR_PATH else default}
     if row.value_type is bool:
         how["action"] = argparse.BooleanOptionalAction
     else:
-        how |= {"type": checked(row.parse) if row.parse else row.value_type, "metavar": row.metavar}
+        how |= {"type": checked(row.parse) if row.parse else row.read or row.value_type, "metavar": row.metavar}
         how |= {"action": "extend", "nargs": "+"} if row.many else {}
         if default not in (None, ""):
             least = f", with --fast {FEW_STEP} {row.default((FEW_STEP,))}" if row.follows_fast else ""
@@ -58,11 +60,13 @@ def add_option(parser: argparse.ArgumentParser, row: VideoField, defaults: bool 
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fills in the defaults that depend on --fast."""
-    fast, _ = fast_from(args)
+    """Fills in the defaults that depend on --fast and on the model."""
+    (fast, _), own = fast_from(args), own_defaults(args)
+    spec = MODELS.get(getattr(args, "model", None) or "")
     for row in VIDEO_FIELDS:
-        if row.follows_fast and getattr(args, row.attribute) is None:
-            setattr(args, row.attribute, row.default(fast))
+        if (row.follows_fast or row.path == TAR_PATH) and getattr(args, row.attribute, 0) is None:
+            unregularised = row.path == TAR_PATH and spec is not None and spec.streaming is not None
+            setattr(args, row.attribute, TAR_PRESET if unregularised else row.default(fast, own))
 
 
 def value_of(row: VideoField, args: argparse.Namespace) -> Any:

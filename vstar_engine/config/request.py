@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
-from .sampling import STEP_CACHE, Sampling, Tar
+from .sampling import DDIM, STEP_CACHE, Sampling, Tar
 from .timeline import SPREAD_MODES, Position, parse_position, place
 from .windows import FIFO, INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_guide, check_windows, too_long
 
@@ -37,13 +37,18 @@ def _position(value: Any) -> Position:
 class Clip:
     """All settings of a video except its states.
 
-    `size` is (height, width) in pixels, None for the model's own. `mode` sets how states are interpolated over the frames
-    (`prompting.interpolation.spread`). `at` or `durations` place the states (`timeline.place`); without either they are evenly
-    spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file.
+    `frames` is 1 to 10000, more than 512 in windows alone; `seed` is 0 to 2**32 - 1. `size` is (height, width) in pixels, None
+    for the model's own. `mode` sets how states are interpolated over the frames (`prompting.interpolation.spread`). `at` places
+    the states at frames (int) or shares of the clip (float), `durations` by relative lengths (`timeline.place`); without either
+    they are evenly spaced. `negatives`, one a state, replace `negative`. `fps` is the frame rate of the file, 0.001 to 1000.
     `window` makes a clip of more frames in windows (`windows.WindowPlan`), which share `overlap` frames, merged by `blend`, in
     places that `phase` moves from step to step. `noise` says how the initial noise of frames is related; for "shared",
     `noise_share` is the variance that all frames have in common. `guide` names frames that every window attends to.
+    Raises ValueError for a value out of range or of another type.
     """
+
+    most_frames: ClassVar[int] = LONGEST
+    most_at_once: ClassVar[int] = MAX_FRAMES
 
     frames: int = 64
     seed: int = 0
@@ -71,17 +76,14 @@ class Clip:
         self._settle(durations=tuple(real("a duration", value) for value in self.durations))
         self._settle(overlap=whole("overlap", self.overlap), noise_share=real("noise_share", self.noise_share))
         self._settle(window=None if self.window is None else whole("window", self.window))
-        if not 1 <= self.frames <= LONGEST:
-            raise ValueError(f"frames must be 1 to {LONGEST}, got {self.frames}")
+        if not 1 <= self.frames <= self.most_frames:
+            raise ValueError(f"frames must be 1 to {self.most_frames}, got {self.frames}")
         check_windows(self.window, self.overlap, self.blend, self.noise, self.noise_share)
         check_guide(self.frames, self.window, self.blend, self.guide)
-        if self.pass_frames > MAX_FRAMES:
+        if self.pass_frames > self.most_at_once:
             raise ValueError(too_long(self.frames))
-        if self.plan is not None and self.blend == FIFO and (self.sampling.fast or self.sampling.steps % self.plan.window):
-            raise ValueError(
-                f"blend {FIFO} queues a frame for each step in partitions of a window, without `fast`: give a multiple of "
-                f"{self.plan.window} steps, got {self.sampling.steps}"
-            )
+        if self.plan is not None and self.blend == FIFO:
+            self._check_queue(self.plan.window)
         if self.plan is not None and STEP_CACHE in self.sampling.fast:
             raise ValueError(f"{STEP_CACHE} keeps features of one pass, so it does not compose with windows")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
@@ -92,6 +94,16 @@ class Clip:
             raise ValueError(f"fps must be 0.001 to 1000, got {self.fps}")
         if self.negatives and self.negative:
             raise ValueError("give one negative prompt for the whole video or one for each state, not both")
+
+    def _check_queue(self, window: int) -> None:
+        """Raises ValueError for settings that a queue does not take."""
+        if self.sampling.fast or self.sampling.sampler != DDIM:
+            raise ValueError(f"blend {FIFO} takes every step of {DDIM}, without `fast`, got {self.sampling.sampler}")
+        if self.sampling.steps % window:
+            raise ValueError(
+                f"blend {FIFO} queues a frame for each step, in partitions of a window: give a multiple of {window} steps, "
+                f"got {self.sampling.steps}"
+            )
 
     def _settle(self, **values: Any) -> None:
         """Puts values as they were checked in the place of those given."""
@@ -143,7 +155,10 @@ class _States:
 
 @dataclass(frozen=True)
 class Request(Clip, _States):
-    """One video to make: a clip, and the states it shows as its first field."""
+    """One video to make: a clip, and the states it shows as its first field.
+
+    Raises ValueError without a state, for more states than frames, and for states whose places do not fit the clip.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

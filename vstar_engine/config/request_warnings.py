@@ -20,6 +20,8 @@ def warn_untrained(request: Request, spec: Spec, vocabulary: Set[str], adapted: 
     """
     if FEW_STEP in request.sampling.fast and not adapted:
         warn_once(f"{FEW_STEP} is for a consistency model, and no LoRA that makes this one such is merged: expect a poor video")
+    if not spec.unet.fps_condition and request.sampling.fps_condition != type(request.sampling).fps_condition:
+        warn_once(f"model {spec.name} has no frame-rate condition: {request.sampling.fps_condition} changes nothing")
     if not vocabulary:
         return
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", " ".join([*request.states, request.negative, *request.negatives]).lower())

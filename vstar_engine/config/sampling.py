@@ -1,23 +1,28 @@
 """How a video is sampled: steps, guidance, lossy options, and temporal attention regularization."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .checked_values import real, whole
 
 TRAINING_STEPS = 1000
+# what takes the latents from one step to the next; the first is the published one
+DDIM, DPM, DPM_SDE, UNIPC = SAMPLERS = ("ddim", "dpm++2m", "dpm++2m-sde", "unipc")
+# which timesteps are taken: the published ones from 1 up, or those that end at the noisiest, 999
+LEADING, TRAILING = SPACINGS = ("leading", "trailing")
 # frames whose squares float64 divides by
 LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
 class Tar:
-    """Temporal attention regularisation: sigma in frames per UNet level (arXiv 2403.13501, eq. 3-4).
+    """Temporal attention regularisation (TAR, arXiv 2403.13501, eq. 3-4).
 
-    Level 0 is the finest. `strength` scales the Gaussian. Active while `step_index <= until_step`, counted from 0; smaller
-    sigma means more motion. Raises ValueError for a level below 0, a sigma not above 0, or a strength that is not finite.
+    `sigma` is the width of the Gaussian in frames, by UNet level; level 0 is the finest. A smaller sigma means more motion.
+    `strength` scales the Gaussian. TAR is on in the steps 0 to `until_step`, -1 for none. Raises ValueError for a level below
+    0, a sigma outside 1e-6 to 1e6, or a strength that is not finite.
     """
 
     sigma: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 8.0})
@@ -72,10 +77,13 @@ CONSISTENCY_STEPS = 50
 
 @dataclass(frozen=True)
 class Sampling:
-    """DDIM (arXiv 2010.02502) and classifier-free guidance (2207.12598) settings; the published defaults.
+    """Settings of the sampler and classifier-free guidance (arXiv 2207.12598); the defaults are the published ones.
 
-    `fps_condition` is the frame rate that conditions the network, not the one of the file. `batch_guidance` runs both guidance
-    branches in one batch instead of two passes. `fast` names lossy options of FAST.
+    `sampler` is one of SAMPLERS: DDIM (2010.02502), DPM-Solver++ 2M and its stochastic form (2211.01095), UniPC (2302.04867);
+    `spacing` is one of SPACINGS. `steps` is 1 to 1000. `eta`, 0 to 1, scales the noise that a step of DDIM adds. `guidance`
+    weights the conditional branch; 1 disables guidance. `fps_condition` is the frame rate that conditions the network, not the
+    one of the file. `batch_guidance` runs both guidance branches in one batch instead of two passes. `fast` names lossy options
+    of `FAST`. Raises ValueError for a value out of range or options that do not combine.
     """
 
     steps: int = 25
@@ -84,6 +92,8 @@ class Sampling:
     fps_condition: int = 28
     batch_guidance: bool = True
     fast: tuple[str, ...] = ()
+    sampler: str = DDIM
+    spacing: str = LEADING
 
     def __post_init__(self) -> None:
         for name in ("steps", "fps_condition"):
@@ -107,6 +117,11 @@ class Sampling:
             raise ValueError(f"{FP8} is a way to load the network, not to sample with it: Engine.load(fp8=True)")
         if GUIDANCE_INTERVAL in self.fast and self.guidance == 1.0:
             raise ValueError(f"{GUIDANCE_INTERVAL} does not compose with guidance 1, which has no guidance to leave out")
+        for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.sampler != DDIM and self.eta != 1.0:
+            raise ValueError(f"eta is a setting of {DDIM}, and {self.sampler} has none: leave it out, got {self.eta}")
         if FEW_STEP in self.fast:
             self._check_few()
 
@@ -115,6 +130,9 @@ class Sampling:
             raise ValueError(f"{FEW_STEP} takes 1 to {CONSISTENCY_STEPS} steps, got {self.steps}")
         if self.eta != 1.0:
             raise ValueError(f"{FEW_STEP} draws fresh noise for every step, which is eta 1, got {self.eta}")
+        if self.sampler != DDIM or self.spacing != LEADING:
+            own = f"{FEW_STEP} has a sampler and timesteps of its own"
+            raise ValueError(f"{own}: leave both out, got sampler {self.sampler} and spacing {self.spacing}")
         if STEP_CACHE in self.fast:
             raise ValueError(f"{STEP_CACHE} does not compose with {FEW_STEP}: its steps are too far apart")
 
@@ -125,14 +143,14 @@ class Sampling:
         return Sampling(**{"steps": 4, "guidance": 1.0, **given, "fast": fast})
 
     @staticmethod
-    def usual(fast: tuple[str, ...] = ()) -> "Sampling":
-        """Returns the default settings with `fast`."""
-        return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(fast=fast)
+    def usual(fast: tuple[str, ...] = (), own: Iterable[tuple[str, Any]] = ()) -> "Sampling":
+        """Returns the default settings with `fast`, and with a model's `own` defaults where it takes many steps."""
+        return Sampling.few(fast=fast) if FEW_STEP in fast else Sampling(**dict(own), fast=fast)
 
     @property
     def until(self) -> str:
-        """Returns TAR's default last step: the published step, or the published share of few steps."""
-        return f"{(Tar.until_step + 1) / Sampling.steps:.0%}" if FEW_STEP in self.fast else str(Tar.until_step)
+        """Returns TAR's default last step: the published step, or the published share of another number of steps."""
+        return str(Tar.until_step) if self.steps == Sampling.steps else f"{(Tar.until_step + 1) / Sampling.steps:.0%}"
 
     def guided(self, index: int) -> bool:
         """Returns whether a step, counted from 0, runs the unconditional branch too."""
@@ -185,10 +203,11 @@ def until_step(until: int | str, steps: int = 1) -> int:
 
 
 def tar_named(name: str) -> Tar | None:
-    """Looks a TAR preset up by name; ValueError lists the known ones."""
-    if name not in TAR_PRESETS:
+    """Looks a TAR preset up by name, in capitals or not; ValueError lists the known ones."""
+    presets = {preset.lower(): tar for preset, tar in TAR_PRESETS.items()}
+    if name.strip().lower() not in presets:
         raise ValueError(f"unknown TAR preset {name!r}; known presets: {', '.join(TAR_PRESETS)}")
-    return TAR_PRESETS[name]
+    return presets[name.strip().lower()]
 
 
 def tar_of(preset: str, sigma: Mapping[int, float], until: int | str, steps: int, **others: float) -> Tar | None:

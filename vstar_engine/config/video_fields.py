@@ -3,14 +3,15 @@
 A new setting is a field of `Clip`, `Sampling` or `Tar`, with its type, default and check, and a row of VIDEO_FIELDS.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
 
 from .models import parse_size
 from .request import Clip, Request
-from .sampling import FEW_STEP, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
+from .sampling import FEW_STEP, SAMPLERS, SPACINGS, TAR_PRESETS, TRAINING_STEPS, Sampling, Tar, parse_sigma, until_step
+from .streamed import frame_count
 from .timeline import SPREAD_MODES, parse_position
 from .windows import BLENDS, LONGEST, MAX_FRAMES, NOISES
 
@@ -31,7 +32,8 @@ class VideoField:
     """A setting of a video and its names.
 
     `path` is where a `Request` holds it, and its key in a file's provenance. `flag` is its option, by default the last word of
-    `path`; `parse` reads the option's text and `spell` writes it again. `kind` is a value's type, by default the declared one.
+    `path`; `parse` reads the option's text and `spell` writes it again; `read` makes the option's own value, where its type
+    does not. `kind` is a value's type, by default the declared one.
     `http` is its name in the HTTP API, behind `tar.` or `synopsis.` where it stands there; None keeps it out of the API, and
     `settable` False shows it there without taking it. `bounds` (ge, gt, le, lt) and `choices` limit what the API takes, and
     `to_http` converts a value for it.
@@ -43,6 +45,7 @@ class VideoField:
     flag: str = ""
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
+    read: Callable[[str], Any] | None = None
     spell: Callable[[Any], str] = str
     kind: Any = None
     bounds: Mapping[str, float] = field(default_factory=dict)
@@ -101,14 +104,14 @@ class VideoField:
         """Returns whether its value may be None."""
         return NoneType in get_args(self.declared.type)
 
-    def default(self, fast: tuple[str, ...] = ()) -> Any:
-        """Returns the default with lossy options `fast`; None when other settings decide it."""
+    def default(self, fast: tuple[str, ...] = (), own: Iterable[tuple[str, Any]] = ()) -> Any:
+        """Returns the default with lossy options `fast` and a model's `own`; None when other settings decide it."""
         if self.path == "tar":
             return DEFAULT_PRESET
         if self.path == "tar.until_step":
-            return Sampling.usual(fast).until
+            return Sampling.usual(fast, own).until
         if self.path.startswith("sampling."):
-            return getattr(Sampling.usual(fast), self.name)
+            return getattr(Sampling.usual(fast, own), self.name)
         return None if self.declared.default is MISSING else self.declared.default
 
     @property
@@ -146,7 +149,14 @@ VIDEO_FIELDS = [
         bounds={"gt": 0, "le": 1e6},
         http_help="length, relative to the other states'",
     ),
-    VideoField("frames", "number of frames", "num_frames", bounds={"ge": 1, "le": LONGEST}),
+    VideoField(
+        "frames",
+        "number of frames; inf with a streaming model",
+        "num_frames",
+        read=frame_count,
+        bounds={"ge": 1, "le": LONGEST},
+        http_help="number of frames",
+    ),
     VideoField(
         "window",
         f"frames of a window: makes longer clips, also above {MAX_FRAMES} frames, in windows",
@@ -173,6 +183,8 @@ VIDEO_FIELDS = [
     VideoField("sampling.steps", "number of denoising steps", "num_inference_steps", bounds={"ge": 1, "le": TRAINING_STEPS}),
     VideoField("sampling.guidance", "classifier-free guidance scale", "guidance_scale", bounds={"ge": 0, "le": 100}),
     VideoField("sampling.eta", "DDIM eta: 0 adds no noise in a step, 1 most", "eta", bounds={"ge": 0, "le": 1}),
+    VideoField("sampling.sampler", f"sampler: {', '.join(SAMPLERS)}", "sampler", choices=SAMPLERS),
+    VideoField("sampling.spacing", f"spacing of the timesteps: {', '.join(SPACINGS)}", "spacing", choices=SPACINGS),
     VideoField("sampling.fps_condition", "frame rate that conditions the model"),
     VideoField("sampling.batch_guidance", "run both guidance branches in one batch (faster) or in two passes (less memory)"),
     VideoField("sampling.fast", "lossy options that save time", "fast", settable=False),

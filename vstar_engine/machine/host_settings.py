@@ -27,7 +27,7 @@ def kept_out() -> Iterator[None]:
 
 
 def undisturbed(work: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Runs a function with the surrounding program's settings kept out."""
+    """Decorates a function to run under PyTorch's own defaults, whatever the host program has set."""
 
     @wraps(work)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Made:

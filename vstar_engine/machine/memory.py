@@ -17,7 +17,10 @@ from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Clip, rows_at_once
 from vstar_engine.config.windows import USUAL
 from vstar_engine.errors import MemoryShortage
+from vstar_engine.networks.appearance import Resampler
 from vstar_engine.networks.denoiser import Denoiser
+from vstar_engine.networks.image_encoder import ImageTower
+from vstar_engine.networks.streaming_unet import ChunkDenoiser, StreamingUNet
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import CHUNK, Vae
@@ -30,6 +33,9 @@ Network = TypeVar("Network", bound=nn.Module)
 # beyond the counted tensors: logits inside temporal attention, convolution scratch, the allocator's slack
 WORKSPACE = 384 * 2**20
 MARGIN = 1.1
+# more values a latent cell and model channel, and a pixel and VAE channel, than any model of the table holds at its peak: 26
+# (videocrafter2, float16) to 77 (mini), and 6
+UNET_BOUND, VAE_BOUND = 160, 16
 # windows that may share a call
 WINDOWS = (2, 4)
 # of a clip in windows: latents, the next and the clean ones, noise of this step and the next, the merged prediction
@@ -102,8 +108,21 @@ def in_dtype(module: Network, dtype: torch.dtype) -> Network:
 def weight_bytes(spec: Spec, dtype: torch.dtype, text: bool = True) -> int:
     """Returns the bytes of all weights, with or without the text tower."""
     with torch.device("meta"):
-        parts = [UNet(spec.unet), Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
+        parts: list[nn.Module] = [Vae(spec.vae, encoder=False), *([TextTower(spec.text)] if text else [])]
+        if spec.streaming is None:
+            parts.append(UNet(spec.unet))
+        else:
+            resampler = Resampler(spec.unet.context_dim, spec.streaming.resampler, spec.unet.image_tokens)
+            parts += [StreamingUNet(spec), ImageTower(spec.streaming.image), resampler]
     return sum(p.numel() for part in parts for p in part.parameters()) * dtype.itemsize
+
+
+def bound_bytes(request: Footprint) -> int:
+    """Returns more bytes than a step or decoding a frame ever holds; at once, where `activation_bytes` runs the networks."""
+    spec, pixels = request.spec, request.height * request.width
+    cells = request.batch * request.frames * pixels // spec.vae.factor**2
+    values = max(UNET_BOUND * cells * spec.unet.model_channels, VAE_BOUND * pixels * spec.vae.channels)
+    return int(MARGIN * values * request.dtype.itemsize) + WORKSPACE + clip_bytes(request)
 
 
 @lru_cache(maxsize=64)
@@ -114,19 +133,29 @@ def activation_bytes(request: Footprint) -> int:
     """
     spec, frames = request.spec, request.frames
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
-    text = spec.text.context_length, spec.unet.context_dim
+    text = spec.text.context_length + spec.unet.image_tokens, spec.unet.context_dim
     with without_data():
-        unet = in_dtype(UNet(spec.unet), request.dtype)
+        unet: Denoiser = in_dtype(UNet(spec.unet), request.dtype)
+        if spec.streaming is not None:
+            known = torch.empty(request.batch, 3, spec.streaming.overlap, request.height, request.width, dtype=request.dtype)
+            unet = ChunkDenoiser(in_dtype(StreamingUNet(spec), request.dtype), known)
         with LiveBytes() as denoising:
             unet(
                 torch.empty(request.batch, spec.unet.in_channels, frames, h, w, dtype=request.dtype),
                 torch.empty(request.batch, 1, dtype=torch.int64),
-                unet.prepare_context(torch.empty(request.batch, frames, *text, dtype=request.dtype)),
+                unet.prepare_context(torch.empty(request.batch, frames, *text, dtype=request.dtype)),  # type: ignore[arg-type]
                 torch.empty(request.batch, dtype=torch.int64),
                 torch.empty(1, spec.unet.levels, frames, dtype=torch.float32),
             )
-    clip = LATENTS * request.clip * spec.unet.in_channels * h * w * torch.float32.itemsize
-    return int(MARGIN * max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))) + WORKSPACE + clip
+    peak = max(denoising.peak, frame_bytes(spec, request.height, request.width, request.dtype))
+    return int(MARGIN * peak) + WORKSPACE + clip_bytes(request)
+
+
+def clip_bytes(request: Footprint) -> int:
+    """Returns the bytes of the whole clip's latents where it is made in windows, else 0."""
+    spec = request.spec
+    cells = request.clip * request.height * request.width // spec.vae.factor**2
+    return LATENTS * cells * spec.unet.in_channels * torch.float32.itemsize
 
 
 @lru_cache(maxsize=64)
@@ -174,7 +203,10 @@ def check(request: Footprint, device: torch.device, loaded: bool, kept: int = 0)
     `loaded`: the weights are in memory already; `kept`: available bytes that are reserved for others.
     """
     weights = 0 if loaded else weight_bytes(request.spec, request.dtype, request.text)
-    needed, free = weights + activation_bytes(request), available_bytes(device) - kept
+    free = available_bytes(device) - kept
+    if weights + bound_bytes(request) <= free:
+        return
+    needed = weights + activation_bytes(request)
     if needed > free:
         long = f"{request.clip} frames in windows of " if request.clip else ""
         raise MemoryShortage(

@@ -1,7 +1,8 @@
 """How many threads may compute here, and how idle ones wait. Used before PyTorch is imported: OpenMP reads its settings once.
 
 OpenMP's idle threads spin by default, for milliseconds at each of thousands of barriers. Beside a busy neighbour they so spend
-the time of the very thread that they wait for.
+the time of the very thread that they wait for. Ours spin for some microseconds and then sleep: threads that sleep at once make
+a video a fifth slower on quiet cores (`vstar-engine bench busy`).
 """
 
 import logging
@@ -16,7 +17,9 @@ log = logging.getLogger(__name__)
 
 COUNT = "OMP_NUM_THREADS"
 POLICY, PASSIVE = "OMP_WAIT_POLICY", "passive"
-SPINS = "GOMP_SPINCOUNT"
+# GNU's runtime, which PyTorch's wheels carry, spins so often before it sleeps; others take the policy, and sleep at once.
+# 300 spins are 8 microseconds on an AMD EPYC; Intel's spin is two to three times as long
+SPINS, SPIN_COUNT = "GOMP_SPINCOUNT", "300"
 # settings of OpenMP runtimes (any, GNU's, LLVM's and Intel's) that say how idle threads wait: one of them given is enough
 WAITING = (POLICY, SPINS, "KMP_BLOCKTIME", "KMP_LIBRARY")
 # of each kind of control group, the files that hold its quota and period in microseconds
@@ -51,7 +54,7 @@ def environment(base: Mapping[str, str] | None = None, root: Path = ROOT) -> dic
     """Returns an environment (default: this process's) for a process that computes on the CPU. What it has already stays."""
     found = dict(os.environ if base is None else base)
     if not any(found.get(name) for name in WAITING):
-        found[POLICY] = PASSIVE
+        found |= {POLICY: PASSIVE, SPINS: SPIN_COUNT}
     here = cores(root)
     # OpenMP counts the cores that it may run on by itself, but knows of no quota
     if not found.get(COUNT) and here.usable < here.allowed:
@@ -65,14 +68,14 @@ def prepare(root: Path = ROOT) -> None:
 
 
 def waiting() -> str | None:
-    """Returns the setting that says how idle threads wait, as NAME=VALUE; None where OpenMP's default holds."""
-    return next((f"{name}={os.environ[name]}" for name in WAITING if os.environ.get(name)), None)
+    """Returns the settings that say how idle threads wait, as NAME=VALUE; None where OpenMP's default holds."""
+    return " ".join(f"{name}={os.environ[name]}" for name in WAITING if os.environ.get(name)) or None
 
 
 def spins() -> bool:
     """Returns whether idle threads wait by spinning, as far as the environment says."""
-    found = waiting()
-    return found is None or found.casefold() in (f"{POLICY}=active".casefold(), "kmp_library=turnaround")
+    found = (waiting() or "").casefold().split()
+    return not found or f"{POLICY}=active".casefold() in found or "kmp_library=turnaround" in found
 
 
 def warn(threads: int, root: Path = ROOT) -> None:

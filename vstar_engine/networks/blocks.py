@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vstar_engine.config.models import UNetSpec
 from vstar_engine.kernels.temporal_attention import temporal_attention, temporal_attention_dense
 
+from .appearance import MixedCrossAttention
 from .layers import (
     GROUPS,
     CrossAttention,
@@ -102,11 +103,15 @@ def repeat_branches(x: Tensor, rows: int, pixels: bool = False) -> Tensor:
 
 
 class SpatialBlock(nn.Module):
-    def __init__(self, width: int, heads: int, head_dim: int, context_dim: int, attention: str):
+    def __init__(self, width: int, heads: int, spec: UNetSpec, attention: str):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (RowNorm(width) for _ in range(3))
-        self.attn1 = SelfAttention(width, heads, head_dim)
-        self.attn2 = CrossAttention(width, context_dim, heads, head_dim)
+        self.attn1 = SelfAttention(width, heads, spec.head_dim)
+        self.attn2: CrossAttention
+        if spec.image_tokens:
+            self.attn2 = MixedCrossAttention(width, spec.context_dim, heads, spec.head_dim, spec.image_tokens)
+        else:
+            self.attn2 = CrossAttention(width, spec.context_dim, heads, spec.head_dim)
         self.ff = FeedForward(width)
         self.attend = SPATIAL_ATTENTION[attention]()
 
@@ -126,7 +131,7 @@ class SpatialTransformer(nn.Module):
         self.norm = Norm(spec.norm_groups, channels, eps=1e-6)
         self.proj_in = Pointwise(channels, channels, ones)
         self.transformer_blocks = nn.ModuleList(
-            SpatialBlock(channels, heads, spec.head_dim, spec.context_dim, attention) for _ in range(spec.transformer_depth)
+            SpatialBlock(channels, heads, spec, attention) for _ in range(spec.transformer_depth)
         )
         self.proj_out = Pointwise(channels, channels, ones)
 

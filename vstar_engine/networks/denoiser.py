@@ -13,7 +13,7 @@ from .step import SamplingStep, StepInputs
 
 def update(inputs: StepInputs, predicted: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the next latents and the predicted clean latents for the predictions of a step's calls, concatenated."""
-    return guided_step(inputs.latents, predicted, inputs.plain, inputs.coefficients, inputs.noise)
+    return guided_step(inputs.latents, predicted, inputs.plain, inputs.coefficients, inputs.noise, inputs.history)
 
 
 class Denoiser:
@@ -32,7 +32,7 @@ class Denoiser:
 
     @property
     def module(self) -> nn.Module | None:
-        """The network whose weights may be replaced; None where they are part of a built engine."""
+        """Returns the network whose weights may be replaced; None where they are part of a built engine."""
         return None
 
     def prepare_context(self, *contexts: Tensor) -> ContextKV | Tensor:
@@ -41,8 +41,8 @@ class Denoiser:
         return torch.cat([context.expand(-1, frames, -1, -1) for context in contexts])
 
     def timestep_table(self, timesteps: Tensor, fps: Tensor) -> TimestepTable:
-        """Returns the timestep argument of every step: `timesteps` (steps,) for videos of frame rates `fps` (B,)."""
-        return TimestepTable(timesteps[:, None, None].expand(-1, len(fps), -1))
+        """Returns the timestep argument of every step: `timesteps` (steps,) or (steps, B) for frame rates `fps` (B,)."""
+        return TimestepTable(timesteps.reshape(len(timesteps), -1, 1).expand(-1, len(fps), -1))
 
     def predict_cached(self, given: tuple[Any, ...], cached: CachedFeatures) -> Tensor:
         """Predicts the noise for the arguments `given` of a call, reusing `cached` features, or storing them if it has none.

@@ -129,15 +129,19 @@ class CrossAttention(nn.Module):
         self.to_kv = Linear(context_dim, 2 * heads * head_dim, bias=False)
         self.to_out = nn.Sequential(Linear(heads * head_dim, width))
 
+    def project(self, context: Tensor) -> Tensor:
+        """Returns K and V side by side, (N, L, 2 * heads * head_dim), of texts (N, L, context_dim)."""
+        return self.to_kv(context)
+
     def forward(
         self,
         x: Tensor,
-        norm: LayerNorm,
+        norm: LayerNorm | None,
         context: Tensor | ContextKV,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Returns x + attention(norm(x), context), x (B*T, P, width), context (B, 1 or T, L, context_dim)."""
-        kv = context.kv[self] if isinstance(context, ContextKV) else self.to_kv(context.flatten(0, 1))
+        kv = context.kv[self] if isinstance(context, ContextKV) else self.project(context.flatten(0, 1))
         k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
         q = self.to_q(x, norm=norm).reshape(k.shape[0], -1, self.heads, self.head_dim)
         return self.to_out[0](attend(q, k, v).reshape(*x.shape[:2], -1), x)

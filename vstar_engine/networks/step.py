@@ -18,7 +18,8 @@ OnPart = Callable[[int, int], None]
 class StepInputs(NamedTuple):
     """The tensors that differ from step to step, a row for each video, all on the device.
 
-    `timestep_embedding` is a row of the network's `TimestepTable`. The rest are arguments of `UNet.forward` and `guided_step`.
+    `timestep_embedding` is a row of the network's `TimestepTable`. The rest are arguments of `UNet.forward` and `guided_step`;
+    `history` is None where no video's sampler reads earlier predictions.
     """
 
     latents: Tensor
@@ -28,6 +29,7 @@ class StepInputs(NamedTuple):
     coefficients: Tensor
     noise: Tensor
     plain: Tensor
+    history: Tensor | None = None
 
 
 @dataclass(eq=False)

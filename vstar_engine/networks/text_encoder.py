@@ -8,11 +8,11 @@ from vstar_engine.config.models import TextSpec
 
 
 class Attention(nn.Module):
-    """Causal self-attention with OpenCLIP's parameter names."""
+    """Self-attention with OpenCLIP's parameter names."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, causal: bool = True):
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -20,7 +20,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (n, heads, 77, head_dim)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -33,9 +33,9 @@ class Mlp(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, causal: bool = True):
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(width), Attention(width, heads)
+        self.ln_1, self.attn = nn.LayerNorm(width), Attention(width, heads, causal)
         self.ln_2, self.mlp = nn.LayerNorm(width), Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,6 +53,14 @@ class Transformer(nn.Module):
         return self.resblocks(x)
 
 
+class TokenEmbedding(nn.Embedding):
+    """An embedding that draws no numbers on the meta device, where that would import PyTorch's compiler, a second or more."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class TextTower(nn.Module):
     """OpenCLIP's text transformer up to its penultimate layer, then the final norm; no projection."""
 
@@ -61,7 +69,7 @@ class TextTower(nn.Module):
         self.spec = spec
         # keys of the official tower that text-to-video does not need
         self.unused = (f"transformer.resblocks.{spec.layers - 1}.", "text_projection", "logit_scale")
-        self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.token_embedding = TokenEmbedding(spec.vocab_size, spec.width)
         self.positional_embedding = nn.Parameter(torch.empty(spec.context_length, spec.width))
         self.transformer = Transformer(spec)
         self.ln_final = nn.LayerNorm(spec.width)

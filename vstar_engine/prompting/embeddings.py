@@ -105,7 +105,7 @@ class Embeddings:
             )
         for what, ours, its in (
             ("text tower", text_hash, self.text_hash),
-            ("tokenizer", tokenizer_hash(), self.tokenizer_hash),
+            ("tokenizer", tokenizer_hash(spec.text), self.tokenizer_hash),
         ):
             if ours is not None and ours != its:
                 raise CheckpointError(
@@ -143,6 +143,7 @@ def embed(
     synopses: Iterable[Synopsis],
     encode: Encode,
     text_hash: str,
+    tokenizer: str | None = None,
     *,
     negative: str = "",
     batch: int = BATCH,
@@ -165,7 +166,7 @@ def embed(
             anchors = torch.stack([known[text] for text in synopsis.states])
             negatives = torch.stack([known[text] for text in synopsis.negatives]) if synopsis.negatives else plain
             said, _ = synopsis.unwanted(negative)
-            yield Embeddings(synopsis, anchors, negatives, said, text_hash, tokenizer_hash())
+            yield Embeddings(synopsis, anchors, negatives, said, text_hash, tokenizer or tokenizer_hash())
 
     for given in synopses:
         synopsis = replace(given, negatives=given.unwanted(negative)[1])

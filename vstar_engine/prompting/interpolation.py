@@ -11,11 +11,12 @@ from vstar_engine.config.timeline import SPREAD_MODES, anchor_frames, check_anch
 
 
 def spread(anchors: Tensor, frames: int, mode: str = "linear", at: Sequence[int] | None = None) -> Tensor:
-    """Interpolates K state embeddings (K, 77, C) over the frames: (frames, 77, C).
+    """Interpolates K state embeddings (K, 77, C) over the frames: (frames, 77, C), in their dtype, on their device.
 
-    `linear` interpolates between neighbours; `ease` does with smoothed weights (3 w^2 - 2 w^3); `hold` keeps each
-    anchor until the next one's frame, the last to the end. `at` names the anchors' frames: ascending from 0, the last being
-    frames-1 unless they hold. Raises ValueError for more anchors than frames, a bad `at` or mode.
+    `linear` interpolates between neighbours, `ease` with smoothed weights (3 w^2 - 2 w^3). `hold` keeps each anchor until the
+    next one's frame, the last to the end. `at` names the anchors' frames: ascending from 0, the last being frames-1 except
+    with `hold`; by default they are evenly spaced. Raises ValueError for more anchors than frames, a bad `at` or mode.
+    Video synopsis prompting, arXiv 2403.13501.
     """
     count = len(anchors)
     if not 1 <= count <= frames:
@@ -57,3 +58,11 @@ class FrameTexts:
     def rows(self, start: int, stop: int) -> Tensor:
         """Returns the rows of frames, (1, stop - start, 77, C), equal to those of `spread`."""
         return _rows(self.anchors.float(), self.where, self.mode, start, stop)[None].to(self.dtype)
+
+
+def spread_at(anchors: Tensor, where: Sequence[int], frames: Sequence[int], mode: str = "linear") -> Tensor:
+    """Returns the rows of `spread` at some frames, (len(frames), 77, C), without the others.
+
+    `where` names the anchors' frames, ascending from 0; frames behind the last one have its state.
+    """
+    return torch.cat([_rows(anchors, where, mode, frame, frame + 1) for frame in frames])

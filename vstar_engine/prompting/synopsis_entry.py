@@ -107,6 +107,10 @@ def _remark_on_shares(at: tuple[Position, ...], where: str) -> None:
 
 
 def _duration(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         raise ValueError(f"{where}: a state's duration is a number, got {value!r}")
-    return float(value)
+    return number

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +30,12 @@ from .step_cache import StepCache
 class BatchRow(Trajectory):
     """One video of a batch, with latents (1, 4, T, h, w).
 
-    `index` is its place among the requests, `generator` draws its noise, `held` are the embeddings that the request came with.
-    `context` and `uncond_context` are (1, 1 or T, 77, C), or `FrameTexts` that those of a window are made of.
+    `index` is its place among the requests, `generator` draws its noise where no other row's does, `held` are the embeddings
+    that the request came with. `context` and `uncond_context` are (1, 1 or T, 77, C), or `FrameTexts` for those of a window.
     """
 
     index: int
-    generator: torch.Generator
+    generator: torch.Generator | None = None
     request: Request
     held: Embeddings | None
     context: Any
@@ -59,7 +60,7 @@ class BatchRow(Trajectory):
         noise = partial(torch.randn, latents.shape, generator=generator, dtype=torch.float32, pin_memory=device.type == "cuda")
         return BatchRow(
             latents.to(device),
-            Schedule.of(request.sampling),
+            Schedule.of(request.sampling, spec.noise),
             request.sampling.guidance,
             lambda step: noise(),
             index=index,
@@ -81,9 +82,10 @@ class Tables:
 
     @staticmethod
     def of(rows: Sequence[BatchRow], denoiser: Denoiser, spec: Spec) -> "Tables":
-        requests, schedule, device = [row.request for row in rows], rows[0].schedule, rows[0].latents.device
-        steps, levels = len(schedule), spec.unet.levels
-        timesteps = torch.from_numpy(schedule.timesteps[::-1].copy()).to(device)
+        requests, device = [row.request for row in rows], rows[0].latents.device
+        steps, levels = len(rows[0].schedule), spec.unet.levels
+        each = np.stack([row.schedule.timesteps[::-1] for row in rows], axis=1)
+        timesteps = torch.from_numpy(each if (each != each[:, :1]).any() else each[:, 0].copy()).to(device)
         fps = torch.tensor([request.sampling.fps_condition for request in requests], device=device)
         g = torch.stack([tar.tables(request.tar, levels, request.pass_frames, steps) for request in requests], dim=1)
         return Tables(denoiser.timestep_table(timesteps, fps), fps, g.to(device))
@@ -133,7 +135,7 @@ class Batch(SamplingLoop[BatchRow]):
             self._tables = Tables.of(self.rows, self.denoiser, self.spec)
         known, at = self._tables, self.done
         conditions = (known.timesteps.rows[at], known.fps, known.tar[at], self.coefficients())
-        inputs = StepInputs(latents, *conditions, self.noise(latents), plain)
+        inputs = StepInputs(latents, *conditions, self.noise(latents), plain, self.history())
         whole, names = (
             self.rows[0].request.sampling.whole(at),
             [self._names(rows, conditioning) for rows, conditioning in calls],

@@ -1,36 +1,66 @@
-"""The sampling loop: DDIM and consistency steps with classifier-free guidance. `sample` is a batch of one trajectory."""
+"""The sampling loop: a sampler's steps with classifier-free guidance. `sample` is a batch of one trajectory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vstar_engine.kernels.guided_step import guided_step
+from vstar_engine.config.models import V
+from vstar_engine.kernels.guided_step import COEFFICIENTS, guided_step
 
-from .schedule import Schedule
+from . import solvers
+from .schedule import HISTORY, Schedule
 
 # (latents, timestep (B,) int64, step index) -> the conditional and the unconditional noise prediction, like latents;
 # the second is None where guidance is 1
 Denoise = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
 
 
-def coefficients(schedule: Schedule, guidance: float | Tensor) -> Tensor:
-    """Returns the coefficients of `guided_step` for each step, the noisiest first: (steps, 8) float64; (steps, B, 8) for (B,).
+# the place of fresh noise among the coefficients
+SIGMA = COEFFICIENTS.index("sigma")
+
+
+def coefficients(schedule: Schedule, guidance: float | Tensor, start: int = 0) -> Tensor:
+    """Returns the coefficients of `guided_step` for each step, without the `start` noisiest, the noisiest first.
+
+    (steps, 8) float64, with HISTORY columns more for a multistep solver; (steps, B, 8 or more) for guidance (B,).
+    """
+    columns = _columns(schedule, start)
+    weight = torch.as_tensor(guidance, dtype=torch.float64).cpu()
+    walk = torch.from_numpy(columns).reshape(len(columns), *[1] * weight.dim(), -1)
+    return torch.cat([weight[..., None].expand(len(columns), *weight.shape, 1), walk.expand(-1, *weight.shape, -1)], dim=-1)
+
+
+def _columns(schedule: Schedule, start: int) -> np.ndarray:
+    """Returns the coefficients but for guidance, (steps, 7 or more) float64."""
+    noise, signal = np.sqrt(1 - schedule.alpha), np.sqrt(schedule.alpha)
+    clean = np.stack([noise, 1 / (signal * schedule.scale), schedule.out, schedule.skip], axis=-1)[::-1][start:]
+    after = solvers.columns(schedule, start) if schedule.depth else _ddim(schedule)[::-1][start:]
+    if schedule.prediction == V:
+        # x0 = alpha x - sigma v, and e = (v + sigma x0) / alpha
+        noise, signal = noise[::-1][start:], signal[::-1][start:]
+        clean[:, 0], clean[:, 1] = noise / signal, signal
+        after[:, 0] += after[:, 1] * noise / signal
+        after[:, 1] /= signal
+    return np.concatenate([clean, after], axis=-1)
+
+
+def _ddim(schedule: Schedule) -> np.ndarray:
+    """Returns kept, direction and sigma of each step, (steps, 3) float64, in ascending timestep order.
 
     e = e_u + w (e_c - e_u); x0 = (x - sqrt(1 - a) e) / sqrt(a) / scale; then
     sqrt(a_prev) scale_prev x0 + sqrt(1 - a_prev - sigma^2) e + sigma * noise (arXiv 2010.02502, eq. 12, with rescale).
+    Where the network predicts v, e is v there: x0 = (sqrt(a) x - sqrt(1 - a) v) / scale, and the noise is put as v and x0.
     With a consistency model's schedule x0 becomes out * x0 + skip * x, and sigma^2 is 1 - a_prev.
     """
     s = schedule
     direction = np.sqrt(np.maximum(1 - s.alpha_prev - s.sigma**2, 0.0))
-    inverse, kept = 1 / (np.sqrt(s.alpha) * s.scale), np.sqrt(s.alpha_prev) * s.scale_prev
-    columns = np.stack([np.sqrt(1 - s.alpha), inverse, s.out, s.skip, kept, direction, s.sigma], axis=-1)
-    weight = torch.as_tensor(guidance, dtype=torch.float64).cpu()
-    walk = torch.from_numpy(columns[::-1].copy()).reshape(len(s), *[1] * weight.dim(), -1)
-    return torch.cat([weight[..., None].expand(len(s), *weight.shape, 1), walk.expand(-1, *weight.shape, -1)], dim=-1)
+    return np.stack([np.sqrt(s.alpha_prev) * s.scale_prev, direction, s.sigma], axis=-1)
 
 
 @dataclass(eq=False)
@@ -38,7 +68,8 @@ class Trajectory:
     """Latents (B, C, T, h, w) on their way along a schedule, without its `start` noisiest steps.
 
     `guidance` is one weight or (B,). `noise` returns the noise of a step by the step's index, counted from 0 after `start`.
-    `clean` holds the clean latents predicted by the last step, `drawn` the noise of the next step.
+    `clean` holds the clean latents predicted by the last step, `drawn` the noise of the next step, and `past` what a multistep
+    solver reads of the steps before: (B, HISTORY, C, T, h, w), the newest first.
     """
 
     latents: Tensor
@@ -48,20 +79,34 @@ class Trajectory:
     start: int = 0
     clean: Tensor | None = None
     drawn: Tensor | None = None
+    past: Tensor | None = None
 
     @property
     def steps(self) -> int:
         return len(self.schedule) - self.start
 
-    def coefficients(self) -> Tensor:
-        """Returns the coefficients of `guided_step` for each step: (steps, B, 8) float64."""
+    @cached_property
+    def columns(self) -> Tensor:
+        """The coefficients of `guided_step` for each step: (steps, B, 8 or more) float64."""
         weight = torch.as_tensor(self.guidance, dtype=torch.float64).reshape(-1).expand(len(self.latents))
-        return coefficients(self.schedule, weight)[self.start :]
+        return coefficients(self.schedule, weight, self.start)
 
     def draw(self, index: int) -> None:
         """Draws the noise of a step that adds noise."""
-        if self.drawn is None and index < self.steps and self.schedule.sigma[self.steps - 1 - index] > 0:
+        if self.drawn is None and index < self.steps and self.columns[index, 0, SIGMA] > 0:
             self.drawn = self.noise(index)
+
+    def history(self) -> Tensor:
+        """Returns `past`, zeros before the first step."""
+        if self.past is None:
+            self.past = self.latents.new_zeros(len(self.latents), HISTORY, *self.latents.shape[1:])
+        return self.past
+
+    def advance(self, latents: Tensor, clean: Tensor) -> None:
+        """Takes the latents of the next step and the clean latents that this one predicted."""
+        if self.schedule.depth:
+            self.past = torch.cat([clean[:, None], self.history()[:, :-1]], dim=1)
+        self.latents, self.clean = latents, clean
 
 
 TrajectoryT = TypeVar("TrajectoryT", bound=Trajectory)
@@ -88,14 +133,25 @@ class SamplingLoop(Generic[TrajectoryT]):
         sizes = [len(row.latents) for row in self.rows]
         made = [(x,) if len(sizes) == 1 else x.split(sizes) for x in self.advance(latents)]
         for row, x, clean in zip(self.rows, *made, strict=True):
-            row.latents, row.clean = x, clean
+            row.advance(x, clean)
         self.done += 1
 
+    @property
+    def depth(self) -> int:
+        """Returns how many predictions of earlier steps some row reads."""
+        return max(row.schedule.depth for row in self.rows)
+
     def coefficients(self) -> Tensor:
-        """Returns the coefficients of `guided_step` for this step, (videos, 8)."""
+        """Returns the coefficients of `guided_step` for this step, (videos, 8 + depth): zeros for what a row does not read."""
         if self._coefficients is None:
-            self._coefficients = torch.cat([row.coefficients() for row in self.rows], dim=1).to(self.rows[0].latents)
+            width = len(COEFFICIENTS) + self.depth
+            every = [F.pad(row.columns, (0, width - row.columns.shape[-1])) for row in self.rows]
+            self._coefficients = torch.cat(every, dim=1).to(self.rows[0].latents)
         return self._coefficients[self.done]
+
+    def history(self) -> Tensor | None:
+        """Returns the clean latents that earlier steps predicted, (videos, depth, ...), or None where no row reads them."""
+        return torch.cat([row.history() for row in self.rows]) if self.depth else None
 
     def noise(self, latents: Tensor) -> Tensor:
         """Returns the noise of this step on the device, zeros for rows whose step adds none."""
@@ -127,7 +183,7 @@ class Sampler(SamplingLoop[Trajectory]):
             eps = cond
         else:
             eps, plain = torch.cat([cond, uncond]), plain + len(latents)
-        return guided_step(latents, eps, plain, self.coefficients(), self.noise(latents))
+        return guided_step(latents, eps, plain, self.coefficients(), self.noise(latents), self.history())
 
 
 def sample(
@@ -139,10 +195,13 @@ def sample(
     noise: Tensor | Callable[[int], Tensor] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Denoises `latents` (B, C, T, H, W) float32, yielding (index, timestep, latents, pred_x0) after every step.
+    """Denoises `latents` (B, C, T, H, W) float32; yields (index, timestep, latents, pred_x0) after every step.
 
-    guidance is a number or (B,), used as e_u + w (e_c - e_u); noise is the tape (steps, *latents.shape), a function of the
-    step's index, or None to draw it on the CPU; `start` skips that many of the noisiest steps. The index counts from 0.
+    `index` counts from 0. `pred_x0` are the clean latents that the step predicts; both are like `latents`.
+    `denoise` returns the conditional and the unconditional noise. `guidance` is a number or (B,): e_u + w (e_c - e_u).
+    `noise` is (steps, *latents.shape), a function of the step's index, or None to draw it on the CPU. `start` skips that many
+    of the noisiest steps. Raises ValueError for a `start` that leaves no step. DDIM, arXiv 2010.02502, eq. 12; classifier-free
+    guidance, arXiv 2207.12598.
     """
     if not 0 <= start < len(schedule):
         raise ValueError(f"start must be 0 to {len(schedule) - 1} for {len(schedule)} steps, got {start}")

@@ -34,7 +34,8 @@ def calibrate(unet: UNet, spec: Spec, encode: Encode) -> dict[str, float]:
         cond, uncond = (unet(x.to(dtype), timestep[:, None], text, fps, g).float() for text in (states, negative))
         return cond, uncond
 
+    schedule = Schedule.ddim(STEPS, noise=spec.noise)
     with watched(unet) as largest:
-        for _ in sample(denoise, Schedule.ddim(STEPS), tape[0].to(device), guidance=Sampling.guidance, noise=tape[1:]):
+        for _ in sample(denoise, schedule, tape[0].to(device), guidance=Sampling.guidance, noise=tape[1:]):
             pass
     return largest

@@ -72,6 +72,7 @@ def machine_of(batch: Batch) -> dict[str, Any]:
 
 def save(path: Path, row: BatchRow, done: int, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     """Writes a checkpoint of a row after `done` steps; the file is whole or the one before."""
+    assert row.generator is not None
     tensors = {GENERATOR: row.generator.get_state()}
     for one in fields(Trajectory):
         if isinstance(value := getattr(row, one.name), Tensor):
@@ -150,6 +151,7 @@ def restore(saved: SavedState, batch: Batch, identity: Mapping[str, Any]) -> Non
         raise ValueError(f"the checkpoint is of another request ({changed}); give the same options, or leave out --resume")
     if other:
         raise ValueError(f"the checkpoint was made with another {', '.join(other)}; leave out --resume to begin")
+    assert row.generator is not None
     row.generator.set_state(saved.tensors[GENERATOR])
     for one in fields(Trajectory):
         held = getattr(row, one.name)

@@ -1,26 +1,34 @@
 """The noise schedule: betas, alpha_bar, the dynamic rescale, DDIM's and consistency models' timesteps, all in float64."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vstar_engine.config.sampling import CONSISTENCY_STEPS, FEW_STEP, TRAINING_STEPS, Sampling
+from vstar_engine.config.models import EPS, NoiseSpec, V
+from vstar_engine.config.sampling import CONSISTENCY_STEPS, DDIM, FEW_STEP, LEADING, TRAILING, TRAINING_STEPS, Sampling
 
-BETA_START, BETA_END = 0.00085, 0.012
 SCALE_END, SCALE_STEPS, SCALE_ENTRIES = 0.7, 400, 1400
 # boundary condition of latent consistency models: the data's standard deviation, and the scale of timesteps
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
+# predicted clean latents of earlier steps that a multistep solver's update reads
+HISTORY = 2
+PUBLISHED = NoiseSpec()
 
 
-def betas() -> np.ndarray:
+def betas(noise: NoiseSpec = PUBLISHED) -> np.ndarray:
     """Returns the 1000 training betas: linear in their square roots, float64."""
-    return np.linspace(BETA_START**0.5, BETA_END**0.5, TRAINING_STEPS) ** 2
+    return np.linspace(noise.beta_start**0.5, noise.beta_end**0.5, TRAINING_STEPS) ** 2
 
 
-def alpha_bar() -> np.ndarray:
+def alpha_bar(noise: NoiseSpec = PUBLISHED) -> np.ndarray:
     """Returns the cumulative products of 1 - beta, (1000,) float64."""
-    return np.cumprod(1.0 - betas())
+    return np.cumprod(1.0 - betas(noise))
+
+
+def scales(noise: NoiseSpec = PUBLISHED) -> np.ndarray:
+    """Returns what clean latents are scaled by at each training timestep, (1000,) float64: the dynamic rescale, or ones."""
+    return scale_arr()[:TRAINING_STEPS] if noise.rescale else np.ones(TRAINING_STEPS)
 
 
 def scale_arr() -> np.ndarray:
@@ -50,11 +58,17 @@ def buffers() -> dict[str, np.ndarray]:
     }
 
 
-def ddim_timesteps(steps: int) -> np.ndarray:
-    """Returns exactly `steps` ascending timesteps in 0..999; for divisors of 1000 the published 1, 1 + 1000/steps, ..."""
+def ddim_timesteps(steps: int, spacing: str = LEADING, shift: int = 1) -> np.ndarray:
+    """Returns exactly `steps` ascending timesteps in 0..999.
+
+    Leading: for divisors of 1000 the published 1, 1 + 1000/steps, ..., of a model whose timesteps are shifted by 1. Trailing:
+    1000/steps - 1, ..., 999 (arXiv 2305.08891).
+    """
     if not 1 <= steps <= TRAINING_STEPS:
         raise ValueError(f"steps must be 1 to {TRAINING_STEPS}, got {steps}")
-    offset = min(1, TRAINING_STEPS - steps)  # all thousand only fit without the published shift by one
+    if spacing == TRAILING:
+        return np.round(np.arange(1, steps + 1) * (TRAINING_STEPS / steps)).astype(np.int64) - 1
+    offset = min(shift, TRAINING_STEPS - steps)  # all thousand only fit without the published shift by one
     return np.arange(steps) * TRAINING_STEPS // steps + offset
 
 
@@ -69,9 +83,12 @@ def consistency_timesteps(steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The constants of one sampling run, (steps,) float64 in ascending timestep order; sampling goes through them backwards.
+    """The constants of one sampling run, (steps,) float64 each, in ascending order of timesteps; sampling goes backwards.
 
-    A consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; for DDIM out = 1 and skip = 0.
+    `alpha` and `alpha_prev` are the cumulative alphas of a step and of the one after it, `scale` and `scale_prev` the dynamic
+    rescale. `sigma` is the standard deviation of the noise that a step of DDIM adds, which other samplers do not read. A
+    consistency model's x0 is `out` times the predicted x0 plus `skip` times the latents; else out = 1 and skip = 0.
+    `prediction` is what the network predicts, as in `NoiseSpec`.
     """
 
     timesteps: np.ndarray
@@ -82,48 +99,68 @@ class Schedule:
     scale_prev: np.ndarray
     skip: np.ndarray
     out: np.ndarray
+    prediction: str = EPS
+    sampler: str = DDIM
+
+    def __post_init__(self) -> None:
+        if self.prediction == V and (self.scale != 1).any():
+            raise ValueError("a network that predicts v is known without the dynamic rescale only, and this schedule has it")
 
     @staticmethod
-    def of(sampling: Sampling) -> "Schedule":
-        """Builds the schedule for sampling settings."""
+    def of(sampling: Sampling, noise: NoiseSpec = PUBLISHED) -> "Schedule":
+        """Builds the schedule for sampling settings and a model's noise."""
         if FEW_STEP in sampling.fast:
-            return Schedule.consistency(sampling.steps)
-        return Schedule.ddim(sampling.steps, eta=sampling.eta)
+            return Schedule.consistency(sampling.steps, noise)
+        schedule = Schedule.ddim(sampling.steps, eta=sampling.eta, spacing=sampling.spacing, noise=noise)
+        return replace(schedule, sampler=sampling.sampler)
 
     @staticmethod
-    def ddim(steps: int | None = None, timesteps: Sequence[int] | np.ndarray | None = None, eta: float = 1.0) -> "Schedule":
-        """Builds a DDIM schedule (arXiv 2010.02502, eq. 16) from a number of steps or from explicit timesteps.
+    def ddim(
+        steps: int | None = None,
+        timesteps: Sequence[int] | np.ndarray | None = None,
+        eta: float = 1.0,
+        spacing: str = LEADING,
+        noise: NoiseSpec = PUBLISHED,
+    ) -> "Schedule":
+        """Builds a DDIM schedule (arXiv 2010.02502, eq. 16) from a number of steps, spaced so, or from explicit timesteps.
 
         Raises ValueError unless exactly one of both is given and the timesteps ascend within 0..999.
         """
         if (steps is None) == (timesteps is None):
             raise ValueError("give either steps or timesteps, not both and not neither")
         if steps is not None:
-            taken = ddim_timesteps(steps)
+            taken = ddim_timesteps(steps, spacing, noise.offset)
         else:
             taken = np.asarray(timesteps, dtype=np.int64)
             if taken.ndim != 1 or not len(taken) or taken[0] < 0 or taken[-1] >= TRAINING_STEPS or (np.diff(taken) <= 0).any():
                 raise ValueError(f"timesteps must ascend within 0..{TRAINING_STEPS - 1}, got {taken.tolist()}")
-        every_alpha, every_scale = alpha_bar(), scale_arr()
+        every_alpha, every_scale = alpha_bar(noise), scales(noise)
         alpha, scale = every_alpha[taken], every_scale[taken]
-        alpha_prev = np.append(every_alpha[0], alpha[:-1])
+        alpha_prev = np.append(1.0 if noise.last_is_clean else every_alpha[0], alpha[:-1])
         scale_prev = np.append(every_scale[0], scale[:-1])
         sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * np.maximum(1 - alpha / alpha_prev, 0.0))
-        return Schedule(taken, alpha, alpha_prev, sigma, scale, scale_prev, np.zeros(len(taken)), np.ones(len(taken)))
+        skip, out = np.zeros(len(taken)), np.ones(len(taken))
+        return Schedule(taken, alpha, alpha_prev, sigma, scale, scale_prev, skip, out, noise.prediction)
 
     @staticmethod
-    def consistency(steps: int) -> "Schedule":
+    def consistency(steps: int, noise: NoiseSpec = PUBLISHED) -> "Schedule":
         """Builds the multistep schedule of a latent consistency model (arXiv 2310.04378, algorithm 3).
 
         Every step predicts the clean latents; all but the last then add the full noise of the next timestep.
         """
         taken = consistency_timesteps(steps)
-        alpha, scale = alpha_bar()[taken], scale_arr()[taken]
+        alpha, scale = alpha_bar(noise)[taken], scales(noise)[taken]
         alpha_prev, scale_prev = np.append(1.0, alpha[:-1]), np.append(1.0, scale[:-1])
         scaled = TIMESTEP_SCALING * taken
         skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
         out = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
-        return Schedule(taken, alpha, alpha_prev, np.sqrt(1 - alpha_prev), scale, scale_prev, skip, out)
+        sigma = np.sqrt(1 - alpha_prev)
+        return Schedule(taken, alpha, alpha_prev, sigma, scale, scale_prev, skip, out, noise.prediction)
+
+    @property
+    def depth(self) -> int:
+        """Returns how many predictions of earlier steps its sampler reads."""
+        return 0 if self.sampler == DDIM else HISTORY
 
     def __len__(self) -> int:
         return len(self.timesteps)

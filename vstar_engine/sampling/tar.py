@@ -9,7 +9,8 @@ from vstar_engine.config.sampling import Tar
 def toeplitz(frames: int, sigma: float, strength: float = 1.0) -> Tensor:
     """Returns g[d] = strength * exp(-d^2 / (2 sigma^2)) for frame distances d = 0 .. frames-1.
 
-    (frames,) float32, computed in float64 (arXiv 2403.13501, eq. 4). Raises ValueError for a bad length or sigma.
+    `sigma` is in frames. The result is (frames,) float32 on the CPU, computed in float64 (arXiv 2403.13501, eq. 4). Raises
+    ValueError for a length below 1 or a sigma that is not a finite number above 0.
     """
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
@@ -19,9 +20,10 @@ def toeplitz(frames: int, sigma: float, strength: float = 1.0) -> Tensor:
 
 
 def table(tar: Tar | None, levels: int, frames: int, step: int) -> Tensor:
-    """Returns the (1, levels, frames) float32 rows of one sampling step; zeros are plain attention.
+    """Returns the rows of one sampling step, (1, levels, frames) float32 on the CPU.
 
-    Raises ValueError when `tar` names a level the network does not have.
+    A row is `toeplitz` of its level; zeros, for other levels, without TAR and after `until_step`, are plain attention. `step`
+    counts from 0. Raises ValueError when `tar` names a level that the network does not have.
     """
     rows = torch.zeros(1, levels, frames, dtype=torch.float32)
     if tar is None:

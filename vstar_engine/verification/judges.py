@@ -25,6 +25,7 @@ from vstar_engine.sampling.tar import toeplitz
 from vstar_engine.video import to_bytes
 from vstar_engine.weights import checkpoint, key_map, official_config
 
+from . import streaming_judges
 from .blend_judges import BLEND_KINDS
 from .case import Finding, Judge
 
@@ -307,5 +308,6 @@ KINDS: dict[str, Callable[[Judge], None]] = {
     "vae": _vae,
     "text_encoder": _text_encoder,
     "end_to_end": _end_to_end,
+    **streaming_judges.KINDS,
     **BLEND_KINDS,
 }

@@ -104,11 +104,13 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[str]:
-    """Fills every parameter of UNet, Vae, TextTower or one of their blocks, one at a time, convolutions channels-last.
+    """Fills every parameter of a UNet, Vae, TextTower or one of their blocks, one at a time.
 
-    source: a path (converted folder, safetensors file) or a mapping of official names to tensors or arrays; only names under
-    `prefix` count. The module may lie on the meta device. Returns the official names that this module does not need.
-    Raises CheckpointError for a missing, unknown, misshapen or non-finite tensor.
+    `source` is a path (a converted folder or a safetensors file), or a mapping of official names to tensors or arrays; only
+    names under `prefix` count. The module may lie on the meta device. `device` and `dtype` default to the module's own, the
+    CPU for one without data. Convolutions are held channels-last. Returns the official names that the module does not need.
+    Raises CheckpointError for a missing, unknown, misshapen or non-finite tensor, and for integers and FP8, whose scales are
+    not read.
     """
     tensors = source if isinstance(source, Mapping) else Weights(source)
     where = f"the mapping under {prefix!r}" if isinstance(source, Mapping) else str(source)
@@ -172,9 +174,8 @@ def _place(
 ) -> None:
     where = torch.device("cpu") if device is None and old.is_meta else (device or old.device)
     new = torch.empty(old.shape, dtype=dtype or old.dtype, device=where, memory_format=memory_format(old.dim()))
-    rows = old.shape[0] // len(parts) if old.dim() else 1
-    for i, part in enumerate(parts):
-        new[i * rows : (i + 1) * rows].copy_(part)
+    for piece, part in zip(new.chunk(len(parts)) if new.dim() else (new,), parts, strict=True):
+        piece.copy_(part)
     check_finite(name, new)
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, nn.Parameter(new, requires_grad=old.requires_grad))

@@ -5,8 +5,9 @@ damaged file can neither run code nor fill the machine.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vstar_engine.artifacts.file_kind import PICKLE, SAFETENSORS, weight_kind
 from vstar_engine.artifacts.files import check_writable, write_aside
@@ -15,6 +16,8 @@ from vstar_engine.config import models
 from vstar_engine.errors import CheckpointError
 from vstar_engine.machine.device import dtype_named
 
+from .converted import STORED
+from .diffusers_files import INDEX, is_layout, used_files
 from .watched_child import run_watched
 
 LORA_FILE = ".safetensors"  # an output of this ending is a LoRA
@@ -33,21 +36,28 @@ def convert(
     force: bool = False,
     memory_limit: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Converts an official checkpoint (.ckpt, .pt or .safetensors) to a folder that `Engine.load` reads.
+    """Converts an official checkpoint (.ckpt, .pt or .safetensors) or a diffusers folder to a folder that `Engine.load` reads.
 
-    `on_progress` hears (tensors done, tensors in all). Raises CheckpointError with one sentence for whatever is wrong with the
-    file, OutputError when `out` cannot be written; nothing is left behind then.
+    `dtype` "stored" keeps the source's. `about` goes into the manifest, to the source's name and sha256. `on_progress` is
+    called with (tensors done, tensors in all). Raises CheckpointError for a source that cannot be converted and OutputError
+    when `out` cannot be written; neither leaves anything behind.
     """
     models.model_named(model)
-    dtype_named(dtype)
+    if dtype != STORED:
+        dtype_named(dtype)
     if shard_bytes < 2**20:
         raise ValueError(f"a shard must be at least {2**20} bytes, got {shard_bytes}")
+    if source.is_dir() and not is_layout(source):
+        raise CheckpointError(f"{source} is a folder without {INDEX}; a diffusers folder has one, or give a checkpoint file")
     limit = memory_limit or child_limit(source)
     check_writable(out, force, made=(MANIFEST, "model*.safetensors"))
     with write_aside(out, folder=True) as aside:
         arguments = {"source": str(source.absolute()), "out": str(aside), "model": model, "dtype": dtype}
-        run_watched("convert_child", {**arguments, "shard_bytes": shard_bytes}, source, limit, on_progress)
+        run_watched(
+            "convert_child", {**arguments, "shard_bytes": shard_bytes, "about": dict(about or {})}, source, limit, on_progress
+        )
         if not (aside / MANIFEST).is_file():
             raise CheckpointError(f"the conversion of {source} ended without a {MANIFEST}, so nothing is kept of it")
     return out
@@ -82,4 +92,6 @@ def convert_lora(
 
 def child_limit(source: Path) -> int:
     """Returns the child's memory limit in bytes: a zip or safetensors file is mapped, an old-style pickle is held whole."""
-    return CHILD_BYTES + (source.stat().st_size if weight_kind(source) == PICKLE else 0)
+    read = used_files(source) if source.is_dir() else [source]
+    held = (path for path in read if path.suffix != ".json" and path.suffix != ".txt")
+    return CHILD_BYTES + sum(path.stat().st_size for path in held if weight_kind(path) == PICKLE)

@@ -35,7 +35,7 @@ def module_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     for name, parameter in module.named_parameters():
         names = official_names(name)
         for official in names:
-            shapes[official] = (parameter.shape[0] // len(names), *parameter.shape[1:])
+            shapes[official] = (parameter.shape[0] // len(names), *parameter.shape[1:]) if parameter.dim() else ()
     return shapes
 
 

@@ -26,6 +26,7 @@ from vstar_engine.errors import CheckpointError
 from vstar_engine.networks.unet import UNet
 
 from .checkpoint import Weights, check_dtype, check_finite, listing
+from .diffusers_names import unet_names
 from .key_map import UNET, module_shapes
 from .lora_configuration import BESIDE, TEXT, Configuration, configuration_of
 from .wrappers import without_wrappers
@@ -38,7 +39,11 @@ PART = re.compile(
     r"\.lora_(?P<a>down|up|A|B)(?:\.(?P<adapter>.+))?\.weight|[._]lora(?:_linear_layer)?\.(?P<b>down|up)\.weight|\.(?P<c>alpha))"
 )
 PARTS = {"A": "down", "B": "up"}
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "pipe.", "pipeline.", "unet.", "lora_unet_")
+# what trainers call the denoiser, and what holds it
+PREFIXES = (
+    *("base_model.model.", "model.", "diffusion_model.", "pipe.", "pipeline."),
+    *("unet.", "transformer.", "denoiser.", "lora_unet_", "lora_transformer_", "lycoris_"),
+)
 # what other tensors belong to; the first that fits is named
 OTHERS = {
     r"modules_to_save": "whole layers (modules_to_save)",
@@ -52,18 +57,6 @@ GUIDED = "guided"
 IN_FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 # letters of a layer's name that no other network has by chance
 MANY = 20
-RESIDUAL = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_out": "out.2",
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ class Layer:
     scale: float
 
     def delta(self, shape: torch.Size) -> Tensor:
-        """The change of a weight of `shape`, float32."""
+        """Returns the change of a weight of `shape`, float32."""
         return (self.scale * (self.up.flatten(1).float() @ self.down.flatten(1).float())).reshape(shape)
 
 
@@ -184,7 +177,7 @@ class Lora:
 
 
 def bare(layer: str) -> str:
-    """A layer's name without the prefixes of the formats and with underscores for dots."""
+    """Returns a layer's name without the prefixes of the formats and with underscores for dots."""
     layer = without_wrappers(layer)
     while prefix := next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None):
         layer = layer.removeprefix(prefix)
@@ -193,38 +186,15 @@ def bare(layer: str) -> str:
 
 
 def layer_shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
-    """The official names of the layers with a matrix or a kernel, and its shape."""
+    """Returns the official names of the layers with a matrix or a kernel, and its shape."""
     with torch.device("meta"):
         shapes = module_shapes(UNet(spec))
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}
 
 
 def names(spec: UNetSpec, layers: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """All names of layers -> the official one: themselves, and diffusers' for the parts that an image UNet has too."""
-    blocks = {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
-    blocks["middle_block.3"] = "mid_block.resnets.1"
-    row = spec.num_res_blocks + 1
-    for level in range(spec.levels):
-        for i in range(row):
-            down, up = f"input_blocks.{1 + level * row + i}", f"output_blocks.{level * row + i}"
-            if i < spec.num_res_blocks:
-                blocks |= {f"{down}.0": f"down_blocks.{level}.resnets.{i}", f"{down}.1": f"down_blocks.{level}.attentions.{i}"}
-            blocks |= {f"{up}.0": f"up_blocks.{level}.resnets.{i}", f"{up}.1": f"up_blocks.{level}.attentions.{i}"}
-        blocks[f"input_blocks.{(level + 1) * row}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-    found = {layer: layer for layer in layers} | {name: layer for name, layer in ENDS.items() if layer in layers}
-    inner = {official: name for name, official in RESIDUAL.items()}
-    for layer in layers:
-        if layer in blocks:
-            found[blocks[layer]] = layer
-            continue
-        block, rest = ".".join(layer.split(".")[:3]), ".".join(layer.split(".")[3:])
-        if layer.startswith("middle_block"):
-            block, rest = ".".join(layer.split(".")[:2]), ".".join(layer.split(".")[2:])
-        if rest == "conv" and layer.startswith("output_blocks"):
-            found[f"up_blocks.{int(layer.split('.')[1]) // row}.upsamplers.0.conv"] = layer
-        elif block in blocks and (rest in inner or "attentions" in blocks[block]):
-            found[f"{blocks[block]}.{inner.get(rest, rest)}"] = layer
-    return found
+    """Returns every name of a layer -> the official one: itself, and diffusers' of the 3-D and the image UNet."""
+    return {layer: layer for layer in layers} | {name: layer for layer, name in unet_names(spec, layers).items()}
 
 
 def _file_in(path: Path) -> Path:

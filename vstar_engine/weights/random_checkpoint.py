@@ -20,6 +20,7 @@ from vstar_engine.config.models import Spec
 from vstar_engine.sampling import schedule
 
 from .key_map import official_shapes
+from .streaming_keys import published_shapes
 
 PIECE_BYTES = 2**22
 
@@ -37,7 +38,8 @@ def tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 def write(spec: Spec, path: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
     """Writes {"state_dict": ...} with every official tensor, never holding more than one of them."""
-    shapes, buffers = official_shapes(spec), schedule.buffers()
+    shapes = official_shapes(spec) if spec.streaming is None else published_shapes(spec)
+    buffers = schedule.buffers()
     with FakeTensorMode():
         empty = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
     with write_aside(path) as aside:

@@ -1,4 +1,4 @@
-"""A child process that reads a file we do not trust: started, watched, and heard on a pipe of its own.
+"""A child process that reads a file we do not trust: started, watched, and read by a pipe of its own.
 
 What else the child prints (a `sitecustomize` that greets, a library's banner) is no answer: answers come by the pipe alone, and
 a failure is also the exit code.

@@ -76,6 +76,9 @@ def state_dict_in(content: Any, where: str, hint: str = "") -> dict[str, Tensor]
         averages = [str(name) for name, value in content.items() if "ema" in str(name).lower() and isinstance(value, Mapping)]
         if averages:
             log.warning("%s also holds %s: %s is taken, not it", where, averages[0], held[0])
+        beside = [str(name) for name in content if name != held[0] and str(name) not in averages]
+        if beside:
+            log.warning("%s also holds %s, which stay unread", where, ", ".join(beside))
         content = content[held[0]]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{where} holds no state dict but {type(content).__name__}{hint}")

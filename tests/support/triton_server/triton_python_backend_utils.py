@@ -74,18 +74,18 @@ class Client:
         self.tensors = {"STATES": np.array([state.encode() for state in states], dtype=object)}
         if settings is not None:
             self.tensors["SETTINGS"] = np.array([settings.encode()], dtype=object)
-        self.patience, self.heard, self.finals = patience, [], 0
+        self.patience, self.received, self.finals = patience, [], 0
 
     def get_response_sender(self):
         return self
 
     def is_cancelled(self):
-        return self.patience is not None and len(self.heard) >= self.patience
+        return self.patience is not None and len(self.received) >= self.patience
 
     def send(self, response=None, flags=0):
         self.finals += flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if response is not None:
-            self.heard.append(response)
+            self.received.append(response)
 
 
 def get_input_tensor_by_name(request, name):

@@ -29,7 +29,7 @@ def cases() -> list[dict[str, int]]:
 
 
 def measured(engine: Engine, case: dict[str, int], sampling: Sampling, until: int) -> Row:
-    """The row of a video: of each attention, in the network's order, what its rows were at every step up to `until`."""
+    """Returns the row of a video: of each attention, in the network's order, what its rows were at every step up to `until`."""
     story, tar = STORIES[case["story"]], Tar(PAPER, until_step=until)
     seed = 1000 * case["story"] + case["seed"]
     with attention_maps.recorded(engine.denoiser, POSITIONS) as recording:  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def run(path: Path, sampling: Sampling, until: int, limit: int | None) -> None:
 
 
 def numbered(found: list[Row]) -> dict[str, list[int]]:
-    """The attentions of each level, then each by itself, by name."""
+    """Returns the attentions of each level, then each by itself, by name."""
     levels = [attention["level"] for attention in found[0]["attentions"]]
     named = {f"level {level}": [i for i, one in enumerate(levels) if one == level] for level in sorted(set(levels))}
     one_by_one = {f"level {level}, transformer {i // 2 + 1}, attn{i % 2 + 1}": [i] for i, level in enumerate(levels)}
@@ -66,7 +66,7 @@ def numbered(found: list[Row]) -> dict[str, list[int]]:
 
 
 def line(found: list[Row], which: list[int]) -> list[str]:
-    """Mean row maximum over stories, its lowest and highest step, and the share above 0, of some attentions at each length."""
+    """Returns the mean row maximum of attentions at each length, its lowest and highest step, and the share above 0."""
     cells = []
     for frames in LENGTHS:
         taken = [row for row in found if row["case"]["frames"] == frames]

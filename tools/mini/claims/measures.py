@@ -23,7 +23,7 @@ def spread(frames: int, states: int) -> np.ndarray:
 
 
 def in_order(nearest: np.ndarray, states: int) -> int:
-    """How many of the states 0, 1, ... are visited one after the other (the longest rising sequence, each state once)."""
+    """Returns how many of the states 0, 1, ... are visited in order: the longest rising sequence, each state once."""
     best = np.zeros(states + 1, int)
     for state in nearest:
         best[state + 1] = max(best[state + 1], best[: state + 1].max() + 1)
@@ -31,7 +31,7 @@ def in_order(nearest: np.ndarray, states: int) -> int:
 
 
 def held(nearest: np.ndarray, due: np.ndarray) -> float:
-    """How well the frames hold the states in order, 0 to 1: of all divisions into stretches, one a state, the best.
+    """Returns how well the frames hold the states in order, 0 to 1: of all divisions into stretches, one a state, the best.
 
     A state counts by the share of its stretch that shows it, the stretch taken as no shorter than the `due` frames that the
     synopsis gives it; so frames that flicker between states hold none for long, as in_order would have it.
@@ -47,7 +47,7 @@ def held(nearest: np.ndarray, due: np.ndarray) -> float:
 
 
 def alignment(read: Shares, told: list[Shares], weights: np.ndarray) -> float:
-    """Overlap of what is read with what the states say at each frame, mean over the factors they tell."""
+    """Returns the overlap of what the probe reads in each frame with what its states describe, mean over their factors."""
     said = {name: weights @ np.stack([state[name] for state in told]) for name in told[0]}
     return float(np.mean([np.minimum(read[name], shares).sum(1).mean() for name, shares in said.items()]))
 
@@ -74,7 +74,7 @@ def over_time(matrix: np.ndarray) -> dict[str, Any]:
 
 
 def measure(reader: probe.Probe, story: Story, frames: np.ndarray) -> dict[str, Any]:
-    """All numbers of one video, and as `nearest` the state that every frame is nearest to, a digit each."""
+    """Returns all numbers of one video, and as `nearest` the state that every frame is nearest to, a digit each."""
     images = to_network(frames)
     with torch.inference_mode():
         read = {name: shares.exp().numpy() for name, shares in reader(images).items()}

@@ -16,12 +16,12 @@ def key(content: Row) -> str:
 
 
 def bundled_weights() -> str:
-    """The name of the bundled weights, as an engine gives it."""
+    """Returns the name of the bundled weights, as an engine states it."""
     return str(read_manifest(bundled.FOLDER / "mini", WEIGHTS)["source"]["sha256"])
 
 
 def rows(path: Path) -> list[Row]:
-    """The newest row of each video; ValueError where other weights than the bundled ones made one."""
+    """Returns the newest row of each video; ValueError where other weights than the bundled ones made one."""
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     ours = bundled_weights()
     others = [row["weights"] for row in found if row["weights"] != ours]

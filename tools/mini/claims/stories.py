@@ -28,11 +28,11 @@ class State:
     kept: dict[str, str] = field(default_factory=dict)
 
     def shares(self) -> Shares:
-        """The factors that change, in shares, as the probe reads them."""
+        """Returns the factors that change, in shares, as the probe reads them."""
         return {factor: TABLES[factor](name) for factor, name in self.factors.items()}
 
     def kept_shares(self) -> Shares:
-        """The factors that every state of the story says alike."""
+        """Returns the factors that every state of the story says alike."""
         return {factor: TABLES[factor](name) for factor, name in self.kept.items()}
 
 
@@ -49,7 +49,7 @@ class Story:
         return [state.words for state in self.states]
 
     def clip(self, frames: int, seed: int) -> Clip:
-        """The story as the renderer would tell it, its states spread over the frames as the engine spreads them."""
+        """Returns the story as the renderer would tell it, its states spread over the frames as the engine spreads them."""
         rng = np.random.default_rng(seed)
         at = np.arange(frames)
         where = anchor_frames(len(self.states), frames)
@@ -78,7 +78,7 @@ class Story:
 
 
 def with_thing(thing: str, colour: str) -> tuple[str, dict[str, str]]:
-    """The words and the factors of an object that stays; none of either without one."""
+    """Returns the words and the factors of an object that stays; none of either without one."""
     return (f", a {colour} {thing}", {"object": thing, "colour": colour}) if thing != "none" else ("", {})
 
 

@@ -1,8 +1,8 @@
 """Measures the paper's claims on the mini model: `python -m tools.mini.claims run`, then `... table` or `... publish`.
 
 `run` makes the videos that the results lack, and with `--backfill` again those that lack a measure; `logits` measures what TAR
-multiplies. `table` prints the tables, `publish` writes them between the markers `<!-- claims:NAME -->` of
-docs/claims.md and of the pages in docs/claims.
+multiplies, `solvers` what samplers do with few steps. `table` prints the tables, `publish` writes them between the markers
+`<!-- claims:NAME -->` of docs/claims.md, docs/solvers.md and the pages in docs/claims.
 
 Every video is one row of JSON, on disk before the next; a run that was stopped goes on where it was. The newest row of a video
 counts, and results made with other weights than the bundled ones are refused.
@@ -11,8 +11,8 @@ counts, and results made with other weights than the bundled ones are refused.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -32,17 +32,19 @@ from vstar_engine.bench.commands.report import between_markers
 from vstar_engine.config.sampling import FEW_STEP, FP8
 from vstar_engine.machine import threads
 
-from . import logits
+from . import logits, solver_tables, solvers
 from .measures import measure
 from .results import Row, key, rows, without_replaced
 from .stories import STORIES
 from .tables import COLUMNS, DECEITS, FASTER, LEVELS, PAPER, STRENGTH_LEVELS, STRENGTH_SWEEP, STRENGTHS, SWEEP, tables
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTS = (ROOT / "docs" / "claims.md", *sorted((ROOT / "docs" / "claims").glob("*.md")))
+DOCUMENTS = (ROOT / "docs" / "claims.md", ROOT / "docs" / "solvers.md", *sorted((ROOT / "docs" / "claims").glob("*.md")))
 PROBE = ROOT / "tools" / "mini" / "training" / "probe.safetensors"
 RESULTS = Path(__file__).parent / "claims.jsonl"
 LOGITS = Path(__file__).parent / "logits.jsonl"
+SOLVERS = Path(__file__).parent / "solvers.jsonl"
+SOLVER_LATENTS = ROOT / "build" / "solver_latents"
 STEPS, GUIDANCE = 10, 6.0
 UNTIL = 5  # of 10 steps, as 13 of 25
 
@@ -81,7 +83,7 @@ class Case:
 
 
 def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
-    """A story in every arm."""
+    """Yields a story in every arm."""
     yield Case("clips", story, seed, frames)
     yield Case("story", story, seed, frames)
     for arm in ("base", "vsp", "tar", "both"):
@@ -89,14 +91,14 @@ def in_every_arm(story: int, seed: int, frames: int) -> Iterator[Case]:
 
 
 def deceits() -> Iterator[Case]:
-    """What no measure should be taken in by, of every story."""
+    """Yields every story's controls, which should raise no measure."""
     for frames in (64, 16):
         for story in range(len(STORIES)):
             yield from (Case(arm, story, 0, frames) for arm in DECEITS)
 
 
 def stronger() -> Iterator[Case]:
-    """Every second story under a narrow and a wide sigma at one level, at the paper's strength and a larger one."""
+    """Yields every second story under a narrow and a wide sigma at one level, at the paper's strength and a larger one."""
     for frames in (16, 64):
         for strength, level, sigma in product(STRENGTHS, STRENGTH_LEVELS, STRENGTH_SWEEP):
             for story in range(0, len(STORIES), 2):
@@ -104,14 +106,14 @@ def stronger() -> Iterator[Case]:
 
 
 def settings(arm: str) -> Iterator[Case]:
-    """Every second story under each sigma and set of levels."""
+    """Yields every second story under each sigma and set of levels."""
     for levels in [{0: sigma} for sigma in SWEEP] + list(LEVELS):
         for story in range(0, len(STORIES), 2):
             yield Case(arm, story, 0, 64, tuple(levels.items()))
 
 
 def lossy() -> Iterator[Case]:
-    """Every fourth story by each of what `--fast` takes."""
+    """Yields every fourth story by each of what `--fast` takes."""
     for fast in FASTER:
         for frames in (64, 16):
             for story in range(0, len(STORIES), 4):
@@ -119,7 +121,7 @@ def lossy() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    """All videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 frames and for each sigma and set of levels.
+    """Yields all videos: 20 stories x 3 seeds at 64 and 16 frames, 10 x 1 at 32 and 48 and for each sigma and set of levels.
 
     And 10 x 1 at 16 and 64 frames for each strength, 5 x 1 at 64 and 16 frames for what `--fast` takes.
     """
@@ -144,12 +146,12 @@ def engine_for(fp8: bool) -> Engine:
 
 
 def until(steps: int) -> int:
-    """The last regularised step: the same share of any number of steps."""
+    """Returns the last regularised step: the same share of any number of steps."""
     return round(steps * (UNTIL + 1) / STEPS) - 1
 
 
 def make(engine: Engine, case: Case) -> np.ndarray:
-    """The case's frames, uint8 (T, 96, 128, 3)."""
+    """Returns the case's frames, uint8 (T, 96, 128, 3)."""
     story = STORIES[case.story]
     if case.arm == "clips":
         return render(sample(20_000_000 + 100 * case.story + case.seed, case.frames))
@@ -179,31 +181,37 @@ def row(case: Case) -> Row:
 
 
 def lacks(row: Row) -> list[str]:
-    """The measures that a row was made without, DreamSim only where it is installed."""
+    """Returns the measures that a row was made without, DreamSim only where it is installed."""
     wanted = dict.fromkeys([*(path[0] for path in COLUMNS.values()), "nearest"])
     if not find_spec("dreamsim"):
         del wanted["dreamsim"]
     return [name for name in wanted if name not in row["numbers"]]
 
 
-def every_table(results: Path = RESULTS, of_logits: Path = LOGITS) -> dict[str, str]:
-    return tables(rows(results)) | logits.tables(rows(of_logits))
+def every_table(results: Path = RESULTS, of_logits: Path = LOGITS, of_solvers: Path = SOLVERS) -> dict[str, str]:
+    return tables(rows(results)) | logits.tables(rows(of_logits)) | solver_tables.tables(rows(of_solvers))
 
 
 def renewed(document: str, made: dict[str, str]) -> str:
-    """A document with its tables made anew."""
+    """Returns a document with its tables made anew."""
     return between_markers(document, "claims", made, made.__getitem__)
 
 
-def run(path: Path, limit: int | None, backfill: bool) -> None:
-    """Makes what is missing from the file; with `backfill` also what is there without some measure."""
+def run(
+    path: Path,
+    limit: int | None,
+    backfill: bool,
+    wanted: Iterable[Case] | None = None,
+    executor: Callable[..., Executor] = ProcessPoolExecutor,
+) -> None:
+    """Makes the videos, `wanted` or all cases, that the file lacks; with `backfill` also those without some measure."""
     found = rows(path)
     lacking = {key(row["case"]): lacks(row) for row in found if lacks(row)}
     done = {key(row["case"]) for row in found} - (lacking.keys() if backfill else set())
-    left = [case for case in dict.fromkeys(cases()) if case.key not in done][:limit]
+    left = [case for case in dict.fromkeys(cases() if wanted is None else wanted) if case.key not in done][:limit]
     # a process a core
     workers = threads.cores().usable
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
+    with executor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, path.open("a") as file:
         waiting = [pool.submit(row, case) for case in left]
         for made in tqdm(as_completed(waiting), "videos", len(waiting), mininterval=10):
             file.write(json.dumps(made.result()) + "\n")
@@ -216,10 +224,11 @@ def run(path: Path, limit: int | None, backfill: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.mini.claims", description=__doc__)
-    parser.add_argument("command", choices=("run", "logits", "table", "publish"))
+    parser.add_argument("command", choices=("run", "logits", "solvers", "table", "publish"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--logits", type=Path, default=LOGITS, help="results of `logits`")
-    parser.add_argument("--limit", type=int, help="make at most this many videos")
+    parser.add_argument("--solvers", type=Path, default=SOLVERS, help="results of `solvers`")
+    parser.add_argument("--limit", type=int, help="make at most this many videos; of `solvers` batches")
     parser.add_argument("--backfill", action="store_true", help="make videos again that lack a measure")
     args = parser.parse_args()
     try:
@@ -227,7 +236,9 @@ def main() -> None:
             run(args.results, args.limit, args.backfill)
         if args.command == "logits":
             logits.run(args.logits, Sampling(steps=STEPS, guidance=GUIDANCE), UNTIL, args.limit)
-        made = every_table(args.results, args.logits)
+        if args.command == "solvers":
+            solvers.run(args.solvers, SOLVER_LATENTS, args.limit)
+        made = every_table(args.results, args.logits, args.solvers)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if args.command == "publish":

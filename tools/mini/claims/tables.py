@@ -94,7 +94,7 @@ def by_story(found: list[Row], value: Value) -> dict[int, float]:
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval by bootstrap over stories."""
+    """Returns the mean and the 95 % interval by bootstrap over stories."""
     rng = np.random.default_rng(0)
     drawn = rng.choice(values, (DRAWS, len(values))).mean(1)
     return float(np.mean(values)), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
@@ -108,7 +108,7 @@ def cell(values: list[float]) -> str:
 def chosen(
     found: list[Row], arm: str, frames: int, sigma: dict[int, float] | None = None, fast: str = "", strength: float = 1.0
 ) -> list[Row]:
-    """The rows of one arm and length, exact unless `fast` says otherwise; TAR with the paper's levels unless `sigma` does."""
+    """Returns the rows of one arm and length: exact unless `fast` is given, TAR at the paper's levels unless `sigma` is."""
     wanted = sigma if sigma is not None else (PAPER if arm in ("tar", "both") else {})
     settings = [[level, value] for level, value in wanted.items()]
 
@@ -120,12 +120,12 @@ def chosen(
 
 
 def small(found: list[Row]) -> list[Row]:
-    """The rows of the small set that sigmas and levels are compared on."""
+    """Returns the rows of the small set that sigmas and levels are compared on."""
     return [row for row in found if row["case"]["seed"] == 0 and row["case"]["story"] % 2 == 0]
 
 
 def cells(found: list[Row], columns: Columns) -> list[str]:
-    """A cell for each column; of rows that lack its measure none, and how many have it where some do."""
+    """Returns a cell for each column; of rows that lack its measure none, and how many have it where some do."""
     made = []
     for path in columns.values():
         having = [row for row in found if has(row, path)]
@@ -135,7 +135,7 @@ def cells(found: list[Row], columns: Columns) -> list[str]:
 
 
 def less(one: list[Row], other: list[Row], columns: Columns) -> list[str]:
-    """A cell for each column: the differences of two sets of rows, paired by story over the seeds that both have."""
+    """Returns a cell for each column: the differences of two sets of rows, paired by story over the seeds that both have."""
     made = []
     for path in columns.values():
         a, b = ({(r["case"]["story"], r["case"]["seed"]): r for r in rows if has(r, path)} for rows in (one, other))
@@ -163,12 +163,12 @@ def _table(head: list[str], lines: Lines) -> str:
 
 
 def unrelated(line: list[str], columns: Columns) -> list[str]:
-    """A line without the cells that a clip of another scene has no value for."""
+    """Returns a line without the cells that a clip of another scene has no value for."""
     return ["" if name in TELLING else cell for name, cell in zip(columns, line, strict=True)]
 
 
 def by_arm(found: list[Row], frames: int, columns: Columns) -> Lines:
-    """A line for each way of telling a story in so many frames."""
+    """Returns a line for each way of telling a story in so many frames."""
     lines = []
     for arm, words in (ARMS | DECEITS).items():
         if rows := chosen(found, arm, frames):
@@ -178,14 +178,14 @@ def by_arm(found: list[Row], frames: int, columns: Columns) -> Lines:
 
 
 def one_by_one(found: list[Row]) -> Lines:
-    """A line for each story: dynamics by pixels of what was generated in 64 frames, and cuts, means over the seeds."""
+    """Returns a line for each story: dynamics by pixels of what was generated in 64 frames, and cuts, means over the seeds."""
     arms = [by_story(chosen(found, arm, 64), at(*path)) for path in STORY_COLUMNS.values() for arm in GENERATED]
     told = arms[0] if all(arms) else {}
     return [[f"{story}: {STORIES[story].prompt}", *(f"{arm[story]:.3f}" for arm in arms)] for story in told]
 
 
 def paired(found: list[Row], columns: Columns) -> Lines:
-    """A line for each difference between two arms or lengths, story by story."""
+    """Returns a line for each difference between two arms or lengths, story by story."""
     lines = []
     for words, one, other in DIFFERENCES:
         line = less(chosen(found, *one), chosen(found, *other), columns)
@@ -206,7 +206,7 @@ class Setting:
 
 
 def by_setting(found: list[Row], arm: str, frames: int, pairs: list[tuple[Setting, Setting | None]], columns: Columns) -> Lines:
-    """The small set without TAR, then how the settings of each pair differ (None: no TAR), paired by story."""
+    """Returns the small set without TAR, then how the settings of each pair differ (None: no TAR), paired by story."""
 
     def of(setting: Setting | None) -> list[Row]:
         if setting is None:
@@ -222,13 +222,13 @@ def by_setting(found: list[Row], arm: str, frames: int, pairs: list[tuple[Settin
 
 
 def sweep(sigmas: tuple[float, ...], level: int, strength: float = 1.0) -> list[tuple[Setting, Setting | None]]:
-    """Each sigma against no TAR, then the narrowest against the widest."""
+    """Returns each sigma against no TAR, then the narrowest against the widest."""
     settings = [Setting({level: sigma}, strength) for sigma in sigmas]
     return [*((setting, None) for setting in settings), (settings[0], settings[-1])]
 
 
 def by_fast(found: list[Row], frames: int, columns: Columns) -> Lines:
-    """A line for each of what `--fast` takes, under the exact videos of the same stories and seeds."""
+    """Returns a line for each of what `--fast` takes, under the exact videos of the same stories and seeds."""
     lines = []
     lossy = {fast: rows for fast in FASTER if (rows := chosen(found, "both", frames, fast=fast))}
     seen = {(row["case"]["story"], row["case"]["seed"]) for rows in lossy.values() for row in rows}
@@ -240,7 +240,7 @@ def by_fast(found: list[Row], frames: int, columns: Columns) -> Lines:
 
 
 def by_interval(found: list[Row], frames: int, shown: list[str]) -> Lines:
-    """A line for each measure and arm: similarity of frames so many apart (Fig. 8 of the paper)."""
+    """Returns a line for each measure and arm: similarity of frames so many apart (Fig. 8 of the paper)."""
     lines = []
     for measure in MEASURES:
         for arm, words in ARMS.items():
@@ -251,7 +251,7 @@ def by_interval(found: list[Row], frames: int, shown: list[str]) -> Lines:
 
 
 def tables(found: list[Row]) -> dict[str, str]:
-    """All tables by name, as Markdown, empty where nothing was measured: mean [95 % interval over stories]."""
+    """Returns all tables by name, as Markdown, empty where nothing was measured: mean [95 % interval over stories]."""
     columns = {name: path for name, path in COLUMNS.items() if any(has(row, path) for row in found)}
     brief = {name: path for name, path in columns.items() if name in BRIEF}
     levels: list[tuple[Setting, Setting | None]] = [(Setting(sigma), None) for sigma in LEVELS]

@@ -149,7 +149,7 @@ class Caption:
 
     @property
     def target(self) -> np.ndarray:
-        """All factors side by side: (34,) float32."""
+        """Returns all factors side by side: (34,) float32."""
         return np.concatenate([self.said.get(name, np.zeros(size)) for name, size in BLOCKS.items()]).astype(np.float32)
 
 
@@ -229,7 +229,7 @@ def caption(clip: Clip, rng: np.random.Generator) -> Caption:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted."""
+    """Returns every word that a caption can hold, sorted."""
     texts = [
         *PLACES,
         *DAYS,

@@ -93,13 +93,13 @@ def per_frame(values: np.ndarray) -> np.ndarray:
 
 
 def waves(rng: np.random.Generator, x: np.ndarray, height: float, length: float) -> np.ndarray:
-    """A smooth random line over x."""
+    """Returns a smooth random line over x."""
     phases = rng.uniform(0, 2 * np.pi, 3)
     return sum(height / (i + 1) * np.sin(x * 2 * np.pi * (i + 1) / length + phases[i]) for i in range(3))
 
 
 def texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A smooth random field with values spread over 0 to 1, patches a dozen pixels wide."""
+    """Returns a smooth random field with values spread over 0 to 1, patches a dozen pixels wide."""
     total = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
     for _ in range(4):
         fx, fy, phase = rng.uniform(0.05, 0.13), rng.uniform(0.10, 0.22), rng.uniform(0, 2 * np.pi)
@@ -108,7 +108,7 @@ def texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def sky(clip: Clip, light: np.ndarray, gloom: np.ndarray) -> np.ndarray:
-    """Sky gradient with sun or moon, greyed by bad weather: (T, H, W, 3)."""
+    """Returns a sky gradient with sun or moon, greyed by bad weather: (T, H, W, 3)."""
     height = (Y / (HEIGHT * 0.6)).clip(0, 1)[None, ..., None]
     top, low = around(SKY_TOP, clip.day)[:, None, None], around(SKY_LOW, clip.day)[:, None, None]
     frames = top + height * (low - top)

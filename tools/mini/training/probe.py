@@ -36,7 +36,7 @@ class Probe(nn.Module):
         self.register_buffer("centre", torch.zeros(2 * FEATURES))
 
     def features(self, images: Tensor) -> Tensor:
-        """Mean over the frame, and the largest value: (n, 192)."""
+        """Returns the mean over the frame and the largest value: (n, 192)."""
         cells = self.body(F.avg_pool2d(images, 2)).flatten(2)
         return torch.cat([cells.mean(2), cells.amax(2)], 1)
 
@@ -50,7 +50,7 @@ class Probe(nn.Module):
 
 
 def truth(clip: Clip, frame: int) -> dict[str, np.ndarray]:
-    """The true shares of a frame's factors; a colour on its way counts by how far it has come."""
+    """Returns the true shares of a frame's factors; a colour on its way counts by how far it has come."""
     first, last = (one(list(COLOURS), name) for name in clip.colour_names)
     start, end = (np.array(COLOURS[name]) for name in clip.colour_names)
     way = float(np.abs(clip.colour[frame] - start).sum() / max(1e-6, np.abs(end - start).sum()))
@@ -65,7 +65,7 @@ def truth(clip: Clip, frame: int) -> dict[str, np.ndarray]:
 
 
 def labelled(seeds: range) -> dict[str, Tensor]:
-    """The true shares of every frame: (clips, 16, size) for each factor."""
+    """Returns the true shares of every frame: (clips, 16, size) for each factor."""
     rows = [[truth(clip, i) for i in range(clip.frames)] for clip in map(sample, seeds)]
     return {name: torch.from_numpy(np.array([[t[name] for t in clip] for clip in rows], np.float32)) for name in SEEN}
 
@@ -95,7 +95,7 @@ def train(run: Run, clips: np.ndarray, vae: Vae) -> Probe:
 
 @torch.inference_mode()
 def accuracy(probe: Probe, clips: np.ndarray, truths: dict[str, Tensor], vae: Vae | None = None) -> dict[str, float]:
-    """How often the largest share is the true one, over every fifth frame; with `vae`, of frames that went through it."""
+    """Returns how often the largest share is the true one, over every fifth frame; with `vae`, of decoded frames."""
     right: dict[str, list[Tensor]] = {name: [] for name in SEEN}
     for clip, *shares in zip(clips, *(truths[name] for name in SEEN), strict=True):
         images = to_network(clip[::5])

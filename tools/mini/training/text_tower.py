@@ -51,7 +51,7 @@ def kept_captions(folder: Path, seeds: range) -> tuple[Tensor, Tensor]:
 
 
 def train(run: Run, seeds: range) -> TextTower:
-    """Trains the tower; gives it with the embeddings of all unseen words at zero."""
+    """Trains the tower; returns it with the embeddings of all unseen words at zero."""
     tokens, targets = (values.flatten(0, 1) for values in kept_captions(run.folder, seeds))
     tower, head = TextTower(run.spec.text), nn.Linear(run.spec.text.width, FACTORS)
     initialise(tower)
@@ -62,9 +62,9 @@ def train(run: Run, seeds: range) -> TextTower:
         read = tokens[batch]
         said = head(tower(read))  # (n, 77, factors)
         ends = (read == END).int().argmax(1, keepdim=True)
-        heard = (torch.arange(read.shape[1]) >= ends)[..., None]
-        error = (said - targets[batch][:, None]).square() * heard
-        wrong = error.sum(-1).sum(1) / heard.sum((1, 2))
+        read_mask = (torch.arange(read.shape[1]) >= ends)[..., None]
+        error = (said - targets[batch][:, None]).square() * read_mask
+        wrong = error.sum(-1).sum(1) / read_mask.sum((1, 2))
         return {"loss": wrong.mean()}
 
     loop.run(step)

@@ -65,7 +65,7 @@ def encoded(folder: Path, vae: Vae, clips: np.ndarray) -> Tensor:
 
 
 def train(run: Run, latents: Tensor, tokens: Tensor, tower: TextTower) -> UNet:
-    """Trains on (clips, 16, 4, 12, 16) latents and their captions' tokens (clips, wordings, 77); gives the averaged weights."""
+    """Trains on latents (clips, 16, 4, 12, 16) and captions' tokens (clips, wordings, 77); returns the averaged weights."""
     unet = UNet(run.spec.unet)
     nn.init.zeros_(unet.get_parameter("out.2.weight"))
     for module in unet.modules():

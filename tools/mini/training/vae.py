@@ -40,7 +40,7 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distance(decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """Mean absolute error of pixels, of their differences and of means over larger cells (a small object's colour)."""
+    """Returns the mean absolute error of pixels, of their differences and of means over larger cells."""
     return {
         "pixel": F.l1_loss(decoded, images),
         "edge": sum((F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(images), strict=True)), torch.zeros(())),
@@ -49,7 +49,7 @@ def distance(decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
 
 
 def loss(vae: Vae, images: Tensor, jitter: float) -> dict[str, Tensor]:
-    """The distance, plus a light pull of the posterior to N(0, 1); `jitter` is noise on the codes in their deviations."""
+    """Returns the distance and a small KL term towards N(0, 1); `jitter` is noise on the codes in their deviations."""
     mean, logvar = vae.posterior(images)
     noise = torch.randn_like(mean) * (0.5 * logvar).exp() + torch.randn_like(mean) * jitter * mean.detach().std()
     losses = distance(vae.decoder(vae.post_quant_conv(mean + noise)), images)
@@ -79,7 +79,7 @@ def whiten(vae: Vae, images: Tensor) -> None:
 
 
 def train(run: Run, clips: np.ndarray) -> Vae:
-    """Trains on crops, then on whole frames; gives the whitened autoencoder."""
+    """Trains on crops, then on whole frames; returns the whitened autoencoder."""
     vae = Vae(run.spec.vae)
     loop = Loop(run, "vae", nn.ModuleDict({"vae": vae}), steps=run.steps("vae"), rate=1.5e-3)
 

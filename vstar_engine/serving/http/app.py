@@ -18,6 +18,7 @@ from vstar_engine.version import __version__
 
 from . import page
 from .api_keys import ApiKeys
+from .field_errors import sentence
 from .middleware import count_refusal, guarded
 from .routes import router, service_of
 from .schema import CreateVideo, Errors, Model, Models, RemixVideo
@@ -101,8 +102,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _refuse_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return await _refuse(request, invalid(first["msg"], str(first["loc"][-1]) if first["loc"] else None))
+    errors = [{**one, "loc": one["loc"][1:]} for one in error.errors()]
+    said, param, _ = sentence(errors, dict(request.query_params) | request.path_params)
+    return await _refuse(request, invalid(said, param))
 
 
 async def _refuse_path(request: Request, error: Exception) -> Response:

@@ -63,7 +63,7 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether the server waits for the client: for a request, for the rest of it, or for it to read."""
+        """Returns whether the server waits for the client: for a request, for the rest of it, or for it to read."""
         return self._blocked or self.conn.their_state in INCOMPLETE
 
     def _longest_waiting(self) -> "Connection":

@@ -1,10 +1,12 @@
-"""What clients of other servers send, in this API's words where it can mean one thing; else an error names the field here."""
+"""What clients of other servers send, spelled as this API's where it can mean one thing; else an error names what would do."""
 
 import json
 import re
 from typing import Any
 
 from vstar_engine.serving.errors import invalid
+
+from .field_values import as_whole
 
 LISTS, OBJECTS = ("synopsis", "subprompts"), ("synopsis", "subprompts", "tar", "metadata")
 INDEXED = re.compile(rf"({'|'.join(LISTS)})\[([0-9]{{1,2}})\](.*)")
@@ -15,42 +17,6 @@ SEED_RANGE = 2**32
 DRAWN = -1
 # a text that may be empty; other fields of a form are left out when they are
 MAY_BE_EMPTY = ("prompt", *LISTS)
-# fields of other servers, and what does it here
-CALLED_HERE = {
-    "duration": "seconds (or num_frames)",
-    "length": "seconds (or num_frames)",
-    "num_seconds": "seconds",
-    "frames": "num_frames",
-    "video_length": "num_frames",
-    "frame_rate": "fps",
-    "framerate": "fps",
-    "width": "size, as WIDTHxHEIGHT",
-    "height": "size, as WIDTHxHEIGHT",
-    "aspect_ratio": "size, as WIDTHxHEIGHT",
-    "resolution": "size, as WIDTHxHEIGHT",
-    "steps": "num_inference_steps",
-    "num_steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "negative": "negative_prompt",
-    "states": "synopsis",
-    "strength": "tar.strength",
-    "stream": "GET /v1/videos/{id}/events",
-    "response_format": "GET /v1/videos/{id}/content",
-    "n_variants": "n, which is 1",
-    "num_videos": "n, which is 1",
-    "num_outputs": "n, which is 1",
-    "extra_params": "the fields themselves, at the top of the body",
-    "extra_body": "the fields themselves, at the top of the body",
-    "callback_url": "GET /v1/videos/{id}/events",
-    "webhook": "GET /v1/videos/{id}/events",
-}
-
-
-def unknown_field(name: str) -> str:
-    """Says that a field is unknown, and what does it here."""
-    here = CALLED_HERE.get(name.rpartition(".")[2].lower())
-    return f"there is no such field; here it is {here}" if here else "there is no such field"
 
 
 def our_form(fields: list[tuple[str, str]]) -> list[tuple[str, Any]]:
@@ -83,8 +49,8 @@ def _spelled(name: str, value: str) -> tuple[str, Any]:
 def our_body(content: dict[str, Any]) -> dict[str, Any]:
     """Returns a body whose size, seconds and seed are spelled as ours."""
     found = dict(content)
-    sides = [found.get(name) for name in ("width", "height")]
-    if None not in sides and all(isinstance(side, int) or (isinstance(side, str) and side.isdecimal()) for side in sides):
+    sides = [as_whole(found.get(name)) for name in ("width", "height")]
+    if all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
         del found["width"], found["height"]
         said = f"{sides[0]}x{sides[1]}"
         if found.get("size") not in (None, said):
@@ -118,11 +84,8 @@ def _seconds(value: Any) -> Any:
 
 
 def _seed(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value in (DRAWN, str(DRAWN)) and not isinstance(value, bool):
-        return DRAWN
-    if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value < SEED_RANGE:
+    value = as_whole(value)
+    if isinstance(value, int) and not isinstance(value, bool) and not DRAWN <= value < SEED_RANGE:
         raise invalid(f"seed is 0 to {SEED_RANGE - 1}, or -1 for one that is drawn, got {value}", "seed")
     return value
 

@@ -18,10 +18,11 @@ from vstar_engine.serving.jobs.events import CANCELLED
 from vstar_engine.serving.jobs.progress import COMPLETED, FAILED
 from vstar_engine.serving.queue.stored_job import StoredJob
 
-from .other_clients import unknown_field
+from .field_errors import sentence
 from .request_body import read_body
 from .schema import CreateVideo, Deleted, RemixVideo, VideoList, VideoObject, VideoSettings
 from .service import Caller, Service
+from .unknown_fields import PICTURES
 from .video_object import poll_after
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -45,16 +46,12 @@ def caller_of(request: Request) -> Caller:
 async def read(request: Request, kind: type[Body]) -> Body:
     """Reads and checks a body; ApiError names the invalid field. Only in forms may numbers be strings."""
     content, form = await read_body(request)
-    if "input_reference" in content:
-        raise ApiError(400, "unsupported", f"a video from a picture {UNSUPPORTED}", "input_reference")
+    if picture := next((name for name in PICTURES if name in content), None):
+        raise ApiError(400, "unsupported", f"a video from a picture {UNSUPPORTED}", picture)
     try:
         return kind.model_validate(content, strict=not form)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"][:1]) or None
-        strange = first["type"] == "extra_forbidden"
-        wrong = unknown_field(str(first["loc"][-1])) if strange else first["msg"].removeprefix("Value error, ")
-        said = f"{param}: {wrong}" if param else wrong
+        said, param, strange = sentence(error.errors(include_url=False), content)
         raise invalid(said, param, "unknown_field" if strange else "invalid_value") from error
 
 

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from vstar_engine.config.video_fields import BODY, STATE, TAR, VideoField, fields_at, unchanged
 from vstar_engine.config.windows import LONGEST
 
+from .field_values import Truth, as_list, as_note, as_preset, as_whole, choice, number
 from .other_clients import DRAWN, SEED_RANGE
 
 LONGEST_PROMPT, LONGEST_STATE, MOST_STATES = 2000, 1000, 32
@@ -15,6 +16,7 @@ SECONDS, SIZE = r"^[1-9][0-9]{0,2}$", r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
 # what `other_clients` makes them of, for the OpenAPI document
 SENT_SECONDS = r"^\s*0*[0-9]{1,3}(\.0*)?\s*(s|sec|seconds)?\s*$"
 SENT_SIZE = r"^\s*([0-9]{1,5}\s*[xX*\u00d7]\s*[0-9]{1,5}|[aA][uU][tT][oO])?\s*$"
+LEVEL = r"^[0-9]$"
 BUNDLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -27,22 +29,25 @@ def _seen(words: str) -> str:
 Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, pattern=NO_NUL), AfterValidator(_seen)]
 Text = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=NO_NUL)]
 Words = Annotated[str, Field(min_length=1, max_length=LONGEST_STATE, pattern=NO_NUL), AfterValidator(_seen)]
-Priority = Annotated[int, Field(ge=-10, le=10)]
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
 Note = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
-Sigma = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Level = Annotated[str, Field(pattern=r"^[0-9]$")]
+Priority: Any = number(int, ge=-10, le=10)
+One: Any = number(int, ge=1, le=1)
+Sigma: Any = number(float, gt=0, le=1e6, allow_inf_nan=False)
+Level = Annotated[str, Field(pattern=LEVEL)]
 # what is taken for settings that JSON spells otherwise than the engine, by their names in the API
 TYPES: dict[str | None, Any] = {
     "size": Annotated[str, Field(pattern=SIZE, json_schema_extra={"pattern": SENT_SIZE})],
-    "seed": Annotated[int, Field(ge=DRAWN, lt=SEED_RANGE)],
+    "seed": number(int, ge=DRAWN, lt=SEED_RANGE),
     "synopsis.text": Words,
     "synopsis.at": Annotated[int, Field(ge=0, lt=LONGEST)]
     | Annotated[float, Field(ge=0, le=1)]
     | Annotated[str, Field(max_length=20)],
     "tar.preset": Annotated[str, Field(max_length=40)],
     "tar.sigma": Sigma | dict[Level, Sigma],
-    "tar.until": Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")],
+    "tar.until": Annotated[
+        Annotated[int, Field(ge=-1, le=1000)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}%?$")], BeforeValidator(as_whole)
+    ],
 }
 
 
@@ -57,9 +62,10 @@ def _taken(row: VideoField) -> Any:
     if row.http in TYPES:
         return TYPES[row.http]
     if row.choices:
-        return Literal[row.choices]
-    limits: dict[str, Any] = dict(row.bounds) | ({"allow_inf_nan": False} if row.value_type is float else {})
-    return Text if row.value_type is str else Annotated[row.value_type, Field(**limits)]
+        return choice(row.choices)
+    if row.value_type in (str, bool):
+        return {str: Text, bool: Truth}[row.value_type]
+    return number(row.value_type, **row.bounds, **({"allow_inf_nan": False} if row.value_type is float else {}))
 
 
 def _fields(place: str) -> Any:
@@ -86,7 +92,14 @@ class TarSettings(_Tar):
     """Temporal attention regularisation. A smaller sigma means more motion."""
 
 
-Synopsis = Annotated[list[Words | State], Field(min_length=1, max_length=MOST_STATES)]
+States = Annotated[list[Words | State], Field(min_length=1, max_length=MOST_STATES)]
+OneLine = Annotated[str, Field(min_length=1, max_length=LONGEST_STATE, pattern=r"^[^\x00\n]*$")]
+Synopsis = Annotated[States, BeforeValidator(as_list, json_schema_input_type=States | OneLine)]
+Preset = Annotated[str, Field(max_length=40)]
+TarGiven = Annotated[
+    Preset | TarSettings, BeforeValidator(as_preset, json_schema_input_type=Preset | Literal[False] | TarSettings)
+]
+AnyNote = Annotated[Note, BeforeValidator(as_note, json_schema_input_type=Note | int | float)]
 
 
 class VideoSettings(_Video):
@@ -100,19 +113,19 @@ class VideoSettings(_Video):
     ) = Field(default=None, description="length of the video; num_frames overrides it")
     synopsis: Synopsis | None = Field(default=None, description="the states of the video, in order")
     subprompts: Synopsis | None = Field(default=None, description="another name of synopsis")
-    tar: Annotated[str, Field(max_length=40)] | TarSettings | None = None
+    tar: TarGiven | None = None
     embeddings: Annotated[str, Field(pattern=BUNDLE)] | None = Field(
         default=None, description="id of precomputed embeddings on the server"
     )
-    enhance_prompt: bool | None = Field(
+    enhance_prompt: Truth | None = Field(
         default=None, description="turn the prompt into states; true by default without a synopsis"
     )
     priority: Priority | None = Field(default=None, description="jobs of higher priority run earlier")
-    metadata: Annotated[dict[Label, Note], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[Label, AnyNote], Field(max_length=16)] | None = None
     # sent by clients of other servers; ignored
     user: Annotated[str, Field(max_length=512)] | None = None
     quality: Annotated[str, Field(max_length=64)] | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | Literal["1"] | None = None
+    n: One | None = None
 
     @model_validator(mode="after")
     def _one_synopsis(self) -> "VideoSettings":

@@ -134,7 +134,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine is warm and jobs are accepted."""
+        """Returns whether the engine is warm and jobs are accepted."""
         return self.runner.started.is_set() and self.engine.ready and not self.admission.draining
 
     async def close(self) -> None:

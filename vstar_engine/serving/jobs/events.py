@@ -108,7 +108,7 @@ class EngineClient(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is ready: false before `start` returned and while the only worker restarts."""
+        """Returns whether a worker is ready: false before `start` returned and while the only worker restarts."""
 
     def submit(self, job: Job) -> AsyncIterator[Event]:
         """Yields a job's events; the last is Done or Failed."""

@@ -167,7 +167,7 @@ class Runner:
             await asyncio.sleep(0.02)
 
     async def drain(self, grace: float) -> None:
-        """Gives running jobs `grace` seconds to end; all others stay in the store for the next start."""
+        """Waits up to `grace` seconds for running jobs; all others stay in the store for the next start."""
         self.stopping = True
         for id in list(self.running):
             progress = self.tracker[id]

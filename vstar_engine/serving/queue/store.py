@@ -71,7 +71,7 @@ class JobStore:
 
     @property
     def alone(self) -> bool:
-        """Whether no other server can use this database."""
+        """Returns whether no other server can use this database."""
         return self._disk is not None
 
     def open(self) -> None:

@@ -22,7 +22,7 @@ class StoreCallbacks(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """Whether the server is shutting down."""
+        """Returns whether the server is shutting down."""
 
     async def make(self, job: Job) -> dict[str, Any]:
         """Makes a job's video and returns the outcome; Stopped if there is none to record."""

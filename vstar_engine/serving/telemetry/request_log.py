@@ -51,7 +51,7 @@ def about(job: str) -> Iterator[None]:
 
 
 class RequestLogMiddleware:
-    """ASGI middleware: gives every request an id, a span, a metric and a log line; the response carries the id."""
+    """ASGI middleware: adds an id, a span, a metric and a log line to every request. The response has the id in a header."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app, self.metrics = app, metrics

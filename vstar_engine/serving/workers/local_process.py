@@ -107,7 +107,7 @@ class ProcessEngine(Dispatcher):
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; None before the start."""
+        """Returns the child's process id; None before the start."""
         return None if self.link.child is None else self.link.child.pid
 
     async def start(self) -> None:
