@@ -22,12 +22,14 @@ from torch.export import Dim, ExportedProgram
 
 from vstar_engine.artifacts.built_engine import MAX_BATCH
 from vstar_engine.backends import eager
+from vstar_engine.config.models import Spec
 from vstar_engine.errors import ExportError, OutputError
 from vstar_engine.kernels.dispatch import kept
+from vstar_engine.weights import checkpoint
 
 from .build_settings import Estimate, Settings
 from .builders import Report, alive
-from .traced_networks import Network, unet
+from .traced_networks import Network, streaming_step, unet
 
 PACKAGE = "unet.pt2"
 # of the mini model's 905 modules, whose package took 90 s on two quiet cores: the C++ compiler takes most of the time
@@ -92,18 +94,32 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
     Raises ExportError with the compiler's words where it cannot, OutputError or OSError where a disk is full.
     """
     network, program = traced(settings, weights, report)
+    compile_package(program, folder / PACKAGE, report)
+    ops = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("vstar.")}
+    return {"unet": network.described(), "ops": sorted(ops)}
+
+
+def trace_streaming(spec: Spec, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> ExportedProgram:
+    """Returns one step's network of a streaming model as a graph, for any batch and size."""
+    described = streaming_step(spec, dtype)
+    checkpoint.load(described.module, weights, described.prefix, device=device, dtype=dtype)
+    network = described.on(described.module, device)
+    with torch.no_grad(), kept() if device.type == "cpu" else nullcontext():
+        return torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
+
+
+def compile_package(program: ExportedProgram, path: Path, report: Report) -> None:
+    """Compiles a traced network into a package; raises as `build` does."""
     # PyTorch's -march=native would take all that this very processor can; the identity names the vectors' instructions alone
     march = {"cpp.march": ""} if hasattr(torch._inductor.config.cpp, "march") else {}  # an older PyTorch cannot be told
     portable = torch._inductor.config.patch(march)
-    with torch.no_grad(), alive(report, "compiling the unet"), portable, Package(folder / PACKAGE, "wb") as package:
+    with torch.no_grad(), alive(report, "compiling the unet"), portable, Package(path, "wb") as package:
         try:
             torch._inductor.aoti_compile_and_package(program, package_path=package)
         except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
             raise _answer(error) from error
     if package.fault is not None:
         raise package.fault
-    ops = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("vstar.")}
-    return {"unet": network.described(), "ops": sorted(ops)}
 
 
 class Package(io.FileIO):

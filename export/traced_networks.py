@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from vstar_engine.artifacts.built_engine import MAX_BATCH
-from vstar_engine.config.models import MAX_SIDE, TextSpec, UNetSpec, VaeSpec
+from vstar_engine.config.models import MAX_SIDE, Spec, TextSpec, UNetSpec, VaeSpec
 from vstar_engine.config.request import MAX_FRAMES
 from vstar_engine.networks.blocks import TemporalBlock
+from vstar_engine.networks.conditional_attention import FeatureFuser
 from vstar_engine.networks.layers import FrameConv, Pointwise
+from vstar_engine.networks.streaming_unet import StreamingUNet, streaming_of
 from vstar_engine.networks.text_encoder import TextTower
 from vstar_engine.networks.unet import UNet
 from vstar_engine.networks.vae import Vae
@@ -101,6 +103,39 @@ def unet(spec: UNetSpec, dtype: torch.dtype, size: tuple[int, int] | None = None
     dims = {"latents": clip, "timestep": {0: b, 1: t}, "context": {0: b, 1: t}, "fps": {0: b}, "tar": {0: b, 2: t}}
     axes = ("batch", spec.out_channels, "frames", *(size or ("height", "width")))
     attentions = 2 * sum(isinstance(part, TemporalBlock) for part in module.modules())
+    return Network(module, inputs, dims, "eps", axes, key_map.UNET, attentions)
+
+
+class StreamingStep(StreamingUNet):
+    """A streaming model's network, both of its halves in one graph; its inputs share their batch axis."""
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, timestep: Tensor, context: Tensor, tar: Tensor, features: Tensor
+    ) -> Tensor:
+        """As `StreamingUNet.forward`, with features (B, overlap, C, H, W) and no frame rate, which it is not told."""
+        return super().forward(latents, timestep, context, timestep[:, 0], tar, features.flatten(0, 1))
+
+
+def streaming_step(spec: Spec, dtype: torch.dtype, size: tuple[int, int] | None = None) -> Network:
+    """Describes a streaming model's network for a chunk; `size` is (height, width) in latent cells, None for any."""
+    streaming, unit = streaming_of(spec), 2 ** (spec.unet.levels - 1)
+    module = on_meta(StreamingStep, spec, dtype)
+    height, width = size or (2 * unit, 3 * unit)
+    batch, frames, overlap = 2, streaming.chunk, streaming.overlap
+    tokens = spec.text.context_length + spec.unet.image_tokens
+    with torch.device("meta"):
+        inputs = {
+            "latents": torch.empty(batch, spec.unet.in_channels, frames, height, width, dtype=dtype),
+            "timestep": torch.empty(batch, frames, dtype=torch.int64),
+            "context": torch.empty(batch, frames, tokens, spec.unet.context_dim, dtype=dtype),
+            "tar": torch.empty(batch, spec.unet.levels, frames, dtype=torch.float32),
+            "features": torch.empty(batch, overlap, spec.unet.model_channels, height, width, dtype=dtype),
+        }
+    b, most = _dim("batch", MAX_BATCH), MAX_SIDE // (8 * unit)
+    sides = {} if size else {3: unit * _dim("rows", most), 4: unit * _dim("columns", most)}
+    dims = {name: {0: b, **(sides if name in ("latents", "features") else {})} for name in inputs}
+    axes = ("batch", spec.unet.out_channels, frames, *(size or ("height", "width")))
+    attentions = sum(2 * isinstance(part, TemporalBlock) + isinstance(part, FeatureFuser) for part in module.modules())
     return Network(module, inputs, dims, "eps", axes, key_map.UNET, attentions)
 
 

@@ -22,14 +22,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .dispatch import triton_serves
 from .problems import FrameProblem, FrameTables, schema
-from .temporal_attention import DTYPES, LOGITS_BYTES, MAX_HEAD_DIM
+from .temporal_attention import DTYPES, MAX_HEAD_DIM
+
+# logits of a run of query rows, which stay in a CPU's caches between the passes over them
+BLOCK_BYTES = 4 * 2**20
 
 
-def _logits(q: Tensor, k: Tensor, tables: FrameTables, tokens: int, first: int) -> Tensor:
-    """Returns s' (B, H, rows, N) of q (B, H, rows, D), whose first row is the token `first`, and k (B, H, N, D)."""
+def _logits(q: Tensor, k: Tensor, tables: FrameTables, tokens: int) -> Tensor:
+    """Returns s' (B, H, N, N) of q and k (B, H, N, D)."""
     s = q @ k.mT * q.shape[-1] ** -0.5
-    i = first + torch.arange(q.shape[2], device=q.device)[:, None]
     j = torch.arange(k.shape[2], device=q.device)
+    i = j[:, None]
     pairs = i // tokens, j // tokens
     distance = (pairs[0] - pairs[1]).abs()
     bias = s.new_zeros(distance.shape) if tables.b is None else tables.b.to(s.dtype)[pairs]
@@ -48,7 +51,7 @@ def frame_attention_ref(q: Tensor, k: Tensor, v: Tensor, tables: FrameTables, to
     """Computes the definition in float32 or wider, N x N in memory; the oracle for every other implementation."""
     wide = torch.promote_types(q.dtype, torch.float32)
     q_, k_, v_ = (x.to(wide).transpose(1, 2) for x in (q, k, v))
-    out = torch.softmax(_logits(q_, k_, tables, tokens, 0), dim=-1) @ v_
+    out = torch.softmax(_logits(q_, k_, tables, tokens), dim=-1) @ v_
     return out.transpose(1, 2).to(q.dtype).contiguous()
 
 
@@ -76,14 +79,33 @@ def _check(q: Tensor, k: Tensor, v: Tensor, tables: FrameTables, tokens: int) ->
 
 
 def _by_rows(q: Tensor, k: Tensor, v: Tensor, tables: FrameTables, tokens: int) -> Tensor:
-    """Computes runs of query rows whose logits stay within LOGITS_BYTES."""
+    """Computes runs of one frame's query rows, whose logits stay within BLOCK_BYTES; their tables are rows over the keys."""
     wide = torch.promote_types(q.dtype, torch.float32)
     q_, k_, v_ = (x.to(wide).transpose(1, 2) for x in (q, k, v))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    run = max(1, LOGITS_BYTES // (4 * q.shape[0] * q.shape[2] * q.shape[1]))
-    for first in range(0, q.shape[1], run):
-        logits = _logits(q_[:, :, first : first + run], k_, tables, tokens, first)
-        out[:, first : first + run] = (torch.softmax(logits, dim=-1) @ v_).transpose(1, 2)
+    batch, count, heads, _ = q.shape
+    run = max(1, min(tokens, BLOCK_BYTES // (4 * batch * heads * count)))
+    token = torch.arange(count, device=q.device)
+    for first in (f + r for f in range(0, count, tokens) for r in range(0, tokens, run)):
+        frame = first // tokens
+        rows = slice(first, min(first + run, (frame + 1) * tokens))
+        distance = (token // tokens - frame).abs()
+        bias = None if tables.b is None else tables.b[frame].repeat_interleave(tokens).to(wide)
+        s = (q_[:, :, rows] * q.shape[-1] ** -0.5) @ k_.mT
+        top = None
+        if tables.g is not None:
+            kept = s if bias is None else s.masked_fill(bias == -math.inf, -math.inf)
+            top = kept.amax(-1, keepdim=True)
+        if tables.beyond >= 0 and tables.decay != 1.0:
+            far = (token[rows, None] - token).abs() > tables.beyond
+            s -= s.clamp(min=0.0).mul_(far * (1 - tables.decay))
+        if tables.a is not None:
+            s *= tables.a[distance].to(wide)
+        if tables.g is not None:
+            s.addcmul_(top, tables.g[distance].to(wide))
+        if bias is not None:
+            s += bias
+        out[:, rows] = (torch.softmax(s, dim=-1) @ v_).transpose(1, 2)
     return out
 
 

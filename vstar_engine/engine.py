@@ -73,20 +73,23 @@ class Engine:
         fp8: bool = False,
         warm: bool | Sequence[ClipSize] = False,
     ) -> "Engine":
-        """Loads a model from a folder made by `vstar-engine convert`; `mini` needs none.
+        """Loads a model.
 
+        `weights` is a folder made by `vstar-engine convert`, a checkpoint file, a diffusers folder, or an id of the Hub,
+        owner/name[@revision][:file], which is downloaded without a question. Without them `mini` has its own, and another model
+        those that were pulled.
         `engine` is a folder made by `vstar-engine build`. Its back end runs the UNet, and it sets model, weights, device and
         dtype. Without it these default to videocrafter2 in eager PyTorch, in float32 on the CPU.
-        `device` is "cpu", "cuda" or "cuda:N", `dtype` "float32", "float16" or "bfloat16".
-        `text` is "weights", or None to load no text tower and make videos from `Embeddings`.
+        `device` is "cpu", "cuda" or "cuda:N", `dtype` "float32", "float16" or "bfloat16". `text` is "weights", or None to load
+        no text tower and make videos from `Embeddings`.
         `loras` are FILE or FILE:STRENGTH and are merged into the UNet; a built engine contains its own.
         `graphs` replays the steps of `eager` and TensorRT as CUDA graphs on a GPU, one for each shape.
         `fp8` runs layers in FP8, calibrated on a short clip while loading.
         `warm` runs clips of these sizes, (frames, height, width) in pixels, through all stages; True runs those of `clips`. No
-        request then waits for kernels to be loaded, tuned and recorded.
-        Raises ValueError for an unknown name, CheckpointError for bad weights, EngineError for an engine that is damaged or was
-        built for something else, DeviceError for a device or dtype that cannot compute here, MissingLibrary for an optional
-        library that is not installed.
+        request then waits for kernels to be loaded, tuned and recorded. Raises ValueError for an unknown name, CheckpointError
+        for bad weights, DownloadError for those that cannot be downloaded, OutputError for a disk that is too small to convert
+        them, EngineError for an engine that is damaged or was built for something else, DeviceError for a device or dtype that
+        cannot compute here, MissingLibrary for an optional library that is not installed.
         """
         choice = ModelChoice.of(
             engine,

@@ -7,9 +7,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from .errors import OutputError
 from .video import BT601, BT709, CRF, LIMITED, Video, comment_of, frame_rate
@@ -113,37 +110,3 @@ def renumbered(fragment: bytes, number: int, start: int) -> bytes:
                     if leaf == b"tfdt":  # version 1: 64 bits
                         struct.pack_into(">Q", out, here + 12, start)
     return bytes(out)
-
-
-def frames_of(path: Path, size: tuple[int, int], last: int) -> tuple[np.ndarray, int]:
-    """Reads the last frames of a video, (last, H, W, 3) uint8, and how many it has.
-
-    Frames of another size are scaled to cover it and cut at the centre. ValueError for a file that is no video or is shorter.
-    """
-    from collections import deque
-
-    import av
-    from PIL import Image, ImageOps
-
-    if not path.is_file():
-        raise ValueError(f"no video at {path}")
-    kept: deque[Any] = deque(maxlen=last)
-    count = 0
-    try:
-        with av.open(str(path.absolute())) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} holds no video")
-            for frame in container.decode(video=0):
-                kept.append(frame.to_ndarray(format="rgb24"))
-                count += 1
-    except av.FFmpegError as error:
-        raise ValueError(f"{path} is no readable video ({error.strerror})") from error
-    if count < last:
-        raise ValueError(f"a video to go on from has at least {last} frames, and {path} has {count}")
-    fitted = [
-        frame
-        if frame.shape[:2] == size
-        else np.asarray(ImageOps.fit(Image.fromarray(frame), size[::-1], Image.Resampling.BICUBIC))
-        for frame in kept
-    ]
-    return np.stack(fitted), count

@@ -86,8 +86,11 @@ class ModelChoice:
 
     @cached_property
     def spec(self) -> Spec:
-        """The model, with the networks that its weights state."""
-        return bundled.stated_spec(model_named(self.model), self.weights)
+        """The model, with the networks that its weights state, where they are on this machine."""
+        there = self.weights
+        if sources.hub_id(self.weights, self.model) is not None:
+            there = sources.present(self.weights, self.model, self.dtype)
+        return bundled.stated_spec(model_named(self.model), there)
 
     def located(self, ask: sources.Ask | None = None, on_progress: sources.OnProgress | None = None) -> "ModelChoice":
         """Returns the choice with its weights as a folder or file that is loaded, downloaded and converted where they must be.

@@ -84,6 +84,8 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
 def settings_from(args: argparse.Namespace) -> Settings:
     """Checks the options and makes settings of them."""
     spec, dtype = stated_spec(model_named(args.model), args.weights), dtype_named(args.dtype)
+    if spec.streaming is not None:
+        raise ValueError(f"model {spec.name} runs in eager PyTorch; engines are built of models that make a video in one piece")
     size = None if args.size == ANY else parse_size(args.size) if args.size else spec.size
     device = device_named(args.device, dtype)
     if args.frames == ANY and args.backend in TENSORRT:

@@ -1,5 +1,7 @@
 """Whole pipelines of tiny towers: ModelScope's and Wan 2.2's, with a dial and a timeline on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -65,3 +67,24 @@ def test_a_timeline_runs_a_pipeline(made):
     torch.testing.assert_close(same, run("a boy"), rtol=0, atol=1e-4)
     assert (moving - same).abs().max() > 1e-4
     assert (moving - both).abs().max() > 1e-4
+
+
+def test_the_documents_lines_run(tmp_path):
+    """The page's first lines, with a tiny folder in the place of the model's name."""
+    pytest.importorskip("accelerate", reason="needs accelerate, by which diffusers loads a Wan")
+    page = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text()
+    lines = page.split("```python\n")[1].split("```")[0]
+    wan_pipeline(experts=1).save_pretrained(tmp_path)
+    for said, here in (
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", str(tmp_path)),
+        (', torch_dtype=torch.bfloat16).to("cuda")', ")"),
+        ("num_frames=161", "num_frames=33, height=32, width=32, num_inference_steps=2"),
+        ("trained_frames=21", "trained_frames=3"),
+        ('"3s"', '"0.5s"'),
+        ('"7s"', '"1.2s"'),
+    ):
+        assert said in lines
+        lines = lines.replace(said, here)
+    names = {}
+    exec(lines, names)
+    assert names["video"].shape == (33, 32, 32, 3)

@@ -15,6 +15,7 @@ from support.tiny_pipelines import motion_unet, unet3d, wan
 from vstar_engine.integrations.diffusers import timeline
 from vstar_engine.integrations.diffusers.places import frame_weights, latent_weights, relay_bias, split
 from vstar_engine.prompting.interpolation import spread
+from vstar_engine.prompting.synopsis import Synopsis, synopsize
 
 STATES = ["a boy", (2, "he jumps"), ("100%", "he runs")]
 
@@ -50,6 +51,8 @@ def test_weights_are_the_synopsis_prompting_of_the_engine(mode, count, frames):
 def test_places_are_frames_shares_and_seconds():
     texts, places = split(["x", (0.5, "y"), ("1.5s", "z")])
     assert (texts, places) == (["x", "y", "z"], [0, 0.5, "1.5s"])
+    assert split(Synopsis("", ("x", "y"), at=(0, 12))) == (["x", "y"], [0, 12])
+    assert split(synopsize("a tree from spring to winter"))[1] == []
     weights = frame_weights(places, 3, 17, 8.0, None, "linear")
     assert weights[[0, 8, 12, 16]].argmax(1).tolist() == [0, 1, 2, 2]
     assert weights[[0, 8, 12, 16]].max(1).values.tolist() == [1.0] * 4

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("diffusers", reason="needs diffusers")
 
 import diffusers
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_processor import AttnProcessor
 
 from support.tiny_pipelines import motion_unet, unet3d
@@ -210,3 +211,32 @@ def test_settings_are_json():
     ):
         with pytest.raises(ValueError, match=r"is|needs"):
             DialSettings(**wrong)
+
+
+class AddedUpdate(ModelHook):
+    """Adds a low-rank update to a layer's result, as a LoRA does, from outside of it, as offloading hooks work."""
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.given = args[0]
+        return args, kwargs
+
+    def post_forward(self, module, output):
+        generator = torch.Generator().manual_seed(0)
+        down = torch.randn(self.given.shape[-1], 2, generator=generator)
+        up = torch.randn(2, output.shape[-1], generator=generator)
+        return output + 0.1 * self.given @ down @ up
+
+
+def test_hooks_and_low_rank_updates_stay_in_force(scheduler):
+    model = unet3d()
+    latents, text = given(unet3d)
+    plain = run(model, latents, scheduler.timesteps[0], text)
+    for name, module in model.named_modules():
+        if "temp_attentions" in name and name.endswith((".to_q", ".to_v", ".to_out.0")):
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(AddedUpdate(), "update")
+    HookRegistry.check_if_exists_or_initialize(model).register_hook(ModelHook(), "whole")
+    with dial(model, tar=TAR, scheduler=scheduler):
+        ours = run(model, latents, scheduler.timesteps[0], text)
+    spelled_out(model, len(latents))
+    torch.testing.assert_close(ours, run(model, latents, scheduler.timesteps[0], text), rtol=0, atol=1e-5)
+    assert (ours - plain).abs().max() > 1e-3

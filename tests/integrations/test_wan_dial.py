@@ -12,7 +12,10 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from support.tiny_pipelines import wan
 from vstar_engine.config.sampling import Tar
-from vstar_engine.integrations.diffusers import dial
+from vstar_engine.integrations.diffusers import DialSettings, dial
+from vstar_engine.integrations.diffusers.segments import attend_by, by_segments, segments_of
+from vstar_engine.kernels.frame_attention import frame_attention_ref
+from vstar_engine.kernels.problems import FrameTables
 
 FRAMES, TOKENS = 5, 4
 
@@ -70,6 +73,7 @@ def enhanced(q, k, weight=4.0):
 
 RULES = {
     "reference": ({"reference": 0.6}, DenseRule(reference)),
+    "reference by segments": ({"reference": 0.6, "by": "segments"}, DenseRule(reference)),
     "ultravico": ({"decay": 0.9, "trained_frames": 3}, DenseRule(ultravico)),
     "tar": ({"tar": Tar({0: 1.5}, until_step=9)}, DenseRule(tar)),
     "enhance": ({"enhance": 4.0}, DenseRule(lambda s: s, enhanced)),
@@ -171,6 +175,9 @@ def test_refusals(scheduler):
 
     refuse(wan(), "a transformer has one level", tar=Tar({0: 1.0, 1: 8.0}))
     refuse(wan(), "riflex is a temporal frequency, 1 to 2 here, got 5", riflex=5)
+    cached = wan()
+    cached.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    refuse(cached, "caches between steps")
     fused = wan()
     fused.blocks[0].attn1.fuse_projections()
     refuse(fused, "fused projections")
@@ -187,3 +194,24 @@ def test_refusals(scheduler):
     Experts.scheduler = scheduler
     refuse(Experts(), "transformer_2.blocks.1.attn1 runs DenseRule")
     assert two[0].attn_processors == before, "the first expert is left as it was"
+
+
+def test_segments_are_exact_for_any_table():
+    """Equal rows share their calls, which differ by the values in a row; excluded frames are not read."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5 * 3, 2, 8)
+    b = torch.tensor([0.0, -1.0, 2.0])[torch.randint(3, (5, 5))]
+    b[3] = b[1]
+    b[0, 3:] = -math.inf
+    calls = []
+
+    def attend(*given):
+        calls.append(given)
+        return attend_by(None)(*given)
+
+    ours = by_segments(q, k, v, segments_of(b, 3), attend)
+    torch.testing.assert_close(ours, frame_attention_ref(q, k, v, FrameTables(b=b), 3))
+    rows = torch.unique(b, dim=0)
+    assert len(calls) == sum(len(row[row.isfinite()].unique()) for row in rows)
+    with pytest.raises(ValueError, match="tar and decay need by='op'"):
+        DialSettings(decay=0.9, trained_frames=21, by="segments")

@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from vstar_engine.config.models import MODELS
 from vstar_engine.kernels.aot.attention_entries import Entry, entries
 from vstar_engine.kernels.aot.compilation import attempt, faults
+from vstar_engine.kernels.aot.frame_entries import frame_entries
 from vstar_engine.kernels.aot.fused_entries import CHANNELS, CONVOLVED, E4M3, GROUPS, INNER, WIDTHS, FusedEntry, fused_entries
 from vstar_engine.kernels.aot.report import page, programs
 from vstar_engine.kernels.gpu.temporal_attention_launch import ARCHITECTURES, DTYPES, HEAD_DIMS, Config, config
@@ -68,7 +69,7 @@ def test_every_entry_of_every_architecture_has_its_artifact(compiled_everywhere)
 def check_artifacts(compiled, archs):
     manifest = json.loads((compiled / "manifest.json").read_text())
     records = {record["name"]: record for record in manifest["entries"]}
-    wanted = [*entries(archs, [64], ["fp16"]), *fused_entries(archs, ["fp16"])]
+    wanted = [*entries(archs, [64], ["fp16"]), *fused_entries(archs, ["fp16"]), *frame_entries(archs, ["fp16"])]
     assert manifest["faults"] == []
     assert set(records) == {entry.name for entry in wanted}
     for record in records.values():

@@ -75,7 +75,7 @@ def test_blocks_of_rows_are_the_whole(monkeypatch):
     """A clip whose logits outgrow the limit is computed in runs of query rows."""
     tables, (q, k, v) = rules()["all"], draw()
     whole = frame_attention(q, k, v, tables, TOKENS)
-    monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 2 * 2 * q.shape[1] * 4)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 2 * 2 * q.shape[1] * 2)
     torch.testing.assert_close(frame_attention(q, k, v, tables, TOKENS), whole)
 
 

@@ -75,6 +75,7 @@ def test_a_checkpoint_is_pulled_and_converted_once(server, capsys):
     assert len(server.requests) == asked, "what was pulled is found without asking the Hub"
     (entry,) = converted.entries()
     assert engine.path == entry.folder
+    assert sources.present(f"{TINY}@{COMMIT}", "mini", "float32") == entry.folder
     assert entry.manifest["source"]["hub"] == {"id": TINY, "revision": None, "commit": COMMIT, "file": None}
     assert main(["weights", "--json"]) == 0
     assert f'"{TINY}@{COMMIT}"' in capsys.readouterr().out
@@ -196,6 +197,7 @@ def test_a_full_disk_is_one_sentence():
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_new_user_pulls_and_generates(server, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     how = ["generate", "--model", "mini", "--weights", TINY, "--yes", "--states", "snow", "--frames", "2", "--size", "32x32"]

@@ -31,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=int, default=SHARD_BYTES // MIB, metavar="MIB", help="largest file (default %(default)s)"
     )
+    said = "of a UNet alone: folder of weights with its autoencoder and its text tower"
+    parser.add_argument("--parts", type=Path, metavar="DIR", help=said)
     parser.add_argument("--memory-limit", type=int, metavar="MIB", help="most memory the reading process may hold")
     said = "of a LoRA that was trained to be told a guidance scale: which (default %(default)s)"
     parser.add_argument("--embedded-guidance", type=float, default=GUIDANCE, metavar="SCALE", help=said)
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        convert(args.source, args.out, args.model, args.dtype, args.shard_size * MIB, args.force, limit, progress)
+        how = (args.dtype, args.shard_size * MIB, args.force, limit, progress)
+        convert(args.source, args.out, args.model, *how, parts=args.parts)
     files, dtype = sorted(args.out.iterdir()), read_stated(args.out)["dtype"]
     print(f"wrote {args.out}: {len(files)} files, {sum(file.stat().st_size for file in files) / MIB:.0f} MiB in {dtype}")
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.request import MAX_FRAMES, Clip, Request
+from vstar_engine.config.request import Clip, Request
 from vstar_engine.config.streamed import ENDLESS
 from vstar_engine.config.windows import FIFO
 from vstar_engine.engine import Engine
@@ -155,8 +155,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = outputs(args, len(given) or 1)
     checkpoints = [checkpoint_of(args, clip, paths[0]) for paths in files]
-    for kept in filter(None, checkpoints):
-        kept.check()
+    for begun in filter(None, checkpoints):
+        begun.check()
     if clip.plan is not None and not args.json:
         print(clip.plan.described, flush=True)
     device, dtype = check_machine(choice)

@@ -22,6 +22,10 @@ def command_for(provenance: dict[str, Any]) -> str:
         words += ["--weights", "DIR"]
     words += [f"--lora={one['lora']}" for one in provenance.get("loras", ())]
     without: tuple[str, ...] = ("negative",) if request.get("negatives") else ()
+    if first := provenance.get("first_chunk"):
+        words.append(f"--start={first['file']}" if "file" in first else f"--first-model={first['model']}")
+        if request.get("endless"):
+            request = {**request, "frames": "inf"}
     if "embeddings" in provenance:
         words.append(f"--embeddings={provenance['embeddings']}")
         without = ("states", "negative", "negatives")

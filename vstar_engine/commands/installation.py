@@ -20,6 +20,7 @@ OPTIONAL = {
     "tokenizers": "prompts",
     "ftfy": "prompts",
     "httpx": "synopses by a language model",
+    "huggingface_hub": "weights from the Hub",
     "av": "mp4 files",
     "PIL": "gif files",
 }

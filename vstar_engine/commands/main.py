@@ -1,5 +1,5 @@
 """The command line: generate, synopsis, embed, build, engines, refit, export, serve, submit, status, fetch, cancel, inspect,
-convert, verify, bench and doctor."""
+enhance, convert, verify, bench and doctor."""
 
 import argparse
 import errno
@@ -67,6 +67,7 @@ COMMANDS = {
     "cancel": Command("cancel a server's jobs", "commands.remote_jobs", "add_cancel_options", "run_cancel"),
     "serve": Command("serve videos over HTTP; jobs survive restarts", "commands.serve"),
     "inspect": Command("print the settings that made a video, and the command that makes it again", "commands.inspect"),
+    "enhance": Command("enlarge a video of any length, with detail by a text-to-video model", "commands.enhance"),
     "convert": Command("convert an official checkpoint to safetensors; runs no code from it", "commands.convert"),
     "pull": Command("fetch a model's weights from the Hub and convert them once", "commands.pull"),
     "weights": Command("list the weights that were converted into the cache, or remove some", "commands.cached_weights"),

@@ -174,7 +174,10 @@ def choice_of(args: argparse.Namespace) -> ModelChoice:
     if args.model is None and args.weights is None and args.engine is None:
         args.model = BUNDLED[0]
         log.warning("no model is named: serving %s, which comes with the package (--model, --weights, --engine)", args.model)
-    return choice_from(args)
+    choice = choice_from(args)
+    if choice.spec.streaming is not None:
+        raise ValueError(f"a server makes videos in one piece, and {choice.model} makes them in chunks: use `generate`")
+    return choice
 
 
 def worker_settings(args: argparse.Namespace, choice: ModelChoice, data: Path) -> dict[str, Any]:

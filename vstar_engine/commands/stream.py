@@ -15,12 +15,13 @@ from vstar_engine.config.models import Spec
 from vstar_engine.config.request import Clip, Request
 from vstar_engine.config.streamed import ENDLESS, StreamedRequest
 from vstar_engine.engine import Engine
-from vstar_engine.fragments import FragmentedFile, Written, frames_of
+from vstar_engine.fragments import FragmentedFile, Written
 from vstar_engine.loading import check_machine, load_model
 from vstar_engine.model_choice import ModelChoice
 from vstar_engine.prompting.interpolation import spread_at
 from vstar_engine.prompting.synopsis import Synopsis
 from vstar_engine.streaming import Stream, StreamState
+from vstar_engine.video_input import last_frames
 
 from .video_options import clip_of
 
@@ -76,7 +77,7 @@ def first_chunk(args: argparse.Namespace, choice: ModelChoice, request: Streamed
     assert request.size is not None
     frames = choice.spec.streaming.chunk
     if args.start is not None:
-        read, count = frames_of(args.start, request.size, frames)
+        read, count = last_frames(args.start, request.size, frames)
         return read, {"file": args.start.name, "sha256": sha256(args.start), "frames": count}
     first = first_choice(args, choice)
     engine = Engine(load_model(first, *check_machine(first)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
@@ -47,8 +47,9 @@ class Clip:
     Raises ValueError for a value out of range or of another type.
     """
 
-    most_frames: ClassVar[int] = LONGEST
-    most_at_once: ClassVar[int] = MAX_FRAMES
+    # without types these are no fields: the longest that a kind of video may be, and the most frames in one call
+    most_frames = LONGEST
+    most_at_once = MAX_FRAMES
 
     frames: int = 64
     seed: int = 0

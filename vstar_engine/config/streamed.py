@@ -1,7 +1,6 @@
 """What may be asked of a video that is made chunk by chunk."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .models import Spec
 from .request import Request
@@ -19,8 +18,8 @@ class StreamedRequest(Request):
     An `endless` video goes on after the timeline, in its last state.
     """
 
-    most_frames: ClassVar[int] = 1_000_000
-    most_at_once: ClassVar[int] = most_frames
+    most_frames = 1_000_000
+    most_at_once = most_frames
     endless: bool = False
 
     def chunks(self, spec: Spec) -> int:

@@ -135,7 +135,7 @@ def activation_bytes(request: Footprint) -> int:
     h, w = request.height // spec.vae.factor, request.width // spec.vae.factor
     text = spec.text.context_length + spec.unet.image_tokens, spec.unet.context_dim
     with without_data():
-        unet: Denoiser = in_dtype(UNet(spec.unet), request.dtype)
+        unet: Any = in_dtype(UNet(spec.unet), request.dtype)
         if spec.streaming is not None:
             known = torch.empty(request.batch, 3, spec.streaming.overlap, request.height, request.width, dtype=request.dtype)
             unet = ChunkDenoiser(in_dtype(StreamingUNet(spec), request.dtype), known)

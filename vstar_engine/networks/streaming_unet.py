@@ -76,9 +76,10 @@ class StreamingUNet(nn.Module, Denoiser):
         """
         base, overlap = self.base, self.streaming.overlap
         heard = context if isinstance(context, ContextKV) else self._heard(context)
+        told = timestep if isinstance(timestep, TimestepEmbedding) else timestep[:, :overlap]
         # of the conditional attention module's frames, and zero
         plain = tar.new_zeros(1, tar.shape[1], overlap)
-        known, known_middle = self.cam(latents[:, :, :overlap], timestep, heard, fps, plain, features)
+        known, known_middle = self.cam(latents[:, :, :overlap], told, heard, fps, plain, features)
 
         inputs = base.stage_inputs(latents, timestep, context, fps, tar)
         skips = base.encode(base.stem(to_frames(latents), inputs), inputs, base.input_blocks)

@@ -84,7 +84,7 @@ class HalfUNet(nn.Module):
 
     def embed(self, timestep: Tensor, fps: Tensor) -> Tensor:
         """timestep (B, 1 or T), fps (B,) -> (B, 1 or T, E)."""
-        width, dtype = self.spec.model_channels, self.input_blocks[0].get_parameter("0.weight").dtype
+        width, dtype = self.spec.model_channels, next(self.input_blocks.parameters()).dtype
         emb = self.time_embed(sinusoid(timestep, width).to(dtype))
         if self.spec.fps_condition:
             emb = emb + self.fps_embedding(sinusoid(fps, width).to(dtype))[:, None]

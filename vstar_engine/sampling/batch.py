@@ -31,7 +31,8 @@ class BatchRow(Trajectory):
     """One video of a batch, with latents (1, 4, T, h, w).
 
     `index` is its place among the requests, `generator` draws its noise where no other row's does, `held` are the embeddings
-    that the request came with. `context` and `uncond_context` are (1, 1 or T, 77, C), or `FrameTexts` for those of a window.
+    that the request came with.
+    `context` and `uncond_context` are (1, 1 or T, 77, C), or `FrameTexts` that those of a window are made of.
     """
 
     index: int

@@ -217,10 +217,11 @@ def _vae(judge: Judge) -> None:
 
 
 def _text_encoder(judge: Judge) -> None:
-    tokens = tokenize(judge.case["prompts"])
+    spec = official_config.spec_from_official(judge.case["config"])
+    tokens = tokenize(judge.case["prompts"], spec)
     judge.exact(tokens.numpy(), "tokens")
     if judge.stores("embeddings"):
-        tower = judge.filled(TextTower(official_config.spec_from_official(judge.case["config"])))
+        tower = judge.filled(TextTower(spec))
         judge.compare(tower(tokens.to(judge.device)), "embeddings")
 
 

@@ -47,6 +47,7 @@ def streaming_spec(config: Mapping[str, Any]) -> Spec:
         image=_image_spec(image) if image else ImageSpec(),
         pixel_channels=tuple(config["pixel_encoder_channels"]),
         resampler=config.get("resampler_inner", StreamingSpec.resampler),
+        overlap=config.get("condition_frames", StreamingSpec.overlap),
     )
     return Spec("golden", unet, _vae_spec(vae) if vae else VaeSpec(), TextSpec(), size=(64, 128), streaming=streaming)
 
@@ -238,8 +239,8 @@ def _stream_end_to_end(judge: Judge) -> None:
     request = Request(("",), streaming.chunk, size=tuple(config["pixels"]), sampling=sampling, tar=None)
     video, latents, predicted = list[Tensor](), list[Tensor](), list[Tensor]()
     for call in range(config["calls"]):
-        tape = judge.tensor("step_noise")[call]
-        noise = ChunkNoise(judge.tensor("initial_noise")[call : call + 1], lambda index, tape=tape: as_clip(tape[index]))
+        tape = [as_clip(noise) for noise in judge.tensor("step_noise")[call]]
+        noise = ChunkNoise(judge.tensor("initial_noise")[call : call + 1], tape.__getitem__)
         denoiser = _Heard(network, chunk[:, :, -streaming.overlap :], config["guidance"])
         batch = chunk_batch(denoiser, spec, torch.float32, request, texts, anchor, noise)
         for _ in range(batch.steps):

@@ -37,12 +37,14 @@ def convert(
     memory_limit: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     about: Mapping[str, Any] | None = None,
+    parts: Path | None = None,
 ) -> Path:
     """Converts an official checkpoint (.ckpt, .pt or .safetensors) or a diffusers folder to a folder that `Engine.load` reads.
 
-    `dtype` "stored" keeps the source's. `about` goes into the manifest, to the source's name and sha256. `on_progress` is
-    called with (tensors done, tensors in all). Raises CheckpointError for a source that cannot be converted and OutputError
-    when `out` cannot be written; neither leaves anything behind.
+    `dtype` "stored" keeps the source's. `parts` is the folder of weights that a UNet alone takes the rest from. `about` goes
+    into the manifest, to the source's name and sha256. `on_progress` is called with (tensors done, tensors in all). Raises
+    CheckpointError for a source that cannot be converted and OutputError when `out` cannot be written; neither leaves anything
+    behind.
     """
     models.model_named(model)
     if dtype != STORED:
@@ -54,10 +56,9 @@ def convert(
     limit = memory_limit or child_limit(source)
     check_writable(out, force, made=(MANIFEST, "model*.safetensors"))
     with write_aside(out, folder=True) as aside:
-        arguments = {"source": str(source.absolute()), "out": str(aside), "model": model, "dtype": dtype}
-        run_watched(
-            "convert_child", {**arguments, "shard_bytes": shard_bytes, "about": dict(about or {})}, source, limit, on_progress
-        )
+        arguments: dict[str, Any] = {"source": str(source.absolute()), "out": str(aside), "model": model, "dtype": dtype}
+        arguments |= {"shard_bytes": shard_bytes, "about": dict(about or {}), "parts": None if parts is None else str(parts)}
+        run_watched("convert_child", arguments, source, limit, on_progress)
         if not (aside / MANIFEST).is_file():
             raise CheckpointError(f"the conversion of {source} ended without a {MANIFEST}, so nothing is kept of it")
     return out

@@ -21,11 +21,12 @@ from vstar_engine.sampling import schedule
 from .checkpoint import Weights, check_finite, check_keys
 from .convert import LORA_FILE
 from .converted import STORED
-from .diffusers_files import sha256_of, used_files
+from .diffusers_files import is_pipeline, sha256_of, used_files
 from .diffusers_layout import open_layout
 from .key_map import UNET, official_shapes
 from .pickle_file import Streamed, read_pickle
 from .streaming_keys import STREAMING_KEY, published_shapes
+from .unet_alone import completed
 from .watched_child import Tell, reporting
 from .wrappers import Renamed, state_dict_in, stored_names
 
@@ -97,12 +98,26 @@ def check_official(tensors: Mapping[str, Tensor], spec: models.Spec, source: Pat
         compare_schedule(tensors)
 
 
-def convert_here(source: Path, out: Path, model: str, dtype: str, shard_bytes: int, tell: Tell, about: dict[str, Any]) -> None:
-    """Writes the folder `out`, which is there and empty; its manifest comes last, with `about` among what made it."""
-    spec, stated = models.model_named(model), {}
+def convert_here(
+    source: Path,
+    out: Path,
+    model: str,
+    dtype: str,
+    shard_bytes: int,
+    tell: Tell,
+    about: dict[str, Any],
+    parts: str | None = None,
+) -> None:
+    """Writes the folder `out`, which is there and empty; its manifest comes last, with `about` among what made it.
+
+    `parts` is the folder of weights that a UNet alone takes its autoencoder and its text tower from.
+    """
+    spec = models.model_named(model)
+    stated: dict[str, Any] = {}
     tensors: Mapping[str, Tensor]
     if source.is_dir():
-        spec, tensors = open_layout(source, spec)
+        spec, layout = open_layout(source, spec)
+        spec, tensors = (spec, layout) if is_pipeline(source) else completed(spec, layout, source, parts)
         stated = {"networks": models.networks_as_json(spec)}
         read = used_files(source)
     else:

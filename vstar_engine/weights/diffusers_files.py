@@ -63,16 +63,21 @@ def shards(index: Path, there: bool = True) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def is_pipeline(path: Path) -> bool:
+    """Returns whether a folder is a whole pipeline of diffusers."""
+    return (path / INDEX).is_file()
+
+
 def is_layout(path: Path) -> bool:
     """Returns whether a folder is one of diffusers': a pipeline's, or a UNet's alone."""
-    if (path / INDEX).is_file():
+    if is_pipeline(path):
         return True
     return (path / CONFIG).is_file() and '"UNet3D' in (path / CONFIG).read_text(errors="replace")
 
 
 def used_files(folder: Path) -> list[Path]:
     """Returns every file of a diffusers folder that is read, weights and configurations, sorted."""
-    if not (folder / INDEX).is_file():
+    if not is_pipeline(folder):
         return sorted([folder / CONFIG, *weight_files(folder, UNET)])
     found = [folder / INDEX, folder / SCHEDULE / SCHEDULER]
     for part in STEMS:

@@ -63,7 +63,7 @@ class LayoutTensors(Mapping[str, Tensor]):
 
 def read_spec(folder: Path, base: Spec) -> Spec:
     """Returns the model `base` with a folder's networks and noise; CheckpointError for what is not computed here."""
-    if not (folder / files.INDEX).is_file():
+    if not files.is_pipeline(folder):
         return replace(base, unet=unet_spec(folder / files.CONFIG))
     _check_classes(Settings(folder / files.INDEX))
     return replace(
@@ -96,10 +96,15 @@ def open_layout(folder: Path, base: Spec) -> tuple[Spec, LayoutTensors]:
     Every tensor of a file is used or known to be unneeded, and every parameter is filled; CheckpointError says what is not so.
     """
     spec = read_spec(folder, base)
-    whole = (folder / files.INDEX).is_file()
+    if spec.unet.fps_condition != base.unet.fps_condition:
+        ours, its = (
+            "has a frame-rate condition" if one else "has none" for one in (base.unet.fps_condition, spec.unet.fps_condition)
+        )
+        raise CheckpointError(f"model {base.name} {ours}, and {folder} {its}: it is another model's (--model)")
+    whole = files.is_pipeline(folder)
     with torch.device("meta"):
         unet, vae, tower = UNet(spec.unet), Vae(spec.vae), TextTower(spec.text)
-    whole = (folder / files.INDEX).is_file()
+    whole = files.is_pipeline(folder)
     held = PartFiles(folder / files.UNET if whole else folder, files.UNET)
     parts = {name: (theirs,) for name, theirs in names.unet_names(spec.unet, key_map.module_shapes(unet)).items()}
     sources = _sources(held, key_map.UNET, parts, unet)

@@ -11,10 +11,13 @@ from .diffusers_files import MERGES, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULAR
 
 
 def padding_token(folder: Path) -> int:
-    """Returns the number of the token that pads; CheckpointError unless the tokenizer is CLIP's, token by token."""
-    _check_tables(folder)
+    """Returns the number of the token that pads; CheckpointError unless the tokenizer is CLIP's, token by token.
+
+    The map of special tokens goes before the configuration, but where that lists the added tokens, as transformers has it.
+    """
+    added = _check_tables(folder)
     pad: Any = TRANSFORMERS_SPECIAL[1]
-    for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
+    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
         if not (folder / name).is_file():
             continue
         given = Settings(folder / name)
@@ -25,13 +28,17 @@ def padding_token(folder: Path) -> int:
         for key, wanted in zip(("bos_token", "eos_token"), TRANSFORMERS_SPECIAL, strict=True):
             if (said := _content(given.pop(key, wanted))) != wanted:
                 raise CheckpointError(f"{folder / name}: {key} must be {wanted}, got {said!r}")
-        for number, token in (given.pop("added_tokens_decoder", None) or {}).items():
-            _check_added(folder / name, number, _content(token))
         pad = _content(given.pop("pad_token", pad))
-    number = vocabulary(TRANSFORMERS_SPECIAL).get(pad)
-    if number is None:
+        if listed := given.pop("added_tokens_decoder", None):
+            added |= {_content(token): int(number) for number, token in listed.items()}
+            break
+    known = vocabulary(TRANSFORMERS_SPECIAL)
+    if pad not in known:
         raise CheckpointError(f"{folder}: the padding token {pad!r} is none of CLIP's {END + 1} tokens")
-    return number
+    for text, number in added.items():
+        if known.get(text) != number or text not in (*TRANSFORMERS_SPECIAL, pad):
+            raise CheckpointError(f"{folder} adds the token {text!r} to CLIP's, which is not computed here")
+    return known[pad]
 
 
 def _content(token: Any) -> Any:
@@ -39,17 +46,12 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _check_added(path: Path, number: Any, text: Any) -> None:
-    if vocabulary(TRANSFORMERS_SPECIAL).get(text) != int(number):
-        raise CheckpointError(f"{path} adds the token {text!r} to CLIP's, for which there is no embedding here")
-
-
-def _check_tables(folder: Path) -> None:
-    """Raises CheckpointError unless the vocabulary and the merges are CLIP's."""
+def _check_tables(folder: Path) -> dict[str, int]:
+    """Returns the tokens that are added to the tables; CheckpointError unless vocabulary and merges are CLIP's."""
+    added = {}
     if (folder / WHOLE_TOKENIZER).is_file():
         given = Settings(folder / WHOLE_TOKENIZER)
-        for token in given.pop("added_tokens", None) or ():
-            _check_added(folder / WHOLE_TOKENIZER, token.get("id"), _content(token))
+        added = {_content(token): token.get("id") for token in given.pop("added_tokens", None) or ()}
         model = given.pop("model", None) or {}
         words, pairs = model.get("vocab"), model.get("merges") or ()
         # until tokenizers 0.20 a merge was one text
@@ -62,3 +64,4 @@ def _check_tables(folder: Path) -> None:
         raise CheckpointError(f"{folder} holds neither {WHOLE_TOKENIZER} nor {VOCABULARY} with {MERGES}")
     if words != vocabulary(TRANSFORMERS_SPECIAL) or found != merges():
         raise CheckpointError(f"{folder} is not CLIP's tokenizer: its vocabulary or merges differ, so prompts would be misread")
+    return added

@@ -35,7 +35,8 @@ def spec_from_official(params: Mapping[str, Any]) -> Any:
     if "ch_mult" in given:
         return _vae_spec(given)
     if "vocab_size" in given:
-        return TextSpec(**{name: given[name] for name in ("width", "heads", "layers", "vocab_size", "context_length")})
+        own = {name: given[name] for name in ("tokenizer", "pad") if name in given}
+        return TextSpec(**{name: given[name] for name in ("width", "heads", "layers", "vocab_size", "context_length")}, **own)
     raise ValueError(f"neither a UNet's, an autoencoder's nor a text tower's configuration: {', '.join(given)}")
 
 
@@ -60,6 +61,7 @@ def _unet_spec(given: dict[str, Any]) -> UNetSpec:
         temporal_conv=given.pop("temporal_conv", False),
         init_attention=given.pop("addition_attention", False),
         fps_condition=given.pop("fps_cond", False),
+        norm_groups=given.pop("norm_groups", UNetSpec.norm_groups),
     )
     _refuse_rest(given, _UNET_IRRELEVANT)
     return spec
@@ -77,6 +79,7 @@ def _vae_spec(given: dict[str, Any]) -> VaeSpec:
         in_channels=given.pop("in_channels", 3),
         out_channels=given.pop("out_ch", 3),
         scale_factor=given.pop("scale_factor", VaeSpec.scale_factor),
+        norm_groups=given.pop("norm_groups", VaeSpec.norm_groups),
     )
     _refuse_rest(given, _VAE_IRRELEVANT | {"z_channels"})
     return spec

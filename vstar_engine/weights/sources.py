@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vstar_engine.artifacts.file_kind import SAFETENSORS, weight_kind
-from vstar_engine.artifacts.files import make_private, sha256
-from vstar_engine.artifacts.manifest import MANIFEST
+from vstar_engine.artifacts.files import digest_of, make_private, sha256
+from vstar_engine.artifacts.manifest import MANIFEST, read_stated
 from vstar_engine.config.model_sources import SOURCES, model_of_id
 from vstar_engine.errors import DownloadError, OutputError
 
@@ -91,8 +91,11 @@ def obtain(
     kept: str = STORED,
     ask: Ask | None = None,
     on_progress: OnProgress | None = None,
+    parts: Path | None = None,
 ) -> Path:
     """Downloads and converts what weights name, and returns the folder; `kept` is the dtype that it is stored in.
+
+    `parts` is the folder of weights that a UNet alone takes its autoencoder and its text tower from.
 
     `ask` gets the offer before anything is downloaded, and raises to decline. Raises DownloadError, CheckpointError for what
     cannot be read, OutputError where the disk is too small; nothing half-written is left.
@@ -100,7 +103,7 @@ def obtain(
     id = hub_id(weights, model)
     if id is None:
         path = Path(weights or "")
-        return _converted(path, model, kept, {}, on_progress) if _must_convert(path) else path
+        return _converted(path, model, kept, {}, on_progress, parts) if _must_convert(path) else path
     snapshot = hub.look_up(id)
     names = snapshot.wanted(half=kept in HALVES)
     every = [*names, *_shards(snapshot, names)]
@@ -116,8 +119,10 @@ def obtain(
     source = folder / names[0] if len(names) == 1 else folder
     _check_sums(snapshot, every, folder)
     about = {"hub": {"id": id.id, "revision": id.revision, "commit": snapshot.commit, "file": id.file}}
-    made = _converted(source, model, kept, about, on_progress)
-    converted.remember(_hub_source(id), model, kept, made)
+    made = _converted(source, model, kept, about, on_progress, parts)
+    # by the commit too, which a video's file names
+    for name in (id, HubId(id.id, snapshot.commit, id.file)):
+        converted.remember(_hub_source(name), model, kept, made)
     return made
 
 
@@ -144,13 +149,18 @@ def _must_convert(path: Path) -> bool:
     return path.is_file() and weight_kind(path) != SAFETENSORS
 
 
-def _converted(source: Path, model: str, kept: str, about: dict[str, Any], on_progress: OnProgress | None) -> Path:
+def _converted(
+    source: Path, model: str, kept: str, about: dict[str, Any], on_progress: OnProgress | None, parts: Path | None
+) -> Path:
     """Returns the converted folder of a file or a diffusers folder: found by its stamp, by its sha256, or made."""
     stamp = _stamp(source)
-    if folder := converted.found(stamp, model, kept):
+    if parts is None and (folder := converted.found(stamp, model, kept)):
         return folder
     read = used_files(source) if source.is_dir() else [source]
     digest = sha256_of(source, read)
+    if parts is not None:
+        digest = digest_of([digest, read_stated(parts).get("sha256")])
+        about = {**about, "parts": str(parts)}
     folder = converted.folder_of(model, kept, digest)
     if not converted.made_of(folder, digest):
         # imported here: what is on this machine already is found without PyTorch
@@ -158,7 +168,8 @@ def _converted(source: Path, model: str, kept: str, about: dict[str, Any], on_pr
 
         check_room([(converted.cache_root(), sum(path.stat().st_size for path in read))])
         make_private(converted.cache_root())
-        convert(source, folder, model, kept, force=True, on_progress=on_progress, about={**about, "sha256": digest})
+        about = {**about, "sha256": digest}
+        convert(source, folder, model, kept, force=True, on_progress=on_progress, about=about, parts=parts)
     converted.remember(stamp, model, kept, folder)
     return folder
 

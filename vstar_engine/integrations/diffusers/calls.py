@@ -27,6 +27,17 @@ class Call:
     device: torch.device
 
 
+class SchedulerOf:
+    """The scheduler that a pipeline has now, whichever it had when the dial was put on."""
+
+    def __init__(self, pipe: Any):
+        self.pipe = pipe
+
+    @property
+    def timesteps(self) -> Any:
+        return self.pipe.scheduler.timesteps
+
+
 class SchedulerSteps:
     """The step of a timestep, by a scheduler's list of them."""
 

@@ -64,6 +64,10 @@ def _denoiser(name: str, module: nn.Module) -> Denoiser:
         raise ValueError(
             f"{name} runs under context parallelism: a processor would see some of the tokens without knowing which"
         )
+    if getattr(module, "is_cache_enabled", False):
+        raise ValueError(
+            f"{name} caches between steps, which a dial that changes between them would spoil: disable_cache() first"
+        )
     return Denoiser(name, module, kind)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from vstar_engine.config.sampling import Tar
 
+from .calls import SchedulerOf
 from .denoisers import WAN, denoisers
 from .report import Report
 from .settings import DialSettings
@@ -15,9 +16,10 @@ class Dial:
     """A dial that is on; `off()` or the end of a `with` block puts the very processors back that were there."""
 
     def __init__(self, pipe: Any, settings: DialSettings, scheduler: Any = None):
-        scheduler = scheduler or getattr(pipe, "scheduler", None)
         if scheduler is None:
-            raise ValueError("a dial needs a scheduler, to know the step: give a pipeline, or scheduler=")
+            if getattr(pipe, "scheduler", None) is None:
+                raise ValueError("a dial needs a scheduler, to know the step: give a pipeline, or scheduler=")
+            scheduler = SchedulerOf(pipe)
         self.settings = settings
         found = denoisers(pipe)
         # all are checked before one is touched
@@ -58,6 +60,7 @@ def dial(
     enhance: float | None = None,
     riflex: int | None = None,
     until: float | str | None = None,
+    by: str = "op",
     scheduler: Any = None,
 ) -> Dial:
     """Puts a motion dial on a diffusers pipeline, or on a denoiser with its `scheduler`.
@@ -67,5 +70,5 @@ def dial(
     Raises ValueError where no layer was found, for classes and processors that are not known, and for compiled or fused
     denoisers and context parallelism.
     """
-    settings = DialSettings(tar, reference, decay, trained_frames, enhance, riflex, until)
+    settings = DialSettings(tar, reference, decay, trained_frames, enhance, riflex, until, by)
     return Dial(pipe, settings, scheduler)

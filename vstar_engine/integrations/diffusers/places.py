@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vstar_engine.config.timeline import SPREAD_MODES, Position, anchor_frames, check_anchors, parse_position, place
+from vstar_engine.prompting.synopsis import Synopsis
 
 # a state's text, or its place and its text
 State = str | tuple[str | int | float, str]
@@ -31,8 +32,12 @@ def position(place: str | int | float, fps: float) -> Position:
     return parse_position(place) if seconds is None else round(seconds * fps)
 
 
-def split(states: Sequence[State]) -> tuple[list[str], list[str | int | float]]:
+def split(states: Sequence[State] | Synopsis) -> tuple[list[str], list[str | int | float]]:
     """Separates texts and places; no places where no state has one. A first state without one sits at frame 0."""
+    if isinstance(states, Synopsis):
+        if states.durations:
+            raise ValueError("a timeline places states, and this synopsis has durations: give it `at`")
+        return list(states.states), list(states.at)
     if isinstance(states, str) or not states:
         raise ValueError(f"a timeline is a list of states, each a text or (place, text), got {states!r}")
     texts = [state if isinstance(state, str) else state[1] for state in states]

@@ -8,6 +8,8 @@ from typing import Any
 from vstar_engine.config.checked_values import real, whole
 from vstar_engine.config.sampling import Tar, until_step
 
+BY = OP, SEGMENTS = ("op", "segments")
+
 
 @dataclass(frozen=True)
 class DialSettings:
@@ -17,7 +19,8 @@ class DialSettings:
     (1 is neutral). `decay` and `trained_frames` are UltraViCo's: the factor of positive logits beyond half the trained
     window (1 is neutral), and that window in latent frames. `enhance` is Enhance-A-Video's weight (None is off). `riflex` is
     RIFLEx's index of a temporal frequency, counted from 1 (None is off). `until` is a share of the steps, such as 0.56 or
-    "56%"; without it TAR acts until its `until_step`, and everything else in every step.
+    "56%"; without it TAR acts until its `until_step`, and everything else in every step. `by` is what computes a transformer's
+    rule: "op" is ours, "segments" is the pipeline's own attention, a call for each value of the table, for `reference` alone.
     Raises ValueError for a value out of range.
     """
 
@@ -28,6 +31,7 @@ class DialSettings:
     enhance: float | None = None
     riflex: int | None = None
     until: float | str | None = None
+    by: str = "op"
 
     def __post_init__(self) -> None:
         for name in ("reference", "decay"):
@@ -44,6 +48,10 @@ class DialSettings:
             raise ValueError(f"enhance is a finite number, got {self.enhance}")
         if self.until is not None:
             until_step(self._share, 1)
+        if self.by not in BY:
+            raise ValueError(f"by is one of {', '.join(BY)}, got {self.by!r}")
+        if self.by == SEGMENTS and (self.tar is not None or self.decay != 1.0):
+            raise ValueError("segments add a constant to pairs of frames, as reference does; tar and decay need by='op'")
 
     @property
     def _share(self) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .calls import Call, Calls
+from vstar_engine.prompting.synopsis import Synopsis
+
+from .calls import Call, Calls, SchedulerOf
 from .denoisers import MOTION, UNET3D, WAN, Denoiser, check_layer, denoisers, text_layers
 from .mounting import Mounts
 from .places import State, frame_weights, latent_weights, relay_bias, split
@@ -77,7 +79,7 @@ class _Part:
 class Timeline:
     """A timeline that is on; `off()` or the end of a `with` block puts the very processors back that were there."""
 
-    def __init__(self, pipe: Any, states: Sequence[State], transition: Any, fps: float | None, mode: str, rule: str):
+    def __init__(self, pipe: Any, states: Sequence[State] | Synopsis, transition: Any, fps: float | None, mode: str, rule: str):
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
         found = denoisers(pipe)
@@ -86,7 +88,7 @@ class Timeline:
                 "relay biases a transformer's attention to all states at once; a UNet's frames each have their text"
             )
         self.pipe, self.rule, self.mode, self.transition = pipe, rule, mode, transition
-        self.scheduler = pipe.scheduler
+        self.scheduler = SchedulerOf(pipe)
         self.texts_of_states, self.places = split(states)
         self.fps = FPS[found[0].family] if fps is None else fps
         self.length: int | None = None
@@ -152,14 +154,14 @@ class Timeline:
 
 def timeline(
     pipe: Any,
-    states: Sequence[State],
+    states: Sequence[State] | Synopsis,
     *,
     transition: str | float | None = None,
     fps: float | None = None,
     mode: str = "linear",
     rule: str = "mix",
 ) -> Timeline:
-    """Puts a timeline on a diffusers pipeline: each state is a text, or (place, text).
+    """Puts a timeline on a diffusers pipeline: each state is a text, or (place, text); or a whole synopsis.
 
     A place is a frame (12), a share of the clip (0.5, "50%") or seconds ("1.8s") at `fps`, by default the model's own rate.
     Without places the states are spread evenly. Frames between two states mix them by `mode` (linear, ease, hold), or over

@@ -14,17 +14,19 @@ from .enhance import enhancement
 from .mounting import Mounts, Processor
 from .report import LayerReport, frame_backend_of
 from .rotary import Riflex, period, rotate
-from .settings import DialSettings
+from .segments import Segment, attend_by, by_segments, segments_of
+from .settings import SEGMENTS, DialSettings
 from .tables import frame_tables
 
 
 @dataclass
 class Rule:
-    """What is in force in a call: tables of frame pairs, Enhance-A-Video's weight, tokens a frame."""
+    """What is in force in a call: tables of frame pairs, what computes them, Enhance-A-Video's weight, tokens a frame."""
 
     tables: FrameTables | None = None
     enhance: float | None = None
     tokens: int = 1
+    segments: list[Segment] | None = None
 
 
 class FrameAttention(Processor):
@@ -50,7 +52,10 @@ class FrameAttention(Processor):
         q, k = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, attn.to_v(hidden_states)))
         q, k = rotate(q, rotary_emb), rotate(k, rotary_emb)
-        out = frame_attention(q, k, v, tables or FrameTables(), tokens)
+        if tables is not None and self.rule.segments is not None:
+            out = by_segments(q, k, v, self.rule.segments, attend_by(self.inner))
+        else:
+            out = frame_attention(q, k, v, tables or FrameTables(), tokens)
         if enhance is not None:
             out = (out * enhancement(q, k, tokens, enhance)).type_as(out)
         return attn.to_out[1](attn.to_out[0](out.flatten(2)))
@@ -95,7 +100,10 @@ class WanDial:
         active = call.step <= self.settings.last_step(call.steps)
         shape = call.frames, call.tokens, call.device
         if self._known[0] != shape:
-            self._known = shape, frame_tables(self.settings, call.frames, call.tokens, call.device)
+            tables = frame_tables(self.settings, call.frames, call.tokens, call.device)
+            self._known = shape, tables
+            if self.settings.by == SEGMENTS and tables is not None and tables.b is not None:
+                self._rule.segments = segments_of(tables.b, call.tokens)
         self._rule.tables = self._known[1] if active else None
         self._rule.enhance = self.settings.enhance if active else None
         self._rule.tokens = call.tokens
@@ -119,5 +127,7 @@ class WanDial:
             left.append(f"{self.denoiser.name}.rope: RIFLEx lowers frequency {settings.riflex} past {reach:.0f} latent frames")
         if not rules:
             return [], [*left, f"{self.denoiser.name}: neutral settings, the processors that were there are called"]
-        backend = frame_backend_of(next(self.denoiser.module.parameters()))
+        backend = "the pipeline's attention by segments of key frames"
+        if settings.by != SEGMENTS:
+            backend = frame_backend_of(next(self.denoiser.module.parameters()))
         return [LayerReport(self.denoiser.name, layer.path, ", ".join(rules), backend) for layer in self._layers], left
