@@ -208,11 +208,10 @@ class Engine:
     ) -> Video:
         """Makes the video of a request: (T, H, W, 3) uint8 frames.
 
-        `on_step` is called with (steps done, all steps), `on_frames` with runs of frames as they are decoded. `embeddings` of
-        the request's states and negatives replace the text tower. A seed draws the same noise on every device and back end.
-        `checkpoint` is written while it is sampled; `on_window` gets (windows done, all windows) of a step. Raises ValueError
-        for a size or TAR level that the model lacks, CheckpointError for embeddings of another text tower, MemoryShortage where
-        the video would not fit, EngineError for a clip that a built engine was not built for, NotFinite for a video of NaN.
+        `on_step` gets (steps done, all steps), `on_window` (windows done, all windows) of a step, `on_frames` runs of frames as
+        they are decoded. `embeddings` of the request's states and negatives replace the text tower. `checkpoint` is written
+        meanwhile. Raises ValueError for a size or TAR level that the model lacks, CheckpointError for embeddings of another text
+        tower, MemoryShortage, EngineError for a clip that an engine was not built for, NotFinite for a video of NaN.
         """
         (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint, on_window)
         assert video is not None
@@ -236,14 +235,14 @@ class Engine:
         """
         batch = self.begin(requests, embeddings)
         batch.on_part = on_window
-        if checkpoint is not None:
+        if checkpoint:
             checkpoint.begin(batch, self.identity)
         while batch.rows and batch.done < batch.steps:
             for index in [row.index for row in batch.rows if cancelled and cancelled(row.index)]:
                 batch.drop(index)
             if batch.rows:
                 batch.step()
-                if checkpoint is not None:
+                if checkpoint:
                     checkpoint.keep(batch, self.identity)
                 if on_step:
                     on_step(batch.done, batch.steps)

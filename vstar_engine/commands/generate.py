@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vstar_engine.artifacts.files import check_writable
 from vstar_engine.config.request import Clip, Request
 from vstar_engine.config.streamed import ENDLESS
-from vstar_engine.config.windows import FIFO
+from vstar_engine.config.windows import FIFO, MAX_FRAMES
 from vstar_engine.engine import Engine
 from vstar_engine.loading import check_machine, load_model
 from vstar_engine.machine import memory
