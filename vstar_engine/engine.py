@@ -210,7 +210,7 @@ class Engine:
 
         `on_step` gets (steps done, all steps), `on_window` (windows done, all windows) of a step, `on_frames` runs of frames as
         they are decoded. `embeddings` of the request's states and negatives replace the text tower. `checkpoint` is written
-        meanwhile. Raises ValueError for a size or TAR level that the model lacks, CheckpointError for embeddings of another text
+        meanwhile. Raises ValueError for a size or TAR level the model lacks, CheckpointError for embeddings of another text
         tower, MemoryShortage, EngineError for a clip that an engine was not built for, NotFinite for a video of NaN.
         """
         (video,) = self.run_batch([request], on_step, None, [embeddings], on_frames, checkpoint, on_window)
