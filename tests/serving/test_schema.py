@@ -32,7 +32,7 @@ def json_alone(document):
 @pytest.mark.parametrize(
     ("phases", "examples", "cases"),
     [
-        ("fuzzing,stateful", 24, 300),
+        ("fuzzing,stateful", 24, 250),
         pytest.param("examples,coverage,fuzzing,stateful", 60, 2000, marks=pytest.mark.reliability),
     ],
     ids=["short", "long"],

@@ -32,5 +32,5 @@ def tiny_weights(folder: Path) -> Path:
     """Converts random weights of the tiny model into `folder` / weights."""
     random_checkpoint.write(SPEC, folder / "tiny.ckpt", seed=1, dtype=torch.float32)
     (folder / "weights").mkdir()
-    convert_here(folder / "tiny.ckpt", folder / "weights", SPEC.name, "float32", 2**29, lambda **_: None)
+    convert_here(folder / "tiny.ckpt", folder / "weights", SPEC.name, "float32", 2**29, lambda **_: None, {})
     return folder / "weights"

@@ -77,7 +77,7 @@ def test_another_models_name_is_said(tmp_path, tensors):
     torch.save({"state_dict": tensors}, tmp_path / "streaming.ckpt")
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="give --model streaming-t2v"):
-        convert_here(tmp_path / "streaming.ckpt", tmp_path / "out", "videocrafter2", "float16", 2**29, lambda **_: None)
+        convert_here(tmp_path / "streaming.ckpt", tmp_path / "out", "videocrafter2", "float16", 2**29, lambda **_: None, {})
 
 
 def test_what_cannot_be_mapped_whole_is_read_tensor_by_tensor(tmp_path, tensors, monkeypatch):

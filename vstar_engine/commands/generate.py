@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vstar_engine.artifacts.files import check_writable
-from vstar_engine.config.request import MAX_FRAMES, Clip, Request
+from vstar_engine.config.request import Clip, Request
 from vstar_engine.config.streamed import ENDLESS
 from vstar_engine.config.windows import FIFO, MAX_FRAMES
 from vstar_engine.engine import Engine

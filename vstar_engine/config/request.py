@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 
 from .checked_values import real, sides, text, texts, whole
 from .models import Spec
-from .sampling import STEP_CACHE, Sampling, Tar
+from .sampling import DDIM, STEP_CACHE, Sampling, Tar
 from .timeline import SPREAD_MODES, Position, parse_position, place
 from .windows import FIFO, INDEPENDENT, LONGEST, MAX_FRAMES, RANDOMIZED, USUAL, WindowPlan, check_guide, check_windows, too_long
 
@@ -83,11 +83,8 @@ class Clip:
         check_guide(self.frames, self.window, self.blend, self.guide)
         if self.pass_frames > self.most_at_once:
             raise ValueError(too_long(self.frames))
-        if self.plan is not None and self.blend == FIFO and (self.sampling.fast or self.sampling.steps % self.plan.window):
-            raise ValueError(
-                f"blend {FIFO} queues a frame for each step in partitions of a window, without `fast`: give a multiple of "
-                f"{self.plan.window} steps, got {self.sampling.steps}"
-            )
+        if self.plan is not None and self.blend == FIFO:
+            self._check_queue(self.plan.window)
         if self.plan is not None and STEP_CACHE in self.sampling.fast:
             raise ValueError(f"{STEP_CACHE} keeps features of one pass, so it does not compose with windows")
         if not 0 <= self.seed < 2**32:  # PyTorch's CPU generator reads no more bits
@@ -98,6 +95,16 @@ class Clip:
             raise ValueError(f"fps must be 0.001 to 1000, got {self.fps}")
         if self.negatives and self.negative:
             raise ValueError("give one negative prompt for the whole video or one for each state, not both")
+
+    def _check_queue(self, window: int) -> None:
+        """Raises ValueError for settings that a queue does not take."""
+        if self.sampling.fast or self.sampling.sampler != DDIM:
+            raise ValueError(f"blend {FIFO} takes every step of {DDIM}, without `fast`, got {self.sampling.sampler}")
+        if self.sampling.steps % window:
+            raise ValueError(
+                f"blend {FIFO} queues a frame for each step, in partitions of a window: give a multiple of {window} steps, "
+                f"got {self.sampling.steps}"
+            )
 
     def _settle(self, **values: Any) -> None:
         """Puts values as they were checked in the place of those given."""
