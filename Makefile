@@ -3,8 +3,8 @@ PYTHON ?= python3
 # groups of pyproject.toml to install for the tests
 EXTRAS ?= dev,serve,onnx
 TESTED = .venv/test-$(EXTRAS)
-# processes that tests run in, a core each
-JOBS ?= 2
+# processes that tests run in: one more than two cores, since tests of the server wait more than they compute
+JOBS ?= 3
 INSTALL = .venv/bin/python -m pip install --disable-pip-version-check -q
 PIP = $(INSTALL) -c constraints.txt
 DEMO_STATES = "a landscape covered in thick snow, bare trees" "the snow melts, patches of brown grass" \

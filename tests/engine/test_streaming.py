@@ -201,8 +201,8 @@ def test_refusals(weights, tmp_path, more, said, capsys):
 def test_other_models_take_no_options_of_streaming(capsys):
     assert main(["generate", "a lake", "--model", "mini", "--frames", "inf"]) == 2
     assert "for a streaming model" in capsys.readouterr().err
-    assert main(["generate", "a lake", "--model", "mini", "--resume"]) == 2
-    assert "--resume is for a streaming model" in capsys.readouterr().err
+    assert main(["generate", "a lake", "--model", "mini", "--start", "a.mp4"]) == 2
+    assert "--start is for a streaming model" in capsys.readouterr().err
 
 
 def test_the_first_chunk_by_another_model(weights, tmp_path, capsys):
