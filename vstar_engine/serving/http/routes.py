@@ -44,7 +44,7 @@ def caller_of(request: Request) -> Caller:
 
 
 async def read(request: Request, kind: type[Body]) -> Body:
-    """Reads and checks a body; ApiError names the invalid field. Only in forms may numbers be strings."""
+    """Reads and checks a body; ApiError names the invalid field. In forms all values are text."""
     content, form = await read_body(request)
     if picture := next((name for name in PICTURES if name in content), None):
         raise ApiError(400, "unsupported", f"a video from a picture {UNSUPPORTED}", picture)
