@@ -19,21 +19,18 @@ RULES = {
 
 @dataclass(frozen=True)
 class FrameEntry:
-    """One kernel as it is compiled, for tokens that fill no tile."""
+    """One kernel as it is compiled, for tokens that fill no tile; `case` names what its constants depend on."""
 
     op: str
     arch: int
     dtype: str
     head_dim: int
     rule: str
+    case: str
 
     @property
     def config(self) -> FrameConfig:
         return frame_config(self.head_dim, self.dtype, self.arch)
-
-    @property
-    def case(self) -> str:
-        return f"{self.rule}_d{self.head_dim}_{self.config.rows}x{self.config.keys}"
 
     @property
     def name(self) -> str:
@@ -89,4 +86,11 @@ class FrameEntry:
 
 def frame_entries(archs: list[int], dtypes: list[str]) -> list[FrameEntry]:
     """Lists the kernels of the rules that the dials make."""
-    return [FrameEntry("frame_attention", arch, dtype, HEAD_DIM, rule) for arch in archs for dtype in dtypes for rule in RULES]
+    found = []
+    for arch in archs:
+        for dtype in dtypes:
+            row = frame_config(HEAD_DIM, dtype, arch)
+            for rule in RULES:
+                case = f"{rule}_d{HEAD_DIM}_{row.rows}x{row.keys}"
+                found.append(FrameEntry("frame_attention", arch, dtype, HEAD_DIM, rule, case))
+    return found
