@@ -1,5 +1,6 @@
 """What may be asked of a video that is made chunk by chunk."""
 
+import math
 from dataclasses import dataclass
 
 from .models import Spec
@@ -7,7 +8,7 @@ from .request import Request
 from .sampling import Sampling
 
 # a length without end, as `--frames inf` says it
-ENDLESS = 0
+ENDLESS = math.inf
 # the published settings: DDIM 50 steps, guidance 7.5, no regularisation
 STEPS, GUIDANCE, TAR_PRESET = 50, 7.5, "none"
 
@@ -29,9 +30,12 @@ class StreamedRequest(Request):
         return max(1, -(-(self.frames - spec.streaming.overlap) // fresh))
 
 
-def frame_count(text: str) -> int:
+def frame_count(text: str) -> float:
     """Reads a number of frames, or `inf` as ENDLESS."""
-    return ENDLESS if text == "inf" else int(text)
+    try:
+        return ENDLESS if text == "inf" else int(text)
+    except ValueError as error:
+        raise ValueError(f"a number of frames is whole, or inf, got {text!r}") from error
 
 
 def published_sampling() -> Sampling:
