@@ -29,7 +29,7 @@ from vstar_engine.weights import checkpoint
 
 from .build_settings import Estimate, Settings
 from .builders import Report, alive
-from .traced_networks import Network, streaming_step, unet
+from .traced_networks import Network, StreamingStep, streaming_step, unet
 
 PACKAGE = "unet.pt2"
 # of the mini model's 905 modules, whose package took 90 s on two quiet cores: the C++ compiler takes most of the time
@@ -102,8 +102,10 @@ def build(settings: Settings, weights: Mapping[str, Tensor], folder: Path, repor
 def trace_streaming(spec: Spec, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> ExportedProgram:
     """Returns one step's network of a streaming model as a graph, for any batch and size."""
     described = streaming_step(spec, dtype)
-    checkpoint.load(described.module, weights, described.prefix, device=device, dtype=dtype)
-    network = described.on(described.module, device)
+    with torch.device("meta"):
+        module = StreamingStep(spec)
+    checkpoint.load(module, weights, described.prefix, device=device, dtype=dtype)
+    network = described.on(module.eval().requires_grad_(False), device)
     with torch.no_grad(), kept() if device.type == "cpu" else nullcontext():
         return torch.export.export(network.module, (), network.inputs, dynamic_shapes=network.dims, strict=False)
 

@@ -107,7 +107,15 @@ def unet(spec: UNetSpec, dtype: torch.dtype, size: tuple[int, int] | None = None
 
 
 class StreamingStep(StreamingUNet):
-    """A streaming model's network, both of its halves in one graph; its inputs share their batch axis."""
+    """A streaming model's network, both of its halves in one graph; its inputs share their batch axis.
+
+    The pixel encoder runs once a chunk and is no part of it.
+    """
+
+    def __init__(self, spec: Spec):
+        super().__init__(spec)
+        del self.cam.pixel_encoder
+        self.unused = ("cam.pixel_encoder.",)
 
     def forward(  # type: ignore[override]
         self, latents: Tensor, timestep: Tensor, context: Tensor, tar: Tensor, features: Tensor

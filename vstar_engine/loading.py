@@ -14,6 +14,7 @@ from vstar_engine.artifacts.source_hash import engine_hash
 from vstar_engine.config import request_warnings
 from vstar_engine.config.models import Spec
 from vstar_engine.config.sampling import FP8
+from vstar_engine.errors import CheckpointError
 from vstar_engine.machine import malloc, threads
 from vstar_engine.machine.device import device_named, dtype_named
 from vstar_engine.networks import fp8
@@ -163,6 +164,8 @@ def open_weights(spec: Spec, weights: str | Path | None, loras: Sequence[str] = 
     tensors = checkpoint.Weights(weights or bundled.weights(spec))
     bundled.check_model(tensors.manifest, tensors.path, spec)
     if spec.streaming is not None:
+        if loras:
+            raise CheckpointError(f"LoRAs are merged into text-to-video models, and {spec.name} is none; leave them out")
         return StreamingWeights(tensors, spec)
     return MergedWeights(tensors, [Lora.parse(text, spec.unet) for text in loras]) if loras else tensors
 

@@ -109,7 +109,7 @@ BAD = [
     (["x", "--frames", "0"], 2, "got 0"),
     (["x", "--frames", "-1"], 2, "got -1"),
     (["x", "--frames", "513"], 2, "got 513"),
-    (["x", "--frames", "many"], 2, "invalid int value: 'many'"),
+    (["x", "--frames", "many"], 2, "a number of frames is whole, or inf, got 'many'"),
     (["x", "--size", "100x128"], 2, "multiples of 32"),
     (["x", "--size", "99999999x32"], 2, "multiples of 32"),
     (["x", "--size", "large"], 2, "HEIGHTxWIDTH"),

@@ -12,6 +12,7 @@ from vstar_engine import Engine, Sampling, Tar
 from vstar_engine.commands.main import main
 from vstar_engine.config.models import MODELS
 from vstar_engine.config.streamed import StreamedRequest
+from vstar_engine.errors import CheckpointError
 from vstar_engine.fragments import FragmentedFile, boxes
 from vstar_engine.prompting.interpolation import spread, spread_at
 from vstar_engine.streaming import Stream, StreamState
@@ -94,6 +95,10 @@ def test_a_state_is_enough_to_go_on(engine, start, tmp_path):
 def test_an_engine_of_a_streaming_model_refuses_whole_videos(engine):
     with pytest.raises(ValueError, match="in chunks"):
         engine.generate("a lake")
+    with pytest.raises(CheckpointError, match="leave them out"):
+        engine.adapt(["style.safetensors"])
+    with pytest.raises(ValueError, match="eager PyTorch alone"):
+        Engine.load(SPEC.name, engine.path, fp8=True)
 
 
 def decoded(path):

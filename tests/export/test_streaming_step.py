@@ -3,14 +3,17 @@
 import support.onnx_packages  # noqa: F401 - skips this module where the packages are missing
 
 # isort: split
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from support.streaming import SPEC
-from vstar_engine.export import to_inductor, to_onnx
+from vstar_engine.export import onnx_function, to_inductor, to_onnx
 from vstar_engine.export.builders import silent
 from vstar_engine.export.traced_networks import StreamingStep, streaming_step
+from vstar_engine.kernels.temporal_attention import temporal_attention_ref
 from vstar_engine.weights import checkpoint, key_map, random_checkpoint
 from vstar_engine.weights.streaming_keys import OfficialNames, published_shapes
 
@@ -39,6 +42,23 @@ def inputs(batch, height, width):
         "tar": torch.randn(batch, 2, 16, generator=generator) / 4,
         "features": torch.randn(batch, 8, 32, height, width, generator=generator),
     }
+
+
+@pytest.mark.parametrize(("frames", "keys"), [(16, 8), (6, 6), (5, 1)], ids=str)
+def test_the_nodes_body_takes_fewer_keys_than_frames(frames, keys):
+    """As a fuser has: the chunk's frames are queries, the known ones keys."""
+    shapes = {"q": frames, "k": keys, "v": keys}
+    given = {name: torch.randn(2, count, 3, 2, 16) for name, count in shapes.items()} | {"g": torch.randn(2, frames)}
+    node = helper.make_node(onnx_function.NAME, list(given), ["out"], domain=onnx_function.DOMAIN, **onnx_function.ATTRIBUTES)
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(value.shape)) for name, value in given.items()]
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [2, frames, 3, 2, 16])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(onnx_function.DOMAIN, 1)]
+    functions = [ir.to_proto(onnx_function.body(21))]
+    graph = helper.make_graph([node], "attention", told, [out])
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (made,) = session.run(["out"], {name: value.numpy() for name, value in given.items()})
+    assert torch.allclose(torch.from_numpy(made), temporal_attention_ref(*given.values()), **SAME)
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     if only := stream.given(args):
         raise ValueError(f"{', '.join(only)} is for a streaming model, and {choice.model} is none")
     if args.frames == ENDLESS:
-        raise ValueError(f"--frames must be at least 1, and inf is for a streaming model, which {choice.model} is not")
+        raise ValueError(f"--frames inf is for a streaming model, and {choice.model} is none")
     clip = settled(clip_of(args), choice, bundle)
     check_states(args, clip, given)
     if args.plan:

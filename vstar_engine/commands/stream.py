@@ -43,7 +43,7 @@ def given(args: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
 
 
-def clip_and_length(args: argparse.Namespace, spec: Spec) -> tuple[Clip, int]:
+def clip_and_length(args: argparse.Namespace, spec: Spec) -> tuple[Clip, float]:
     """Returns the settings with the size filled in, and the number of frames, ENDLESS for no end."""
     length, args.frames = args.frames, spec.streaming.chunk if spec.streaming else args.frames
     try:
@@ -52,7 +52,7 @@ def clip_and_length(args: argparse.Namespace, spec: Spec) -> tuple[Clip, int]:
         args.frames = length
 
 
-def streamed(clip: Clip, synopsis: Synopsis, length: int) -> StreamedRequest:
+def streamed(clip: Clip, synopsis: Synopsis, length: float) -> StreamedRequest:
     """Returns the request of a synopsis; of an endless video the timeline ends at its last state's frame.
 
     Raises ValueError where states of an endless video have no frames of their own.
@@ -129,7 +129,7 @@ def check(args: argparse.Namespace, choice: ModelChoice, clip: Clip) -> Path:
     return out
 
 
-def run(args: argparse.Namespace, choice: ModelChoice, found: list[Synopsis], clip: Clip, length: int) -> int:
+def run(args: argparse.Namespace, choice: ModelChoice, found: list[Synopsis], clip: Clip, length: float) -> int:
     """Makes the video of one synopsis. Ctrl-C ends a video without end; another one can be gone on with by --resume."""
     out = check(args, choice, clip)
     if len(found) != 1:

@@ -28,6 +28,18 @@ def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def answered(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns an option type that reads text and says what it expects of it."""
+
+    def answer(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return answer
+
+
 def add_video_options(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
     """Adds an option for each setting, or for those at the paths `only`; defaults come from the dataclasses."""
     for row in VIDEO_FIELDS:
@@ -48,10 +60,12 @@ def add_option(parser: argparse.ArgumentParser, row: VideoField, defaults: bool 
     """Adds the option of a setting; without `defaults` it defaults to None."""
     default, said = row.default() if defaults and not row.many else None, row.help
     how: dict[str, Any] = {"default": None if row.follows_fast or row.path == TAR_PATH else default}
+    # what a model alone may be asked for is no server's setting
+    read = answered(row.read) if row.read and defaults else row.value_type
     if row.value_type is bool:
         how["action"] = argparse.BooleanOptionalAction
     else:
-        how |= {"type": checked(row.parse) if row.parse else row.read or row.value_type, "metavar": row.metavar}
+        how |= {"type": checked(row.parse) if row.parse else read, "metavar": row.metavar}
         how |= {"action": "extend", "nargs": "+"} if row.many else {}
         if default not in (None, ""):
             least = f", with --fast {FEW_STEP} {row.default((FEW_STEP,))}" if row.follows_fast else ""

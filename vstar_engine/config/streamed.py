@@ -1,12 +1,13 @@
 """What may be asked of a video that is made chunk by chunk."""
 
+import math
 from dataclasses import dataclass
 
 from .models import Spec
 from .request import Request
 
 # a length without end, as `--frames inf` says it
-ENDLESS = 0
+ENDLESS = math.inf
 # published without the regularisation
 TAR_PRESET = "none"
 
@@ -29,6 +30,9 @@ class StreamedRequest(Request):
         return max(1, -(-(self.frames - spec.streaming.overlap) // fresh))
 
 
-def frame_count(text: str) -> int:
+def frame_count(text: str) -> float:
     """Reads a number of frames, or `inf` as ENDLESS."""
-    return ENDLESS if text == "inf" else int(text)
+    try:
+        return ENDLESS if text == "inf" else int(text)
+    except ValueError as error:
+        raise ValueError(f"a number of frames is whole, or inf, got {text!r}") from error
