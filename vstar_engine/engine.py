@@ -75,8 +75,8 @@ class Engine:
         """Loads a model.
 
         `weights` is a folder made by `vstar-engine convert`, a checkpoint file, a diffusers folder, or an id of the Hub,
-        `owner/name[@revision][:file]`, which is downloaded without a question. Without them `mini` has its own, and another model
-        those that were pulled.
+        `owner/name[@revision][:file]`, which is downloaded without a question. Without them `mini` has its own, and another
+        model those that were pulled.
         `engine` is a folder made by `vstar-engine build`. Its back end runs the UNet, and it sets model, weights, device and
         dtype. Without it these default to videocrafter2 in eager PyTorch, in float32 on the CPU.
         `device` is "cpu", "cuda" or "cuda:N", `dtype` "float32", "float16" or "bfloat16". `text` is "weights", or None to load
