@@ -65,6 +65,10 @@ def tiny(golden):
     return official_config.spec_from_official(golden.config(case, "unet_params")), golden.weights(case)
 
 
+def one_level(spec):
+    return dataclasses.replace(spec, channel_mult=spec.channel_mult[:1], attention_levels=(0,))
+
+
 def drawn(spec):
     """Draws weights by official names, each as large as keeps what it multiplies about as large."""
     whole = Spec("small", spec, VaeSpec(), TextSpec(width=spec.context_dim), size=(64, 64))
@@ -84,7 +88,7 @@ def exported(request, tiny, tmp_path_factory):
     # two of each temporal transformer: two stages down, the middle, four up, and the stem
     attentions = 16
     if request.param.endswith("one level"):
-        spec, attentions = dataclasses.replace(spec, channel_mult=spec.channel_mult[:1], attention_levels=(0,)), 10
+        spec, attentions = one_level(spec), 10
         weights = drawn(spec)
     path = tmp_path_factory.mktemp("onnx") / "unet.onnx"
     facts = to_onnx.write(dataclasses.replace(traced_networks.unet(spec, dtype, size), prefix=""), weights, path, opset)
@@ -171,11 +175,12 @@ def test_the_file_is_valid_and_says_what_it_is(exported):
 
 @pytest.fixture(scope="module")
 def inlined(tiny, tmp_path_factory):
-    spec, weights = tiny
+    spec = one_level(tiny[0])
+    weights = drawn(spec)
     path = tmp_path_factory.mktemp("inlined") / "unet.onnx"
     network = dataclasses.replace(traced_networks.unet(spec, torch.float32), prefix="")
     facts = to_onnx.write(network, weights, path, inline=True)
-    return Exported(path, facts, loaded(spec, weights, torch.float32), loaded(spec, weights, torch.float64), torch.float32)
+    return Exported(path, facts, loaded(spec, weights, torch.float32), loaded(spec, weights, torch.float64), torch.float32, 10)
 
 
 def test_an_inlined_file_holds_standard_operators_alone(inlined):
