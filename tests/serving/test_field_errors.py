@@ -36,7 +36,7 @@ REFUSED = [
     ({"seed": True}, "seed is a whole number, got true"),
     ({"fps": "nan"}, 'fps is a number, got "nan"'),
     ({"guidance_scale": "1e999"}, 'guidance_scale is a number, got "1e999"'),
-    ({"num_frames": "999999"}, "num_frames is at most 512, got 999999"),
+    ({"num_frames": "999999"}, "num_frames is at most 10000, got 999999"),
     ({"n": 2}, "n is 1, since a request makes one video, got 2"),
     ({"enhance_prompt": 2}, "enhance_prompt is true or false, got 2"),
     ({"spread": "cubic"}, "spread is 'linear', 'ease' or 'hold', got \"cubic\""),

@@ -179,7 +179,7 @@ INSIDE = ("unknown", "misshapen", "nan", "list", "no tensors")
 def test_what_is_wrong_inside_is_one_sentence(tensors, tmp_path, fault):
     damaged(tensors, fault, tmp_path / "in.ckpt")
     with pytest.raises(CheckpointError, match=FAULTS[fault]) as caught:
-        convert_here(tmp_path / "in.ckpt", tmp_path, "mini", "float16", SHARD_BYTES, tell=lambda **said: None)
+        convert_here(tmp_path / "in.ckpt", tmp_path, "mini", "float16", SHARD_BYTES, tell=lambda **said: None, about={})
     assert "\n" not in str(caught.value)
 
 
