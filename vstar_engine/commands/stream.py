@@ -85,7 +85,7 @@ def first_chunk(args: argparse.Namespace, choice: ModelChoice, request: Streamed
     plain = {"states": request.states[:1], "at": (), "durations": (), "negatives": request.negatives[:1], "frames": frames}
     batch = engine.begin([Request(**{**values, **plain})])
     row = batch.rows[0]
-    if len(request.states) > 1:  # it hears its frames' own part of the timeline
+    if len(request.states) > 1:  # its text is its frames' own part of the timeline
         where = [min(frame, request.frames - 1) for frame in range(frames)]
         texts = [anchors.float() for anchors in engine.encoded(request, None)]
         spreads = [spread_at(one, request.anchors, where, request.mode)[None].to(engine.dtype) for one in texts if len(one) > 1]

@@ -27,6 +27,7 @@ class Denoiser:
 
         latents (B, 4, T, H, W), timestep (B, 1 or T), context (kB, 1 or T, L, C), fps (B,), tar (1 or B, levels, T). Each video
         has k texts: the first of every video, then the second of every video, and so on. The result is the caller's own.
+        Every back end defines it.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""The network of StreamingT2V: a UNet whose way up hears a conditional attention module. arXiv 2403.14773."""
+"""The network of StreamingT2V: a UNet whose way up attends to a conditional attention module. arXiv 2403.14773."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -47,17 +47,17 @@ class StreamingUNet(nn.Module, Denoiser):
     def prepare_context(self, *contexts: Tensor) -> ContextKV:
         """Precomputes K and V of contexts (B, 1 or T, 77 + image tokens, C), for both networks.
 
-        The mixers run once for each row given. The conditional attention module hears the text of its own frames alone.
+        The mixers run once for each row given. The conditional attention module attends to the text of its own frames alone.
         """
         return ContextKV(context_shape(contexts), dict(self.project_context(contexts)))
 
     def project_context(self, contexts: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
         """Yields every cross-attention with its K and V of the contexts, concatenated."""
         yield from self.base.project_context(contexts)
-        yield from self.cam.project_context([self._heard(context) for context in contexts])
+        yield from self.cam.project_context([self._cam_context(context) for context in contexts])
 
-    def _heard(self, context: Tensor) -> Tensor:
-        """Returns the part of a context that the conditional attention module hears."""
+    def _cam_context(self, context: Tensor) -> Tensor:
+        """Returns the part of a context that the conditional attention module attends to."""
         return context[:, : self.streaming.overlap, :TEXT_TOKENS]
 
     def forward(
@@ -75,11 +75,11 @@ class StreamingUNet(nn.Module, Denoiser):
         (B*overlap, C, H, W) are the pixel encoder's of the known frames. TAR regularises the base UNet alone.
         """
         base, overlap = self.base, self.streaming.overlap
-        heard = context if isinstance(context, ContextKV) else self._heard(context)
+        cam_context = context if isinstance(context, ContextKV) else self._cam_context(context)
         told = timestep if isinstance(timestep, TimestepEmbedding) else timestep[:, :overlap]
         # of the conditional attention module's frames, and zero
         plain = tar.new_zeros(1, tar.shape[1], overlap)
-        known, known_middle = self.cam(latents[:, :, :overlap], told, heard, fps, plain, features)
+        known, known_middle = self.cam(latents[:, :, :overlap], told, cam_context, fps, plain, features)
 
         inputs = base.stage_inputs(latents, timestep, context, fps, tar)
         skips = base.encode(base.stem(to_frames(latents), inputs), inputs, base.input_blocks)

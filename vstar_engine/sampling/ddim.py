@@ -124,7 +124,7 @@ class SamplingLoop(Generic[TrajectoryT]):
         return self.rows[0].steps
 
     def advance(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the next latents and the predicted clean latents."""
+        """Returns the next latents and the predicted clean latents; every kind of loop defines it."""
         raise NotImplementedError
 
     def walk(self) -> None:

@@ -1,14 +1,14 @@
 """Samples a video in overlapping chunks, each from the last frames of the one before. StreamingT2V, arXiv 2403.14773."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vstar_engine.config.models import Spec
+from vstar_engine.config.models import NoiseSpec, Spec
 from vstar_engine.config.request import Request
 from vstar_engine.config.sampling import TRAINING_STEPS, Sampling
 from vstar_engine.networks.appearance import Resampler, with_image
@@ -30,9 +30,7 @@ def schedule_of(sampling: Sampling) -> Schedule:
     """Builds the schedule of a chunk: DDIM without the dynamic rescale, which this model was not trained with."""
     if sampling.walk:
         raise ValueError(f"a streaming model samples without {', '.join(sampling.walk)}; leave it out of --fast")
-    schedule = Schedule.ddim(timesteps=leading_timesteps(sampling.steps), eta=sampling.eta)
-    ones = np.ones(len(schedule))
-    return replace(schedule, scale=ones, scale_prev=ones)
+    return Schedule.ddim(timesteps=leading_timesteps(sampling.steps), eta=sampling.eta, noise=NoiseSpec(rescale=False))
 
 
 @dataclass(frozen=True)

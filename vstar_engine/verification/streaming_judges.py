@@ -206,7 +206,7 @@ def _stream_ddim(judge: Judge) -> None:
     judge.compare(latents[config["kept"]], "latents")
 
 
-class _Heard(ChunkDenoiser):
+class _Recorded(ChunkDenoiser):
     """Keeps the guided prediction of every step, frame-major."""
 
     def __init__(self, network: StreamingUNet, known: Tensor, guidance: float):
@@ -241,7 +241,7 @@ def _stream_end_to_end(judge: Judge) -> None:
     for call in range(config["calls"]):
         tape = [as_clip(noise) for noise in judge.tensor("step_noise")[call]]
         noise = ChunkNoise(judge.tensor("initial_noise")[call : call + 1], tape.__getitem__)
-        denoiser = _Heard(network, chunk[:, :, -streaming.overlap :], config["guidance"])
+        denoiser = _Recorded(network, chunk[:, :, -streaming.overlap :], config["guidance"])
         batch = chunk_batch(denoiser, spec, torch.float32, request, texts, anchor, noise)
         for _ in range(batch.steps):
             batch.step()

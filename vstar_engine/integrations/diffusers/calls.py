@@ -62,7 +62,7 @@ class SchedulerSteps:
 
 
 class Calls:
-    """A forward pre-hook on a denoiser; `listener` hears of every call, and may return another text for it.
+    """A forward pre-hook on a denoiser; `listener` is told of every call, and may return another text for it.
 
     `scheduler` says the step, or is a function that returns it and the number of steps for a timestep.
     """
